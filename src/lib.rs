@@ -1,0 +1,39 @@
+//! A sidecar that lets an unmodified supervisord change while it runs.
+//!
+//! From the outside in; each module imports only from those below it:
+//!
+//! - [`check`]: whether a set-up would work
+//! - [`server`]: listeners, connections, the end
+//! - [`tls`]: certificates for TCP
+//! - [`doors`]: who may come in
+//! - [`http`]: what comes in over HTTP
+//! - [`pace`]: how many there may be, and how long they may take
+//! - [`rpc`]: who answers a call or a page, and in which names
+//! - [`pages`]: names in the daemon's web interface and log paths
+//! - [`names`]: between the names of clients and those of the daemon
+//! - [`relay`]: passing a request on and its reply back
+//! - [`twiddler`]: what was changed at run time, and how it is changed
+//! - [`config`], [`cli`]: what the proxy was told
+//! - [`daemon`]: the supervisord on the other side, and its configuration file
+//! - [`include_dir`], [`program`], [`xmlrpc`]: files, program sections, the wire format
+//! - [`password`], [`policy`]: what callers must present, and which methods there are for them
+
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod doors;
+pub mod http;
+pub mod include_dir;
+pub mod names;
+pub mod pace;
+pub mod pages;
+pub mod password;
+pub mod policy;
+pub mod program;
+pub mod relay;
+pub mod rpc;
+pub mod server;
+pub mod tls;
+pub mod twiddler;
+pub mod xmlrpc;
