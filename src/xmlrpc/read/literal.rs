@@ -1,0 +1,273 @@
+//! What Python makes of an element's text: `int()`, `float()`, `time.strptime` and
+//! `base64.decodebytes`, which is what the daemon hands it to (`supervisor/xmlrpc.py`,
+//! `unmarshallers`).
+//!
+//! Narrower in one point: digits are ASCII. Which others Python takes changes with its version.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+/// The number in the text, white space around it and underscores between digits aside; nothing if
+/// it is no integer or exceeds 64 bits.
+pub(super) fn integer(text: &str) -> Option<i64> {
+    without_underscores(text.trim())?.parse().ok()
+}
+
+/// The number in the text, under the same rules; `inf` and `nan` are numbers too.
+pub(super) fn double(text: &str) -> Option<f64> {
+    without_underscores(text.trim())?.parse().ok()
+}
+
+/// The text without its underscores; nothing if one of them is not between two digits.
+fn without_underscores(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('_') {
+        return Some(Cow::Borrowed(text));
+    }
+    let bytes = text.as_bytes();
+    let is_digit = |at: Option<usize>| {
+        at.and_then(|at| bytes.get(at))
+            .is_some_and(u8::is_ascii_digit)
+    };
+    let between_digits = text
+        .match_indices('_')
+        .all(|(at, _)| is_digit(at.checked_sub(1)) && is_digit(at.checked_add(1)));
+    between_digits.then(|| Cow::Owned(text.replace('_', "")))
+}
+
+/// Whether the text is a point in time by the pattern `%Y%m%dT%H:%M:%S`.
+///
+/// The pattern is looser than it looks: every field but the year may lack its leading zero.
+pub(super) fn is_date_time(text: &str) -> bool {
+    let Some((date, time)) = text.split_once(['T', 't']) else {
+        return false;
+    };
+    is_date(date) && is_time(time)
+}
+
+fn is_date(date: &str) -> bool {
+    let Some((year, rest)) = date.split_at_checked(4) else {
+        return false;
+    };
+    let year = number(year, 4..=4);
+    // Python takes the first split that fits both patterns, and only then looks at the calendar.
+    let split = [2, 1].into_iter().find_map(|width| {
+        let (month, day) = rest.split_at_checked(width)?;
+        Some((month_number(month)?, day_number(day)?))
+    });
+    match (year, split) {
+        (Some(year @ 1..), Some((month, day))) => day <= days_in(year, month),
+        _ => false,
+    }
+}
+
+fn month_number(text: &str) -> Option<u32> {
+    number(text, 1..=2).filter(|month| (1..=12).contains(month))
+}
+
+fn day_number(text: &str) -> Option<u32> {
+    let digits = match text.strip_prefix(' ') {
+        Some(digit) if digit.len() == 1 => digit,
+        Some(_) => return None,
+        None => text,
+    };
+    number(digits, 1..=2).filter(|day| (1..=31).contains(day))
+}
+
+fn days_in(year: u32, month: u32) -> u32 {
+    match month {
+        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => {
+            29
+        }
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// The pattern has room for leap seconds, but the type that the daemon puts them into has not.
+fn is_time(time: &str) -> bool {
+    let mut fields = time.split(':').map(|field| number(field, 1..=2));
+    let in_order = [23, 59, 59]
+        .into_iter()
+        .all(|last| fields.next().flatten().is_some_and(|field| field <= last));
+    in_order && fields.next().is_none()
+}
+
+/// The number of that many digits, and nothing but digits.
+fn number(text: &str, width: std::ops::RangeInclusive<usize>) -> Option<u32> {
+    let fits = width.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    fits.then(|| text.parse().ok()).flatten()
+}
+
+/// Padding is judged before decoding, and Python does not mind stray bits in the last character.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// The text behind the base64; nothing if it is incomplete or not UTF-8.
+///
+/// Characters outside the alphabet count for nothing, and so does all that follows the padding of
+/// a group.
+pub(super) fn base64(text: &str) -> Option<String> {
+    let decoded = BASE64.decode(base64_characters(text)?).ok()?;
+    String::from_utf8(decoded).ok()
+}
+
+/// The characters that carry data; nothing if the last group lacks its padding.
+fn base64_characters(text: &str) -> Option<Vec<u8>> {
+    let mut characters = Vec::with_capacity(text.len());
+    let mut pads = 0;
+    for byte in text.bytes() {
+        match byte {
+            b'=' => {
+                let place = characters.len() % 4;
+                pads += usize::from(place >= 2);
+                if place >= 2 && place + pads >= 4 {
+                    return Some(characters);
+                }
+            }
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' => {
+                characters.push(byte);
+                pads = 0;
+            }
+            _ => {}
+        }
+    }
+    characters.len().is_multiple_of(4).then_some(characters)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_follow_python() {
+        for (text, expected) in [
+            ("5", Some(5)),
+            ("-5", Some(-5)),
+            ("+5", Some(5)),
+            (" \t\n\u{a0}5\u{2003}", Some(5)),
+            ("1_000_0", Some(10000)),
+            ("0005", Some(5)),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("9223372036854775808", None),
+            ("", None),
+            (" ", None),
+            ("_5", None),
+            ("5_", None),
+            ("5__5", None),
+            ("+_5", None),
+            ("- 5", None),
+            ("+-5", None),
+            ("5.0", None),
+            ("0x5", None),
+            ("5 5", None),
+            ("\u{663}", None),
+        ] {
+            assert_eq!(integer(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn doubles_follow_python() {
+        for (text, expected) in [
+            ("1", Some(1.0)),
+            (" 1.5\n", Some(1.5)),
+            ("1.", Some(1.0)),
+            (".5", Some(0.5)),
+            ("-1e-1_0", Some(-1e-10)),
+            ("1_0.2_5", Some(10.25)),
+            ("1E5", Some(1e5)),
+            ("1e999", Some(f64::INFINITY)),
+            ("-iNf", Some(f64::NEG_INFINITY)),
+            ("+Infinity", Some(f64::INFINITY)),
+            ("", None),
+            (".", None),
+            ("e5", None),
+            ("1e", None),
+            ("1_.5", None),
+            ("1e_5", None),
+            ("infinit", None),
+            ("0x1p3", None),
+            ("1,5", None),
+        ] {
+            assert_eq!(double(text), expected, "{text:?}");
+        }
+        assert!(double("nan").is_some_and(f64::is_nan));
+    }
+
+    #[test]
+    fn dates_follow_python() {
+        for text in [
+            "20240131T23:59:59",
+            "20240229T00:00:00",
+            "20000229T00:00:00",
+            "2024111t1:2:3",
+            "2024131T1:2:3",
+            "20241 5T1:2:3",
+            "00010101T0:0:0",
+        ] {
+            assert!(is_date_time(text), "{text:?}");
+        }
+        for text in [
+            "",
+            "T",
+            "20240131",
+            "20240131T23:59",
+            "20240131T23:59:59Z",
+            " 20240131T23:59:59",
+            "20240131 23:59:59",
+            "20230229T00:00:00",
+            "19000229T00:00:00",
+            "20241131T00:00:00",
+            "2024230T00:00:00",
+            "00000101T00:00:00",
+            "20241301T00:00:00",
+            "20240001T00:00:00",
+            "20240100T00:00:00",
+            "202411T00:00",
+            "20240131T24:00:00",
+            "20240131T00:60:00",
+            "20240131T00:00:60",
+            "20240131T00:00:000",
+            "20240131T+1:00:00",
+            "2024é1T00:00:00",
+            "2024 11T1:2:3",
+            "20241  5T1:2:3",
+        ] {
+            assert!(!is_date_time(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn base64_follows_python() {
+        for (text, expected) in [
+            ("", Some("")),
+            ("aGk=", Some("hi")),
+            ("aGVsbG8=\n", Some("hello")),
+            (" a-G*k\u{e9}=", Some("hi")),
+            ("aGk=aGk=", Some("hi")),
+            ("aA==", Some("h")),
+            ("aB==", Some("h")),
+            ("a=A=b=\nA==", Some("h\u{6}")),
+            ("a=GV=s=", Some("he")),
+            ("====", Some("")),
+            ("=aGk=", Some("hi")),
+            ("aG=k", None),
+            ("aGk", None),
+            ("aA=", None),
+            ("a", None),
+            ("a===", None),
+            ("/w==", None),
+        ] {
+            assert_eq!(base64(text).as_deref(), expected, "{text:?}");
+        }
+    }
+}
