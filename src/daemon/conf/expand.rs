@@ -1,0 +1,394 @@
+//! Values to what they stand for: Python's `%` formatting, numbers, paths, and the `KEY=value`
+//! lists of `environment`.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use super::Environment;
+
+/// Wider than any name; more would only serve to fill the memory.
+const MAX_WIDTH: usize = 4096;
+
+const LONE_PERCENT: &str = "a % alone stands for nothing; write %% for a percent sign";
+
+/// What Python takes for white space.
+pub(super) fn is_space(letter: char) -> bool {
+    letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
+}
+
+pub(super) fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// A whole number as Python's `int` reads it.
+pub(super) fn integer(text: &str) -> Option<i64> {
+    let text = strip(text);
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let grouped = digits
+        .split('_')
+        .all(|group| !group.is_empty() && group.bytes().all(|digit| digit.is_ascii_digit()));
+    if grouped {
+        text.replace('_', "").parse().ok()
+    } else {
+        None
+    }
+}
+
+/// `text % names` (supervisor/options.py, `expand`), but for a bare `%s`: the daemon would put
+/// in its whole environment.
+pub(super) fn format(
+    text: &str,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<String, String> {
+    let mut formatted = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('%') {
+        formatted.push_str(before);
+        if let Some(after) = after.strip_prefix('%') {
+            formatted.push('%');
+            rest = after;
+            continue;
+        }
+        let (field, after) = Field::parse(after).ok_or(LONE_PERCENT)?;
+        let value = lookup(field.name).ok_or_else(|| field.unknown())?;
+        formatted.push_str(&field.fit(&value));
+        rest = after;
+    }
+    formatted.push_str(rest);
+    Ok(formatted)
+}
+
+/// `(name)s`, with the flags, width and precision that may stand before the `s`.
+struct Field<'a> {
+    name: &'a str,
+    left: bool,
+    width: usize,
+    precision: usize,
+}
+
+impl<'a> Field<'a> {
+    fn parse(text: &'a str) -> Option<(Self, &'a str)> {
+        let inner = text.strip_prefix('(')?;
+        let end = closing(inner)?;
+        let (flags, rest) = cut(&inner[end + 1..], |letter| "#0- +".contains(letter));
+        let (width, rest) = cut(rest, |letter| letter.is_ascii_digit());
+        let (precision, rest) = match rest.strip_prefix('.') {
+            Some(rest) => cut(rest, |letter| letter.is_ascii_digit()),
+            None => ("4096", rest),
+        };
+        let rest = rest
+            .strip_prefix(['h', 'l', 'L'])
+            .unwrap_or(rest)
+            .strip_prefix('s')?;
+        let field = Field {
+            name: &inner[..end],
+            left: flags.contains('-'),
+            width: amount(width)?,
+            precision: amount(precision)?,
+        };
+        Some((field, rest))
+    }
+
+    fn fit(&self, value: &str) -> String {
+        let (width, precision) = (self.width, self.precision);
+        let value = if precision < MAX_WIDTH {
+            value.chars().take(precision).collect()
+        } else {
+            value.to_owned()
+        };
+        if self.left {
+            format!("{value:<width$}")
+        } else {
+            format!("{value:>width$}")
+        }
+    }
+
+    fn unknown(&self) -> String {
+        match self.name.strip_prefix("ENV_") {
+            Some(variable) => format!(
+                "the environment variable {variable} is not set; start twiddler with the value that supervisord has, or write %% for a percent sign"
+            ),
+            None => format!(
+                "%({})s stands for nothing here; write %(here)s, %(host_node_name)s or %(ENV_NAME)s, or %% for a percent sign",
+                self.name
+            ),
+        }
+    }
+}
+
+/// Where the bracket closes that was opened before `text`.
+fn closing(text: &str) -> Option<usize> {
+    let mut depth = 1;
+    text.char_indices().find_map(|(at, letter)| {
+        match letter {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        (depth == 0).then_some(at)
+    })
+}
+
+fn cut(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
+    text.split_at(text.find(|letter| !belongs(letter)).unwrap_or(text.len()))
+}
+
+fn amount(digits: &str) -> Option<usize> {
+    if digits.is_empty() {
+        Some(0)
+    } else {
+        digits.parse().ok().filter(|amount| *amount <= MAX_WIDTH)
+    }
+}
+
+/// The pairs of `KEY=value,KEY="value"` (supervisor/datatypes.py, `dict_of_key_value_pairs`).
+pub(super) fn pairs(text: &str) -> Option<Vec<(String, String)>> {
+    // Whatever stands between two pairs is skipped, not only a comma.
+    words(text)?
+        .chunks(4)
+        .map(|chunk| match chunk {
+            [key, equals, value, ..] if equals == "=" => {
+                Some((key.clone(), value.trim_matches(['\'', '"']).to_owned()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// The tokens that Python's `shlex` sees without its POSIX rules; none where a quote stays open.
+fn words(text: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut rest = text.trim_start_matches(is_blank);
+    while let Some(first) = rest.chars().next() {
+        let (word, after) = match first {
+            '#' => (String::new(), after_comment(rest)),
+            '\'' | '"' => {
+                let end = rest[1..].find(first)? + 2;
+                (rest[..end].to_owned(), &rest[end..])
+            }
+            _ if is_word(first) => word(rest),
+            _ => (first.to_string(), &rest[first.len_utf8()..]),
+        };
+        words.extend(Some(word).filter(|word| !word.is_empty()));
+        rest = after.trim_start_matches(is_blank);
+    }
+    Some(words)
+}
+
+/// A run of word characters. Quotes do not end it, and a comment neither: the word goes on in
+/// the next line.
+fn word(text: &str) -> (String, &str) {
+    let mut word = String::new();
+    let mut rest = text;
+    loop {
+        let (run, after) = cut(rest, |letter| is_word(letter) || "'\"".contains(letter));
+        word.push_str(run);
+        rest = after;
+        if !rest.starts_with('#') {
+            return (word, rest);
+        }
+        rest = after_comment(rest);
+    }
+}
+
+fn after_comment(text: &str) -> &str {
+    text.split_once('\n').map_or("", |(_, after)| after)
+}
+
+fn is_blank(letter: char) -> bool {
+    " \t\r\n".contains(letter)
+}
+
+fn is_word(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || "_/.+-():".contains(letter)
+}
+
+/// `~` and `~user` replaced by the home directory, if there is one (Python's `expanduser`).
+pub(super) fn home(path: &str, env: &Environment<'_>) -> String {
+    let Some(rest) = path.strip_prefix('~') else {
+        return path.to_owned();
+    };
+    let (user, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let home = match user {
+        "" => env("HOME").or_else(|| home_of(|_, uid| own_uid().is_some_and(|own| own == uid))),
+        user => home_of(|name, _| name == user),
+    };
+    let Some(home) = home else {
+        return path.to_owned();
+    };
+    let whole = format!("{}{rest}", home.trim_end_matches('/'));
+    if whole.is_empty() {
+        "/".to_owned()
+    } else {
+        whole
+    }
+}
+
+fn home_of(is_wanted: impl Fn(&str, &str) -> bool) -> Option<String> {
+    let accounts = fs::read_to_string("/etc/passwd").ok()?;
+    accounts.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        let wanted = fields.len() > 5 && is_wanted(fields[0], fields[2]);
+        wanted.then(|| fields[5].to_owned())
+    })
+}
+
+fn own_uid() -> Option<String> {
+    fs::metadata("/proc/self")
+        .ok()
+        .map(|process| process.uid().to_string())
+}
+
+/// Python's `os.path.normpath`: a matter of text, which follows no links.
+pub(super) fn normal_path(path: &str) -> String {
+    let root = match path {
+        // Exactly two slashes are another root than one, says POSIX.
+        _ if path.starts_with("//") && !path.starts_with("///") => "//",
+        _ if path.starts_with('/') => "/",
+        _ => "",
+    };
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+    {
+        match parts.last() {
+            Some(&last) if part == ".." && last != ".." => drop(parts.pop()),
+            None if part == ".." && !root.is_empty() => {}
+            _ => parts.push(part),
+        }
+    }
+    let whole = format!("{root}{}", parts.join("/"));
+    if whole.is_empty() {
+        ".".to_owned()
+    } else {
+        whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lookup(name: &str) -> Option<String> {
+        [("here", "/etc"), ("ENV_A", "1"), ("a(b)", "2")]
+            .iter()
+            .find_map(|(known, value)| (*known == name).then(|| (*value).to_owned()))
+    }
+
+    #[test]
+    fn percent_signs_are_expanded_as_python_does() {
+        for (text, expected) in [
+            ("a", "a"),
+            ("%(here)s/x", "/etc/x"),
+            ("%%(here)s", "%(here)s"),
+            ("%(ENV_A)5s|", "    1|"),
+            ("%(ENV_A)-5s|", "1    |"),
+            ("%(here).2s", "/e"),
+            ("%(here).s", ""),
+            ("%(here)#0 +3.1ls", "  /"),
+            ("%(a(b))s", "2"),
+            ("100%%", "100%"),
+        ] {
+            assert_eq!(format(text, lookup).as_deref(), Ok(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_expanded_is_named() {
+        for (text, expected) in [
+            ("%(x)s", "%(x)s stands"),
+            ("%()s", "%()s stands"),
+            ("%(ENV_B)s", "the environment variable B is"),
+            ("100%", LONE_PERCENT),
+            ("%s", LONE_PERCENT),
+            ("%(here)d", LONE_PERCENT),
+            ("%(here", LONE_PERCENT),
+            ("%(here)99999s", LONE_PERCENT),
+            ("% %", LONE_PERCENT),
+        ] {
+            let reason = format(text, lookup).unwrap_err();
+            assert!(reason.starts_with(expected), "{text:?}: {reason}");
+        }
+    }
+
+    #[test]
+    fn environments_are_split_as_the_daemon_splits_them() {
+        for (text, expected) in [
+            ("", Some(&[][..])),
+            ("A=1", Some(&[("A", "1")])),
+            ("A=1,B=\"x,y\"", Some(&[("A", "1"), ("B", "x,y")])),
+            ("A='1';B=2 C", Some(&[("A", "1"), ("B", "2")])),
+            (
+                "A=a/b.c+d-(e):f,\nB=2,",
+                Some(&[("A", "a/b.c+d-(e):f"), ("B", "2")]),
+            ),
+            ("A=x#y\nz,B=2", Some(&[("A", "xz"), ("B", "2")])),
+            ("A=x#y", Some(&[("A", "x")])),
+            ("#a\nA='',B=\"'\"", Some(&[("A", ""), ("B", "")])),
+            ("A=b'c,B=2", Some(&[("A", "b'c"), ("B", "2")])),
+            ("A=1 B=2", None),
+            ("A", None),
+            ("A=", None),
+            ("A=\"1", None),
+            ("A 1", None),
+            ("Aé=1", None),
+        ] {
+            let expected = expected.map(|expected| {
+                expected
+                    .iter()
+                    .map(|(key, value)| (key.to_string(), value.to_string()))
+                    .collect::<Vec<_>>()
+            });
+            assert_eq!(pairs(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_as_python_reads_them() {
+        for (text, expected) in [
+            ("5", Some(5)),
+            (" -5\n", Some(-5)),
+            ("+1_000", Some(1000)),
+            ("007", Some(7)),
+            ("", None),
+            ("1__0", None),
+            ("_1", None),
+            ("+-1", None),
+            ("0x10", None),
+            ("1.0", None),
+        ] {
+            assert_eq!(integer(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn paths_are_normal_as_python_has_them() {
+        for (path, expected) in [
+            ("/a/./b//c/", "/a/b/c"),
+            ("/a/../b", "/b"),
+            ("/../a", "/a"),
+            ("../../a", "../../a"),
+            ("a/..", "."),
+            ("//a", "//a"),
+            ("///a", "/a"),
+            ("", "."),
+        ] {
+            assert_eq!(normal_path(path), expected, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_tilde_is_a_home_directory() {
+        let env = |name: &str| (name == "HOME").then(|| "/home/me/".to_owned());
+        for (path, expected) in [
+            ("~", "/home/me"),
+            ("~/x", "/home/me/x"),
+            ("/~", "/~"),
+            ("~nobody-has-this-name/x", "~nobody-has-this-name/x"),
+        ] {
+            assert_eq!(home(path, &env), expected);
+        }
+        assert!(home("~root/x", &env).ends_with("/x") && !home("~root/x", &env).starts_with('~'));
+    }
+}

@@ -1,0 +1,65 @@
+//! The daemon's fault numbers and texts (`supervisor/xmlrpc.py`, `Faults` and `RPCError`).
+
+use crate::xmlrpc::Fault;
+
+/// A name that no method has.
+pub const UNKNOWN_METHOD: i32 = 1;
+/// Parameters of a wrong number, type or value.
+pub const INCORRECT_PARAMETERS: i32 = 2;
+/// No help or signature for that name.
+pub const SIGNATURE_UNSUPPORTED: i32 = 4;
+/// The daemon is shutting down or restarting.
+pub const SHUTDOWN_STATE: i32 = 6;
+/// No such group or process, or one that is there already.
+pub const BAD_NAME: i32 = 10;
+/// A file that is not there or cannot be used.
+pub const NO_FILE: i32 = 20;
+/// An operation that did not work.
+pub const FAILED: i32 = 30;
+/// A process ended before it was up.
+pub const ABNORMAL_TERMINATION: i32 = 40;
+/// A process could not be spawned.
+pub const SPAWN_ERROR: i32 = 50;
+/// Not a fault: the `status` of a process whose part of a group call went well.
+pub const SUCCESS: i32 = 80;
+/// A group that is active already.
+pub const ALREADY_ADDED: i32 = 90;
+/// A process is not stopped.
+pub const STILL_RUNNING: i32 = 91;
+/// The daemon could not read its configuration files.
+pub const CANT_REREAD: i32 = 92;
+/// A method that the whitelist leaves out (the in-process twiddler's own number).
+pub const NOT_IN_WHITELIST: i32 = 230;
+
+/// The fault `code` with the daemon's text for it, and `detail` after a colon, be it empty: a
+/// process whose name is empty is unknown all the same.
+pub fn fault(code: i32, detail: impl std::fmt::Display) -> Fault {
+    let text = format!("{}: {detail}", name(code));
+    Fault { code, text }
+}
+
+/// The fault `code` with the daemon's text for it alone.
+pub fn bare(code: i32) -> Fault {
+    let text = name(code).to_owned();
+    Fault { code, text }
+}
+
+fn name(code: i32) -> &'static str {
+    match code {
+        UNKNOWN_METHOD => "UNKNOWN_METHOD",
+        INCORRECT_PARAMETERS => "INCORRECT_PARAMETERS",
+        SIGNATURE_UNSUPPORTED => "SIGNATURE_UNSUPPORTED",
+        SHUTDOWN_STATE => "SHUTDOWN_STATE",
+        BAD_NAME => "BAD_NAME",
+        NO_FILE => "NO_FILE",
+        FAILED => "FAILED",
+        ABNORMAL_TERMINATION => "ABNORMAL_TERMINATION",
+        SPAWN_ERROR => "SPAWN_ERROR",
+        ALREADY_ADDED => "ALREADY_ADDED",
+        STILL_RUNNING => "STILL_RUNNING",
+        CANT_REREAD => "CANT_REREAD",
+        // The in-process twiddler says UNKNOWN here: the daemon's own table does not know the number.
+        NOT_IN_WHITELIST => "NOT_IN_WHITELIST",
+        _ => "UNKNOWN",
+    }
+}

@@ -1,0 +1,13 @@
+//! The supervisord on the other side: how it is reached, what its configuration says, its faults.
+//!
+//! Knows nothing of groups that were added at run time, nor of the clients in front of us.
+
+mod client;
+pub mod conf;
+mod connections;
+pub mod fault;
+mod life;
+
+pub use client::{CallError, Daemon, multicall_result};
+pub use connections::{Body, ReplyBody, Reuse};
+pub use life::Life;
