@@ -1,0 +1,261 @@
+//! Between the names that clients use and those that the daemon knows, both ways.
+//!
+//! Pure: works on one call or one reply and on what the registry says. A process that lives in a
+//! real group of its own is presented as a member of the group it joined; a hidden one not at all.
+
+use crate::twiddler::{Place, Registry};
+use crate::xmlrpc::{Fault, Value};
+
+/// What a `supervisor.*` method takes or returns, as far as names go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Takes one process.
+    Process,
+    /// Takes one process, or a whole group as `group:*`.
+    ProcessOrGroup(Verb),
+    /// Takes a group.
+    Group(Verb),
+    /// Concerns all processes.
+    All(Verb),
+    /// `getAllProcessInfo`
+    Infos,
+    /// `getAllConfigInfo`
+    Configs,
+    /// `reloadConfig`
+    Reload,
+    /// `addProcessGroup`
+    AddGroup,
+    /// `removeProcessGroup`
+    RemoveGroup,
+    /// No names at all.
+    Nameless,
+}
+
+/// What is done to every process of a group, or to all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Start those that are not running.
+    Start,
+    /// Stop those that are running.
+    Stop,
+    /// Send a signal to those that can take one.
+    Signal,
+    /// Clear the logs.
+    ClearLogs,
+}
+
+/// The shape of `supervisor.<method>` (`supervisor/rpcinterface.py`).
+pub fn shape(method: &str) -> Shape {
+    match method {
+        "startProcess" => Shape::ProcessOrGroup(Verb::Start),
+        "stopProcess" => Shape::ProcessOrGroup(Verb::Stop),
+        "signalProcess" => Shape::ProcessOrGroup(Verb::Signal),
+        "getProcessInfo"
+        | "readProcessLog"
+        | "readProcessStdoutLog"
+        | "readProcessStderrLog"
+        | "tailProcessLog"
+        | "tailProcessStdoutLog"
+        | "tailProcessStderrLog"
+        | "clearProcessLog"
+        | "clearProcessLogs"
+        | "sendProcessStdin" => Shape::Process,
+        "startProcessGroup" => Shape::Group(Verb::Start),
+        "stopProcessGroup" => Shape::Group(Verb::Stop),
+        "signalProcessGroup" => Shape::Group(Verb::Signal),
+        "startAllProcesses" => Shape::All(Verb::Start),
+        "stopAllProcesses" => Shape::All(Verb::Stop),
+        "signalAllProcesses" => Shape::All(Verb::Signal),
+        "clearAllProcessLogs" => Shape::All(Verb::ClearLogs),
+        "getAllProcessInfo" => Shape::Infos,
+        "getAllConfigInfo" => Shape::Configs,
+        "reloadConfig" => Shape::Reload,
+        "addProcessGroup" => Shape::AddGroup,
+        "removeProcessGroup" => Shape::RemoveGroup,
+        _ => Shape::Nameless,
+    }
+}
+
+/// Group and process of a name; no process means the whole group
+/// (`supervisor/options.py`, `split_namespec`).
+pub fn split_namespec(namespec: &str) -> (&str, Option<&str>) {
+    match namespec.split_once(':') {
+        Some((group, "" | "*")) => (group, None),
+        Some((group, process)) => (group, Some(process)),
+        None => (namespec, Some(namespec)),
+    }
+}
+
+/// The name of a process: short where group and process bear the same name
+/// (`supervisor/options.py`, `make_namespec`).
+pub fn namespec(group: &str, process: &str) -> String {
+    if group == process {
+        process.to_owned()
+    } else {
+        format!("{group}:{process}")
+    }
+}
+
+/// A name that no process of the daemon has: what is asked of it fails as for any unknown name,
+/// after all the checks that the daemon makes before.
+const NOWHERE: &str = "twiddler~nowhere:~";
+
+/// One process under its two names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// What the daemon is asked.
+    pub real: String,
+    /// What the client said.
+    pub shown: String,
+    /// The group that the client knows, for replies that name it.
+    pub group: String,
+}
+
+/// What to ask the daemon for the process that a client calls `name`; none where that is the same.
+/// Hidden processes must have been looked at before: here they are unknown.
+pub fn alias(registry: &Registry, name: &str) -> Option<Alias> {
+    let (group, Some(process)) = split_namespec(name) else {
+        return None;
+    };
+    let real = match registry.place(group, process) {
+        Place::Ordinary => return None,
+        Place::Placed(member) => member.real_namespec(),
+        Place::Hidden(_) => NOWHERE.to_owned(),
+    };
+    Some(Alias {
+        real,
+        shown: name.to_owned(),
+        group: group.to_owned(),
+    })
+}
+
+impl Alias {
+    /// A reply about this process, in the client's names.
+    pub fn back(&self, result: Result<Value, Fault>) -> Result<Value, Fault> {
+        match result {
+            Ok(mut value) => {
+                if let Some(group) = value.get_mut("group") {
+                    *group = self.group.as_str().into();
+                }
+                Ok(value)
+            }
+            Err(fault) => Err(Fault {
+                text: self.text_back(&fault.text),
+                ..fault
+            }),
+        }
+    }
+
+    /// A text of the daemon about this process, in the client's names.
+    pub fn text_back(&self, text: &str) -> String {
+        text.replace(&self.real, &self.shown)
+    }
+}
+
+/// Status structs of group and all forms, in the client's names (`supervisor/rpcinterface.py`,
+/// `make_allfunc`).
+pub fn statuses_back(registry: &Registry, value: &mut Value) {
+    let Value::Array(statuses) = value else {
+        return;
+    };
+    for status in statuses {
+        let (Some(real), Some(process)) = (text(status, "group"), text(status, "name")) else {
+            continue;
+        };
+        let Some((group, _)) = registry.owner(&real) else {
+            continue;
+        };
+        let (from, to) = (format!("{real}:{process}"), namespec(group, &process));
+        if let Some(Value::String(description)) = status.get_mut("description") {
+            *description = description.replace(&from, &to);
+        }
+        set(status, "group", group);
+    }
+}
+
+/// What `getAllProcessInfo` shows, and which hidden processes are to be seen again because somebody
+/// started them.
+pub fn infos_back(registry: &Registry, value: &mut Value) -> Vec<(String, String)> {
+    let mut shown_again = Vec::new();
+    let Value::Array(infos) = value else {
+        return shown_again;
+    };
+    infos.retain_mut(|info| {
+        let (Some(real), Some(process)) = (text(info, "group"), text(info, "name")) else {
+            return true;
+        };
+        if let Some((group, _)) = registry.owner(&real) {
+            set(info, "group", group);
+            return true;
+        }
+        match registry.hidden_start(&real, &process) {
+            None => true,
+            Some(start) if is_still_hidden(info, start) => false,
+            Some(_) => {
+                let stands_in = registry.member(&real, &process).is_some();
+                if !stands_in {
+                    shown_again.push((real, process));
+                }
+                !stands_in
+            }
+        }
+    });
+    infos.sort_by_cached_key(|info| (text(info, "group"), text(info, "name")));
+    shown_again
+}
+
+/// A hidden process stays hidden while it is stopped and has not been started since.
+pub fn is_still_hidden(info: &Value, start: i64) -> bool {
+    const STOPPED: i64 = 0;
+    const EXITED: i64 = 100;
+    const FATAL: i64 = 200;
+    let state = info.get("state").and_then(Value::as_int);
+    matches!(state, Some(STOPPED | EXITED | FATAL))
+        && info.get("start").and_then(Value::as_int) == Some(start)
+}
+
+/// What `getAllConfigInfo` shows of the daemon's own list.
+pub fn configs_back(registry: &Registry, value: &mut Value) {
+    let Value::Array(configs) = value else { return };
+    configs.retain_mut(|config| {
+        let (Some(real), Some(process)) = (text(config, "group"), text(config, "name")) else {
+            return true;
+        };
+        if let Some((group, _)) = registry.owner(&real) {
+            set(config, "group", group);
+            return true;
+        }
+        registry.hidden_start(&real, &process).is_none()
+    });
+}
+
+/// What `reloadConfig` says, without what was added here: it is neither new nor changed nor gone.
+pub fn reloaded_back(registry: &Registry, value: &mut Value) {
+    let Value::Array(outer) = value else { return };
+    let Some(Value::Array(lists)) = outer.first_mut() else {
+        return;
+    };
+    for list in lists {
+        if let Value::Array(names) = list {
+            names.retain(|name| name.as_str().is_none_or(|name| !is_ours(registry, name)));
+        }
+    }
+}
+
+/// Whether the daemon's active group of this name is of our making.
+fn is_ours(registry: &Registry, real: &str) -> bool {
+    registry.marker() == Some(real)
+        || registry.owner(real).is_some()
+        || registry.added_group(real).is_some()
+        || registry.members_of(real).any(|member| !member.is_placed())
+}
+
+fn text(value: &Value, member: &str) -> Option<String> {
+    Some(value.get(member)?.as_str()?.to_owned())
+}
+
+fn set(value: &mut Value, member: &str, text: &str) {
+    if let Some(place) = value.get_mut(member) {
+        *place = text.into();
+    }
+}

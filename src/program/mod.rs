@@ -1,0 +1,331 @@
+//! The programs that clients add: checked as they come in, and written as sections that the daemon
+//! reads back whole.
+//!
+//! The generated section bears a made-up name and stands in an included file, but means what
+//! `[program:NAME]` in the main file would mean. What would end or wedge the daemon, or break its
+//! replies, is refused; all else the daemon judges, and its words are put into the client's terms.
+//! Pure: knows nothing of files, HTTP or calls.
+
+mod check;
+mod expansion;
+mod fault;
+mod format;
+mod guard;
+mod limits;
+mod name;
+mod options;
+mod process_names;
+mod python;
+mod section;
+mod template;
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::xmlrpc::Value;
+
+pub use name::{Name, NameError};
+pub use section::render_group;
+
+use options::{Options, Reading};
+use python::{Int, int, repr, strip};
+use template::{Known, Template};
+
+/// More processes in one program are refused. A thousand take the daemon half a second to list,
+/// and it serves nobody meanwhile.
+pub const MAX_NUMPROCS: u32 = 1000;
+
+/// What the daemon takes for a missing `process_name` and `priority`.
+const DEFAULT_PROCESS_NAME: &str = "%(program_name)s";
+const DEFAULT_PRIORITY: i64 = 999;
+
+/// A program of a group, as a client described it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
+pub struct Program {
+    group: Name,
+    name: Name,
+    options: Options,
+    numprocs: u32,
+    numprocs_start: i64,
+}
+
+/// Why a program is not taken: the text that belongs behind `INCORRECT_PARAMETERS: `, in the
+/// daemon's words where it has some.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct ProgramError(String);
+
+/// Which processes of a program a section carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of them, in a group of the name that the client knows.
+    All,
+    /// The one with this index, counted from 0, in a group of another name.
+    One(u32),
+}
+
+/// A [`Program`] as it is kept; reading it back checks it again.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    group: String,
+    name: String,
+    options: Options,
+}
+
+/// Why a program is not taken, before the daemon's ending is put to the text.
+#[derive(Debug)]
+enum Refusal {
+    /// In the daemon's words, to which it adds section and file.
+    Daemons(String),
+    /// In ours.
+    Ours(String),
+}
+
+impl Program {
+    /// Reads what a client sent. `options` has to be a struct with the options of a `[program:x]`
+    /// section; `main_file` is the daemon's configuration file, for the error text alone.
+    pub fn parse(
+        group: &Name,
+        name: &str,
+        options: &Value,
+        main_file: &str,
+    ) -> Result<Self, ProgramError> {
+        options::read(options)
+            .and_then(|options| Self::from_options(group.clone(), name, options))
+            .map_err(|refusal| refusal.into_error(name, main_file))
+    }
+
+    fn from_options(group: Name, name: &str, options: Options) -> Result<Self, Refusal> {
+        let name = Name::parse(name).map_err(|error| Refusal::Daemons(error.to_string()))?;
+        let program = Self {
+            numprocs: check::numprocs(&options)?,
+            numprocs_start: check::numprocs_start(&options)?,
+            group,
+            name,
+            options,
+        };
+        check::check(&program)?;
+        Ok(program)
+    }
+
+    /// The name of the program.
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// The name of the group it belongs to.
+    pub fn group(&self) -> &str {
+        self.group.as_str()
+    }
+
+    /// How many processes it has, at least 1.
+    pub fn numprocs(&self) -> u32 {
+        self.numprocs
+    }
+
+    /// The names of its processes in the order of [`Scope::One`], all different. `None` when only
+    /// the daemon can tell, because `process_name` takes in its environment or host name.
+    pub fn process_names(&self) -> Option<Vec<String>> {
+        self.process_nums()
+            .map(|number| self.expanded("process_name", number))
+            .collect()
+    }
+
+    /// Checks names that the daemon gave, where [`Program::process_names`] knows none.
+    pub fn check_process_names(&self, names: &[String]) -> Result<(), ProgramError> {
+        process_names::check_all(names).map_err(|refusal| refusal.into_error(self.name(), ""))
+    }
+
+    /// Its priority; 999 when none is given or only the daemon can tell.
+    pub fn priority(&self) -> i64 {
+        match self.expanded("priority", 0).as_deref().map(int) {
+            Some(Int::Value(priority)) => priority,
+            _ => DEFAULT_PRIORITY,
+        }
+    }
+
+    /// Turns the text of a fault that the daemon found in the generated `section` into the one it
+    /// would have given for the client's program in `main_file`.
+    pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> String {
+        fault::in_client_words(self, text, section, main_file)
+    }
+
+    /// The text of an option that the daemon expands, which strips that of `process_name` before
+    /// it looks at it and has one of its own for it.
+    fn text(&self, option: &str) -> Option<&str> {
+        let text = self.options.get(option).map(String::as_str);
+        match option {
+            "process_name" => Some(strip(text.unwrap_or(DEFAULT_PROCESS_NAME))),
+            _ => text,
+        }
+    }
+
+    fn process_nums(&self) -> Range<i64> {
+        self.numprocs_start..self.numprocs_start + i64::from(self.numprocs)
+    }
+
+    /// The values that are known to an option that is read in this way.
+    fn known(&self, reading: Reading, process_num: Option<i64>) -> Known<'_> {
+        let per_process = matches!(reading, Reading::PerProcess | Reading::Twice);
+        Known {
+            program_name: self.name(),
+            group_name: self.group(),
+            numprocs: per_process.then_some(i64::from(self.numprocs)),
+            process_num: process_num.filter(|_| per_process),
+        }
+    }
+
+    /// What comes out for an option of one process; `None` if the option is not there or only the
+    /// daemon can tell.
+    fn expanded(&self, option: &str, process_num: i64) -> Option<String> {
+        let reading = Reading::of(option);
+        let known = self.known(reading, Some(process_num));
+        let expand = |text: &str| Template::parse(text).ok()?.resolved(&known).text();
+        let text = expand(self.text(option)?)?;
+        match reading {
+            Reading::Twice => expand(&text),
+            _ => Some(text),
+        }
+    }
+}
+
+impl Refusal {
+    /// Ours, about one option. Leaves its value out: it may be a secret.
+    fn option(option: &str, reason: &str) -> Self {
+        Self::Ours(format!("option {}: {reason}", repr(option)))
+    }
+
+    /// The daemon ends its texts so in `supervisor/options.py`, `processes_from_section`.
+    fn into_error(self, name: &str, main_file: &str) -> ProgramError {
+        ProgramError(match self {
+            Self::Daemons(text) => format!("{text}{}", daemons_ending(name, main_file)),
+            Self::Ours(text) => text,
+        })
+    }
+}
+
+fn daemons_ending(name: &str, main_file: &str) -> String {
+    let section = repr(&format!("program:{name}"));
+    format!(" in section {section} (file: {})", repr(main_file))
+}
+
+/// Leaves the values of options out: they may be secrets.
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program")
+            .field("group", &self.group)
+            .field("name", &self.name)
+            .field("options", &self.options.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl TryFrom<Stored> for Program {
+    type Error = ProgramError;
+
+    fn try_from(stored: Stored) -> Result<Self, ProgramError> {
+        let group = Name::parse(&stored.group).map_err(|error| ProgramError(error.to_string()))?;
+        let options = stored.options.into_iter();
+        let options = options
+            .map(|(name, text)| (name, Value::String(text)))
+            .collect();
+        Self::parse(&group, &stored.name, &Value::Struct(options), "")
+    }
+}
+
+impl From<Program> for Stored {
+    fn from(program: Program) -> Self {
+        Self {
+            group: program.group.into(),
+            name: program.name.into(),
+            options: program.options,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) const ENDING: &str = " in section 'program:ls' (file: '/s.conf')";
+
+    pub(super) fn parse(options: &[(&str, &str)]) -> Result<Program, String> {
+        let member =
+            |(name, text): &(&str, &str)| ((*name).to_owned(), Value::String((*text).to_owned()));
+        let options = Value::Struct(options.iter().map(member).collect());
+        let group = Name::parse("g").unwrap();
+        Program::parse(&group, "ls", &options, "/s.conf").map_err(|error| error.to_string())
+    }
+
+    pub(super) fn with_command(option: &str, text: &str) -> Result<(), String> {
+        parse(&[("command", "/bin/cat"), (option, text)]).map(|_| ())
+    }
+
+    pub(super) fn program(options: &[(&str, &str)]) -> Program {
+        parse(options).unwrap()
+    }
+
+    #[test]
+    fn processes_are_named_beforehand_where_that_is_possible() {
+        let table: [(&str, Option<&[&str]>); 6] = [
+            ("%(program_name)s", None), // needs process_num
+            ("p%(process_num)02d", Some(&["p07", "p08"])),
+            (
+                "%(group_name)s-%(numprocs)d.%(process_num)x",
+                Some(&["g-2.7", "g-2.8"]),
+            ),
+            ("%(host_node_name)s%(process_num)d", Some(&[])),
+            ("%(ENV_A)s%(process_num)d", Some(&[])),
+            ("%%%(process_num)d", Some(&["%7", "%8"])),
+        ];
+        for (process_name, expected) in table {
+            let parsed = parse(&[
+                ("command", "/bin/cat"),
+                ("numprocs", "2"),
+                ("numprocs_start", "7"),
+                ("process_name", process_name),
+            ]);
+            let names = parsed
+                .ok()
+                .map(|program| program.process_names().unwrap_or_default());
+            let expected = expected.map(|names| names.iter().map(|&name| name.into()).collect());
+            assert_eq!(names, expected, "{process_name}");
+        }
+        let one = program(&[("command", "/bin/cat")]);
+        assert_eq!(one.process_names(), Some(vec!["ls".to_owned()]));
+    }
+
+    #[test]
+    fn priorities_are_known_or_the_default() {
+        let priority = |text| program(&[("command", "x"), ("priority", text)]).priority();
+        assert_eq!(program(&[("command", "x")]).priority(), 999);
+        assert_eq!(priority(" -5 "), -5);
+        assert_eq!(priority("%(ENV_P)s"), 999);
+        assert_eq!(priority("high"), 999);
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_and_is_checked_again() {
+        let program = program(&[("command", " a ;b %(here)s"), ("priority", "5")]);
+        let kept = serde_json::to_string(&program).unwrap();
+        assert_eq!(serde_json::from_str::<Program>(&kept).unwrap(), program);
+        let broken = kept.replace("\"command\"", "\"commando\"");
+        assert!(serde_json::from_str::<Program>(&broken).is_err());
+        let smuggled = kept.replace("\"priority\"", "\"x\\n[program:y]\"");
+        assert!(serde_json::from_str::<Program>(&smuggled).is_err());
+        assert!(serde_json::from_str::<Name>("\"a b\"").is_err());
+    }
+
+    #[test]
+    fn values_are_not_shown() {
+        let shown = format!("{:?}", program(&[("command", "/bin/secret")]));
+        assert!(
+            shown.contains("command") && !shown.contains("secret"),
+            "{shown}"
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! Which names the processes of a program may have.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+
+use super::name::{NameError, check_process_name};
+use super::options::Reading;
+use super::python::strip;
+use super::template::{Piece, Template};
+use super::{Program, Refusal};
+
+/// The daemon puts a process name into the name of an automatic log file, with some 30 bytes around
+/// it and the identifier it was given; a file name has 255. Where that fails the group is not
+/// added, with no reason given.
+const MAX_BYTES: usize = 200;
+
+/// The daemon looks for some characters before it expands this option; the file has the text
+/// without the white space around it, so its fault would show another one.
+pub(super) fn check_text(program: &Program) -> Result<(), Refusal> {
+    let Some(text) = program.options.get("process_name") else {
+        return Ok(());
+    };
+    check_process_name(text, strip(text)).map_err(|error| match error {
+        NameError::Character {
+            character: ' ' | ':' | '/',
+            ..
+        } => Refusal::Daemons(error.to_string()),
+        _ => refused(&error.to_string()),
+    })
+}
+
+/// Checks what is known of the names beforehand.
+pub(super) fn check(program: &Program) -> Result<(), Refusal> {
+    let text = program.text("process_name").unwrap_or_default();
+    if program.numprocs > 1 && !text.contains("%(process_num)") {
+        return Err(Refusal::Daemons(
+            "%(process_num) must be present within process_name when numprocs > 1".to_owned(),
+        ));
+    }
+    let Ok(template) = Template::parse(text) else {
+        return Ok(()); // has been refused
+    };
+    let names: Vec<_> = program
+        .process_nums()
+        .map(|number| program.known(Reading::PerProcess, Some(number)))
+        .map(|known| template.clone().resolved(&known))
+        .collect();
+    names.iter().try_for_each(check_template)?;
+    check_distinct(&names)
+}
+
+/// Checks names that the daemon gave.
+pub(super) fn check_all(names: &[String]) -> Result<(), Refusal> {
+    names.iter().try_for_each(|name| check_name(name))?;
+    check_distinct(names)
+}
+
+/// Of two processes with one name the daemon loses one.
+fn check_distinct<T: Eq + Hash>(names: &[T]) -> Result<(), Refusal> {
+    match names.iter().collect::<HashSet<_>>().len() == names.len() {
+        true => Ok(()),
+        false => Err(refused("gives two processes the same name")),
+    }
+}
+
+/// Of a name that only the daemon can tell, the parts that are known can be checked.
+fn check_template(name: &Template) -> Result<(), Refusal> {
+    if let Some(name) = name.text() {
+        return check_name(&name);
+    }
+    name.0.iter().try_for_each(|piece| match piece {
+        Piece::Text(text) => match check_process_name(text, text) {
+            Err(error @ NameError::Character { .. }) => Err(refused(&error.to_string())),
+            _ => Ok(()), // empty or a wildcard in itself, but there is more to it
+        },
+        Piece::Conversion(_) => Ok(()),
+    })
+}
+
+/// A process with an empty name, or the name `*`, would make `getAllProcessInfo` fail from then on
+/// (`supervisor/options.py`, `split_namespec`).
+fn check_name(name: &str) -> Result<(), Refusal> {
+    check_process_name(name, name).map_err(|error| refused(&error.to_string()))?;
+    match name.len() <= MAX_BYTES {
+        true => Ok(()),
+        false => Err(refused(&format!("is longer than {MAX_BYTES} bytes"))),
+    }
+}
+
+fn refused(reason: &str) -> Refusal {
+    Refusal::option("process_name", reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{parse, program, with_command};
+
+    #[test]
+    fn process_names_nobody_could_use_are_refused() {
+        for text in [
+            "",
+            " ",
+            "*",
+            "%(program_name).0s",
+            "%%(process_num)s ",
+            "a\tb",
+            "%(program_name)5s",
+            "%(here)s",
+            "%(process_num)c",
+            "%(ENV_A)s\n-",
+            &"n".repeat(201),
+        ] {
+            let accepted = with_command("process_name", text).is_ok();
+            assert_eq!(accepted, text.starts_with("%%"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn processes_of_one_name_are_refused() {
+        let several = |process_name| {
+            parse(&[
+                ("command", "x"),
+                ("numprocs", "11"),
+                ("process_name", process_name),
+            ])
+        };
+        for text in [
+            "%%(process_num)d",
+            "p%(process_num).0s",
+            "p%(process_num).1s",
+            "%(ENV_A)s%%(process_num)",
+        ] {
+            assert!(several(text).is_err(), "{text}");
+        }
+        assert!(several("%(ENV_A)s%(process_num)d").is_ok());
+    }
+
+    #[test]
+    fn names_from_the_daemon_are_checked_too() {
+        let program = program(&[
+            ("command", "x"),
+            ("numprocs", "2"),
+            ("process_name", "%(ENV_A)s%(process_num)d"),
+        ]);
+        let check = |names: [&str; 2]| program.check_process_names(&names.map(String::from));
+        assert_eq!(program.process_names(), None);
+        assert_eq!(check(["a0", "a1"]), Ok(()));
+        for names in [["", "1"], ["*", "1"], ["a b", "1"], ["é", "1"], ["a", "a"]] {
+            assert!(check(names).is_err(), "{names:?}");
+        }
+    }
+}
