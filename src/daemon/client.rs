@@ -1,0 +1,276 @@
+//! Requests to the daemon: opaque ones that are passed on, and typed calls of our own.
+//!
+//! Passing on goes over connections of hyper's, which leaves paths and header names as they are; our
+//! own calls go through reqwest. Neither repeats a request that the daemon may have received.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use base64::Engine;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderValue, Request, Response, StatusCode};
+
+use super::conf::{Credentials, DaemonAddress};
+use super::connections::{Body, CONNECT_TIMEOUT, Connections, IDLE_TIMEOUT, ReplyBody, Reuse};
+use crate::xmlrpc::{self, Fault, Value};
+
+/// Why a typed call has no value.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The daemon answered with a fault.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The daemon answered with something other than 200.
+    #[error("supervisord answered HTTP {0}")]
+    Status(StatusCode),
+    /// The daemon cannot be reached, or went away before it answered.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The answer is no XML-RPC.
+    #[error("supervisord's answer cannot be read: {0}")]
+    Unreadable(#[from] xmlrpc::read::ReadError),
+}
+
+/// The way to one supervisord.
+pub struct Daemon {
+    address: DaemonAddress,
+    is_open: AtomicBool,
+    connections: Connections,
+    caller: reqwest::Client,
+    rpc_url: String,
+    own_authorization: Option<HeaderValue>,
+    /// What a caller presented that the daemon let in, for a proxy without credentials of its own.
+    lent: Mutex<Option<HeaderValue>>,
+}
+
+impl Daemon {
+    /// Prepares connections to `address`; nothing is connected yet. `credentials` are for the calls
+    /// that the proxy makes of its own accord.
+    ///
+    /// # Errors
+    /// When the TLS-free HTTP client cannot be built, or the credentials cannot stand in a header.
+    pub fn new(address: DaemonAddress, credentials: Option<Credentials>) -> anyhow::Result<Self> {
+        let caller = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy();
+        let (caller, rpc_url) = match &address {
+            DaemonAddress::Unix(path) => (
+                caller.unix_socket(path.clone()),
+                "http://localhost/RPC2".to_owned(),
+            ),
+            DaemonAddress::Tcp { .. } => (caller, format!("{address}/RPC2")),
+        };
+        Ok(Daemon {
+            connections: Connections::new(address.clone()),
+            caller: caller.build()?,
+            rpc_url,
+            own_authorization: usable(credentials.as_ref()).map(basic).transpose()?,
+            lent: Mutex::default(),
+            is_open: AtomicBool::new(credentials.is_none()),
+            address,
+        })
+    }
+
+    /// Where the daemon is.
+    pub fn address(&self) -> &DaemonAddress {
+        &self.address
+    }
+
+    /// The account that the daemon runs under, where that can be told: over its socket.
+    pub async fn account(&self) -> Option<u32> {
+        let DaemonAddress::Unix(path) = &self.address else {
+            return None;
+        };
+        let connection = tokio::net::UnixStream::connect(path).await.ok()?;
+        connection.peer_cred().ok().map(|peer| peer.uid())
+    }
+
+    /// Whether the daemon asks nobody for credentials, as far as its configuration and its answers
+    /// tell: the proxy then has nobody's to speak with, so the daemon judges its calls as it would
+    /// judge anybody's.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Acquire)
+    }
+
+    /// What the proxy presents of its own, if anything.
+    pub fn own_authorization(&self) -> Option<&HeaderValue> {
+        self.own_authorization.as_ref()
+    }
+
+    /// Lets the proxy's own calls present what the daemon let a caller in with. Does nothing for a
+    /// proxy that has credentials of its own.
+    pub fn lend(&self, authorization: Option<&HeaderValue>) {
+        if self.own_authorization.is_none()
+            && let Some(authorization) = authorization
+        {
+            // First of all, so that nobody gets in with them unasked.
+            self.is_open.store(false, Ordering::Release);
+            let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+            *lent = Some(authorization.clone());
+        }
+    }
+
+    fn authorization(&self) -> Option<HeaderValue> {
+        self.own_authorization.clone().or_else(|| {
+            self.lent
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        })
+    }
+
+    /// Sends `request` as it is, its URI in the form that the client used, and gives the reply's
+    /// head as soon as it is there, header names in the daemon's own case.
+    ///
+    /// # Errors
+    /// One line saying why there is no reply.
+    pub async fn forward(
+        &self,
+        request: Request<Body>,
+        reuse: Reuse,
+    ) -> Result<Response<ReplyBody>, String> {
+        self.connections
+            .send(request, reuse)
+            .await
+            .map_err(|error| self.unreachable(error.as_ref()))
+    }
+
+    /// Calls `method` with the proxy's own credentials.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call(&self, method: &str, params: &[Value]) -> Result<Value, CallError> {
+        self.call_as(self.authorization().as_ref(), method, params)
+            .await
+    }
+
+    /// Calls `method` with somebody's `Authorization`.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call_as(
+        &self,
+        authorization: Option<&HeaderValue>,
+        method: &str,
+        params: &[Value],
+    ) -> Result<Value, CallError> {
+        let mut request = self
+            .caller
+            .post(&self.rpc_url)
+            .header(CONTENT_TYPE, "text/xml")
+            .body(xmlrpc::write::call(method, params));
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let reply = request
+            .send()
+            .await
+            .map_err(|error| self.unreachable_call(&error))?;
+        if reply.status() != StatusCode::OK {
+            self.is_open.store(false, Ordering::Release);
+            return Err(CallError::Status(reply.status()));
+        }
+        let body = reply
+            .bytes()
+            .await
+            .map_err(|error| self.unreachable_call(&error))?;
+        Ok(xmlrpc::read::response(&body)??)
+    }
+
+    /// Runs `calls` in one `system.multicall`, as the proxy itself; one result for each, in order.
+    ///
+    /// # Errors
+    /// When the multicall as a whole has no answer; faults of single calls are in the list.
+    pub async fn multicall(
+        &self,
+        calls: &[(&str, Vec<Value>)],
+    ) -> Result<Vec<Result<Value, Fault>>, CallError> {
+        self.multicall_as(self.authorization().as_ref(), calls)
+            .await
+    }
+
+    /// The same with somebody's `Authorization`.
+    ///
+    /// # Errors
+    /// As [`Daemon::multicall`].
+    pub async fn multicall_as(
+        &self,
+        authorization: Option<&HeaderValue>,
+        calls: &[(&str, Vec<Value>)],
+    ) -> Result<Vec<Result<Value, Fault>>, CallError> {
+        if calls.is_empty() {
+            return Ok(Vec::new());
+        }
+        let list = calls
+            .iter()
+            .map(|(method, params)| multicall_entry(method, params))
+            .collect();
+        match self
+            .call_as(authorization, "system.multicall", &[Value::Array(list)])
+            .await?
+        {
+            Value::Array(results) => Ok(results.into_iter().map(multicall_result).collect()),
+            other => Ok(vec![Ok(other)]),
+        }
+    }
+
+    fn unreachable(&self, error: &dyn std::error::Error) -> String {
+        format!(
+            "supervisord at {} does not answer: {}",
+            self.address,
+            root_cause(error)
+        )
+    }
+
+    fn unreachable_call(&self, error: &reqwest::Error) -> CallError {
+        CallError::Unreachable(self.unreachable(error))
+    }
+}
+
+/// One entry of a multicall's array.
+fn multicall_entry(method: &str, params: &[Value]) -> Value {
+    Value::Struct(vec![
+        ("methodName".to_owned(), method.into()),
+        ("params".to_owned(), Value::Array(params.to_vec())),
+    ])
+}
+
+/// One result of a multicall. A struct with a `faultCode` is a fault: the daemon's multicall returns bare values
+/// (`supervisor/xmlrpc.py`, `multicall`), and no other reply of it has such a member.
+pub fn multicall_result(value: Value) -> Result<Value, Fault> {
+    match (
+        value.get("faultCode").and_then(Value::as_int),
+        value.get("faultString"),
+    ) {
+        (Some(code), Some(text)) => Err(Fault {
+            code: i32::try_from(code).unwrap_or(super::fault::FAILED),
+            text: text.as_str().unwrap_or_default().to_owned(),
+        }),
+        _ => Ok(value),
+    }
+}
+
+/// A password that the configuration has only as a hash cannot be presented.
+fn usable(credentials: Option<&Credentials>) -> Option<&Credentials> {
+    credentials.filter(|credentials| !credentials.is_hashed())
+}
+
+fn basic(credentials: &Credentials) -> anyhow::Result<HeaderValue> {
+    let pair = format!("{}:{}", credentials.username, credentials.password);
+    let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
+    let mut value = HeaderValue::from_str(&format!("Basic {encoded}"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The innermost error is the one that says what to do ("No such file or directory").
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,253 @@
+//! Connections that requests are passed on over, one request at a time on each.
+//!
+//! The daemon's HTTP server leaves some connections in a state that no later request may meet, so
+//! a connection is kept only after a reply that is known to be harmless, and used again only if
+//! nothing has come over it since. Knows nothing of what is asked.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::conf::DaemonAddress;
+
+/// What is sent upstream: bytes of a known length, or the empty body of unknown length that makes
+/// the daemon answer 411 by itself.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+/// How long a connection to the daemon may take; there is no limit on an answer, because starting
+/// and stopping with wait take as long as the process does.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Idle connections are dropped well before the daemon's own 30 minutes
+/// (`supervisor/medusa/http_server.py`, `zombie_timeout`).
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// Kept-alive connections to the daemon; more may be open while calls are waiting.
+const MAX_IDLE: usize = 16;
+/// A header block of the daemon's replies is small; its redirects carry what the client sent.
+const MAX_REPLY_HEAD: usize = 512 * 1024;
+
+/// Whether a request may meet other requests on its connection.
+///
+/// The daemon leaves body bytes of many requests unread and answers HEAD and 304 with bytes that
+/// no client expects, so only calls under `/RPC2` may share a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// A `POST` under `/RPC2` with its body.
+    Shared,
+    /// Anything else: a connection of its own, closed afterwards.
+    Alone,
+}
+
+/// Why there is no reply.
+pub(super) type Unanswered = Box<dyn std::error::Error + Send + Sync>;
+
+/// The connections to one daemon.
+pub(super) struct Connections {
+    address: DaemonAddress,
+    idle: Idle,
+}
+
+type Idle = Arc<Mutex<Vec<Way>>>;
+
+/// A connection on which one request can be sent.
+struct Way {
+    sender: SendRequest<Body>,
+    /// The same socket once more, to ask the kernel about it; only where the way may be kept.
+    socket: Option<File>,
+    since: Instant,
+}
+
+impl Connections {
+    pub(super) fn new(address: DaemonAddress) -> Self {
+        Connections {
+            address,
+            idle: Idle::default(),
+        }
+    }
+
+    /// Sends a request and gives the reply's head as soon as it is there. A request that may have
+    /// arrived is never sent twice.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Body>,
+        reuse: Reuse,
+    ) -> Result<Response<ReplyBody>, Unanswered> {
+        if reuse == Reuse::Shared {
+            while let Some(mut way) = self.kept() {
+                match way.sender.try_send_request(request).await {
+                    Ok(reply) => return Ok(self.streamed(reply, way)),
+                    Err(mut error) => match error.take_message() {
+                        Some(unsent) => request = unsent,
+                        None => return Err(error.into_error().into()),
+                    },
+                }
+            }
+        }
+        let mut way = self.open(reuse).await?;
+        let reply = way.sender.send_request(request).await?;
+        Ok(self.streamed(reply, way))
+    }
+
+    /// A kept connection that is as good as a new one.
+    fn kept(&self) -> Option<Way> {
+        let mut idle = lock(&self.idle);
+        while let Some(way) = idle.pop() {
+            if way.is_fresh() {
+                return Some(way);
+            }
+        }
+        None
+    }
+
+    async fn open(&self, reuse: Reuse) -> Result<Way, Unanswered> {
+        match &self.address {
+            DaemonAddress::Unix(path) => begin(UnixStream::connect(path).await?, reuse).await,
+            DaemonAddress::Tcp { host, port } => {
+                let connecting = TcpStream::connect((host.as_str(), *port));
+                let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+                    .await
+                    .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
+                stream.set_nodelay(true)?;
+                begin(stream, reuse).await
+            }
+        }
+    }
+
+    fn streamed(&self, reply: Response<Incoming>, way: Way) -> Response<ReplyBody> {
+        // Where the daemon finds fault with the head of a request, it takes the body for the next
+        // request (`supervisor/medusa/auth_handler.py` does with credentials that it cannot read).
+        let was_read = reply.status() == StatusCode::OK;
+        reply.map(|body| {
+            let mut body = ReplyBody {
+                body,
+                way: Some(Way {
+                    socket: way.socket.filter(|_| was_read),
+                    ..way
+                }),
+                idle: self.idle.clone(),
+            };
+            body.keep_way_at_end();
+            body
+        })
+    }
+}
+
+async fn begin<S>(stream: S, reuse: Reuse) -> Result<Way, Unanswered>
+where
+    S: AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static,
+{
+    let socket = match reuse {
+        Reuse::Shared => Some(File::from(stream.as_fd().try_clone_to_owned()?)),
+        Reuse::Alone => None,
+    };
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .title_case_headers(true)
+        .max_buf_size(MAX_REPLY_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to supervisord ended");
+        }
+    });
+    Ok(Way {
+        sender,
+        socket,
+        since: Instant::now(),
+    })
+}
+
+impl Way {
+    /// Whether the daemon still holds the other end, and has sent nothing that nobody asked for.
+    ///
+    /// This asks the kernel, because tokio answers from what it last heard of it, and the daemon
+    /// may have restarted this very moment.
+    fn is_fresh(&self) -> bool {
+        let is_silent = self.socket.as_ref().is_some_and(|mut socket| {
+            matches!(socket.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+        });
+        is_silent && self.sender.is_ready() && self.since.elapsed() < IDLE_TIMEOUT
+    }
+}
+
+fn lock(idle: &Idle) -> MutexGuard<'_, Vec<Way>> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The body of a reply of the daemon, as it comes. Its connection ends with it, or is kept.
+pub struct ReplyBody {
+    body: Incoming,
+    /// None once it was kept or given up.
+    way: Option<Way>,
+    idle: Idle,
+}
+
+impl ReplyBody {
+    fn look_at(&mut self, data: &Bytes) {
+        // The length of a reply that had to wait counts characters, and so falls short of its
+        // bytes (`supervisor/xmlrpc.py`, `DeferredXMLRPCResponse`). The rest would be taken for the
+        // beginning of the next reply.
+        if !data.is_ascii()
+            && let Some(way) = &mut self.way
+        {
+            way.socket = None;
+        }
+    }
+
+    fn keep_way_at_end(&mut self) {
+        if !hyper::body::Body::is_end_stream(&self.body) {
+            return;
+        }
+        let Some(mut way) = self.way.take().filter(|way| way.socket.is_some()) else {
+            return;
+        };
+        way.since = Instant::now();
+        let mut idle = lock(&self.idle);
+        if idle.len() < MAX_IDLE {
+            idle.push(way);
+        }
+    }
+}
+
+impl hyper::body::Body for ReplyBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.look_at(data);
+                }
+                self.keep_way_at_end();
+            }
+            Some(Err(_)) | None => self.way = None,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
