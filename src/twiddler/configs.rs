@@ -1,0 +1,182 @@
+//! What `getAllConfigInfo` says of processes that were added.
+//!
+//! The daemon lists what it read last, and what was added is on disk only while it is being added.
+//! So the daemon is let read it once more where its entries are missing, and what it said is kept.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use super::registry::{Event, Member, Registry};
+use super::{Refusal, Twiddler, plan};
+use crate::program::{self, Scope};
+use crate::xmlrpc::Value;
+
+/// Group and process, as clients know them.
+type Key = (String, String);
+
+/// The daemon's config structs of processes that were added, in the client's names.
+#[derive(Default)]
+pub struct Configs(Mutex<HashMap<Key, Value>>);
+
+impl Configs {
+    /// Forgets what is not so any more.
+    pub fn forget(&self, events: &[Event]) {
+        let mut known = self.known();
+        for event in events {
+            match event {
+                Event::Joined(member) => {
+                    known.remove(&key(member));
+                }
+                Event::Left { group, process } | Event::Hidden { group, process, .. } => {
+                    known.remove(&(group.clone(), process.clone()));
+                }
+                Event::GroupGone { name } => known.retain(|(group, _), _| group != name),
+                _ => {}
+            }
+        }
+    }
+
+    /// Forgets all.
+    pub fn clear(&self) {
+        self.known().clear();
+    }
+
+    /// Keeps the structs of `list` that are about members of `registry`.
+    fn learn(&self, registry: &Registry, list: &[Value]) {
+        let mut known = self.known();
+        for config in list {
+            let text = |member: &str| config.get(member).and_then(Value::as_str);
+            let (Some(group), Some(process)) = (text("group"), text("name")) else {
+                continue;
+            };
+            if registry.member(group, process).is_some() {
+                known.insert((group.to_owned(), process.to_owned()), config.clone());
+            }
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Value>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Twiddler {
+    /// Completes the daemon's list, whose names are those of clients already: what was added is in
+    /// it, in the daemon's order (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
+    ///
+    /// # Errors
+    /// When the daemon has to be asked and does not answer.
+    pub async fn complete_configs(&self, list: &mut Vec<Value>) -> Result<(), Refusal> {
+        self.with_registry(|registry| self.configs.learn(registry, list));
+        if !self.unknown_configs().is_empty() {
+            self.learn_configs().await?;
+        }
+        self.with_registry(|registry| {
+            list.retain(|config| !is_member(registry, config));
+            let known = self.configs.known();
+            list.extend(
+                registry
+                    .members()
+                    .filter_map(|member| known.get(&key(member)).cloned()),
+            );
+        });
+        list.sort_by(|one, other| name(one).cmp(name(other)));
+        Ok(())
+    }
+
+    /// Members whose struct is not known and can be learnt.
+    fn unknown_configs(&self) -> Vec<Member> {
+        self.with_registry(|registry| {
+            let known = self.configs.known();
+            registry
+                .members()
+                .filter(|member| member.program.is_some() && !known.contains_key(&key(member)))
+                .cloned()
+                .collect()
+        })
+    }
+
+    /// Lets the daemon read the members that are not known. While the user's own files are not
+    /// valid it reads nothing, and the list stays as it is.
+    async fn learn_configs(&self) -> Result<(), Refusal> {
+        let _busy = self.busy.lock().await;
+        let members = self.unknown_configs();
+        let configured = self.configured_groups();
+        let priority = |group: &str| {
+            self.with_registry(|registry| plan::priority(registry, &configured, group))
+        };
+        let (text, sections) = sections(&members, priority);
+        let staged = self.stage(&text).await?;
+        let calls = [
+            ("supervisor.reloadConfig", vec![]),
+            ("supervisor.getAllConfigInfo", vec![]),
+        ];
+        let mut results = self.multicall(&calls).await?.into_iter();
+        drop(staged);
+        if let (Some(Ok(_)), Some(Ok(Value::Array(mut list)))) = (results.next(), results.next()) {
+            list.retain_mut(|config| give_group(config, &sections));
+            self.with_registry(|registry| self.configs.learn(registry, &list));
+        }
+        Ok(())
+    }
+}
+
+/// One section for each member, under a name that nobody uses, and whose it is.
+fn sections(
+    members: &[Member],
+    priority: impl Fn(&str) -> i64,
+) -> (String, HashMap<String, (String, i64)>) {
+    let mut text = String::new();
+    let mut owners = HashMap::new();
+    for (number, member) in members.iter().enumerate() {
+        let Some(program) = &member.program else {
+            continue;
+        };
+        let section = format!("twiddler~config~{number}");
+        let priority = priority(&member.group);
+        text += &program::render_group(&section, priority, &[&section]);
+        text += &program.render(&section, Scope::One(member.index));
+        owners.insert(section, (member.group.clone(), priority));
+    }
+    (text, owners)
+}
+
+/// Puts the group that clients know into a struct about one of `sections`; others are left out.
+fn give_group(config: &mut Value, sections: &HashMap<String, (String, i64)>) -> bool {
+    let owner = config
+        .get("group")
+        .and_then(Value::as_str)
+        .and_then(|group| sections.get(group));
+    let Some((group, priority)) = owner else {
+        return false;
+    };
+    for (member, value) in [
+        ("group", Value::from(group.as_str())),
+        ("group_prio", Value::from(*priority)),
+        ("inuse", Value::Bool(true)),
+    ] {
+        if let Some(place) = config.get_mut(member) {
+            *place = value;
+        }
+    }
+    true
+}
+
+fn is_member(registry: &Registry, config: &Value) -> bool {
+    let text = |member: &str| config.get(member).and_then(Value::as_str);
+    match (text("group"), text("name")) {
+        (Some(group), Some(process)) => registry.member(group, process).is_some(),
+        _ => false,
+    }
+}
+
+fn key(member: &Member) -> Key {
+    (member.group.clone(), member.process.clone())
+}
+
+fn name(config: &Value) -> &str {
+    config
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}

@@ -1,0 +1,175 @@
+//! Lines in the daemon's own main log.
+//!
+//! The daemon has no call for it, so the line is appended to its file in its format
+//! (`supervisor/options.py`, `make_logger`; `supervisor/loggers.py`, `LogRecord.asdict`).
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::daemon::conf::{LogFile, LogLevel};
+use crate::daemon::fault::{FAILED, fault};
+use crate::xmlrpc::Fault;
+
+/// While the daemon rotates its log there is no file of that name for an instant.
+const ROTATION: Duration = Duration::from_secs(5);
+/// open(2): where writes go, and whether there are any.
+const O_APPEND: u32 = 0o2000;
+const O_ACCMODE: u32 = 0o3;
+/// How often to look for the file meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// The daemon's main log, as the proxy reaches it.
+#[derive(Clone, Debug)]
+pub struct MainLog {
+    file: LogFile,
+    threshold: LogLevel,
+}
+
+impl MainLog {
+    /// The log that the configuration names, and the level below which nothing is written.
+    pub fn new(file: LogFile, threshold: LogLevel) -> Self {
+        MainLog { file, threshold }
+    }
+
+    /// Appends `message`, unless `level` is below the daemon's `loglevel`. The process number of the
+    /// `daemon` helps to see whether it would write over the line.
+    ///
+    /// # Errors
+    /// A fault that says why the file cannot be written from here.
+    pub async fn write(
+        &self,
+        level: LogLevel,
+        message: &str,
+        daemon: Option<i64>,
+    ) -> Result<(), Fault> {
+        if level.number() < self.threshold.number() {
+            return Ok(());
+        }
+        let path = match &self.file {
+            LogFile::File(path) => path,
+            LogFile::Syslog => {
+                return Err(fault(
+                    FAILED,
+                    "supervisord logs to syslog, which has no file to write to",
+                ));
+            }
+        };
+        let now = chrono::Local::now().format("%Y-%m-%d %H:%M:%S,%3f");
+        let line = format!("{now} {} {message}\n", level.code());
+        let daemon = daemon
+            .and_then(|pid| i32::try_from(pid).ok())
+            .map(Pid::from_raw);
+        append(path, daemon, &line).await.map_err(|error| {
+            let path = path.display();
+            tracing::warn!(%error, %path, "supervisord's log cannot be written");
+            fault(
+                FAILED,
+                format!("cannot write supervisord's log {path} from here: {error}"),
+            )
+        })
+    }
+}
+
+/// Writes `line` in one piece, so that it stays whole beside the daemon's own.
+async fn append(path: &Path, daemon: Option<Pid>, line: &str) -> io::Result<()> {
+    let deadline = tokio::time::Instant::now() + ROTATION;
+    let mut asked_about = None;
+    loop {
+        let in_time = tokio::time::Instant::now() < deadline;
+        match open(path) {
+            Ok(mut file) => {
+                let spoilt = daemon.filter(|daemon| in_time && overwrites(*daemon, &file));
+                // Each rotation makes another file, about which the daemon must be asked again.
+                let inode = file.metadata()?.ino();
+                let waits = spoilt.is_some_and(|daemon| {
+                    asked_about.replace(inode) == Some(inode) || ask_to_reopen(daemon)
+                });
+                if !waits {
+                    return file.write_all(line.as_bytes());
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound && in_time && was_rotated(path) => {}
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The file must be there: one that we made would not be the daemon's. A log that is no regular
+/// file (`/dev/stdout`) would be ours, not the daemon's.
+fn open(path: &Path) -> io::Result<File> {
+    let file = File::options().append(true).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ))
+    }
+}
+
+/// Rotation leaves the earlier log beside it.
+fn was_rotated(path: &Path) -> bool {
+    let mut rotated = path.as_os_str().to_owned();
+    rotated.push(".1");
+    PathBuf::from(rotated).exists()
+}
+
+/// Whether the daemon writes to `file` where it left off rather than at the end, and so over what
+/// others append. It does so after it rotated its log (`supervisor/loggers.py`, `doRollover`).
+/// What cannot be seen from here, in another container say, is taken for harmless.
+fn overwrites(daemon: Pid, file: &File) -> bool {
+    writers(daemon, file).is_ok_and(|flags| flags.iter().any(|flags| flags & O_APPEND == 0))
+}
+
+/// The flags of the daemon's descriptors that are open for writing to the same file.
+fn writers(daemon: Pid, file: &File) -> io::Result<Vec<u32>> {
+    let same = file.metadata()?;
+    let process = PathBuf::from(format!("/proc/{daemon}"));
+    let mut flags = Vec::new();
+    for entry in std::fs::read_dir(process.join("fd"))?.flatten() {
+        let Ok(found) = std::fs::metadata(entry.path()) else {
+            continue;
+        };
+        if (found.dev(), found.ino()) == (same.dev(), same.ino()) {
+            let info = std::fs::read_to_string(process.join("fdinfo").join(entry.file_name()))?;
+            flags.extend(descriptor_flags(&info).filter(|flags| flags & O_ACCMODE != 0));
+        }
+    }
+    Ok(flags)
+}
+
+/// The octal `flags:` line of a descriptor (proc(5)).
+fn descriptor_flags(info: &str) -> Option<u32> {
+    let line = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    u32::from_str_radix(line.trim(), 8).ok()
+}
+
+/// Lets the daemon open its logs again, at their end this time. False where we may not.
+fn ask_to_reopen(daemon: Pid) -> bool {
+    let asked = kill(daemon, Signal::SIGUSR2);
+    tracing::debug!(
+        ?asked,
+        "asked supervisord to open its log again, because it overwrites what others append"
+    );
+    asked.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_read_from_their_line() {
+        let info = "pos:\t12\nflags:\t0102001\nmnt_id:\t29\n";
+        assert_eq!(descriptor_flags(info), Some(0o102001));
+        assert_eq!(descriptor_flags("pos:\t0\n"), None);
+    }
+}

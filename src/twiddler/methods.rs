@@ -1,0 +1,243 @@
+//! The table of `twiddler.*` methods: their names, what they take, their help.
+
+use super::change::{Change, Wording};
+use crate::daemon::conf::LogLevel;
+use crate::daemon::fault::{INCORRECT_PARAMETERS, bare, fault};
+use crate::program::{Name, Program};
+use crate::xmlrpc::{Fault, Value};
+
+/// What `getAPIVersion` answers.
+pub const API_VERSION: &str = "1.0";
+/// XML-RPC integers have 32 bits; the daemon's lists could not be read with a larger priority.
+const INTEGERS: std::ops::RangeInclusive<i64> = i32::MIN as i64..=i32::MAX as i64;
+
+/// One method of the namespace.
+#[derive(Debug)]
+pub struct Method {
+    /// Its name, without the namespace.
+    pub name: &'static str,
+    /// Result type and parameter types, as `system.methodSignature` has them.
+    pub signature: &'static [&'static str],
+    /// What `system.methodHelp` says.
+    pub help: &'static str,
+    /// How many of the parameters must be there.
+    required: usize,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    ApiVersion,
+    GroupNames,
+    AddGroup,
+    AddProgram,
+    RemoveProcess,
+    RemoveGroup,
+    Log,
+}
+
+/// A call whose parameters make sense as far as that can be told without the daemon.
+#[derive(Debug)]
+pub enum Request {
+    /// `getAPIVersion()`
+    ApiVersion,
+    /// `getGroupNames()`
+    GroupNames,
+    /// `log(message, level)`
+    Log {
+        /// How much it matters.
+        level: LogLevel,
+        /// What to write.
+        message: String,
+    },
+    /// A change.
+    Change(Change),
+    /// A change that is not valid; an unknown group is complained about first.
+    Invalid {
+        /// The group it is about.
+        group: String,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+}
+
+/// All methods, by name.
+pub static METHODS: &[Method] = &[
+    Method {
+        name: "addGroup",
+        signature: &["boolean", "string", "int"],
+        help: " Add a new, empty process group\n\n\
+            @param string  name      Name of the new process group\n\
+            @param int     priority  Priority of the group, as in supervisord.conf\n\
+            @return boolean          Always True unless error\n",
+        required: 2,
+        kind: Kind::AddGroup,
+    },
+    Method {
+        name: "addProcessToGroup",
+        signature: &["boolean", "string", "string", "struct"],
+        help: ADD_PROGRAM_HELP,
+        required: 3,
+        kind: Kind::AddProgram,
+    },
+    Method {
+        name: "addProgramToGroup",
+        signature: &["boolean", "string", "string", "struct"],
+        help: ADD_PROGRAM_HELP,
+        required: 3,
+        kind: Kind::AddProgram,
+    },
+    Method {
+        name: "getAPIVersion",
+        signature: &["string"],
+        help: " Return the version of the twiddler namespace\n\n@return string  version id\n",
+        required: 0,
+        kind: Kind::ApiVersion,
+    },
+    Method {
+        name: "getGroupNames",
+        signature: &["array"],
+        help: " Return the names of all active process groups, empty ones too\n\n\
+            @return array  Process group names\n",
+        required: 0,
+        kind: Kind::GroupNames,
+    },
+    Method {
+        name: "log",
+        signature: &["boolean", "string", "string|int"],
+        help: " Write a line to the main log of supervisord\n\n\
+            @param string      message  What to write\n\
+            @param string|int  level    Name (INFO, the default) or number (20) of the log level\n\
+            @return boolean             Always True unless error\n",
+        required: 1,
+        kind: Kind::Log,
+    },
+    Method {
+        name: "removeGroup",
+        signature: &["boolean", "string"],
+        help: " Remove a process group and its processes, all of which must be stopped\n\n\
+            @param string  name  Name of the process group\n\
+            @return boolean      Always True unless error\n",
+        required: 1,
+        kind: Kind::RemoveGroup,
+    },
+    Method {
+        name: "removeProcessFromGroup",
+        signature: &["boolean", "string", "string"],
+        help: " Remove a stopped process from its process group\n\n\
+            @param string  group    Name of the process group\n\
+            @param string  process  Name of the process\n\
+            @return boolean         Always True unless error\n",
+        required: 2,
+        kind: Kind::RemoveProcess,
+    },
+];
+
+const ADD_PROGRAM_HELP: &str = " Add a program to an existing process group: one process, or as many as its numprocs says\n\n\
+    @param string  group    Name of an existing process group\n\
+    @param string  program  Name of the new program\n\
+    @param struct  options  Options of the program, as in supervisord.conf\n\
+    @return boolean         Always True unless error\n";
+
+/// Finds a method by its name without the namespace.
+pub fn method(name: &str) -> Option<&'static Method> {
+    METHODS.iter().find(|method| method.name == name)
+}
+
+impl Method {
+    /// Whether nothing but the daemon's own gate stands before the change itself.
+    pub fn changes(&self) -> bool {
+        !matches!(self.kind, Kind::ApiVersion | Kind::GroupNames | Kind::Log)
+    }
+
+    /// Whether that many parameters can be right.
+    ///
+    /// # Errors
+    /// The daemon's fault for a call that Python would not make.
+    pub fn check_count(&self, params: &[Value]) -> Result<(), Fault> {
+        let most = self.signature.len() - 1;
+        if (self.required..=most).contains(&params.len()) {
+            Ok(())
+        } else {
+            Err(wrong())
+        }
+    }
+
+    /// Reads the parameters; `main_file` is the daemon's configuration file, as its texts name it.
+    ///
+    /// # Errors
+    /// The fault for a parameter of a wrong type or value.
+    pub fn request(&self, params: &[Value], main_file: &str) -> Result<Request, Fault> {
+        self.check_count(params)?;
+        let text = |at: usize| params.get(at).and_then(Value::as_str).ok_or_else(wrong);
+        Ok(match self.kind {
+            Kind::ApiVersion => Request::ApiVersion,
+            Kind::GroupNames => Request::GroupNames,
+            Kind::Log => Request::Log {
+                level: level(params.get(1))?,
+                message: text(0)?.to_owned(),
+            },
+            Kind::AddGroup => Request::Change(add_group(text(0)?, &params[1])?),
+            Kind::AddProgram => add_program(text(0)?, params, main_file),
+            Kind::RemoveProcess => Request::Change(Change::RemoveProcess {
+                group: text(0)?.to_owned(),
+                process: text(1)?.to_owned(),
+            }),
+            Kind::RemoveGroup => Request::Change(Change::RemoveGroup {
+                name: text(0)?.to_owned(),
+                wording: Wording::Process,
+            }),
+        })
+    }
+}
+
+fn wrong() -> Fault {
+    bare(INCORRECT_PARAMETERS)
+}
+
+fn add_group(name: &str, priority: &Value) -> Result<Change, Fault> {
+    let name = Name::parse(name).map_err(|error| fault(INCORRECT_PARAMETERS, error))?;
+    let number = match priority {
+        Value::Int(number) => Some(*number),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    match number.filter(|number| INTEGERS.contains(number)) {
+        Some(priority) => Ok(Change::AddGroup { name, priority }),
+        None => Err(fault(
+            INCORRECT_PARAMETERS,
+            "priority must be an integer of at most 32 bits",
+        )),
+    }
+}
+
+fn add_program(group: &str, params: &[Value], main_file: &str) -> Request {
+    let parsed = Name::parse(group)
+        .map_err(|error| fault(INCORRECT_PARAMETERS, error))
+        .and_then(|name| parse_program(&name, params, main_file));
+    match parsed {
+        Ok(program) => Request::Change(Change::AddProgram(Box::new(program))),
+        Err(fault) => Request::Invalid {
+            group: group.to_owned(),
+            fault,
+        },
+    }
+}
+
+fn parse_program(group: &Name, params: &[Value], main_file: &str) -> Result<Program, Fault> {
+    let name = params[1].as_str().ok_or_else(wrong)?;
+    Program::parse(group, name, &params[2], main_file)
+        .map_err(|error| fault(INCORRECT_PARAMETERS, error))
+}
+
+/// The daemon's level names in any case, long (`warn`) or as they stand in its log (`WARN`), or
+/// their numbers. The in-process twiddler knows only the latter two.
+fn level(value: Option<&Value>) -> Result<LogLevel, Fault> {
+    match value {
+        None => Some(LogLevel::Info),
+        Some(Value::String(name)) => LogLevel::parse(name).or_else(|| LogLevel::from_code(name)),
+        Some(Value::Int(number)) => LogLevel::from_number(*number),
+        Some(_) => None,
+    }
+    .ok_or_else(wrong)
+}

@@ -1,0 +1,489 @@
+//! The `twiddler` namespace: what was changed at run time, and how it is changed.
+//!
+//! One worker carries out changes, those that wait together as one transaction; names are looked up
+//! by everybody at any time. Knows nothing of HTTP.
+
+mod ask;
+mod change;
+mod configs;
+mod journal;
+mod log;
+pub mod methods;
+mod persist;
+mod plan;
+mod registry;
+mod settle;
+mod transaction;
+mod worker;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{OnceCell, mpsc};
+
+pub use change::{Change, Outcome, Refusal, Wording};
+pub use log::MainLog;
+pub use plan::{Found, group_of_real_name};
+pub use registry::{Event, Member, Place, Registry};
+
+use crate::daemon::conf::{self, ConfiguredGroup};
+use crate::daemon::fault::{BAD_NAME, FAILED, SHUTDOWN_STATE, fault};
+use crate::daemon::{CallError, Daemon, Life};
+use crate::include_dir::{Delivery, DirLock, IncludeDir, Staged};
+use crate::program;
+use crate::xmlrpc::{Fault, Value};
+use ask::ask;
+use configs::Configs;
+use journal::{Journal, Opened};
+use plan::{Answers, Question};
+use transaction::Reloaded;
+use worker::Job;
+
+/// Whether the daemon let the one in who wants a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caution {
+    /// It did.
+    Judged,
+    /// It was not asked, because it asks nobody for credentials as far as is known. The change must
+    /// not be made with credentials that somebody else brought meanwhile.
+    Unjudged,
+}
+
+/// Everything about what was changed in the daemon's present life.
+pub struct Twiddler {
+    daemon: Arc<Daemon>,
+    include: IncludeDir,
+    conf_file: PathBuf,
+    journal: RwLock<Journal>,
+    life: Life,
+    /// What is known is about the life that is watched. Not so while that is being found out.
+    settled: AtomicBool,
+    /// Held while somebody finds out whether the daemon's life is still the same.
+    settling: tokio::sync::Mutex<()>,
+    /// The daemon did not answer to something: it may have started again.
+    cut: AtomicBool,
+    /// Steps whose end is not known: the daemon went away before it answered.
+    open_ends: Mutex<Vec<Event>>,
+    marker: String,
+    next: AtomicU64,
+    /// Counts the lives of the daemon that were noticed.
+    lives: AtomicU64,
+    /// What was kept when the proxy started, whatever became of it since.
+    kept_before: Option<String>,
+    /// What the daemon runs of an earlier proxy was looked for.
+    looked_around: AtomicBool,
+    /// How generated files reach the daemon, once that was tried.
+    delivery: OnceCell<Delivery>,
+    /// What is added outlives the daemon.
+    persists: bool,
+    /// What `getAllConfigInfo` said of processes that were added.
+    configs: Configs,
+    /// Keeps a second proxy from the same include directory.
+    _lock: DirLock,
+    /// Not bounded: each connection waits for its own changes, and connections are bounded.
+    jobs: mpsc::UnboundedSender<Job>,
+    /// Held by the worker during a transaction.
+    busy: tokio::sync::Mutex<()>,
+    /// There is one generated file at a time.
+    staging: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A generated file, until it is dropped.
+struct OnDisk {
+    _staged: Staged,
+    /// Given on after the file is gone.
+    _turn: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Twiddler {
+    /// Takes up what the journal in the include directory says, sweeps away files that a proxy that
+    /// died has left there, and starts the worker on the current runtime. What is added outlives
+    /// the daemon if it `persists`; otherwise nothing does, also of what was kept before.
+    ///
+    /// # Errors
+    /// When the include directory cannot be used, or another proxy uses it
+    /// ([`std::io::ErrorKind::ResourceBusy`]).
+    pub fn open(
+        daemon: Arc<Daemon>,
+        include: IncludeDir,
+        conf_file: PathBuf,
+        persists: bool,
+    ) -> std::io::Result<Arc<Self>> {
+        let lock = DirLock::take(include.path())?;
+        let kept_before = include.kept();
+        if !persists {
+            include.keep_nothing()?;
+        }
+        for path in include.sweep()? {
+            tracing::warn!(path = %path.display(), "took away a generated file that an earlier proxy left");
+        }
+        let Opened {
+            journal,
+            unfinished,
+        } = Journal::open(include.path())?;
+        let (jobs, waiting) = mpsc::unbounded_channel();
+        let twiddler = Arc::new(Twiddler {
+            daemon,
+            include,
+            conf_file,
+            marker: marker_name(&journal),
+            next: AtomicU64::new(journal.registry().next().max(1)),
+            lives: AtomicU64::new(0),
+            kept_before,
+            journal: RwLock::new(journal),
+            looked_around: AtomicBool::new(false),
+            delivery: OnceCell::new(),
+            persists,
+            configs: Configs::default(),
+            _lock: lock,
+            life: Life::default(),
+            settled: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
+            settling: tokio::sync::Mutex::default(),
+            open_ends: Mutex::new(unfinished),
+            jobs,
+            busy: tokio::sync::Mutex::default(),
+            staging: Arc::default(),
+        });
+        tokio::spawn(worker::work(twiddler.clone(), waiting));
+        tokio::spawn(settle::keep_watch(twiddler.clone()));
+        Ok(twiddler)
+    }
+
+    /// Carries out `changes` in order, together as far as they do not concern each other; one
+    /// outcome for each. They are carried out even if nobody waits for the answer any more.
+    pub async fn change(&self, changes: Vec<Change>, caution: Caution) -> Vec<Outcome> {
+        let waiting: Vec<_> = changes
+            .into_iter()
+            .map(|change| self.submit(change, caution))
+            .collect();
+        let mut outcomes = Vec::with_capacity(waiting.len());
+        for outcome in waiting {
+            outcomes.push(outcome.await.unwrap_or_else(|_| {
+                Err(Refusal::Unreachable(
+                    "the proxy is shutting down".to_owned(),
+                ))
+            }));
+        }
+        outcomes
+    }
+
+    /// Waits until no change is under way, as long as `patience` lasts, and takes generated files
+    /// away. What became of a change that takes longer is found out at the next start.
+    pub async fn wind_up(&self, patience: Duration) {
+        if tokio::time::timeout(patience, self.busy.lock())
+            .await
+            .is_err()
+        {
+            tracing::warn!("supervisord has not answered to a change: left it to itself");
+        }
+        if let Err(error) = self.include.sweep() {
+            tracing::error!(%error, "generated files cannot be taken away");
+        }
+    }
+
+    /// Keeps changes off until the guard is dropped: whoever lets the daemon read its files meanwhile
+    /// meets none of ours, and learns of nothing that is about to be noted down.
+    pub async fn quiet(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.busy.lock().await
+    }
+
+    /// Answers from what is known; `look` must not wait for anything.
+    pub fn with_registry<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
+        look(
+            self.journal
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .registry(),
+        )
+    }
+
+    /// Makes sure that what is known is about the daemon's present life, and forgets it otherwise.
+    /// Costs a system call while the daemon stays up.
+    ///
+    /// # Errors
+    /// When the daemon is away or shuts down.
+    pub async fn same_life(&self) -> Result<(), Refusal> {
+        if self.is_settled() {
+            return Ok(());
+        }
+        let _settling = self.settling.lock().await;
+        if self.is_settled() {
+            return Ok(());
+        }
+        self.settled.store(false, Ordering::Relaxed);
+        self.life
+            .watch(self.daemon.address())
+            .await
+            .map_err(|error| Refusal::Unreachable(self.unreachable(&error)))?;
+        let settled = self.settle().await;
+        match settled {
+            Ok(()) => self.settled.store(true, Ordering::Relaxed),
+            Err(_) => self.life.forget(),
+        }
+        settled
+    }
+
+    /// Takes note that hidden processes are to be seen again.
+    pub fn show(&self, processes: impl IntoIterator<Item = (String, String)>) {
+        let events: Vec<Event> = processes
+            .into_iter()
+            .map(|(group, process)| Event::Shown { group, process })
+            .collect();
+        if !events.is_empty() {
+            self.note(events);
+        }
+    }
+
+    /// Tells the lives of the daemon apart that were noticed.
+    pub fn life_number(&self) -> u64 {
+        self.lives.load(Ordering::Relaxed)
+    }
+
+    /// Makes sure that the daemon has not started again since its life had this number.
+    ///
+    /// # Errors
+    /// When it has, or is away.
+    pub async fn lived_on_since(&self, life: u64) -> Result<(), Refusal> {
+        self.same_life().await?;
+        if self.life_number() == life {
+            return Ok(());
+        }
+        Err(Refusal::Unreachable(
+            "supervisord was started again meanwhile".to_owned(),
+        ))
+    }
+
+    /// The names of all active groups: those with processes, and empty ones that were added here or
+    /// that the user's files define.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub async fn group_names(&self) -> Result<Vec<String>, Refusal> {
+        self.same_life().await?;
+        let mut candidates: HashSet<String> =
+            self.with_registry(|registry| registry.added_groups().map(str::to_owned).collect());
+        candidates.extend(
+            self.configured_groups()
+                .into_iter()
+                .filter(|group| group.empty)
+                .map(|group| group.name),
+        );
+        let mut questions = vec![Question::AllProcesses];
+        questions.extend(candidates.into_iter().map(Question::Group));
+        let answers = ask(self, questions).await?;
+        Ok(self.with_registry(|registry| visible_groups(registry, &answers)))
+    }
+
+    /// Makes sure that there is a group of this name for clients.
+    ///
+    /// # Errors
+    /// The fault for an unknown group, or why the daemon cannot tell.
+    pub async fn require_group(&self, group: &str) -> Result<(), Refusal> {
+        self.same_life().await?;
+        let answers = ask(self, vec![Question::Group(group.to_owned())]).await?;
+        let active = answers.groups.values().any(|active| *active);
+        let known = self.with_registry(|registry| {
+            active && registry.owner(group).is_none()
+                || registry.members_of(group).any(Member::is_placed)
+        });
+        if known {
+            Ok(())
+        } else {
+            Err(Refusal::Fault(fault(BAD_NAME, format!("group: {group}"))))
+        }
+    }
+
+    /// Whether nothing was changed, so that no name can need translation.
+    pub fn knows_nothing(&self) -> bool {
+        self.looked_around.load(Ordering::Relaxed)
+            && self.with_registry(|registry| registry.is_empty() && registry.is_plain())
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+            && self.life.is_unbroken()
+            && !self.cut.load(Ordering::Relaxed)
+            && self.open_ends().is_empty()
+    }
+
+    /// Puts a generated file in front of the daemon until the guard is dropped.
+    async fn stage(&self, text: &str) -> Result<OnDisk, Refusal> {
+        let delivery = self
+            .delivery
+            .get_or_try_init(|| self.try_delivery())
+            .await?;
+        self.stage_by(text, *delivery).await
+    }
+
+    async fn stage_by(&self, text: &str, delivery: Delivery) -> Result<OnDisk, Refusal> {
+        let turn = self.staging.clone().lock_owned().await;
+        match self.include.stage(text, delivery) {
+            Ok(staged) => Ok(OnDisk {
+                _staged: staged,
+                _turn: turn,
+            }),
+            Err(error) => Err(self.cannot_write(&error)),
+        }
+    }
+
+    /// Finds out whether the daemon can look through this process, by an empty group that it reads
+    /// and nobody adds.
+    async fn try_delivery(&self) -> Result<Delivery, Refusal> {
+        let group = self.trial_name();
+        let text = program::render_group(&group, plan::DEFAULT_PRIORITY, &[]);
+        let staged = self.stage_by(&text, Delivery::Link).await?;
+        let reloaded = self.call("supervisor.reloadConfig", &[]).await?;
+        drop(staged);
+        let seen = Reloaded::read(&reloaded).added.contains(&group);
+        let delivery = if seen { Delivery::Link } else { Delivery::File };
+        tracing::debug!(?delivery, "tried how generated files reach supervisord");
+        Ok(delivery)
+    }
+
+    fn cannot_write(&self, error: &std::io::Error) -> Refusal {
+        let dir = self.include.path().display();
+        tracing::error!(%error, %dir, "the include directory cannot be written");
+        Refusal::Fault(fault(
+            FAILED,
+            format!("cannot write in the include directory {dir}: {error}"),
+        ))
+    }
+
+    fn begin(&self, marker: Option<&str>, events: &[Event]) -> Result<(), Refusal> {
+        let mut all = vec![Event::Next(self.next_number())];
+        all.extend(marker.map(|name| Event::Marker(name.to_owned())));
+        all.extend_from_slice(events);
+        self.journal_mut()
+            .begin(&all)
+            .map_err(|error| self.cannot_write(&error))
+    }
+
+    /// Takes note of what came of that which was begun.
+    fn end(&self, events: Vec<Event>) {
+        let events = self.completed(events);
+        self.journal_mut().done(events);
+    }
+
+    /// Takes note of something else.
+    fn note(&self, events: Vec<Event>) {
+        let events = self.completed(events);
+        self.journal_mut().also(events);
+    }
+
+    fn completed(&self, mut events: Vec<Event>) -> Vec<Event> {
+        self.configs.forget(&events);
+        events.push(Event::Next(self.next_number()));
+        events
+    }
+
+    fn leave_open(&self, events: Vec<Event>) {
+        self.open_ends().extend(events);
+    }
+
+    fn needs_marker(&self) -> bool {
+        self.with_registry(|registry| registry.marker().is_none())
+    }
+
+    fn marker_name(&self) -> String {
+        self.marker.clone()
+    }
+
+    /// An empty group that the daemon is to read and nobody adds.
+    fn trial_name(&self) -> String {
+        format!("{}~try", self.marker)
+    }
+
+    fn next_number(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    fn reserve_numbers(&self, next: u64) {
+        self.next.fetch_max(next, Ordering::Relaxed);
+    }
+
+    fn take_number(&self, group: &str) -> String {
+        plan::real_name(group, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What the user's files define now. Files that cannot be read define nothing: the daemon says
+    /// what is wrong with them when it reads them itself.
+    fn configured_groups(&self) -> Vec<ConfiguredGroup> {
+        conf::inspect(&self.conf_file, &conf::process_environment)
+            .map(|found| found.conf.groups)
+            .unwrap_or_default()
+    }
+
+    fn main_file(&self) -> String {
+        self.conf_file.display().to_string()
+    }
+
+    async fn call(&self, method: &str, params: &[Value]) -> Result<Value, Refusal> {
+        Ok(self.daemon.call(method, params).await?)
+    }
+
+    async fn multicall(
+        &self,
+        calls: &[(&str, Vec<Value>)],
+    ) -> Result<Vec<Result<Value, Fault>>, Refusal> {
+        let results = self.daemon.multicall(calls).await;
+        if matches!(results, Err(CallError::Unreachable(_))) {
+            self.cut.store(true, Ordering::Relaxed);
+        }
+        let results = results?;
+        match results.iter().find_map(|result| result.as_ref().err()) {
+            Some(told) if told.code == SHUTDOWN_STATE => Err(Refusal::Fault(told.clone())),
+            _ => Ok(results),
+        }
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> String {
+        format!(
+            "supervisord at {} does not answer: {error}",
+            self.daemon.address()
+        )
+    }
+
+    fn journal_mut(&self) -> std::sync::RwLockWriteGuard<'_, Journal> {
+        self.journal.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_ends(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.open_ends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A name of its own for each proxy, so that the marker of an earlier life is never mistaken.
+fn marker_name(journal: &Journal) -> String {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let fresh = || format!("twiddler~{:x}-{:x}", std::process::id(), now.as_nanos());
+    journal
+        .registry()
+        .marker()
+        .map_or_else(fresh, str::to_owned)
+}
+
+fn visible_groups(registry: &Registry, answers: &Answers) -> Vec<String> {
+    let mut names: HashSet<String> = answers
+        .groups
+        .iter()
+        .filter(|(_, active)| **active)
+        .map(|(name, _)| name.clone())
+        .collect();
+    names.extend(answers.processes.values().map(|found| {
+        registry
+            .owner(&found.real)
+            .map_or(found.real.as_str(), |(group, _)| group)
+            .to_owned()
+    }));
+    let mut names: Vec<String> = names.into_iter().collect();
+    names.sort();
+    names
+}

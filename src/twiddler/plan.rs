@@ -1,0 +1,615 @@
+//! Decides what to do for a change, from what is known and what the daemon answered.
+//!
+//! Pure: the questions go out and the answers come in as values. Placement is decided here.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::change::{Change, Wording};
+use super::registry::{Event, MAX_NUMBER, Member, Place, Registry};
+use crate::daemon::conf::ConfiguredGroup;
+use crate::daemon::fault::{BAD_NAME, STILL_RUNNING, fault};
+use crate::program::{self, Program, Scope};
+use crate::xmlrpc::Fault;
+
+/// The daemon's default priority of a group (`supervisor/options.py`, `process_groups_from_parser`).
+pub const DEFAULT_PRIORITY: i64 = 999;
+/// States in which a process counts as stopped (`supervisor/states.py`, `STOPPED_STATES`).
+const STOPPED_STATES: [i64; 4] = [0, 100, 200, 1000];
+
+/// Something that only the daemon knows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Question {
+    /// Is there an active group of this name?
+    Group(String),
+    /// What state is the process of this real group in?
+    Process { real: String, process: String },
+    /// What processes are there at all?
+    AllProcesses,
+}
+
+/// A process as the daemon has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The daemon's group.
+    pub real: String,
+    /// Its name.
+    pub process: String,
+    /// The daemon's number for its state.
+    pub state: i64,
+    /// When it last started; 0 for never.
+    pub start: i64,
+}
+
+impl Found {
+    /// Whether the daemon would remove it.
+    pub fn is_stopped(&self) -> bool {
+        STOPPED_STATES.contains(&self.state)
+    }
+}
+
+/// What the daemon answered.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// Whether a group is active.
+    pub groups: HashMap<String, bool>,
+    /// Processes that are there, by real group and name.
+    pub processes: HashMap<(String, String), Found>,
+}
+
+impl Answers {
+    /// The process of this real name, where it is there.
+    pub fn found(&self, real: &str, process: &str) -> Option<&Found> {
+        self.processes.get(&(real.to_owned(), process.to_owned()))
+    }
+
+    /// Whether the daemon said that a group is active.
+    pub fn is_active(&self, group: &str) -> bool {
+        self.groups.get(group).copied().unwrap_or(false)
+    }
+}
+
+/// What is to be done for one change.
+#[derive(Clone, Debug)]
+pub enum Plan {
+    /// Add an empty group.
+    Create { group: String, priority: i64 },
+    /// Put a program into a group that has no process: its processes bear their own names.
+    Fill {
+        group: String,
+        priority: i64,
+        section: String,
+        program: Box<Program>,
+        members: Vec<Member>,
+    },
+    /// Give each process a real group of its own.
+    Place {
+        priority: i64,
+        program: Box<Program>,
+        members: Vec<Member>,
+    },
+    /// Take a real group of one process away.
+    Drop {
+        group: String,
+        process: String,
+        real: String,
+    },
+    /// The daemon keeps the process, stopped; nobody sees it any more.
+    Hide {
+        group: String,
+        process: String,
+        start: i64,
+    },
+    /// The last process of a real group leaves: make that group empty again.
+    Reset {
+        group: String,
+        priority: i64,
+        process: String,
+    },
+    /// A whole group goes.
+    Dissolve {
+        group: String,
+        reals: Vec<String>,
+        wording: Wording,
+    },
+}
+
+impl Plan {
+    /// What will have happened when all goes well.
+    pub fn events(&self) -> Vec<Event> {
+        match self {
+            Plan::Create { group, priority } => {
+                vec![Event::Group {
+                    name: group.clone(),
+                    priority: *priority,
+                }]
+            }
+            Plan::Fill { members, .. } | Plan::Place { members, .. } => members
+                .iter()
+                .map(|member| Event::Joined(Box::new(member.clone())))
+                .collect(),
+            Plan::Drop { group, process, .. } | Plan::Reset { group, process, .. } => {
+                vec![Event::Left {
+                    group: group.clone(),
+                    process: process.clone(),
+                }]
+            }
+            Plan::Hide {
+                group,
+                process,
+                start,
+            } => vec![Event::Hidden {
+                group: group.clone(),
+                process: process.clone(),
+                start: *start,
+            }],
+            Plan::Dissolve { group, .. } => vec![Event::GroupGone {
+                name: group.clone(),
+            }],
+        }
+    }
+
+    /// The sections that the daemon must read for it.
+    pub fn sections(&self) -> String {
+        match self {
+            Plan::Create { group, priority }
+            | Plan::Reset {
+                group, priority, ..
+            } => program::render_group(group, *priority, &[]),
+            Plan::Fill {
+                group,
+                priority,
+                section,
+                program,
+                ..
+            } => {
+                program::render_group(group, *priority, &[section])
+                    + &program.render(section, Scope::All)
+            }
+            Plan::Place {
+                priority,
+                program,
+                members,
+            } => members
+                .iter()
+                .map(|member| {
+                    program::render_group(&member.real, *priority, &[&member.real])
+                        + &program.render(&member.real, Scope::One(member.index))
+                })
+                .collect(),
+            Plan::Drop { .. } | Plan::Hide { .. } | Plan::Dissolve { .. } => String::new(),
+        }
+    }
+
+    /// The sections' names under which the daemon would complain about it.
+    pub fn blamable(&self) -> Vec<&str> {
+        match self {
+            Plan::Fill { section, .. } => vec![section],
+            Plan::Place { members, .. } => {
+                members.iter().map(|member| member.real.as_str()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether the daemon has to read a file for it.
+    pub fn needs_reload(&self) -> bool {
+        !matches!(
+            self,
+            Plan::Drop { .. } | Plan::Hide { .. } | Plan::Dissolve { .. }
+        )
+    }
+
+    /// The group whose real one is made anew, together with what it must be if that fails half way.
+    pub fn recreates(&self) -> Option<(&str, String)> {
+        match self {
+            Plan::Fill {
+                group, priority, ..
+            }
+            | Plan::Reset {
+                group, priority, ..
+            } => Some((group, program::render_group(group, *priority, &[]))),
+            _ => None,
+        }
+    }
+}
+
+/// What must be asked before `changes` can be planned. `names` are the process names of each
+/// change that adds a program.
+pub fn questions(registry: &Registry, changes: &[Change], names: &[Vec<String>]) -> Vec<Question> {
+    let mut questions = Vec::new();
+    let mut seen = HashSet::new();
+    let mut ask = |question: Question| {
+        if seen.insert(question.clone()) {
+            questions.push(question);
+        }
+    };
+    for (change, names) in changes.iter().zip(names) {
+        ask(Question::Group(change.group().to_owned()));
+        match change {
+            Change::AddGroup { .. } => {}
+            Change::AddProgram(program) => {
+                names
+                    .iter()
+                    .filter(|name| may_be_there(registry, program.group(), name))
+                    .for_each(|name| ask(locate(registry, program.group(), name)));
+            }
+            Change::RemoveProcess { group, process } => ask(locate(registry, group, process)),
+            Change::RemoveGroup { name, .. } if registry.added_group(name).is_some() => {
+                registry
+                    .members_of(name)
+                    .for_each(|member| ask(locate(registry, name, &member.process)));
+            }
+            Change::RemoveGroup { .. } => ask(Question::AllProcesses),
+        }
+    }
+    questions
+}
+
+/// In a group that was added here, nobody else adds processes.
+fn may_be_there(registry: &Registry, group: &str, process: &str) -> bool {
+    registry.added_group(group).is_none()
+        || registry.member(group, process).is_some()
+        || registry.hidden_start(group, process).is_some()
+}
+
+fn locate(registry: &Registry, group: &str, process: &str) -> Question {
+    let real = registry
+        .member(group, process)
+        .map_or(group, |member| &member.real);
+    Question::Process {
+        real: real.to_owned(),
+        process: process.to_owned(),
+    }
+}
+
+/// Plans the changes of one transaction, one after another.
+pub struct Planner<'a> {
+    registry: &'a Registry,
+    configured: &'a [ConfiguredGroup],
+    answers: &'a Answers,
+    next: u64,
+    persists: bool,
+    /// Groups that get their first process in this transaction.
+    filled: HashSet<String>,
+    /// Own-named processes that leave in this transaction, by group.
+    leaving: HashMap<String, BTreeSet<String>>,
+    /// What turned out not to be as it was known.
+    corrections: Vec<Event>,
+}
+
+impl<'a> Planner<'a> {
+    /// Plans on what `registry` knows, `configured` groups of the user's files, and the daemon's
+    /// `answers` to [`questions`]; `next` is the first free number of real groups;
+    /// what `persists` is on disk for as long as it is in the daemon.
+    pub fn new(
+        registry: &'a Registry,
+        configured: &'a [ConfiguredGroup],
+        answers: &'a Answers,
+        next: u64,
+        persists: bool,
+    ) -> Self {
+        Planner {
+            registry,
+            configured,
+            answers,
+            next,
+            persists,
+            filled: HashSet::new(),
+            leaving: HashMap::new(),
+            corrections: Vec::new(),
+        }
+    }
+
+    /// What was found to be different from what was known, and the next free number.
+    pub fn finish(self) -> (Vec<Event>, u64) {
+        (self.corrections, self.next)
+    }
+
+    /// Decides for one change; `names` are the process names of a program to be added.
+    ///
+    /// # Errors
+    /// The fault that the client gets.
+    pub fn plan(&mut self, change: &Change, names: &[String]) -> Result<Plan, Fault> {
+        match change {
+            Change::AddGroup { name, priority } => self.create(name.as_str(), *priority),
+            Change::AddProgram(program) => self.add(program, names),
+            Change::RemoveProcess { group, process } => self.remove(group, process),
+            Change::RemoveGroup { name, wording } => self.dissolve(name, *wording),
+        }
+    }
+
+    fn create(&self, group: &str, priority: i64) -> Result<Plan, Fault> {
+        // A group that the user's files define is theirs even while it is not active: a section of
+        // ours would take its place.
+        let configured = self
+            .configured
+            .iter()
+            .any(|configured| configured.name == group);
+        if configured || self.is_there(group) {
+            return Err(fault(BAD_NAME, group));
+        }
+        Ok(Plan::Create {
+            group: group.to_owned(),
+            priority,
+        })
+    }
+
+    fn add(&mut self, program: &Program, names: &[String]) -> Result<Plan, Fault> {
+        let group = program.group();
+        self.require(group)?;
+        for name in names {
+            if self.visible(group, name).is_some() {
+                return Err(fault(BAD_NAME, name));
+            }
+        }
+        let priority = priority(self.registry, self.configured, group);
+        let program = Box::new(program.clone());
+        if self.can_fill(group, names.len()) {
+            self.filled.insert(group.to_owned());
+            let section = self.number(group);
+            let members = self.members(&program, names, |_| group.to_owned());
+            return Ok(Plan::Fill {
+                group: group.to_owned(),
+                priority,
+                section,
+                program,
+                members,
+            });
+        }
+        let reals: Vec<String> = names.iter().map(|_| self.number(group)).collect();
+        let members = self.members(&program, names, |index| reals[index].clone());
+        Ok(Plan::Place {
+            priority,
+            program,
+            members,
+        })
+    }
+
+    /// What to do instead of filling a group that turned out to have processes after all.
+    pub fn place_instead(plan: Plan, mut number: impl FnMut(&str) -> String) -> Plan {
+        match plan {
+            Plan::Fill {
+                group,
+                priority,
+                program,
+                members,
+                ..
+            } => Plan::Place {
+                priority,
+                program,
+                members: members
+                    .into_iter()
+                    .map(|member| Member {
+                        real: number(&group),
+                        ..member
+                    })
+                    .collect(),
+            },
+            other => other,
+        }
+    }
+
+    fn remove(&mut self, group: &str, process: &str) -> Result<Plan, Fault> {
+        self.require(group)?;
+        let found = self
+            .visible(group, process)
+            .ok_or_else(|| fault(BAD_NAME, process))?
+            .clone();
+        if !found.is_stopped() {
+            return Err(fault(STILL_RUNNING, process));
+        }
+        let (group, process) = (group.to_owned(), process.to_owned());
+        match self.registry.member(&group, &process) {
+            Some(member) if member.is_placed() => Ok(Plan::Drop {
+                real: member.real.clone(),
+                group,
+                process,
+            }),
+            Some(_) if self.leaves_none(&group, &process) => Ok(Plan::Reset {
+                priority: priority(self.registry, self.configured, &group),
+                group,
+                process,
+            }),
+            _ => {
+                self.leaving
+                    .entry(group.clone())
+                    .or_default()
+                    .insert(process.clone());
+                Ok(Plan::Hide {
+                    group,
+                    process,
+                    start: found.start,
+                })
+            }
+        }
+    }
+
+    /// Whether `process` is the last one under its own name in a real group that can be emptied.
+    fn leaves_none(&mut self, group: &str, process: &str) -> bool {
+        let leaving = self.leaving.entry(group.to_owned()).or_default();
+        leaving.insert(process.to_owned());
+        self.registry
+            .members_of(group)
+            .filter(|member| !member.is_placed())
+            .all(|member| leaving.contains(&member.process))
+    }
+
+    fn dissolve(&mut self, group: &str, wording: Wording) -> Result<Plan, Fault> {
+        if !self.is_there(group) {
+            let name = match wording {
+                Wording::Process => format!("group: {group}"),
+                Wording::Group => group.to_owned(),
+            };
+            return Err(fault(BAD_NAME, name));
+        }
+        if let Some(process) = self.first_unstopped(group) {
+            let name = match wording {
+                Wording::Process => process,
+                Wording::Group => group.to_owned(),
+            };
+            return Err(fault(STILL_RUNNING, name));
+        }
+        let mut reals: Vec<String> = self
+            .registry
+            .members_of(group)
+            .filter(|member| member.is_placed())
+            .map(|member| member.real.clone())
+            .collect();
+        if self.answers.is_active(group) {
+            reals.push(group.to_owned());
+        }
+        Ok(Plan::Dissolve {
+            group: group.to_owned(),
+            reals,
+            wording,
+        })
+    }
+
+    fn first_unstopped(&self, group: &str) -> Option<String> {
+        self.answers
+            .processes
+            .values()
+            .filter(|found| {
+                found.real == group
+                    || self
+                        .registry
+                        .owner(&found.real)
+                        .is_some_and(|(owner, _)| owner == group)
+            })
+            .filter(|found| !found.is_stopped())
+            .map(|found| found.process.clone())
+            .min()
+    }
+
+    /// The group may be missing in the daemon while placed members of it are there.
+    fn is_there(&self, group: &str) -> bool {
+        self.answers.is_active(group) && self.registry.owner(group).is_none()
+            || self.registry.members_of(group).any(Member::is_placed)
+    }
+
+    fn require(&self, group: &str) -> Result<(), Fault> {
+        if self.is_there(group) {
+            Ok(())
+        } else {
+            Err(fault(BAD_NAME, format!("group: {group}")))
+        }
+    }
+
+    /// The process that clients see under this name, if there is one.
+    fn visible(&mut self, group: &str, process: &str) -> Option<&'a Found> {
+        let place = self.registry.place(group, process);
+        let real = match place {
+            Place::Placed(member) => &member.real,
+            Place::Ordinary | Place::Hidden(_) => group,
+        };
+        let found = self.answers.found(real, process);
+        let name = || (group.to_owned(), process.to_owned());
+        match (place, found) {
+            (Place::Hidden(start), Some(found)) if found.start == start && found.is_stopped() => {
+                None
+            }
+            (Place::Hidden(_), found) => {
+                let (group, process) = name();
+                self.corrections.push(Event::Shown { group, process });
+                found
+            }
+            (_, None) if self.registry.member(group, process).is_some() => {
+                let (group, process) = name();
+                self.corrections.push(Event::Left { group, process });
+                None
+            }
+            (_, found) => found,
+        }
+    }
+
+    /// Whether the real group has no process and is known well enough to be made anew. What
+    /// persists must not stand in the place of a section of the user's, and leave one by one.
+    fn can_fill(&self, group: &str, processes: usize) -> bool {
+        let added = self.registry.added_group(group).is_some();
+        let configured_empty = || {
+            self.configured
+                .iter()
+                .any(|configured| configured.name == group && configured.empty)
+        };
+        let known = if self.persists {
+            added && processes == 1
+        } else {
+            added || configured_empty()
+        };
+        known
+            && self.answers.is_active(group)
+            && self.registry.members_of(group).next().is_none()
+            && !self.registry.is_decorated(group)
+            && !self.filled.contains(group)
+    }
+
+    /// The next name for a real group of one process. Names that the user's files use are skipped.
+    fn number(&mut self, group: &str) -> String {
+        loop {
+            let name = real_name(group, self.next);
+            self.next += 1;
+            if !self
+                .configured
+                .iter()
+                .any(|configured| configured.name == name)
+            {
+                return name;
+            }
+        }
+    }
+
+    fn members(
+        &self,
+        program: &Program,
+        names: &[String],
+        real: impl Fn(usize) -> String,
+    ) -> Vec<Member> {
+        (0u32..)
+            .zip(names)
+            .map(|(index, name)| Member {
+                group: program.group().to_owned(),
+                process: name.clone(),
+                real: real(index as usize),
+                index,
+                program: Some(program.clone()),
+                section: None,
+            })
+            .collect()
+    }
+}
+
+/// The priority of a group that clients know.
+pub fn priority(registry: &Registry, configured: &[ConfiguredGroup], group: &str) -> i64 {
+    registry.added_group(group).unwrap_or_else(|| {
+        configured
+            .iter()
+            .find(|configured| configured.name == group)
+            .map_or(DEFAULT_PRIORITY, |configured| configured.priority)
+    })
+}
+
+/// Digits in the number of a real group: padded, because the daemon sorts its groups by name more
+/// cheaply when they are in order already.
+const NUMBER_WIDTH: usize = 6;
+
+/// The name of a real group that holds one process of `group`.
+pub fn real_name(group: &str, number: u64) -> String {
+    format!("{group}~{number:0width$}", width = NUMBER_WIDTH)
+}
+
+/// The group that a real group's name speaks of.
+pub fn group_of_real_name(real: &str) -> Option<&str> {
+    split_real_name(real).map(|(group, _)| group)
+}
+
+/// The number in a real group's name.
+pub fn number_of_real_name(real: &str) -> Option<u64> {
+    let number = split_real_name(real)?.1.parse().ok()?;
+    (number < MAX_NUMBER).then_some(number)
+}
+
+fn split_real_name(real: &str) -> Option<(&str, &str)> {
+    let (group, number) = real.rsplit_once('~')?;
+    let numbered = number.len() >= NUMBER_WIDTH && number.bytes().all(|byte| byte.is_ascii_digit());
+    (numbered && !group.is_empty()).then_some((group, number))
+}

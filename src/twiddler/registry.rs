@@ -1,0 +1,342 @@
+//! What was changed in one life of the daemon: groups, members and where they live, hidden processes.
+//!
+//! Pure: it is told what happened and answers questions about names. A *real* name is the one the
+//! daemon knows; the others are those that clients use.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::program::Program;
+
+/// No number of a real group is larger: more are never used, and larger ones are not ours.
+pub const MAX_NUMBER: u64 = 1_000_000_000_000;
+
+/// So many replies that speak of something gone are not under way at a time.
+const MAX_FORMER: usize = 64;
+
+/// One thing that happened, as the journal keeps it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub enum Event {
+    /// The daemon's life is recognised by this empty group of ours.
+    Marker(String),
+    /// A group was added.
+    Group {
+        /// The group.
+        name: String,
+        /// Its priority.
+        priority: i64,
+    },
+    /// A group that was added is gone, and all its members with it.
+    GroupGone {
+        /// The group.
+        name: String,
+    },
+    /// A process joined a group.
+    Joined(Box<Member>),
+    /// A process that had joined has left, and the daemon does not hold it any more.
+    Left {
+        /// The group that clients know.
+        group: String,
+        /// The process.
+        process: String,
+    },
+    /// A process has left although the daemon still holds it; `start` is when it last started.
+    Hidden {
+        /// The group that clients know.
+        group: String,
+        /// The process.
+        process: String,
+        /// When it last started.
+        start: i64,
+    },
+    /// A hidden process is to be seen again, or the daemon holds it no more.
+    Shown {
+        /// The group that clients know.
+        group: String,
+        /// The process.
+        process: String,
+    },
+    /// The next number of a real group of one process.
+    Next(u64),
+}
+
+/// A process that was added.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Member {
+    /// The group that clients know.
+    pub group: String,
+    /// The process's name, which is the same in the daemon.
+    pub process: String,
+    /// The daemon's group that holds it: `group` itself, or one of its own.
+    pub real: String,
+    /// Which of the program's processes it is.
+    pub index: u32,
+    /// What it was made from; unknown for one that was found in the daemon.
+    pub program: Option<Program>,
+    /// The body of its section, where only that is known: it was kept, and the journal was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section: Option<String>,
+}
+
+impl Member {
+    /// Whether it lives in a real group of its own.
+    pub fn is_placed(&self) -> bool {
+        self.real != self.group
+    }
+
+    /// The daemon's name of the process.
+    pub fn real_namespec(&self) -> String {
+        format!("{}:{}", self.real, self.process)
+    }
+}
+
+/// Where a process is that a client named.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// Under that very name, if at all: nothing to translate.
+    Ordinary,
+    /// In a real group of its own.
+    Placed(&'a Member),
+    /// Removed, but still held by the daemon; it last started at this time.
+    Hidden(i64),
+}
+
+/// Everything that is known.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    marker: Option<String>,
+    next: u64,
+    groups: BTreeMap<String, i64>,
+    members: BTreeMap<String, BTreeMap<String, Member>>,
+    /// Real groups of one process, and whose they are.
+    real: HashMap<String, (String, String)>,
+    /// The same for those that the daemon may have already, because a change is under way.
+    soon: HashMap<String, (String, String)>,
+    /// The same for those that are gone, latest last: replies may still speak of them.
+    former: VecDeque<(String, (String, String))>,
+    hidden: BTreeMap<String, BTreeMap<String, i64>>,
+}
+
+impl Registry {
+    /// Takes note of what happened.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Marker(name) => self.marker = Some(name),
+            Event::Group { name, priority } => {
+                self.groups.insert(name, priority);
+            }
+            Event::GroupGone { name } => self.forget_group(&name),
+            Event::Joined(member) => self.join(*member),
+            Event::Left { group, process } => self.leave(&group, &process),
+            Event::Hidden {
+                group,
+                process,
+                start,
+            } => {
+                self.leave(&group, &process);
+                self.hidden.entry(group).or_default().insert(process, start);
+            }
+            Event::Shown { group, process } => self.show(&group, &process),
+            Event::Next(next) => self.next = self.next.max(next.min(MAX_NUMBER)),
+        }
+    }
+
+    /// Takes note of what is about to happen, in place of what was before.
+    pub fn expect(&mut self, events: &[Event]) {
+        let joining = events.iter().filter_map(|event| match event {
+            Event::Joined(member) if member.is_placed() => Some(member),
+            _ => None,
+        });
+        self.soon = joining
+            .map(|member| {
+                (
+                    member.real.clone(),
+                    (member.group.clone(), member.process.clone()),
+                )
+            })
+            .collect();
+    }
+
+    /// The events from which an equal registry can be made.
+    pub fn snapshot(&self) -> Vec<Event> {
+        let mut events = vec![Event::Next(self.next)];
+        events.extend(self.marker.clone().map(Event::Marker));
+        events.extend(self.groups.iter().map(|(name, priority)| Event::Group {
+            name: name.clone(),
+            priority: *priority,
+        }));
+        events.extend(self.hidden().map(|(group, process, start)| Event::Hidden {
+            group: group.to_owned(),
+            process: process.to_owned(),
+            start,
+        }));
+        events.extend(
+            self.members()
+                .map(|member| Event::Joined(Box::new(member.clone()))),
+        );
+        events
+    }
+
+    /// Forgets everything but the numbers: a daemon that started again knows nothing of it.
+    pub fn clear(&mut self) {
+        *self = Registry {
+            next: self.next,
+            ..Registry::default()
+        };
+    }
+
+    /// Nothing was changed in this life of the daemon.
+    pub fn is_empty(&self) -> bool {
+        self.marker.is_none()
+            && self.groups.is_empty()
+            && self.members.is_empty()
+            && self.hidden.is_empty()
+    }
+
+    /// No name needs translation.
+    pub fn is_plain(&self) -> bool {
+        self.real.is_empty() && self.hidden.is_empty() && self.soon.is_empty()
+    }
+
+    /// The empty group by which this life of the daemon is known.
+    pub fn marker(&self) -> Option<&str> {
+        self.marker.as_deref()
+    }
+
+    /// The next number for a real group of one process.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// The priority of a group that was added here.
+    pub fn added_group(&self, name: &str) -> Option<i64> {
+        self.groups.get(name).copied()
+    }
+
+    /// Names of all groups that were added here.
+    pub fn added_groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.keys().map(String::as_str)
+    }
+
+    /// All processes that were added, by group and name.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().flat_map(BTreeMap::values)
+    }
+
+    /// The processes that were added to `group`.
+    pub fn members_of(&self, group: &str) -> impl Iterator<Item = &Member> {
+        self.members
+            .get(group)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+    }
+
+    /// The process that was added under this name.
+    pub fn member(&self, group: &str, process: &str) -> Option<&Member> {
+        self.members.get(group)?.get(process)
+    }
+
+    /// Whose real group of one process this is, is about to be or was: group and process.
+    pub fn owner(&self, real: &str) -> Option<(&str, &str)> {
+        let owner = self.real.get(real).or_else(|| self.soon.get(real));
+        let owner = owner.or_else(|| {
+            let former = self.former.iter().rev().find(|(name, _)| name == real);
+            former.map(|(_, owner)| owner)
+        });
+        owner.map(|(group, process)| (group.as_str(), process.as_str()))
+    }
+
+    /// Hidden processes: group, process, when it last started.
+    pub fn hidden(&self) -> impl Iterator<Item = (&str, &str, i64)> {
+        self.hidden.iter().flat_map(|(group, processes)| {
+            processes
+                .iter()
+                .map(|(process, start)| (group.as_str(), process.as_str(), *start))
+        })
+    }
+
+    /// When the hidden process of this real name last started.
+    pub fn hidden_start(&self, group: &str, process: &str) -> Option<i64> {
+        self.hidden.get(group)?.get(process).copied()
+    }
+
+    /// Whether the daemon holds a hidden process anywhere.
+    pub fn hides(&self) -> bool {
+        !self.hidden.is_empty()
+    }
+
+    /// Whether calls on the whole of `group` need translation.
+    pub fn is_decorated(&self, group: &str) -> bool {
+        self.hidden.contains_key(group) || self.members_of(group).any(Member::is_placed)
+    }
+
+    /// Where the process is that clients call `group:process`.
+    pub fn place(&self, group: &str, process: &str) -> Place<'_> {
+        match self.member(group, process) {
+            Some(member) if member.is_placed() => Place::Placed(member),
+            Some(_) => Place::Ordinary,
+            None => match self.hidden_start(group, process) {
+                Some(start) => Place::Hidden(start),
+                None => Place::Ordinary,
+            },
+        }
+    }
+
+    fn join(&mut self, member: Member) {
+        if member.is_placed() {
+            self.real.insert(
+                member.real.clone(),
+                (member.group.clone(), member.process.clone()),
+            );
+        }
+        let processes = self.members.entry(member.group.clone()).or_default();
+        processes.insert(member.process.clone(), member);
+    }
+
+    fn leave(&mut self, group: &str, process: &str) {
+        let Some(processes) = self.members.get_mut(group) else {
+            return;
+        };
+        let left = processes.remove(process);
+        if processes.is_empty() {
+            self.members.remove(group);
+        }
+        if let Some(member) = left {
+            self.free(&member.real);
+        }
+    }
+
+    fn show(&mut self, group: &str, process: &str) {
+        let Some(processes) = self.hidden.get_mut(group) else {
+            return;
+        };
+        processes.remove(process);
+        if processes.is_empty() {
+            self.hidden.remove(group);
+        }
+    }
+
+    fn forget_group(&mut self, name: &str) {
+        self.groups.remove(name);
+        self.hidden.remove(name);
+        for member in self
+            .members
+            .remove(name)
+            .into_iter()
+            .flat_map(BTreeMap::into_values)
+        {
+            self.free(&member.real);
+        }
+    }
+
+    fn free(&mut self, real: &str) {
+        let Some(owner) = self.real.remove(real) else {
+            return;
+        };
+        self.former.push_back((real.to_owned(), owner));
+        if self.former.len() > MAX_FORMER {
+            self.former.pop_front();
+        }
+    }
+}

@@ -1,0 +1,481 @@
+//! Whether what is known is about the daemon's present life, and what it has of ours.
+//!
+//! After a start of the proxy or of the daemon: what was left open is closed by asking, what nobody
+//! remembers is taken up, and what is of no use is removed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Twiddler;
+use super::ask::ask;
+use super::change::{Refusal, not_read};
+use super::persist::KeptBefore;
+use super::plan::{self, Answers, Found, Question, group_of_real_name};
+use super::registry::{Event, Member, Registry};
+use super::transaction::{ADD, REMOVE};
+use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME};
+use crate::program;
+use crate::xmlrpc::Value;
+
+/// How often a daemon is asked that is away. Whoever calls asks anyway.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The same for one that does not take the proxy's credentials, until a caller lends his.
+const ASK_WITHOUT_CREDENTIALS: Duration = Duration::from_secs(5);
+impl Twiddler {
+    pub(super) async fn settle(&self) -> Result<(), Refusal> {
+        let is_first = !self.looked_around.load(Ordering::Relaxed);
+        // The option may have been switched off after the daemon read what was kept.
+        let outlived = self.persists || is_first && self.kept_before.is_some();
+        let lives_on = match self.with_registry(Registry::is_empty) {
+            false => self.lives_on(outlived).await?,
+            // Nothing of ours tells one life from the next, so a change cut short is trusted to.
+            true => is_first || outlived || !self.was_cut(),
+        };
+        if !lives_on {
+            self.lives.fetch_add(1, Ordering::Relaxed);
+            if outlived {
+                tracing::info!("supervisord was started again with what was kept");
+                self.take_up_new_life().await?;
+                self.remove_strays(is_first, outlived).await?;
+            } else {
+                tracing::info!("supervisord was started again: its configuration file rules alone");
+                self.remove_strays(is_first, outlived).await?;
+                self.journal_mut().clear();
+                self.configs.clear();
+                self.open_ends().clear();
+            }
+        }
+        self.cut.store(false, Ordering::Relaxed);
+        let open_ends = self.open_ends().clone();
+        if !open_ends.is_empty() {
+            let left = self.close(open_ends).await?;
+            *self.open_ends() = left;
+            self.keep(None);
+        }
+        if is_first {
+            self.adopt().await?;
+            self.looked_around.store(true, Ordering::Relaxed);
+            self.keep(None);
+        }
+        Ok(())
+    }
+
+    /// Whether something was under way that the daemon has not answered.
+    pub(super) fn was_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed) || !self.journal_mut().begun().is_empty()
+    }
+
+    /// Takes away what a daemon that started again has of ours: it has read a file that was there
+    /// for its former life. An earlier proxy's is not there any more for it to read. Where what was
+    /// added `outlived` the former life, so did the change that was under way.
+    pub(super) async fn remove_strays(
+        &self,
+        is_first: bool,
+        outlived: bool,
+    ) -> Result<(), Refusal> {
+        if is_first {
+            return Ok(());
+        }
+        let configured = self.configured_groups();
+        let known = self.known_names();
+        let begun = self.under_way();
+        let mut questions = vec![Question::AllProcesses];
+        questions.extend(known.iter().cloned().map(Question::Group));
+        let answers = ask(self, questions).await?;
+        let generated = answers.processes.keys().map(|(real, _)| real);
+        let generated = generated.filter(|real| is_generated(real) && !known.contains(*real));
+        let known_there = known
+            .iter()
+            .filter(|name| !outlived && answers.is_active(name));
+        let mut strays: BTreeSet<&str> = generated.chain(known_there).map(String::as_str).collect();
+        strays.retain(|name| configured.iter().all(|group| group.name != *name));
+        // Of the user's own, those that are empty by his file and were made to hold something.
+        let filled: BTreeSet<&str> = configured
+            .iter()
+            .filter(|group| group.empty && !outlived)
+            .filter(|group| {
+                begun
+                    .iter()
+                    .any(|event| is_in(event, &group.name, &answers))
+            })
+            .map(|group| group.name.as_str())
+            .collect();
+        if strays.is_empty() && filled.is_empty() {
+            return Ok(());
+        }
+        // Not while the file is there, or the daemon would read it again.
+        let _turn = self.staging.lock().await;
+        tracing::warn!(groups = ?strays.union(&filled), "removing what supervisord read when it started in the middle of a change");
+        let name = |name: &str| vec![Value::from(name)];
+        let mut calls = vec![("supervisor.reloadConfig", vec![])];
+        for group in strays.union(&filled) {
+            calls.push(("supervisor.stopProcessGroup", name(group)));
+            calls.push((REMOVE, name(group)));
+        }
+        calls.extend(filled.iter().map(|group| (ADD, name(group))));
+        self.multicall(&calls).await?;
+        Ok(())
+    }
+
+    /// The names of all groups that were added, are being added or help to add.
+    pub(super) fn known_names(&self) -> BTreeSet<String> {
+        let mut names: BTreeSet<String> = self.with_registry(|registry| {
+            let reals = registry.members().map(|member| member.real.clone());
+            registry
+                .added_groups()
+                .map(str::to_owned)
+                .chain(reals)
+                .collect()
+        });
+        names.extend([self.marker_name(), self.trial_name()]);
+        names.extend(
+            self.under_way()
+                .into_iter()
+                .filter_map(|event| match event {
+                    Event::Group { name, .. } => Some(name),
+                    Event::Joined(member) => Some(member.real),
+                    _ => None,
+                }),
+        );
+        names
+    }
+
+    /// Steps that the daemon has been asked for, and has not answered.
+    pub(super) fn under_way(&self) -> Vec<Event> {
+        let mut steps = self.open_ends().clone();
+        steps.extend_from_slice(self.journal_mut().begun());
+        steps
+    }
+
+    /// Takes up real groups of one process that the daemon runs and nobody remembers: their names
+    /// say whose members they are.
+    pub(super) async fn adopt(&self) -> Result<(), Refusal> {
+        let configured = self.configured_groups();
+        let is_configured = |name: &str| configured.iter().any(|group| group.name == name);
+        let mut kept = self
+            .kept_before
+            .as_deref()
+            .map(KeptBefore::read)
+            .unwrap_or_default();
+        kept.groups.retain(|name, _| {
+            !is_configured(name)
+                && self.with_registry(|registry| registry.added_group(name).is_none())
+        });
+        let mut questions = vec![Question::AllProcesses];
+        questions.extend(kept.groups.keys().cloned().map(Question::Group));
+        let answers = ask(self, questions).await?;
+        let strays: Vec<Event> = self.with_registry(|registry| {
+            let placed = answers
+                .processes
+                .values()
+                .filter(|found| registry.owner(&found.real).is_none())
+                .filter(|found| !is_configured(&found.real))
+                .filter_map(|found| stray_member(found, &kept))
+                .filter(|member| registry.member(&member.group, &member.process).is_none())
+                .map(|member| Event::Joined(Box::new(member)));
+            placed.chain(kept.strays(registry, &answers)).collect()
+        });
+        if !strays.is_empty() {
+            tracing::warn!(
+                steps = strays.len(),
+                "took up what supervisord has and the journal does not know"
+            );
+            self.note(strays);
+        }
+        let highest = answers
+            .processes
+            .keys()
+            .filter_map(|(real, _)| plan::number_of_real_name(real));
+        if let Some(highest) = highest.max() {
+            self.reserve_numbers(highest + 1);
+        }
+        Ok(())
+    }
+
+    /// Whether anything of ours is still in the daemon. Real groups are known by their numbers,
+    /// which no two lives share unless they are kept, so one of them is as good a sign as the marker.
+    pub(super) async fn lives_on(&self, outlived: bool) -> Result<bool, Refusal> {
+        let (marker, members) = self.with_registry(|registry| {
+            let placed = registry
+                .members()
+                .filter(|member| member.is_placed())
+                .cloned();
+            (
+                registry.marker().map(str::to_owned),
+                placed.collect::<Vec<_>>(),
+            )
+        });
+        let mut signs: Vec<String> = marker.into_iter().collect();
+        if signs.is_empty() {
+            // The marker's line of the journal was lost.
+            let configured = self.configured_groups();
+            signs = self.with_registry(|registry| {
+                let added = registry.added_groups().map(str::to_owned);
+                added
+                    .filter(|name| configured.iter().all(|group| group.name != *name))
+                    .collect()
+            });
+        }
+        let mut questions: Vec<Question> = signs.iter().cloned().map(Question::Group).collect();
+        questions.extend(
+            members
+                .iter()
+                .map(|member| Question::Group(member.real.clone())),
+        );
+        let answers = ask(self, questions).await?;
+        let active = |name: &str| answers.groups.get(name).copied().unwrap_or(false);
+        if outlived {
+            let marked = self.with_registry(|registry| registry.marker().is_some_and(active));
+            return Ok(marked);
+        }
+        if signs.iter().any(|name| active(name)) {
+            return Ok(true);
+        }
+        let (alive, gone): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| active(&member.real));
+        if alive.is_empty() {
+            return Ok(false);
+        }
+        self.note(gone.into_iter().map(|member| left(&member)).collect());
+        self.mark_if_possible().await?;
+        Ok(true)
+    }
+
+    /// Asks the daemon which of these steps it made, and hands over those that are still open.
+    pub(super) async fn close(&self, open_ends: Vec<Event>) -> Result<Vec<Event>, Refusal> {
+        let questions = open_ends
+            .iter()
+            .flat_map(|event| self.questions_about(event))
+            .collect();
+        let answers = ask(self, questions).await?;
+        // A marker goes with additions: without it, what bears their names is somebody else's.
+        let unread = open_ends
+            .iter()
+            .any(|event| matches!(event, Event::Marker(name) if !answers.is_active(name)));
+        let happened: Vec<Event> = open_ends
+            .iter()
+            .filter(|event| !(unread && matches!(event, Event::Group { .. } | Event::Joined(_))))
+            .flat_map(|event| self.what_happened(event, &answers))
+            .collect();
+        if !happened.is_empty() {
+            tracing::info!(
+                steps = happened.len(),
+                "supervisord made a change that was cut short here"
+            );
+        }
+        let lost = self.lost_groups(&open_ends, &answers);
+        if let Err(refusal) = self.restore(&lost).await {
+            tracing::error!(%refusal, groups = ?lost, "groups were lost in a change that was cut short, and cannot be added again yet");
+            self.note(happened);
+            return Ok(open_ends);
+        }
+        match self.busy.try_lock() {
+            Ok(_idle) => self.end(happened),
+            // What the change under way has begun is not to end by this.
+            Err(_) => self.note(happened),
+        }
+        Ok(Vec::new())
+    }
+
+    pub(super) fn questions_about(&self, event: &Event) -> Vec<Question> {
+        let process = |real: &str, process: &str| Question::Process {
+            real: real.to_owned(),
+            process: process.to_owned(),
+        };
+        match event {
+            Event::Marker(name) | Event::Group { name, .. } => vec![Question::Group(name.clone())],
+            Event::GroupGone { name } => self.with_registry(|registry| {
+                let placed = registry
+                    .members_of(name)
+                    .filter(|member| member.is_placed());
+                let reals = placed.map(|member| Question::Group(member.real.clone()));
+                std::iter::once(Question::Group(name.clone()))
+                    .chain(reals)
+                    .collect()
+            }),
+            Event::Joined(member) => vec![
+                process(&member.real, &member.process),
+                Question::Group(member.group.clone()),
+            ],
+            Event::Left {
+                group,
+                process: name,
+            } => vec![
+                process(&self.real_group(group, name), name),
+                Question::Group(group.clone()),
+            ],
+            Event::Hidden { .. } | Event::Shown { .. } | Event::Next(_) => Vec::new(),
+        }
+    }
+
+    /// What came of a step that was about to be made.
+    pub(super) fn what_happened(&self, event: &Event, answers: &Answers) -> Vec<Event> {
+        let there = |real: &str, process: &str| {
+            answers
+                .processes
+                .contains_key(&(real.to_owned(), process.to_owned()))
+        };
+        let whole = match event {
+            Event::Marker(name) | Event::Group { name, .. } => answers.is_active(name),
+            Event::GroupGone { name } => {
+                let left = self.left_of(name, answers);
+                if answers.is_active(name) || self.has_placed(name, left.len()) {
+                    return left;
+                }
+                true
+            }
+            Event::Joined(member) => there(&member.real, &member.process),
+            Event::Left { group, process } => !there(&self.real_group(group, process), process),
+            // Needs nothing of the daemon.
+            Event::Hidden { .. } => true,
+            Event::Shown { .. } | Event::Next(_) => false,
+        };
+        if whole {
+            vec![event.clone()]
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Placed members of `group` that are gone from the daemon.
+    pub(super) fn left_of(&self, group: &str, answers: &Answers) -> Vec<Event> {
+        self.with_registry(|registry| {
+            let placed = registry
+                .members_of(group)
+                .filter(|member| member.is_placed());
+            placed
+                .filter(|member| !answers.is_active(&member.real))
+                .map(left)
+                .collect()
+        })
+    }
+
+    /// Whether `group` has more placed members than so many.
+    pub(super) fn has_placed(&self, group: &str, count: usize) -> bool {
+        self.with_registry(|registry| {
+            registry
+                .members_of(group)
+                .filter(|member| member.is_placed())
+                .count()
+                > count
+        })
+    }
+
+    /// Groups that were taken away to be made anew, and were not: when the proxy died, the daemon
+    /// had not read yet what they were to be.
+    pub(super) fn lost_groups(&self, open_ends: &[Event], answers: &Answers) -> Vec<(String, i64)> {
+        let touched = open_ends.iter().filter_map(|event| match event {
+            Event::Joined(member) if !member.is_placed() => Some(&member.group),
+            Event::Left { group, .. } => Some(group),
+            _ => None,
+        });
+        let touched: BTreeSet<&String> =
+            touched.filter(|group| !answers.is_active(group)).collect();
+        self.with_registry(|registry| {
+            let added = |group: &String| Some((group.clone(), registry.added_group(group)?));
+            touched.into_iter().filter_map(added).collect()
+        })
+    }
+
+    pub(super) async fn restore(&self, groups: &[(String, i64)]) -> Result<(), Refusal> {
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let text: String = groups
+            .iter()
+            .map(|(name, priority)| program::render_group(name, *priority, &[]))
+            .collect();
+        let names: Vec<&str> = groups.iter().map(|(name, _)| name.as_str()).collect();
+        tracing::warn!(groups = ?names, "adding groups again that were lost in a change that was cut short");
+        self.add_read(&text, &names).await
+    }
+
+    /// Lets the daemon read `text` and add these groups from it.
+    pub(super) async fn add_read(&self, text: &str, groups: &[&str]) -> Result<(), Refusal> {
+        let staged = self.stage(text).await?;
+        let mut calls = vec![("supervisor.reloadConfig", vec![])];
+        calls.extend(groups.iter().map(|name| (ADD, vec![Value::from(*name)])));
+        let mut results = self.multicall(&calls).await?.into_iter();
+        drop(staged);
+        results.next().unwrap_or(Ok(Value::Nil))?;
+        for result in results {
+            match result {
+                Err(told) if told.code == BAD_NAME => return Err(not_read(self).into()),
+                Err(told) if told.code != ALREADY_ADDED => return Err(told.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn real_group(&self, group: &str, process: &str) -> String {
+        self.with_registry(|registry| {
+            registry
+                .member(group, process)
+                .map_or(group, |member| &member.real)
+                .to_owned()
+        })
+    }
+}
+
+/// Whether a group bears a name that only we give.
+pub(super) fn is_generated(real: &str) -> bool {
+    plan::number_of_real_name(real).is_some() || real.starts_with("twiddler~")
+}
+
+/// Whether a process that was to join `group` under its own name is there.
+pub(super) fn is_in(event: &Event, group: &str, answers: &Answers) -> bool {
+    matches!(event, Event::Joined(member) if member.real == group
+        && answers.processes.contains_key(&(group.to_owned(), member.process.clone())))
+}
+
+/// A member as far as it can be told from what the daemon runs.
+pub(super) fn stray_member(found: &Found, kept: &KeptBefore) -> Option<Member> {
+    Some(Member {
+        group: group_of_real_name(&found.real)?.to_owned(),
+        process: found.process.clone(),
+        real: found.real.clone(),
+        index: 0,
+        program: None,
+        section: kept.section(&found.real),
+    })
+}
+
+/// Finds out what the daemon has of ours, as soon as it answers, and again whenever it has broken
+/// the connection by which its life is known.
+pub(super) async fn keep_watch(twiddler: Arc<Twiddler>) {
+    let mut is_away = false;
+    loop {
+        let pause = match twiddler.same_life().await {
+            Ok(()) => {
+                if std::mem::take(&mut is_away) {
+                    tracing::info!("supervisord answers");
+                }
+                let since = tokio::time::Instant::now();
+                twiddler.life.broken().await;
+                // Nothing is gained by asking a daemon all the time that breaks all connections.
+                ASK_AGAIN.saturating_sub(since.elapsed())
+            }
+            Err(refusal) => {
+                if !std::mem::replace(&mut is_away, true) {
+                    tracing::warn!(%refusal, "waiting for supervisord");
+                }
+                match refusal {
+                    Refusal::Status(_) => ASK_WITHOUT_CREDENTIALS,
+                    _ => ASK_AGAIN,
+                }
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+pub(super) fn left(member: &Member) -> Event {
+    Event::Left {
+        group: member.group.clone(),
+        process: member.process.clone(),
+    }
+}

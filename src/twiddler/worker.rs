@@ -1,0 +1,153 @@
+//! The worker that carries out changes, those that wait together as one transaction.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use http::StatusCode;
+use tokio::sync::{mpsc, oneshot};
+
+use super::change::{self, Change, Outcome, Refusal};
+use super::{Caution, Twiddler};
+
+/// A change on its way to the worker.
+pub(super) struct Job {
+    change: Change,
+    caution: Caution,
+    outcome: oneshot::Sender<Outcome>,
+}
+impl Twiddler {
+    pub(super) fn submit(&self, change: Change, caution: Caution) -> oneshot::Receiver<Outcome> {
+        let (outcome, answer) = oneshot::channel();
+        // A worker that is gone drops the job, and with it the sender.
+        let _ = self.jobs.send(Job {
+            change,
+            caution,
+            outcome,
+        });
+        answer
+    }
+
+    /// Turns away a change that nobody judged once it is known that the daemon judges.
+    pub(super) fn admit(&self, job: Job) -> Option<Job> {
+        if job.caution == Caution::Judged || self.daemon.is_open() {
+            return Some(job);
+        }
+        let _ = job
+            .outcome
+            .send(Err(Refusal::Status(StatusCode::UNAUTHORIZED)));
+        None
+    }
+}
+
+/// Carries out what is waiting, as much of it at once as goes together.
+pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let mut waiting = VecDeque::new();
+    loop {
+        if waiting.is_empty() {
+            match jobs.recv().await {
+                Some(job) => waiting.push_back(job),
+                None => return,
+            }
+        }
+        while let Ok(job) = jobs.try_recv() {
+            waiting.push_back(job);
+        }
+        let _busy = twiddler.busy.lock().await;
+        let (changes, answers): (Vec<_>, Vec<_>) = take_together(&mut waiting)
+            .into_iter()
+            .filter_map(|job| twiddler.admit(job))
+            .map(|job| (job.change, job.outcome))
+            .unzip();
+        let outcomes = change::transact(&twiddler, &changes).await;
+        for ((change, answer), outcome) in changes.iter().zip(answers).zip(outcomes) {
+            tell(change, &outcome);
+            // The client may have hung up; the change holds all the same.
+            let _ = answer.send(outcome);
+        }
+    }
+}
+
+/// Takes changes from the front that do not concern each other: of one group only additions of
+/// different processes, or only removals of different processes. What stays keeps its order.
+pub(super) fn take_together(waiting: &mut VecDeque<Job>) -> Vec<Job> {
+    let mut touched: HashMap<String, Touched> = HashMap::new();
+    let (taken, kept): (Vec<Job>, Vec<Job>) = waiting.drain(..).partition(|job| {
+        let touch = Touched::by(&job.change);
+        match touched.entry(job.change.group().to_owned()) {
+            Entry::Vacant(entry) => {
+                entry.insert(touch);
+                true
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().admit(touch),
+        }
+    });
+    waiting.extend(kept);
+    taken
+}
+
+/// What the changes of one transaction do to one group.
+#[derive(Debug)]
+pub(super) enum Touched {
+    /// Processes of these names are added.
+    Added(HashSet<String>),
+    /// Processes of these names are removed.
+    Removed(HashSet<String>),
+    /// Nothing else may come along.
+    Alone,
+}
+
+impl Touched {
+    fn by(change: &Change) -> Self {
+        match change {
+            // Programs whose process names only the daemon can tell may collide with any other.
+            Change::AddProgram(program) => {
+                program.process_names().map_or(Touched::Alone, |names| {
+                    Touched::Added(names.into_iter().collect())
+                })
+            }
+            Change::RemoveProcess { process, .. } => Touched::Removed([process.clone()].into()),
+            Change::AddGroup { .. } | Change::RemoveGroup { .. } => Touched::Alone,
+        }
+    }
+
+    /// Takes `other` along if it goes with what is there; nothing later does once one did not.
+    fn admit(&mut self, other: Touched) -> bool {
+        let admitted = match (&mut *self, other) {
+            (Touched::Added(names), Touched::Added(more))
+            | (Touched::Removed(names), Touched::Removed(more))
+                if names.is_disjoint(&more) =>
+            {
+                names.extend(more);
+                true
+            }
+            _ => false,
+        };
+        if !admitted {
+            *self = Touched::Alone;
+        }
+        admitted
+    }
+}
+
+pub(super) fn tell(change: &Change, outcome: &Outcome) {
+    let group = change.group();
+    let what = match change {
+        Change::AddGroup { .. } => "add group",
+        Change::AddProgram(_) => "add program",
+        Change::RemoveProcess { .. } => "remove process",
+        Change::RemoveGroup { .. } => "remove group",
+    };
+    let name = match change {
+        Change::AddProgram(program) => program.name(),
+        Change::RemoveProcess { process, .. } => process,
+        Change::AddGroup { .. } | Change::RemoveGroup { .. } => "",
+    };
+    match outcome {
+        Ok(()) => tracing::info!(group, name, "{what}: done"),
+        Err(Refusal::Fault(fault)) => {
+            tracing::info!(group, name, code = fault.code, "{what}: refused")
+        }
+        Err(refusal) => tracing::warn!(group, name, %refusal, "{what}: failed"),
+    }
+}
