@@ -1,0 +1,205 @@
+//! Passing one request on to the daemon and its reply back, unchanged but for what belongs to a
+//! single connection.
+//!
+//! The daemon's HTTP server (`supervisor/medusa/http_server.py`, `supervisor/http.py`) reads the
+//! body of few requests and takes the rest for the next request, so what is sent with which body
+//! is decided here.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, PROXY_AUTHORIZATION,
+    SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::{BodyExt, Empty, Full};
+use percent_encoding::percent_decode_str;
+
+use crate::daemon::{self, Daemon, Reuse};
+
+/// What speaks of one connection only (RFC 9110, 7.6.1); `Connection` may name more.
+const HOP_BY_HOP: [HeaderName; 6] = [
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    PROXY_AUTHORIZATION,
+    EXPECT,
+];
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// What this proxy calls itself in replies of its own.
+const OWN_NAME: &str = concat!("twiddler/", env!("CARGO_PKG_VERSION"));
+/// A body of a web form that says nothing: the daemon never answers one of no bytes.
+const EMPTY_FORM: &str = "&";
+
+/// The body that goes upstream.
+#[derive(Clone, Debug)]
+pub enum Payload {
+    /// The daemon does not read a body here.
+    Nothing,
+    /// Bytes with their `Content-Length`.
+    Bytes(Bytes),
+    /// No length is given, which makes the daemon answer 411 in its own words.
+    NoLength,
+}
+
+/// Which of the daemon's handlers a request reaches, as far as its body is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// An XML-RPC call.
+    Call,
+    /// A form of the web interface.
+    Form,
+    /// Nothing: a body would be taken for the next request.
+    Nothing,
+}
+
+/// What the daemon reads of a request (`supervisor/http.py`, handlers match by prefix).
+pub fn reads(method: &Method, uri: &Uri) -> Reads {
+    // In the absolute form, and in that of CONNECT, there is no path that the daemon knows.
+    if *method != Method::POST || uri.authority().is_some() {
+        return Reads::Nothing;
+    }
+    let path = percent_decode_str(uri.path()).decode_utf8_lossy();
+    if path.starts_with("/RPC2") {
+        return Reads::Call;
+    }
+    // What was encoded may be a delimiter to the daemon.
+    let path = path.split([';', '?', '#']).next().unwrap_or_default();
+    match path.trim_start_matches('/') {
+        "" | "index.html" | "tail.html" | "ok.html" => Reads::Form,
+        _ => Reads::Nothing,
+    }
+}
+
+/// Chooses what to send of the body that a client sent.
+pub fn payload(reads: Reads, headers: &HeaderMap, body: Bytes) -> Payload {
+    match reads {
+        Reads::Nothing => Payload::Nothing,
+        _ if !headers.contains_key(CONTENT_LENGTH) => Payload::NoLength,
+        Reads::Form if body.is_empty() => Payload::Bytes(Bytes::from_static(EMPTY_FORM.as_bytes())),
+        Reads::Form | Reads::Call => Payload::Bytes(body),
+    }
+}
+
+/// Sends the client's request with `payload` and gives the daemon's reply for that client.
+pub async fn pass(daemon: &Daemon, head: &Parts, payload: Payload) -> Response<Body> {
+    match send(daemon, head, &head.uri, payload).await {
+        Ok(reply) => for_client(head, reply),
+        Err(reason) => bad_gateway(&reason),
+    }
+}
+
+/// Sends the client's request, but for `uri`.
+///
+/// # Errors
+/// One line saying why the daemon did not answer.
+pub async fn send(
+    daemon: &Daemon,
+    head: &Parts,
+    uri: &Uri,
+    payload: Payload,
+) -> Result<Response<Body>, String> {
+    let shared = matches!(payload, Payload::Bytes(_)) && reads(&head.method, uri) == Reads::Call;
+    let mut request = Request::new(body_of(&payload));
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri.clone();
+    *request.headers_mut() = end_to_end(&head.headers);
+    // The client's spelling of its headers' names is kept there.
+    *request.extensions_mut() = head.extensions.clone();
+    match &payload {
+        Payload::Bytes(bytes) => {
+            request
+                .headers_mut()
+                .insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+        }
+        Payload::Nothing | Payload::NoLength => {
+            request.headers_mut().remove(CONTENT_LENGTH);
+        }
+    }
+    let reuse = if shared { Reuse::Shared } else { Reuse::Alone };
+    Ok(daemon.forward(request, reuse).await?.map(Body::new))
+}
+
+/// Makes a reply of the daemon one for the client's connection.
+pub fn for_client(head: &Parts, mut reply: Response<Body>) -> Response<Body> {
+    // The daemon says so itself where it is asked by HTTP/1.0, which it never is here.
+    if head.version == Version::HTTP_10
+        && wants_keep_alive(&head.headers)
+        && reply.headers().contains_key(CONTENT_LENGTH)
+    {
+        reply
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("Keep-Alive"));
+    }
+    *reply.version_mut() = head.version;
+    reply
+}
+
+/// A short reply of our own.
+pub fn own_reply(status: StatusCode, text: &str) -> Response<Body> {
+    let mut reply = Response::new(Body::from(format!("{text}\n")));
+    *reply.status_mut() = status;
+    let headers = reply.headers_mut();
+    headers.insert(SERVER, HeaderValue::from_static(OWN_NAME));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain;charset=utf-8"),
+    );
+    reply
+}
+
+/// The daemon cannot be reached or did not answer.
+pub fn bad_gateway(reason: &str) -> Response<Body> {
+    tracing::warn!(reason, "answered 502");
+    own_reply(StatusCode::BAD_GATEWAY, reason)
+}
+
+fn body_of(payload: &Payload) -> daemon::Body {
+    match payload {
+        Payload::Nothing => Empty::new().boxed_unsync(),
+        Payload::Bytes(bytes) => Full::new(bytes.clone()).boxed_unsync(),
+        Payload::NoLength => Unannounced.boxed_unsync(),
+    }
+}
+
+/// A body that ends at once but cannot say so beforehand.
+struct Unannounced;
+
+impl hyper::body::Body for Unannounced {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Ready(None)
+    }
+}
+
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = headers.clone();
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH))
+        .collect();
+    kept.remove(CONNECTION);
+    kept.remove(KEEP_ALIVE);
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        kept.remove(name);
+    }
+    kept
+}
+
+fn wants_keep_alive(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONNECTION)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.eq_ignore_ascii_case("keep-alive"))
+}

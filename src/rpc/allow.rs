@@ -1,0 +1,94 @@
+//! What is left out by `allow`: calls, entries of multicalls, and pages of the web interface.
+//!
+//! A caller whom the daemon refuses learns nothing of it: the daemon is asked first.
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+
+use super::web::asking_head;
+use super::{Caller, Failure, Rpc, read_entry, reply};
+use crate::daemon::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST, fault};
+use crate::policy::{self, Allow};
+use crate::relay;
+use crate::xmlrpc::{Fault, MethodCall, Value};
+
+/// What the refusal of a page says whose needs cannot be told.
+const UNCLEAR: &str = "NOT_IN_WHITELIST: only plain requests pass where methods are limited";
+
+impl Rpc {
+    /// Whether only some methods may be called.
+    pub(super) fn is_restricted(&self) -> bool {
+        self.allow.is_some()
+    }
+
+    /// The answer to a call that may not be made; `body` are its original bytes. What could be
+    /// understood in another way than it was understood here may not be made either.
+    pub(super) async fn left_out(
+        &self,
+        caller: &Caller<'_>,
+        call: &MethodCall,
+        body: &[u8],
+    ) -> Option<Response<Body>> {
+        let allow = self.allow.as_ref()?;
+        let fault = judge(allow, call, body)?;
+        Some(match self.gate(caller).await {
+            Ok(()) => reply(Err(fault.into())),
+            Err(Failure::Http(response)) => *response,
+            Err(failure) => reply(Err(failure)),
+        })
+    }
+
+    /// The result of an entry of a multicall that may not be carried out.
+    pub(super) fn entry_left_out(&self, entry: &Value) -> Option<Fault> {
+        let allow = self.allow.as_ref()?;
+        match read_entry(entry) {
+            Some(call) => method_left_out(allow, &call.method),
+            None => Some(fault(INCORRECT_PARAMETERS, "No methodName")),
+        }
+    }
+
+    /// The answer to a request for a page that may not be seen, or that does what may not be done.
+    pub async fn page_left_out(&self, caller: &Caller<'_>, body: &[u8]) -> Option<Response<Body>> {
+        let allow = self.allow.as_ref()?;
+        let uri = &caller.head.uri;
+        let reason = match policy::page_needs(&caller.head.method, uri.path(), uri.query(), body) {
+            Some(needs) => left_out_text(allow.missing(&needs)?),
+            None => UNCLEAR.to_owned(),
+        };
+        // The question is a call, whatever was asked for: the page itself must not be asked for.
+        let head = asking_head(caller.head);
+        let asking = Caller {
+            head: &head,
+            update: caller.update,
+        };
+        Some(match self.gate(&asking).await {
+            Err(Failure::Http(response)) => *response,
+            _ => relay::own_reply(StatusCode::FORBIDDEN, &reason),
+        })
+    }
+}
+
+fn judge(allow: &Allow, call: &MethodCall, body: &[u8]) -> Option<Fault> {
+    if let Some(fault) = method_left_out(allow, &call.method) {
+        return Some(fault);
+    }
+    if !policy::is_plain(body, &call.method) {
+        return Some(fault(
+            INCORRECT_PARAMETERS,
+            "only plain calls pass where methods are limited",
+        ));
+    }
+    let is_list = matches!(call.params.as_slice(), [Value::Array(_)]);
+    (call.method == "system.multicall" && !is_list).then(|| fault(INCORRECT_PARAMETERS, ""))
+}
+
+fn left_out_text(method: &str) -> String {
+    format!("NOT_IN_WHITELIST: {method}")
+}
+
+fn method_left_out(allow: &Allow, method: &str) -> Option<Fault> {
+    (!allow.allows(method)).then(|| Fault {
+        code: NOT_IN_WHITELIST,
+        text: left_out_text(method),
+    })
+}

@@ -1,0 +1,351 @@
+//! One XML-RPC call: whose it is, who answers it, and in which names.
+//!
+//! What concerns nobody's names is passed on with its original bytes. The `twiddler` namespace is
+//! answered here, after the daemon let the caller in.
+
+mod allow;
+mod multicall;
+mod supervisor;
+mod system;
+mod web;
+mod whole;
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::BodyExt;
+
+use crate::daemon::fault::{NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
+use crate::daemon::{CallError, Daemon};
+use crate::policy::Allow;
+use crate::relay::{self, Payload};
+use crate::twiddler::methods::{self, Method, Request};
+use crate::twiddler::{Caution, Change, MainLog, Refusal, Twiddler};
+use crate::xmlrpc::read::ReadError;
+use crate::xmlrpc::{self, Fault, MethodCall, Value};
+
+pub use supervisor::Update;
+
+/// What the daemon is sent instead of a call that cannot be read: it refuses it in its own words.
+const UNREADABLE: &[u8] = b"<methodCall/>";
+
+/// A call that takes milliseconds to read.
+const LARGE_CALL: usize = 256 * 1024;
+
+/// Answers calls.
+pub struct Rpc {
+    daemon: Arc<Daemon>,
+    twiddler: Arc<Twiddler>,
+    whitelist: Vec<String>,
+    allow: Option<Allow>,
+    main_log: MainLog,
+    /// The daemon's configuration file as its texts name it.
+    main_file: String,
+}
+
+/// A call's caller: the head of the HTTP request, and what its connection did before.
+pub struct Caller<'a> {
+    /// The request's head.
+    pub head: &'a Parts,
+    /// Whether `supervisorctl update` is under way on this connection.
+    pub update: &'a Update,
+}
+
+/// Why there is no XML-RPC answer.
+pub enum Failure {
+    /// Something else is to be answered: the daemon's challenge, or that it is away.
+    Http(Box<Response<Body>>),
+    /// The fault is the answer.
+    Fault(Fault),
+}
+
+/// An answer that may be a fault, or no XML-RPC at all.
+type Answer = Result<Value, Failure>;
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Failure::Fault(fault)
+    }
+}
+
+impl Failure {
+    fn http(response: Response<Body>) -> Self {
+        Failure::Http(Box::new(response))
+    }
+}
+
+impl Rpc {
+    /// Answers on behalf of `twiddler` in front of `daemon`. An empty `whitelist` allows all.
+    pub fn new(
+        daemon: Arc<Daemon>,
+        twiddler: Arc<Twiddler>,
+        whitelist: Vec<String>,
+        main_log: MainLog,
+        main_file: String,
+    ) -> Self {
+        Rpc {
+            daemon,
+            twiddler,
+            whitelist,
+            allow: None,
+            main_log,
+            main_file,
+        }
+    }
+
+    /// With no methods but these, in any namespace; none for all.
+    #[must_use]
+    pub fn allowing(mut self, allow: Option<Allow>) -> Self {
+        self.allow = allow;
+        self
+    }
+
+    /// What was changed in the daemon.
+    pub fn twiddler(&self) -> &Arc<Twiddler> {
+        &self.twiddler
+    }
+
+    /// The daemon behind.
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    /// Answers the call in `body`.
+    pub async fn answer(&self, caller: &Caller<'_>, body: Bytes) -> Response<Body> {
+        let call = match read_call(&body).await {
+            Ok(call) => call,
+            Err(ReadError::TooMany(limit)) => {
+                let text = format!("a call may have {limit} elements");
+                return relay::own_reply(StatusCode::PAYLOAD_TOO_LARGE, &text);
+            }
+            Err(_) => return self.pass(caller, Bytes::from_static(UNREADABLE)).await,
+        };
+        if let Some(response) = self.left_out(caller, &call, &body).await {
+            return response;
+        }
+        let answer = match namespace(&call.method) {
+            ("twiddler", name) => self.twiddler_call(caller, name, &call.params).await,
+            ("system", "multicall") => return self.multicall(caller, &call, body).await,
+            ("system", name) if system::concerns(name, &call.params) => {
+                self.system_call(caller, name, &call).await
+            }
+            ("supervisor", name) => return self.supervisor_call(caller, name, &call, body).await,
+            _ => return self.pass(caller, body).await,
+        };
+        reply(answer)
+    }
+
+    /// Passes a call on with these bytes.
+    async fn pass(&self, caller: &Caller<'_>, body: Bytes) -> Response<Body> {
+        relay::pass(&self.daemon, caller.head, Payload::Bytes(body)).await
+    }
+
+    /// Asks the daemon as the caller, and reads the answer.
+    async fn ask(&self, caller: &Caller<'_>, method: &str, params: &[Value]) -> Answer {
+        let body = xmlrpc::write::call(method, params);
+        let reply = self.pass(caller, body.into()).await;
+        if reply.status() != StatusCode::OK {
+            return Err(Failure::http(reply));
+        }
+        let body = collect(reply.into_body()).await.map_err(Failure::http)?;
+        match xmlrpc::read::response(&body) {
+            Ok(answer) => Ok(answer?),
+            Err(error) => Err(Failure::http(relay::bad_gateway(&format!(
+                "supervisord's answer cannot be read: {error}"
+            )))),
+        }
+    }
+
+    /// Lets the daemon decide whether the caller may come in, and whether it is up.
+    async fn gate(&self, caller: &Caller<'_>) -> Result<(), Failure> {
+        self.ask(caller, "supervisor.getState", &[]).await?;
+        self.daemon.lend(caller.head.headers.get(AUTHORIZATION));
+        Ok(())
+    }
+
+    async fn twiddler_call(&self, caller: &Caller<'_>, name: &str, params: &[Value]) -> Answer {
+        match self.read(name, params) {
+            Ok(Request::Change(change)) => self.judged_change(caller, change).await,
+            request => {
+                self.gate(caller).await?;
+                self.perform(caller, request?).await
+            }
+        }
+    }
+
+    /// Makes a change after the daemon let the caller in. Where it asks nobody for credentials, the
+    /// change's own questions are judged like the caller's.
+    async fn judged_change(&self, caller: &Caller<'_>, change: Change) -> Answer {
+        if self.daemon.is_open() {
+            return self.change(caller, change, Caution::Unjudged).await;
+        }
+        self.gate(caller).await?;
+        self.change(caller, change, Caution::Judged).await
+    }
+
+    fn read(&self, name: &str, params: &[Value]) -> Result<Request, Fault> {
+        let method: &Method = methods::method(name).ok_or_else(|| bare(UNKNOWN_METHOD))?;
+        method.check_count(params)?;
+        if !self.whitelist.is_empty() && !self.whitelist.iter().any(|allowed| allowed == name) {
+            return Err(fault(NOT_IN_WHITELIST, name));
+        }
+        method.request(params, &self.main_file)
+    }
+
+    async fn perform(&self, caller: &Caller<'_>, request: Request) -> Answer {
+        match request {
+            Request::ApiVersion => Ok(methods::API_VERSION.into()),
+            Request::GroupNames => match self.twiddler.group_names().await {
+                Ok(names) => Ok(Value::Array(names.into_iter().map(Value::from).collect())),
+                Err(refusal) => Err(self.refused(caller, refusal).await),
+            },
+            Request::Log { level, message } => {
+                let pid = self.daemon.call("supervisor.getPID", &[]).await.ok();
+                let pid = pid.as_ref().and_then(Value::as_int);
+                self.main_log.write(level, &message, pid).await?;
+                Ok(Value::Bool(true))
+            }
+            Request::Invalid { group, fault } => Err(self.invalid(caller, &group, fault).await),
+            Request::Change(change) => self.judged_change(caller, change).await,
+        }
+    }
+
+    /// Like the in-process twiddler, complains about an unknown group before anything else.
+    async fn invalid(&self, caller: &Caller<'_>, group: &str, fault: Fault) -> Failure {
+        match self.twiddler.require_group(group).await {
+            Ok(()) => fault.into(),
+            Err(refusal) => self.refused(caller, refusal).await,
+        }
+    }
+
+    /// Makes one change. A daemon that asks for credentials although its file does not say so has
+    /// refused all of it, and lets the caller speak for it.
+    async fn change(&self, caller: &Caller<'_>, change: Change, caution: Caution) -> Answer {
+        let mut outcome = self
+            .twiddler
+            .change(vec![change.clone()], caution)
+            .await
+            .pop();
+        if let Some(Err(Refusal::Status(_))) = outcome {
+            self.gate(caller).await?;
+            outcome = self
+                .twiddler
+                .change(vec![change], Caution::Judged)
+                .await
+                .pop();
+        }
+        self.outcome(caller, outcome.unwrap_or(Ok(()))).await
+    }
+
+    async fn outcome(&self, caller: &Caller<'_>, outcome: Result<(), Refusal>) -> Answer {
+        match outcome {
+            Ok(()) => Ok(Value::Bool(true)),
+            Err(refusal) => Err(self.refused(caller, refusal).await),
+        }
+    }
+
+    /// What a caller is told of a change that was not made. Where the daemon did not take the
+    /// credentials, it says so itself once more, with its own challenge.
+    async fn refused(&self, caller: &Caller<'_>, refusal: Refusal) -> Failure {
+        match refusal {
+            Refusal::Fault(fault) => fault.into(),
+            Refusal::Unreachable(reason) => Failure::http(relay::bad_gateway(&reason)),
+            Refusal::Status(status) => match self.gate(caller).await {
+                Err(failure) => failure,
+                Ok(()) => Failure::http(relay::bad_gateway(&format!(
+                    "supervisord answered HTTP {status} to the proxy itself: set username and password in supervisord.conf as the running daemon has them"
+                ))),
+            },
+        }
+    }
+
+    /// What a caller is told when a typed call of ours did not work.
+    async fn failed(&self, caller: &Caller<'_>, error: CallError) -> Failure {
+        self.refused(caller, Refusal::from(error)).await
+    }
+
+    /// Makes several changes of a caller that the daemon let in, as far as possible together; one
+    /// answer for each.
+    async fn changes(&self, caller: &Caller<'_>, changes: Vec<Change>) -> Vec<Answer> {
+        let mut answers = Vec::with_capacity(changes.len());
+        for outcome in self.twiddler.change(changes, Caution::Judged).await {
+            answers.push(self.outcome(caller, outcome).await);
+        }
+        answers
+    }
+}
+
+/// Reads a call; a large one where it keeps nobody waiting.
+async fn read_call(body: &Bytes) -> Result<MethodCall, ReadError> {
+    if body.len() < LARGE_CALL {
+        return xmlrpc::read::call(body);
+    }
+    let large = body.clone();
+    let read = tokio::task::spawn_blocking(move || xmlrpc::read::call(&large)).await;
+    read.unwrap_or(Err(ReadError::NoMethod))
+}
+
+/// Namespace and method of a name; the daemon knows none with more than one dot
+/// (`supervisor/xmlrpc.py`, `traverse`).
+fn namespace(method: &str) -> (&str, &str) {
+    match method.split_once('.') {
+        Some((namespace, name)) if !name.contains('.') => (namespace, name),
+        _ => ("", method),
+    }
+}
+
+/// The HTTP reply for an answer.
+fn reply(answer: Answer) -> Response<Body> {
+    match answer {
+        Ok(value) => xml(xmlrpc::write::response(&value)),
+        Err(Failure::Fault(fault)) => xml(xmlrpc::write::fault(&fault)),
+        Err(Failure::Http(response)) => *response,
+    }
+}
+
+fn xml(body: Vec<u8>) -> Response<Body> {
+    let length = HeaderValue::from(body.len());
+    let mut reply = Response::new(Body::from(body));
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/xml"));
+    reply.headers_mut().insert(CONTENT_LENGTH, length);
+    reply
+}
+
+/// Reads a reply of the daemon to its end.
+async fn collect(body: Body) -> Result<Bytes, Response<Body>> {
+    match body.collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) => Err(relay::bad_gateway(&format!(
+            "supervisord went away: {error}"
+        ))),
+    }
+}
+
+/// The daemon's reply with another answer in it: its head stays, but for the length.
+fn with_answer(mut head: http::response::Parts, answer: Result<Value, Fault>) -> Response<Body> {
+    let body = match answer {
+        Ok(value) => xmlrpc::write::response(&value),
+        Err(fault) => xmlrpc::write::fault(&fault),
+    };
+    head.headers
+        .insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    Response::from_parts(head, Body::from(body))
+}
+
+/// The calls of a multicall: method and parameters, as the daemon takes them.
+fn read_entry(entry: &Value) -> Option<MethodCall> {
+    Some(MethodCall {
+        method: entry.get("methodName")?.as_str()?.to_owned(),
+        params: entry
+            .get("params")
+            .and_then(Value::as_array)
+            .unwrap_or_default()
+            .to_vec(),
+    })
+}

@@ -1,0 +1,232 @@
+//! `system.multicall` that mixes what the daemon answers and what is answered here.
+//!
+//! Keeps the order of the calls and the daemon's reply forms: bare values, and structs for faults
+//! (`supervisor/xmlrpc.py`, `multicall`). Neighbouring calls for the daemon go to it in one
+//! multicall, neighbouring changes are made together.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+
+use super::supervisor::{Back, Translation};
+use super::{Answer, Caller, Failure, Rpc, namespace, read_entry, reply, system};
+use crate::names::{Shape, shape};
+use crate::relay;
+use crate::twiddler::Change;
+use crate::twiddler::methods::Request;
+use crate::xmlrpc::{Fault, MethodCall, Value};
+
+/// Calls in one multicall: the daemon carries them out one after the other and serves nobody
+/// meanwhile.
+pub const MAX_CALLS: usize = 10_000;
+
+/// Answers so far, and neighbours that wait to go together.
+struct Progress<'a> {
+    rpc: &'a Rpc,
+    caller: &'a Caller<'a>,
+    results: Vec<Value>,
+    asked: Vec<(Value, Option<Back>)>,
+    changes: Vec<Change>,
+}
+
+impl Rpc {
+    /// Answers a multicall; `body` are its original bytes.
+    pub(super) async fn multicall(
+        &self,
+        caller: &Caller<'_>,
+        call: &MethodCall,
+        body: Bytes,
+    ) -> Response<Body> {
+        match call.params.as_slice() {
+            [Value::Array(entries)] if entries.len() > MAX_CALLS => relay::own_reply(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                &format!("a multicall may have {MAX_CALLS} calls"),
+            ),
+            [Value::Array(entries)]
+                if self.is_restricted() || entries.iter().any(|entry| self.touches(entry)) =>
+            {
+                reply(self.mixed(caller, entries).await)
+            }
+            [Value::Array(entries)] if entries.iter().any(reloads) => {
+                let _quiet = self.twiddler.quiet().await;
+                self.pass(caller, body).await
+            }
+            _ => self.pass(caller, body).await,
+        }
+    }
+
+    /// Whether an entry is not for the daemon alone.
+    fn touches(&self, entry: &Value) -> bool {
+        let Some(call) = read_entry(entry) else {
+            return false;
+        };
+        match namespace(&call.method) {
+            ("twiddler", _) => true,
+            ("system", name) => system::concerns(name, &call.params),
+            ("supervisor", name) => {
+                shape(name) != Shape::Nameless && !self.twiddler.knows_nothing()
+            }
+            _ => false,
+        }
+    }
+
+    async fn mixed(&self, caller: &Caller<'_>, entries: &[Value]) -> Answer {
+        self.gate(caller).await?;
+        let mut progress = Progress {
+            rpc: self,
+            caller,
+            results: Vec::with_capacity(entries.len()),
+            asked: Vec::new(),
+            changes: Vec::new(),
+        };
+        for entry in entries {
+            progress.take(entry).await?;
+        }
+        progress.flush().await?;
+        Ok(Value::Array(progress.results))
+    }
+}
+
+impl Progress<'_> {
+    async fn take(&mut self, entry: &Value) -> Result<(), Failure> {
+        if let Some(fault) = self.rpc.entry_left_out(entry) {
+            self.flush().await?;
+            return self.push(Err(fault.into()));
+        }
+        let Some(call) = read_entry(entry) else {
+            // The daemon says what it makes of it.
+            return self.ask(entry.clone(), None).await;
+        };
+        match namespace(&call.method) {
+            ("twiddler", name) => self.take_own(name, &call).await,
+            ("supervisor", name) => self.take_daemons(name, &call, entry).await,
+            ("system", name) if system::concerns(name, &call.params) => {
+                self.flush().await?;
+                let answer = self.rpc.system_call(self.caller, name, &call).await;
+                self.push(answer)
+            }
+            _ => self.ask(entry.clone(), None).await,
+        }
+    }
+
+    async fn take_own(&mut self, name: &str, call: &MethodCall) -> Result<(), Failure> {
+        match self.rpc.read(name, &call.params) {
+            Ok(Request::Change(change)) => self.change(change).await,
+            Ok(request) => {
+                self.flush().await?;
+                let answer = self.rpc.perform(self.caller, request).await;
+                self.push(answer)
+            }
+            Err(fault) => {
+                self.flush().await?;
+                self.push(Err(fault.into()))
+            }
+        }
+    }
+
+    async fn take_daemons(
+        &mut self,
+        name: &str,
+        call: &MethodCall,
+        entry: &Value,
+    ) -> Result<(), Failure> {
+        // What goes before may change what names mean.
+        self.flush_changes().await?;
+        match self.rpc.translate(self.caller, name, &call.params).await {
+            Translation::Same => self.ask(entry.clone(), None).await,
+            Translation::Ask(params, back) => {
+                let entry = Value::Struct(vec![
+                    ("methodName".to_owned(), call.method.as_str().into()),
+                    ("params".to_owned(), Value::Array(params)),
+                ]);
+                self.ask(entry, Some(back)).await
+            }
+            Translation::Change(change) => self.change(change).await,
+            other => {
+                self.flush().await?;
+                let answer = self.rpc.carry_out(self.caller, other).await;
+                self.push(answer)
+            }
+        }
+    }
+
+    async fn ask(&mut self, entry: Value, back: Option<Back>) -> Result<(), Failure> {
+        self.flush_changes().await?;
+        self.asked.push((entry, back));
+        Ok(())
+    }
+
+    async fn change(&mut self, change: Change) -> Result<(), Failure> {
+        self.flush_asked().await?;
+        self.changes.push(change);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Failure> {
+        self.flush_changes().await?;
+        self.flush_asked().await
+    }
+
+    async fn flush_changes(&mut self) -> Result<(), Failure> {
+        if self.changes.is_empty() {
+            return Ok(());
+        }
+        let changes = std::mem::take(&mut self.changes);
+        for answer in self.rpc.changes(self.caller, changes).await {
+            self.push(answer)?;
+        }
+        Ok(())
+    }
+
+    async fn flush_asked(&mut self) -> Result<(), Failure> {
+        if self.asked.is_empty() {
+            return Ok(());
+        }
+        let (entries, backs): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.asked).into_iter().unzip();
+        let _quiet = match entries.iter().any(reloads) {
+            true => Some(self.rpc.twiddler.quiet().await),
+            false => None,
+        };
+        let answer = self
+            .rpc
+            .ask(self.caller, "system.multicall", &[Value::Array(entries)])
+            .await?;
+        let Value::Array(results) = answer else {
+            return Ok(());
+        };
+        for (result, back) in results.into_iter().zip(backs) {
+            let result = match back {
+                None => Ok(result),
+                Some(back) => {
+                    let answer = crate::daemon::multicall_result(result);
+                    self.rpc.back(self.caller, answer, &back).await
+                }
+            };
+            self.push(result.map_err(Failure::Fault))?;
+        }
+        Ok(())
+    }
+
+    /// A fault is one more result; anything else ends the whole call.
+    fn push(&mut self, answer: Answer) -> Result<(), Failure> {
+        self.results.push(match answer {
+            Ok(value) => value,
+            Err(Failure::Fault(fault)) => fault_struct(fault),
+            Err(failure) => return Err(failure),
+        });
+        Ok(())
+    }
+}
+
+/// Whether an entry lets the daemon read its files.
+fn reloads(entry: &Value) -> bool {
+    entry.get("methodName").and_then(Value::as_str) == Some("supervisor.reloadConfig")
+}
+
+fn fault_struct(fault: Fault) -> Value {
+    Value::Struct(vec![
+        ("faultCode".to_owned(), fault.code.into()),
+        ("faultString".to_owned(), fault.text.into()),
+    ])
+}

@@ -1,0 +1,444 @@
+//! `supervisor.*` calls that name, or whose replies list, processes that live elsewhere.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+
+use super::whole::Whole;
+use super::{Answer, Caller, Failure, Rpc, collect, reply, with_answer};
+use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
+use crate::names::{self, Alias, Shape, Verb, shape, split_namespec};
+use crate::relay;
+use crate::twiddler::{Change, Place, Refusal, Registry, Wording};
+use crate::xmlrpc::{self, Fault, MethodCall, Value};
+
+/// What to do with a call of the daemon's own namespace.
+pub(super) enum Translation {
+    /// Pass it on as it is.
+    Same,
+    /// Ask the daemon this instead, and put its answer back into the client's names.
+    Ask(Vec<Value>, Back),
+    /// The call is carried out piece by piece.
+    Whole(Whole),
+    /// The call is a change.
+    Change(Change),
+    /// There is no answer but this.
+    Failed(Failure),
+}
+
+/// How an answer of the daemon gets back into the client's names.
+pub(super) enum Back {
+    /// It is about one process.
+    Alias(Alias),
+    /// It lists what became of each process.
+    Statuses,
+    /// It is `getAllProcessInfo`'s.
+    Infos,
+    /// It is `getAllConfigInfo`'s.
+    Configs,
+    /// It is `reloadConfig`'s.
+    Reloaded,
+    /// It is `addProcessGroup`'s, about this group that is there.
+    Added(String),
+}
+
+impl Rpc {
+    /// Answers `supervisor.<name>`; `body` are the original bytes of `call`.
+    pub(super) async fn supervisor_call(
+        &self,
+        caller: &Caller<'_>,
+        name: &str,
+        call: &MethodCall,
+        body: Bytes,
+    ) -> Response<Body> {
+        let _quiet = match shape(name) {
+            Shape::Reload => Some(self.twiddler.quiet().await),
+            _ => None,
+        };
+        if caller.update.covers(name, &call.params) {
+            let response = self.pass(caller, body).await;
+            caller.update.touch();
+            return match (name, call.params.first()) {
+                ("removeProcessGroup", Some(Value::String(group))) => {
+                    self.show_all_of(group, response).await
+                }
+                _ => response,
+            };
+        }
+        match self.translate(caller, name, &call.params).await {
+            Translation::Same => {
+                let response = self.pass(caller, body).await;
+                // The first change of all may have come before the daemon's answer.
+                match back_of_list(shape(name), &call.params) {
+                    Some(back) if !self.twiddler.with_registry(Registry::is_plain) => {
+                        self.put_back(caller, response, &back).await
+                    }
+                    _ => response,
+                }
+            }
+            Translation::Ask(params, back) => {
+                let life = self.twiddler.life_number();
+                let asked = xmlrpc::write::call(&call.method, &params);
+                let response = self.pass(caller, asked.into()).await;
+                // Names of one life of the daemon mean something else in the next.
+                match self.twiddler.lived_on_since(life).await {
+                    Err(Refusal::Unreachable(reason)) => relay::bad_gateway(&reason),
+                    _ => self.put_back(caller, response, &back).await,
+                }
+            }
+            other => reply(self.carry_out(caller, other).await),
+        }
+    }
+
+    /// A group that was removed comes back as the user's file has it, with what was hidden.
+    async fn show_all_of(&self, group: &str, response: Response<Body>) -> Response<Body> {
+        let (head, body) = response.into_parts();
+        let body = match collect(body).await {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        if matches!(xmlrpc::read::response(&body), Ok(Ok(_))) {
+            let hidden: Vec<_> = self.twiddler.with_registry(|registry| {
+                let hidden = registry.hidden().filter(|(hidden, _, _)| *hidden == group);
+                let names = hidden.map(|(_, process, _)| (group.to_owned(), process.to_owned()));
+                names.collect()
+            });
+            self.twiddler.show(hidden);
+        }
+        Response::from_parts(head, Body::from(body))
+    }
+
+    /// What does not go to the daemon as one call.
+    pub(super) async fn carry_out(&self, caller: &Caller<'_>, what: Translation) -> Answer {
+        match what {
+            Translation::Whole(whole) => self.whole(caller, whole).await,
+            Translation::Change(change) => self.judged_change(caller, change).await,
+            Translation::Failed(failure) => Err(failure),
+            Translation::Same | Translation::Ask(..) => Ok(Value::Nil),
+        }
+    }
+
+    /// Decides what becomes of a call.
+    pub(super) async fn translate(
+        &self,
+        caller: &Caller<'_>,
+        name: &str,
+        params: &[Value],
+    ) -> Translation {
+        let shape = shape(name);
+        if shape == Shape::Nameless {
+            return Translation::Same;
+        }
+        match self.needs_translation(caller).await {
+            Ok(true) => {}
+            Ok(false) => return Translation::Same,
+            Err(failure) => return Translation::Failed(failure),
+        }
+        if let (Shape::Process | Shape::ProcessOrGroup(_), Some(Value::String(name))) =
+            (shape, params.first())
+            && let Err(failure) = self.look_at_hidden(caller, name).await
+        {
+            return Translation::Failed(failure);
+        }
+        self.twiddler
+            .with_registry(|registry| decide(registry, shape, params))
+    }
+
+    /// Whether anything was changed in the daemon's present life. Where the daemon does not want to
+    /// say so, it tells the caller the same.
+    pub(super) async fn needs_translation(&self, caller: &Caller<'_>) -> Result<bool, Failure> {
+        if self.twiddler.knows_nothing() {
+            return Ok(false);
+        }
+        let mut settled = self.twiddler.same_life().await;
+        // A proxy without credentials of its own knows none before the first caller.
+        if matches!(settled, Err(Refusal::Status(_))) && self.gate(caller).await.is_ok() {
+            settled = self.twiddler.same_life().await;
+        }
+        match settled {
+            Ok(()) => Ok(true),
+            Err(Refusal::Fault(_) | Refusal::Status(_)) => Ok(false),
+            Err(Refusal::Unreachable(reason)) => Err(Failure::http(relay::bad_gateway(&reason))),
+        }
+    }
+
+    /// A hidden process of this name that somebody started behind our back is to be seen again.
+    pub(super) async fn look_at_hidden(
+        &self,
+        caller: &Caller<'_>,
+        name: &str,
+    ) -> Result<(), Failure> {
+        let (group, Some(process)) = split_namespec(name) else {
+            return Ok(());
+        };
+        let hidden = self
+            .twiddler
+            .with_registry(|registry| match registry.place(group, process) {
+                Place::Hidden(start) => vec![(group.to_owned(), process.to_owned(), start)],
+                _ => Vec::new(),
+            });
+        self.look_again(caller, hidden).await
+    }
+
+    /// The same for all hidden processes but those whose names are taken again.
+    pub(super) async fn look_at_all_hidden(&self, caller: &Caller<'_>) -> Result<(), Failure> {
+        let hidden = self.twiddler.with_registry(|registry| {
+            registry
+                .hidden()
+                .filter(|(group, process, _)| registry.member(group, process).is_none())
+                .map(|(group, process, start)| (group.to_owned(), process.to_owned(), start))
+                .collect()
+        });
+        self.look_again(caller, hidden).await
+    }
+
+    async fn look_again(
+        &self,
+        caller: &Caller<'_>,
+        hidden: Vec<(String, String, i64)>,
+    ) -> Result<(), Failure> {
+        let calls: Vec<_> = hidden
+            .iter()
+            .map(|(group, process, _)| {
+                let real = format!("{group}:{process}");
+                ("supervisor.getProcessInfo", vec![real.into()])
+            })
+            .collect();
+        let infos = self.multicall_as(caller, &calls).await?;
+        let shown = hidden.into_iter().zip(infos).filter_map(|(hidden, info)| {
+            let (group, process, start) = hidden;
+            let info = info.ok()?;
+            (!names::is_still_hidden(&info, start)).then_some((group, process))
+        });
+        self.twiddler.show(shown);
+        Ok(())
+    }
+
+    /// Puts the daemon's reply into the client's names.
+    async fn put_back(
+        &self,
+        caller: &Caller<'_>,
+        response: Response<Body>,
+        back: &Back,
+    ) -> Response<Body> {
+        if response.status() != StatusCode::OK {
+            return response;
+        }
+        let (head, body) = response.into_parts();
+        let body = match collect(body).await {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        if matches!(back, Back::Alias(_)) && !may_name_the_process(&body) {
+            return Response::from_parts(head, Body::from(body));
+        }
+        match xmlrpc::read::response(&body) {
+            Ok(answer) => with_answer(head, self.back(caller, answer, back).await),
+            Err(error) => {
+                tracing::warn!(%error, "a reply of supervisord cannot be read and is passed on as it is");
+                Response::from_parts(head, Body::from(body))
+            }
+        }
+    }
+
+    /// The same for an answer that was read already.
+    pub(super) async fn back(
+        &self,
+        caller: &Caller<'_>,
+        answer: Result<Value, Fault>,
+        back: &Back,
+    ) -> Result<Value, Fault> {
+        match back {
+            Back::Alias(alias) => return alias.back(answer),
+            // No file defines a group that was added at run time, but it is there all the same.
+            Back::Added(group) => {
+                return answer.map_err(|told| match told.code {
+                    BAD_NAME => fault(ALREADY_ADDED, group),
+                    _ => told,
+                });
+            }
+            Back::Statuses | Back::Infos | Back::Configs | Back::Reloaded => {}
+        }
+        let mut value = answer?;
+        let shown = self.twiddler.with_registry(|registry| match back {
+            Back::Infos => names::infos_back(registry, &mut value),
+            Back::Statuses => {
+                names::statuses_back(registry, &mut value);
+                Vec::new()
+            }
+            Back::Configs => {
+                names::configs_back(registry, &mut value);
+                Vec::new()
+            }
+            Back::Reloaded => {
+                names::reloaded_back(registry, &mut value);
+                Vec::new()
+            }
+            Back::Alias(_) | Back::Added(_) => Vec::new(),
+        });
+        self.twiddler.show(shown);
+        match (back, &mut value) {
+            (Back::Reloaded, reloaded) => caller.update.begin(reloaded),
+            (Back::Configs, Value::Array(list)) => {
+                // What cannot be learnt now is left out, as the daemon leaves it out.
+                if let Err(refusal) = self.twiddler.complete_configs(list).await {
+                    tracing::warn!(%refusal, "getAllConfigInfo lacks what was added");
+                }
+            }
+            _ => {}
+        }
+        Ok(value)
+    }
+}
+
+fn decide(registry: &Registry, shape: Shape, params: &[Value]) -> Translation {
+    let name = params.first().and_then(Value::as_str);
+    match (shape, name) {
+        (Shape::Process, Some(name)) => one_process(registry, name, params),
+        (Shape::ProcessOrGroup(verb), Some(name)) => match split_namespec(name) {
+            (group, None) => one_group(registry, verb, group, params),
+            _ => one_process(registry, name, params),
+        },
+        (Shape::Group(verb), Some(group)) => one_group(registry, verb, group, params),
+        (Shape::All(verb), _) => all_processes(registry, verb, params),
+        (Shape::Infos, _) if !registry.is_plain() => ask(params, Back::Infos),
+        (Shape::Configs, _) if params.is_empty() => ask(params, Back::Configs),
+        (Shape::Reload, _) => ask(params, Back::Reloaded),
+        (Shape::AddGroup, Some(group)) if registry.added_group(group).is_some() => {
+            ask(params, Back::Added(group.to_owned()))
+        }
+        (Shape::RemoveGroup, Some(group)) if params.len() == 1 => remove_group(registry, group),
+        _ => Translation::Same,
+    }
+}
+
+/// How a list of processes gets into the client's names.
+fn back_of_list(shape: Shape, params: &[Value]) -> Option<Back> {
+    match shape {
+        Shape::Infos if params.is_empty() => Some(Back::Infos),
+        Shape::Configs if params.is_empty() => Some(Back::Configs),
+        _ => None,
+    }
+}
+
+fn ask(params: &[Value], back: Back) -> Translation {
+    Translation::Ask(params.to_vec(), back)
+}
+
+fn one_process(registry: &Registry, name: &str, params: &[Value]) -> Translation {
+    let Some(alias) = names::alias(registry, name) else {
+        return Translation::Same;
+    };
+    let mut params = params.to_vec();
+    params[0] = alias.real.as_str().into();
+    Translation::Ask(params, Back::Alias(alias))
+}
+
+fn one_group(registry: &Registry, verb: Verb, group: &str, params: &[Value]) -> Translation {
+    match Whole::group(verb, group, params) {
+        Some(whole) if registry.is_decorated(group) => Translation::Whole(whole),
+        _ => Translation::Same,
+    }
+}
+
+fn all_processes(registry: &Registry, verb: Verb, params: &[Value]) -> Translation {
+    match Whole::all(verb, params) {
+        _ if registry.is_plain() => Translation::Same,
+        // The daemon orders real groups, and knows no order between the members that they hold.
+        Some(whole) if registry.hides() || verb != Verb::ClearLogs => Translation::Whole(whole),
+        _ => ask(params, Back::Statuses),
+    }
+}
+
+fn remove_group(registry: &Registry, group: &str) -> Translation {
+    let ours = registry.is_decorated(group)
+        || registry.added_group(group).is_some()
+        || registry.members_of(group).next().is_some();
+    if ours {
+        let name = group.to_owned();
+        Translation::Change(Change::RemoveGroup {
+            name,
+            wording: Wording::Group,
+        })
+    } else {
+        Translation::Same
+    }
+}
+
+/// Only faults and structs of one process name it; logs are passed on as they are, because they
+/// may hold what no XML parser takes.
+fn may_name_the_process(body: &[u8]) -> bool {
+    const HEAD: usize = 128;
+    let head = &body[..body.len().min(HEAD)];
+    let contains = |tag: &[u8]| head.windows(tag.len()).any(|window| window == tag);
+    contains(b"<fault>") || contains(b"<struct>")
+}
+
+/// How long after its last step an update may go on. `supervisorctl` needs milliseconds between
+/// its calls, somebody who types needs longer.
+const UPDATE_GOES_ON: Duration = Duration::from_secs(1);
+
+/// Whether `supervisorctl update` is under way on a connection.
+///
+/// It stops, removes and adds again the groups that `reloadConfig` told it of, by calls that cannot
+/// be told from those of somebody who means the whole group. Members that were added at run time
+/// are not what the user's file is about, so they stay out of it.
+#[derive(Debug, Default)]
+pub struct Update(Mutex<Option<Steps>>);
+
+#[derive(Debug)]
+struct Steps {
+    groups: HashSet<String>,
+    last: Instant,
+}
+
+impl Update {
+    /// Takes note of what `reloadConfig` told the client: changed and removed groups.
+    fn begin(&self, reloaded: &Value) {
+        let lists = reloaded
+            .as_array()
+            .and_then(|outer| outer.first())
+            .and_then(Value::as_array);
+        let groups: HashSet<String> = lists
+            .unwrap_or_default()
+            .iter()
+            .skip(1)
+            .filter_map(Value::as_array)
+            .flatten()
+            .filter_map(|name| name.as_str().map(str::to_owned))
+            .collect();
+        *self.steps() = Some(Steps {
+            groups,
+            last: Instant::now(),
+        });
+    }
+
+    /// Whether this call is a step of an update, meant for what the file defines alone.
+    fn covers(&self, method: &str, params: &[Value]) -> bool {
+        let step = matches!(
+            method,
+            "stopProcessGroup" | "removeProcessGroup" | "addProcessGroup"
+        );
+        let (true, Some(group)) = (step, params.first().and_then(Value::as_str)) else {
+            return false;
+        };
+        self.steps().as_ref().is_some_and(|steps| {
+            steps.groups.contains(group) && steps.last.elapsed() < UPDATE_GOES_ON
+        })
+    }
+
+    /// A step was made.
+    fn touch(&self) {
+        if let Some(steps) = self.steps().as_mut() {
+            steps.last = Instant::now();
+        }
+    }
+
+    fn steps(&self) -> std::sync::MutexGuard<'_, Option<Steps>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,202 @@
+//! Pages and logs that name, or list, processes that live elsewhere.
+
+use axum::body::Body;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+
+use super::whole::Whole;
+use super::{Caller, Failure, Rpc, Update, collect};
+use crate::names::{self, Alias, Verb};
+use crate::pages::{self, Asked, Page, Rewritten};
+use crate::relay::{self, Payload};
+use crate::twiddler::Registry;
+
+impl Rpc {
+    /// Passes on a request that is no call, and puts its reply into the client's names.
+    pub async fn page(&self, head: &Parts, payload: Payload) -> Response<Body> {
+        let form = match &payload {
+            Payload::Bytes(form) => Some(&form[..]),
+            Payload::Nothing => None,
+            Payload::NoLength => return relay::pass(&self.daemon, head, payload).await,
+        };
+        let Some(asked) = Asked::read(&head.method, &head.uri, form) else {
+            return relay::pass(&self.daemon, head, payload).await;
+        };
+        match self.answer_page(head, &asked, payload).await {
+            Ok(response) | Err(response) => response,
+        }
+    }
+
+    /// Either is the answer.
+    async fn answer_page(
+        &self,
+        head: &Parts,
+        asked: &Asked,
+        payload: Payload,
+    ) -> Result<Response<Body>, Response<Body>> {
+        let asking = asking_head(head);
+        let caller = Caller {
+            head: &asking,
+            update: &Update::default(),
+        };
+        if !self.needs_translation(&caller).await.map_err(own)? {
+            return Ok(relay::pass(&self.daemon, head, payload).await);
+        }
+        self.look_for(&caller, asked).await?;
+        let hides = self.twiddler.with_registry(Registry::hides);
+        if asked.page == Page::RestartAll && hides {
+            return self.restart_all(&caller, head).await;
+        }
+        if let Some(alias) = self.alias(asked) {
+            return self.named(head, asked, &alias, payload).await;
+        }
+        let response = relay::pass(&self.daemon, head, payload).await;
+        if asked.page == Page::Status && !self.twiddler.with_registry(Registry::is_plain) {
+            return rewrite(response, |page| {
+                self.twiddler
+                    .with_registry(|registry| pages::status_back(registry, page))
+            })
+            .await;
+        }
+        Ok(response)
+    }
+
+    /// Sees whether hidden processes that matter here were started behind our back.
+    async fn look_for(&self, caller: &Caller<'_>, asked: &Asked) -> Result<(), Response<Body>> {
+        let looked = match (asked.page, &asked.process) {
+            (Page::Status, _) => self.look_at_all_hidden(caller).await,
+            (_, Some(process)) => self.look_at_hidden(caller, process).await,
+            (_, None) => Ok(()),
+        };
+        match looked {
+            Err(Failure::Http(response)) => Err(*response),
+            // What the daemon refuses now it refuses again, in the words of its pages.
+            Ok(()) | Err(Failure::Fault(_)) => Ok(()),
+        }
+    }
+
+    fn alias(&self, asked: &Asked) -> Option<Alias> {
+        let process = asked.process.as_deref()?;
+        self.twiddler
+            .with_registry(|registry| names::alias(registry, process))
+    }
+
+    /// Asks for the process under its real name.
+    async fn named(
+        &self,
+        head: &Parts,
+        asked: &Asked,
+        alias: &Alias,
+        payload: Payload,
+    ) -> Result<Response<Body>, Response<Body>> {
+        let (uri, form) = asked.naming(&alias.real);
+        let uri = uri.as_ref().unwrap_or(&head.uri);
+        let payload = form.map_or(payload, Payload::Bytes);
+        let response = self.send(head, uri, payload).await?;
+        match asked.page {
+            Page::Log => Ok(response),
+            Page::Tail => rewrite(response, |page| pages::tail_back(alias, page)).await,
+            Page::Status | Page::Action | Page::RestartAll => {
+                Ok(redirected(response, |location| {
+                    pages::message_back(alias, location)
+                }))
+            }
+        }
+    }
+
+    /// Stops and starts all but what is hidden. The redirect is the daemon's own, with its time.
+    async fn restart_all(
+        &self,
+        caller: &Caller<'_>,
+        head: &Parts,
+    ) -> Result<Response<Body>, Response<Body>> {
+        for verb in [Verb::Stop, Verb::Start] {
+            let Some(whole) = Whole::all(verb, &[]) else {
+                continue;
+            };
+            // Nor does the daemon say what became of each.
+            if let Err(Failure::Http(response)) = self.whole(caller, whole).await {
+                return Err(*response);
+            }
+        }
+        let (uri, form) = pages::refresh();
+        let payload = if head.method == Method::POST {
+            Payload::Bytes(form)
+        } else {
+            Payload::Nothing
+        };
+        let response = self.send(head, &uri, payload).await?;
+        Ok(redirected(response, pages::restarted))
+    }
+
+    async fn send(
+        &self,
+        head: &Parts,
+        uri: &Uri,
+        payload: Payload,
+    ) -> Result<Response<Body>, Response<Body>> {
+        match relay::send(&self.daemon, head, uri, payload).await {
+            Ok(reply) => Ok(relay::for_client(head, reply)),
+            Err(reason) => Err(relay::bad_gateway(&reason)),
+        }
+    }
+}
+
+fn own(failure: Failure) -> Response<Body> {
+    super::reply(Err(failure))
+}
+
+/// What the proxy asks with on behalf of somebody who asked for a page.
+pub(super) fn asking_head(head: &Parts) -> Parts {
+    let (mut asking, ()) = Request::new(()).into_parts();
+    asking.method = Method::POST;
+    asking.uri = Uri::from_static("/RPC2");
+    for name in [AUTHORIZATION, HOST] {
+        if let Some(value) = head.headers.get(&name) {
+            asking.headers.insert(name, value.clone());
+        }
+    }
+    asking
+        .headers
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/xml"));
+    asking
+}
+
+/// Puts another text into a page. Whatever is no page of the daemon's passes as it is.
+async fn rewrite(
+    response: Response<Body>,
+    change: impl FnOnce(&str) -> Rewritten,
+) -> Result<Response<Body>, Response<Body>> {
+    if response.status() != StatusCode::OK {
+        return Ok(response);
+    }
+    let (mut head, body) = response.into_parts();
+    let body = collect(body).await?;
+    let changed = std::str::from_utf8(&body).map_or(Rewritten::Same, change);
+    let body = match changed {
+        Rewritten::Same => Body::from(body),
+        Rewritten::Page(page) => {
+            head.headers
+                .insert(CONTENT_LENGTH, HeaderValue::from(page.len()));
+            Body::from(page)
+        }
+    };
+    Ok(Response::from_parts(head, body))
+}
+
+/// Sends the client elsewhere than the daemon does.
+fn redirected(
+    mut response: Response<Body>,
+    change: impl FnOnce(&str) -> Option<String>,
+) -> Response<Body> {
+    let location = response.headers().get(LOCATION);
+    let changed = location
+        .and_then(|value| value.to_str().ok())
+        .and_then(change)
+        .and_then(|location| HeaderValue::try_from(location).ok());
+    if let Some(location) = changed {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
