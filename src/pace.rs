@@ -1,0 +1,456 @@
+//! How many clients there may be, and how long each may take: one that is slow or stuck holds up
+//! no other.
+//!
+//! Every connection has a [`Seat`]. When all are taken, a newcomer gets that of whoever has been
+//! idle or slow for longest; only where everybody waits for the daemon is it turned away.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+/// Connections at a time.
+pub const MAX_CONNECTIONS: usize = 1024;
+/// How long the head of a request may take from its first byte on.
+pub const HEAD_TIME: Duration = Duration::from_secs(20);
+/// How long a client may leave bytes unread that wait for it.
+pub const UNREAD_TIME: Duration = Duration::from_secs(10 * 60);
+
+/// How long is read after an answer that came before the request had ended.
+pub const LINGER_TIME: Duration = Duration::from_secs(5);
+
+/// What a head that does not end is answered.
+const TOO_SLOW: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+/// What a connection too many is answered.
+pub const TOO_MANY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Between requests.
+    Idle,
+    /// In the head of a request.
+    Head,
+    /// In the body of a request.
+    Body,
+    /// Waiting for its answer, or reading it.
+    Busy,
+}
+
+/// All seats.
+#[derive(Debug, Default)]
+pub struct Seats {
+    taken: Mutex<HashMap<u64, Arc<State>>>,
+    next: AtomicU64,
+}
+
+/// One connection's place. It is free again when the seat and its clones in requests are gone.
+#[derive(Clone, Debug)]
+pub struct Seat(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    lingers: AtomicBool,
+    phase: Mutex<(Phase, Instant)>,
+    asked_to_leave: Notify,
+}
+
+impl State {
+    fn phase(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// A seat outside of any house, for requests that come without a connection.
+    pub fn alone() -> Self {
+        Seat(Arc::new(State {
+            lingers: AtomicBool::new(false),
+            phase: Mutex::new((Phase::Idle, Instant::now())),
+            asked_to_leave: Notify::new(),
+        }))
+    }
+
+    /// Takes note of what the connection is at now.
+    pub fn set(&self, phase: Phase) {
+        *self.0.phase() = (phase, Instant::now());
+    }
+
+    /// Has what still comes in read after the answer: the client may be sending and would lose an
+    /// answer to a connection that is shut on it.
+    pub fn linger(&self) {
+        self.0.lingers.store(true, Ordering::Relaxed);
+    }
+
+    /// Done when the seat is needed for somebody else.
+    pub async fn asked_to_leave(&self) {
+        self.0.asked_to_leave.notified().await;
+    }
+
+    fn phase(&self) -> Phase {
+        self.0.phase().0
+    }
+
+    /// The same answer, which keeps the connection busy until it was passed on.
+    pub fn keep_busy(self, body: Body) -> Body {
+        holding(body, IdleAfter(self))
+    }
+}
+
+/// Ends a connection's being busy.
+struct IdleAfter(Seat);
+
+impl Drop for IdleAfter {
+    fn drop(&mut self) {
+        self.0.set(Phase::Idle);
+    }
+}
+
+/// The same body, with something that is dropped when it is through.
+pub fn holding<T: Send + Unpin + 'static>(body: Body, held: T) -> Body {
+    Body::new(Holding { body, _held: held })
+}
+
+impl Seats {
+    /// A seat, in somebody else's place if need be; none where nobody can be asked to leave.
+    pub fn take(self: &Arc<Self>) -> Option<TakenSeat> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.len() >= MAX_CONNECTIONS {
+            ask_to_leave(&mut taken)?;
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let seat = Seat::alone();
+        taken.insert(number, seat.0.clone());
+        Some(TakenSeat {
+            seat,
+            number,
+            seats: self.clone(),
+        })
+    }
+
+    /// Asks somebody to leave who only idles or is slow, if anybody does.
+    pub fn make_room(&self) {
+        ask_to_leave(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// How many are taken.
+    pub fn count(&self) -> usize {
+        self.taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+}
+
+fn ask_to_leave(taken: &mut HashMap<u64, Arc<State>>) -> Option<()> {
+    let slowest = slowest(taken)?;
+    taken.remove(&slowest)?.asked_to_leave.notify_one();
+    Some(())
+}
+
+/// Whoever idles goes first, then whoever sends slowly.
+fn slowest(taken: &HashMap<u64, Arc<State>>) -> Option<u64> {
+    let candidates = taken.iter().filter_map(|(number, state)| {
+        let (phase, since) = *state.phase();
+        let rank = match phase {
+            Phase::Idle | Phase::Head => 0,
+            Phase::Body => 1,
+            Phase::Busy => return None,
+        };
+        Some((rank, since, *number))
+    });
+    candidates.min().map(|(_, _, number)| number)
+}
+
+/// A seat that is given back on drop.
+#[derive(Debug)]
+pub struct TakenSeat {
+    /// The seat.
+    pub seat: Seat,
+    number: u64,
+    seats: Arc<Seats>,
+}
+
+impl Drop for TakenSeat {
+    fn drop(&mut self) {
+        self.seats
+            .taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.number);
+    }
+}
+
+struct Holding<T> {
+    body: Body,
+    _held: T,
+}
+
+impl<T: Unpin> hyper::body::Body for Holding<T> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection that may not dawdle.
+#[derive(Debug)]
+pub struct Paced<S> {
+    stream: S,
+    seat: Seat,
+    head: Option<Pin<Box<Sleep>>>,
+    unread: Option<Pin<Box<Sleep>>>,
+    linger: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Paced<S> {
+    /// A connection on `seat`.
+    pub fn new(stream: S, seat: Seat) -> Self {
+        Paced {
+            stream,
+            seat,
+            head: None,
+            unread: None,
+            linger: None,
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let came = buffer.filled().len() > before;
+        match this.seat.phase() {
+            Phase::Idle if came => {
+                this.seat.set(Phase::Head);
+                this.head = Some(Box::pin(sleep(HEAD_TIME)));
+            }
+            Phase::Head if !came => {
+                let due = this
+                    .head
+                    .as_mut()
+                    .is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+                if due && read.is_pending() {
+                    // As much as fits now: whoever is that slow may also not read.
+                    let _ = Pin::new(&mut this.stream).poll_write(cx, TOO_SLOW);
+                    let _ = Pin::new(&mut this.stream).poll_flush(cx);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            Phase::Head => {
+                // The deadline stands even if bytes keep coming.
+                if this
+                    .head
+                    .as_ref()
+                    .is_some_and(|timer| timer.deadline() <= Instant::now())
+                {
+                    let deadline = Instant::now();
+                    this.head = Some(Box::pin(sleep_until(deadline)));
+                    buffer.set_filled(before);
+                    let _ = Pin::new(&mut this.stream).poll_write(cx, TOO_SLOW);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            Phase::Idle | Phase::Body | Phase::Busy => this.head = None,
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Paced<S> {
+    /// Gives up on a reader who takes nothing for too long.
+    fn patient<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let timer = self
+            .unread
+            .get_or_insert_with(|| Box::pin(sleep(UNREAD_TIME)));
+        match timer.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Paced<S> {
+    /// Reads what nobody wants until the client has ended.
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self
+            .linger
+            .get_or_insert_with(|| Box::pin(sleep(LINGER_TIME)));
+        if timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut scratch = [0; 16 * 1024];
+        loop {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.patient(cx, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.patient(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        if matches!(shut, Poll::Ready(Ok(()))) && self.seat.0.lingers.load(Ordering::Relaxed) {
+            return self.linger(cx).map(Ok);
+        }
+        self.patient(cx, shut)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.patient(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_must_end_in_time_however_it_drips() {
+        let (here, mut there) = tokio::io::duplex(64);
+        let seat = Seat::alone();
+        let mut paced = Paced::new(here, seat.clone());
+        let dripping = tokio::spawn(async move {
+            let mut answer = [0; 12];
+            for _ in 0..100 {
+                there.write_all(b"X").await.ok()?;
+                tokio::time::sleep(HEAD_TIME / 10).await;
+            }
+            there.read_exact(&mut answer).await.ok()?;
+            Some(answer)
+        });
+        let began = Instant::now();
+        let mut buffer = [0; 8];
+        while paced.read(&mut buffer).await.unwrap() > 0 {}
+        let took = began.elapsed();
+        assert!(took >= HEAD_TIME && took < HEAD_TIME * 2, "{took:?}");
+        drop(paced);
+        let _ = dripping.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_in_a_head_is_answered_and_silence_between_heads_is_not() {
+        let (here, mut there) = tokio::io::duplex(1024);
+        let mut paced = Paced::new(here, Seat::alone());
+        let mut buffer = [0; 8];
+        let idle = tokio::time::timeout(HEAD_TIME * 100, paced.read(&mut buffer)).await;
+        assert!(idle.is_err());
+        there.write_all(b"GET").await.unwrap();
+        assert_eq!(paced.read(&mut buffer).await.unwrap(), 3);
+        assert_eq!(paced.read(&mut buffer).await.unwrap(), 0);
+        drop(paced);
+        let mut answer = String::new();
+        there.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_reads_nothing_is_given_up() {
+        let (here, _there) = tokio::io::duplex(16);
+        let mut paced = Paced::new(here, Seat::alone());
+        let began = Instant::now();
+        let error = paced.write_all(&[0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= UNREAD_TIME);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newcomers_get_the_seats_of_the_slowest() {
+        let seats = Arc::new(Seats::default());
+        let mut all: Vec<TakenSeat> = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            all.push(seats.take().unwrap());
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        for seat in &all {
+            seat.seat.set(Phase::Busy);
+        }
+        assert!(seats.take().is_none());
+        all[3].seat.set(Phase::Body);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        all[7].seat.set(Phase::Idle);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        all[5].seat.set(Phase::Head);
+        let mut newcomers = Vec::new();
+        for expected in [7, 5, 3] {
+            let newcomer = seats.take().unwrap();
+            newcomer.seat.set(Phase::Busy);
+            newcomers.push(newcomer);
+            tokio::time::timeout(Duration::from_secs(1), all[expected].seat.asked_to_leave())
+                .await
+                .unwrap();
+        }
+        assert!(seats.take().is_none());
+        assert_eq!(seats.count(), MAX_CONNECTIONS);
+        all.clear();
+        newcomers.clear();
+        assert_eq!(seats.count(), 0);
+    }
+}

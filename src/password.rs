@@ -1,0 +1,331 @@
+//! User names and passwords of the proxy's own, and whether somebody presents the right ones.
+//!
+//! Every comparison takes the same time whatever is presented. A leaf: knows nothing of HTTP but the
+//! form of Basic credentials.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use argon2::password_hash::PasswordVerifier;
+use argon2::password_hash::phc::PasswordHash;
+use argon2::{Argon2, Params};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+
+/// What supervisord puts before the SHA-1 digest of a password.
+const SHA_PREFIX: &str = "{SHA}";
+/// Begins the only strong hashes that are understood.
+const ARGON2_PREFIX: &str = "$argon2";
+/// How hashes begin that would otherwise be taken for passwords in plain text.
+const OTHER_HASHES: [&str; 10] = [
+    "$1$", "$2a$", "$2b$", "$2x$", "$2y$", "$5$", "$6$", "$7$", "$y$", "$pbkdf2",
+];
+/// The memory that one check of a password may take, in KiB: somebody without a password can ask
+/// for as many as there are requests, one after the other.
+const MAX_HASH_MEMORY: u32 = 256 * 1024;
+/// The largest time cost for the same reason.
+const MAX_HASH_PASSES: u32 = 64;
+
+/// A digest of what is compared, so that all that is compared has the same length.
+type Mark = [u8; 32];
+
+/// Who may come in. Debug output shows neither name nor password.
+#[derive(Clone)]
+pub struct Login {
+    username: Mark,
+    password: Password,
+}
+
+/// A password as it is kept: never in plain text.
+#[derive(Clone)]
+enum Password {
+    /// From plain text.
+    Plain(Mark),
+    /// From supervisord's `{SHA}`.
+    Sha1([u8; 20]),
+    /// A PHC string of argon2.
+    Argon2(Arc<str>),
+}
+
+impl Login {
+    /// Reads a password as it is configured: in plain text, `{SHA}` and the hexadecimal SHA-1
+    /// digest as supervisord has it, or a PHC string of argon2 (`$argon2id$...`).
+    ///
+    /// # Errors
+    /// What is wrong, and what to write; never with the password in it.
+    pub fn new(username: &str, password: &str) -> Result<Self, String> {
+        if username.contains(':') {
+            return Err("a user name has no colon; write another".to_owned());
+        }
+        Ok(Login {
+            username: mark(username.as_bytes()),
+            password: Password::read(password)?,
+        })
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Login")
+    }
+}
+
+impl Password {
+    fn read(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("an empty password guards nothing; write one".to_owned());
+        }
+        if let Some(digest) = text.strip_prefix(SHA_PREFIX) {
+            return sha1_digest(digest).map(Password::Sha1).ok_or_else(|| {
+                "what follows {SHA} is no SHA-1 digest; write its 40 hexadecimal digits".to_owned()
+            });
+        }
+        if text.starts_with(ARGON2_PREFIX) {
+            check_argon2(text)?;
+            return Ok(Password::Argon2(text.into()));
+        }
+        if OTHER_HASHES.iter().any(|prefix| text.starts_with(prefix)) {
+            return Err(
+                "this looks like a hash that is not understood; write $argon2id$..., {SHA}... or the password itself"
+                    .to_owned(),
+            );
+        }
+        Ok(Password::Plain(mark(text.as_bytes())))
+    }
+
+    /// Takes long for argon2, and no time worth speaking of for the others.
+    fn is(&self, presented: &[u8]) -> bool {
+        match self {
+            Password::Plain(expected) => mark(presented).ct_eq(expected).into(),
+            Password::Sha1(expected) => Sha1::digest(presented).as_slice().ct_eq(expected).into(),
+            Password::Argon2(hash) => Argon2::default()
+                .verify_password(presented, hash.as_ref())
+                .is_ok(),
+        }
+    }
+}
+
+/// One who lets in whoever has the login.
+#[derive(Debug)]
+pub struct Doorkeeper {
+    login: Login,
+    /// Who was let in last: a strong hash is costly, and its check need not be made twice.
+    last: Mutex<Option<Mark>>,
+    /// Strong hashes are checked one at a time, so that guessing cannot take the whole machine.
+    hashing: Semaphore,
+}
+
+impl Doorkeeper {
+    /// One for this login.
+    pub fn new(login: Login) -> Self {
+        Doorkeeper {
+            login,
+            last: Mutex::default(),
+            hashing: Semaphore::new(1),
+        }
+    }
+
+    /// Whether these are the right credentials: the value of an `Authorization` header.
+    pub async fn admits(&self, authorization: &[u8]) -> bool {
+        let Some(pair) = basic(authorization) else {
+            return false;
+        };
+        let (username, password) = match pair.iter().position(|byte| *byte == b':') {
+            Some(colon) => (&pair[..colon], &pair[colon + 1..]),
+            None => return false,
+        };
+        let named: bool = mark(username).ct_eq(&self.login.username).into();
+        let known = match &self.login.password {
+            Password::Argon2(_) => self.knows_strongly(&pair, password, named).await,
+            quick => quick.is(password),
+        };
+        // Both were looked at, whichever is wrong.
+        named & known
+    }
+
+    /// Checks a strong hash beside the runtime, whether the name was right or not.
+    async fn knows_strongly(&self, pair: &[u8], password: &[u8], named: bool) -> bool {
+        let presented = mark(pair);
+        if self.was_last(&presented) {
+            return true;
+        }
+        let Ok(_turn) = self.hashing.acquire().await else {
+            return false;
+        };
+        if self.was_last(&presented) {
+            return true;
+        }
+        let (expected, password) = (self.login.password.clone(), password.to_vec());
+        let checked = tokio::task::spawn_blocking(move || expected.is(&password)).await;
+        let known = checked.unwrap_or(false);
+        if named && known {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented);
+        }
+        known
+    }
+
+    fn was_last(&self, presented: &Mark) -> bool {
+        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.ct_eq(presented).into())
+    }
+}
+
+/// User name, colon and password of Basic credentials.
+fn basic(authorization: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, rest) = authorization.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
+    }
+    STANDARD.decode(rest.trim_ascii()).ok()
+}
+
+fn mark(bytes: &[u8]) -> Mark {
+    Sha256::digest(bytes).into()
+}
+
+fn sha1_digest(hexadecimal: &str) -> Option<[u8; 20]> {
+    let digits: Vec<u8> = hexadecimal
+        .chars()
+        .map(|digit| {
+            digit
+                .to_digit(16)
+                .and_then(|digit| u8::try_from(digit).ok())
+        })
+        .collect::<Option<_>>()?;
+    if digits.len() != 40 {
+        return None;
+    }
+    let bytes: Vec<u8> = digits
+        .chunks(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect();
+    bytes.try_into().ok()
+}
+
+fn check_argon2(text: &str) -> Result<(), String> {
+    let whole = "write the whole of it, as `argon2 SALT -id -e` prints it: $argon2id$v=19$m=19456,t=2,p=1$SALT$HASH";
+    let hash = PasswordHash::new(text)
+        .map_err(|error| format!("this is no argon2 hash ({error}); {whole}"))?;
+    if hash.salt.is_none() || hash.hash.is_none() {
+        return Err(format!(
+            "this argon2 hash lacks its salt or its end; {whole}"
+        ));
+    }
+    let params = Params::try_from(&hash)
+        .map_err(|error| format!("this is no argon2 hash ({error}); {whole}"))?;
+    if params.m_cost() > MAX_HASH_MEMORY || params.t_cost() > MAX_HASH_PASSES {
+        return Err(format!(
+            "this argon2 hash costs too much for each who knocks; write one with m up to {MAX_HASH_MEMORY} and t up to {MAX_HASH_PASSES}"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// argon2id of `secret`, cheap on purpose.
+    fn strong() -> String {
+        use argon2::password_hash::PasswordHasher;
+        let argon2 = Argon2::from(Params::new(64, 1, 1, None).unwrap());
+        argon2
+            .hash_password_with_salt(b"secret", b"salt of tests")
+            .unwrap()
+            .to_string()
+    }
+
+    fn header(pair: &str) -> Vec<u8> {
+        format!("Basic {}", STANDARD.encode(pair)).into_bytes()
+    }
+
+    #[tokio::test]
+    async fn only_the_right_name_with_the_right_password_comes_in() {
+        let sha = "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4";
+        for password in ["secret", sha, &sha.to_uppercase(), &strong()] {
+            let keeper = Doorkeeper::new(Login::new("user", password).unwrap());
+            for (pair, expected) in [
+                ("user:secret", true),
+                ("user:secret", true),
+                ("user:Secret", false),
+                ("user:secret ", false),
+                ("user:", false),
+                ("user", false),
+                ("User:secret", false),
+                (":secret", false),
+                ("", false),
+                (&*format!("user:{password}"), password == "secret"),
+                ("user:secret", true),
+            ] {
+                assert_eq!(
+                    keeper.admits(&header(pair)).await,
+                    expected,
+                    "{pair} for {password}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn other_headers_do_not_come_in() {
+        let keeper = Doorkeeper::new(Login::new("user", "secret").unwrap());
+        let good = STANDARD.encode("user:secret");
+        for header in [
+            "",
+            "Basic",
+            "Basic ",
+            "Bearer x",
+            "Basic %%%",
+            &good,
+            &format!("Digest {good}"),
+        ] {
+            assert!(!keeper.admits(header.as_bytes()).await, "{header}");
+        }
+        for header in [format!("basic {good}"), format!("BASIC  {good} ")] {
+            assert!(keeper.admits(header.as_bytes()).await, "{header}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_name_is_not_remembered_for_its_right_password() {
+        let keeper = Doorkeeper::new(Login::new("user", &strong()).unwrap());
+        for _ in 0..2 {
+            assert!(!keeper.admits(&header("other:secret")).await);
+        }
+    }
+
+    #[test]
+    fn passwords_that_cannot_be_meant_are_refused_without_being_repeated() {
+        for (password, expected) in [
+            ("", "empty"),
+            ("{SHA}", "40 hexadecimal"),
+            ("{SHA}zz89b4f2", "40 hexadecimal"),
+            ("$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ", "lacks"),
+            ("$argon2id$garbage", "argon2"),
+            (
+                "$argon2id$v=19$m=4194304,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNo",
+                "costs too much",
+            ),
+            ("$2y$10$abcdefghijklmnopqrstuv", "not understood"),
+            ("$6$salt$hash", "not understood"),
+        ] {
+            let reason = Login::new("user", password).unwrap_err();
+            assert!(reason.contains(expected), "{password}: {reason}");
+            assert!(password.len() < 8 || !reason.contains(password), "{reason}");
+        }
+        assert!(Login::new("a:b", "secret").is_err());
+        assert!(Login::new("user", "$money$").is_ok());
+        let shown = format!(
+            "{:?}",
+            Doorkeeper::new(Login::new("user", "secret").unwrap())
+        );
+        assert!(
+            !shown.contains("user") && !shown.contains("secret"),
+            "{shown}"
+        );
+    }
+}

@@ -1,0 +1,395 @@
+//! Listeners and connections: how clients get in, and how everything ends.
+
+use std::convert::Infallible;
+use std::fs::Permissions;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::{Body, Frame, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use nix::sys::stat::{Mode, umask};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::time::{Sleep, timeout};
+use tower_service::Service;
+
+use crate::config::{ListenAddr, SocketAccess};
+use crate::doors::Way;
+use crate::http::Connection;
+use crate::pace::{self, HEAD_TIME, Paced, Phase, Seat, Seats};
+use crate::tls::Tls;
+
+/// How long requests in flight may take to end once the proxy was asked to stop. Log tails never
+/// end by themselves.
+pub const GRACE: Duration = Duration::from_secs(5);
+/// How long a kept-alive connection may idle, as long as the daemon's own
+/// (`supervisor/medusa/http_server.py`, `zombie_timeout`).
+pub const IDLE_TIME: Duration = Duration::from_secs(30 * 60);
+/// The largest head of a request: the daemon itself takes headers of 200 KB.
+pub const MAX_HEAD: usize = 256 * 1024;
+/// Header lines in one request.
+pub const MAX_HEADER_LINES: usize = 256;
+/// A failing `accept` (out of descriptors) is tried again after this.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(250);
+/// How long a client that has closed its side may still wait for its answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What a new socket lacks until its owner and mode are set: all that others could use.
+const SOCKET_UMASK: u32 = 0o177;
+
+/// A bound listener.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP port.
+    Tcp(TcpListener),
+    /// A unix socket, which is taken away with the listener.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A socket file that goes with its listener.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone already; there is nobody left to tell.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Binds `address`. A socket that nobody listens on any more is replaced, and is for those whom
+    /// `access` names.
+    ///
+    /// # Errors
+    /// When the address is taken or not allowed.
+    pub async fn bind(address: &ListenAddr, access: &SocketAccess) -> io::Result<Self> {
+        match address {
+            ListenAddr::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await?)),
+            ListenAddr::Unix(path) => {
+                remove_left_over(path).await?;
+                let listener = bind_for_nobody(path)?;
+                let file = SocketFile(path.clone());
+                if access.user.is_some() || access.group.is_some() {
+                    std::os::unix::fs::chown(path, access.user, access.group)?;
+                }
+                std::fs::set_permissions(path, Permissions::from_mode(access.mode))?;
+                Ok(Listener::Unix(listener, file))
+            }
+        }
+    }
+
+    /// Where it listens, as a URL.
+    pub fn url(&self) -> String {
+        match self {
+            Listener::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => format!("http://{address}"),
+                Err(error) => format!("http://? ({error})"),
+            },
+            Listener::Unix(_, file) => format!("unix://{}", file.0.display()),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Way)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let here = stream.local_addr()?.ip().to_canonical();
+                let way = if here.is_loopback() {
+                    Way::Loopback
+                } else {
+                    Way::Network
+                };
+                Ok((Box::new(stream), way))
+            }
+            Listener::Unix(listener, _) => Ok((Box::new(listener.accept().await?.0), Way::Socket)),
+        }
+    }
+}
+
+/// Either kind of connection.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Counts the answers that are under way on a connection, by its clones.
+#[derive(Clone, Default)]
+struct Underway(Arc<()>);
+
+impl Underway {
+    /// The connection and the service hold one each.
+    fn is_any(&self) -> bool {
+        Arc::strong_count(&self.0) > 2
+    }
+}
+
+/// The body of an answer, which is under way until it is dropped.
+struct Answer {
+    body: axum::body::Body,
+    _underway: Underway,
+}
+
+impl Body for Answer {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream that is in no hurry to say that the client has closed its side.
+///
+/// hyper drops a request as soon as it hears that. But many a script sends its request and says
+/// that it is done (`socat` does), and the daemon has answered before it hears it.
+struct Patient {
+    stream: Box<dyn Stream>,
+    underway: Underway,
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if buffer.filled().len() == before && self.underway.is_any() {
+            let patience = self
+                .patience
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+            ready!(patience.as_mut().poll(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A new socket is there for its owner alone, from its first moment on.
+fn bind_for_nobody(path: &Path) -> io::Result<UnixListener> {
+    let former = umask(Mode::from_bits_truncate(SOCKET_UMASK));
+    let bound = UnixListener::bind(path);
+    umask(former);
+    bound
+}
+
+/// A socket file without a listener is a left-over of a proxy that died.
+async fn remove_left_over(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "a file of that name is there",
+            ));
+        }
+        Ok(_) => {}
+    }
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(_) => Err(io::Error::new(
+            ErrorKind::AddrInUse,
+            "somebody listens there already",
+        )),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    }
+}
+
+/// Serves `app` on all listeners until `stop` is done; then lets requests in flight end within
+/// [`GRACE`] and says how many were cut.
+pub async fn serve(
+    listeners: Vec<Listener>,
+    app: Router,
+    tls: Option<Arc<Tls>>,
+    stop: impl Future<Output = ()>,
+) {
+    let seats = Arc::new(Seats::default());
+    let graceful = Arc::new(GracefulShutdown::new());
+    let accepting: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| {
+            tokio::spawn(accept(
+                listener,
+                app.clone(),
+                tls.clone(),
+                seats.clone(),
+                graceful.clone(),
+            ))
+        })
+        .collect();
+    stop.await;
+    for task in accepting {
+        task.abort();
+        // An aborted task has dropped its listener when it is joined.
+        let _ = task.await;
+    }
+    let Ok(graceful) = Arc::try_unwrap(graceful).map_err(|_| ()) else {
+        return;
+    };
+    if tokio::time::timeout(GRACE, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = seats.count(),
+            "cut connections that did not end by themselves"
+        );
+    }
+}
+
+async fn accept(
+    listener: Listener,
+    app: Router,
+    tls: Option<Arc<Tls>>,
+    seats: Arc<Seats>,
+    graceful: Arc<GracefulShutdown>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((mut stream, way)) => {
+                let Some(place) = seats.take() else {
+                    tracing::warn!("answered 503: all connections wait for supervisord");
+                    // As much as fits at once: nobody waits for this one.
+                    let _ = poll_once(stream.write(pace::TOO_MANY)).await;
+                    continue;
+                };
+                let seat = place.seat.clone();
+                let (app, tls) = (app.clone(), tls.clone().filter(|_| way != Way::Socket));
+                let (on, watcher) = (seat.clone(), graceful.watcher());
+                let connection = async move {
+                    let Some(stream) = shake_hands(stream, tls).await else {
+                        return Ok(());
+                    };
+                    watcher.watch(connection(stream, way, on, app)).await
+                };
+                tokio::spawn(async move {
+                    tokio::select! {
+                        ended = connection => if let Err(error) = ended {
+                            tracing::debug!(%error, "a connection ended");
+                        },
+                        () = seat.asked_to_leave() => tracing::debug!("an idle connection made room"),
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                seats.make_room();
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// The stream inside, where there is TLS; none where the client does not get that far in time.
+async fn shake_hands(stream: Box<dyn Stream>, tls: Option<Arc<Tls>>) -> Option<Box<dyn Stream>> {
+    let Some(tls) = tls else { return Some(stream) };
+    match timeout(HEAD_TIME, tls.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => Some(Box::new(stream)),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "no TLS with a client");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// What a future has done without any waiting.
+async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+fn connection(
+    stream: Box<dyn Stream>,
+    way: Way,
+    seat: Seat,
+    app: Router,
+) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
+    let state = Connection::default();
+    let underway = Underway::default();
+    let stream = Patient {
+        stream: Box::new(Paced::new(stream, seat.clone())),
+        underway: underway.clone(),
+        patience: None,
+    };
+    let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(state.clone());
+        request.extensions_mut().insert(way);
+        request.extensions_mut().insert(seat.clone());
+        seat.set(Phase::Busy);
+        let (seat, underway) = (seat.clone(), underway.clone());
+        let reply = app.clone().call(request);
+        async move {
+            let reply = reply.await?.map(|body| Answer {
+                body: seat.keep_busy(body),
+                _underway: underway,
+            });
+            Ok::<_, Infallible>(reply)
+        }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .preserve_header_case(true)
+        .title_case_headers(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIME)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADER_LINES);
+    builder.serve_connection(TokioIo::new(stream), service)
+}
