@@ -1,0 +1,236 @@
+//! The command line: what can be typed, and its help.
+//!
+//! Knows no defaults and judges no value: an option that is not given must leave the word to the
+//! environment and to `[twiddler]` in supervisord's file, and all mistakes are reported together.
+//! Both are `config`'s, which also reads the variables that the help names.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+const AFTER_HELP: &str = "\
+Example:
+  twiddler check -c /etc/supervisor/supervisord.conf
+  twiddler serve -c /etc/supervisor/supervisord.conf --listen 127.0.0.1:9002
+  supervisorctl -s http://127.0.0.1:9002 status
+
+`twiddler serve --help` explains the options of both commands.";
+
+const AFTER_OPTIONS: &str = "\
+Each option can also be set by the environment variable that is named with it. All but --config can \
+also be set in a [twiddler] section of supervisord.conf, which supervisord ignores, by the key of \
+the same name with _ for -. The command line wins over the environment, and that over the file.
+
+Example:
+  twiddler serve -c /etc/supervisor/supervisord.conf --listen 127.0.0.1:9002 --persist
+
+or, with these lines in supervisord.conf, `twiddler serve` alone:
+  [twiddler]
+  listen = 127.0.0.1:9002, unix:///run/twiddler.sock
+  persist = true";
+
+/// The arguments of `twiddler`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "twiddler",
+    version,
+    about = "Lets you add groups and programs to a running supervisord, and take them out again",
+    long_about = "Stands in front of a supervisord that needs no change, passes on everything that \
+        supervisorctl and other clients send, and answers the twiddler.* methods, which add groups \
+        and programs while the daemon runs and take them out again.",
+    after_help = AFTER_HELP,
+    arg_required_else_help = true
+)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `twiddler` can be told to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the proxy in the foreground, until SIGTERM or SIGINT
+    #[command(after_help = AFTER_OPTIONS)]
+    Serve(ServeArgs),
+    /// Say whether this set-up would work, and what to change if not
+    #[command(after_help = AFTER_OPTIONS)]
+    Check(ServeArgs),
+}
+
+/// The options of `serve` and `check`, as they were typed.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ServeArgs {
+    /// supervisord's configuration file; otherwise searched where supervisorctl searches
+    /// [env: TWIDDLER_CONFIG]
+    #[arg(short, long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+
+    /// Where clients connect: an address with a port, or unix:///PATH; may be given more than once
+    /// [default: 127.0.0.1:9002] [env: TWIDDLER_LISTEN, separated by commas]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<String>,
+
+    /// Where supervisord listens: unix:///PATH or http://HOST:PORT; otherwise as the section
+    /// unix_http_server of its file says, else inet_http_server [env: TWIDDLER_SUPERVISORD]
+    #[arg(long, value_name = "URL")]
+    pub supervisord: Option<String>,
+
+    /// The directory for generated files, as seen from here; otherwise the first in the include
+    /// section of supervisord's file that can be written to [env: TWIDDLER_INCLUDE_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub include_dir: Option<PathBuf>,
+
+    /// A user name that callers must present to twiddler, with --password; supervisord is then presented its
+    /// own. Otherwise supervisord judges what callers present [env: TWIDDLER_USERNAME]
+    #[arg(long, value_name = "NAME")]
+    pub username: Option<String>,
+
+    /// The password that goes with it: plain, {SHA}DIGEST as in supervisord.conf, or $argon2id$...; better set
+    /// in the file or the environment, as other users see command lines [env: TWIDDLER_PASSWORD]
+    #[arg(long, value_name = "PASSWORD")]
+    pub password: Option<String>,
+
+    /// Listen for other machines although nothing asks them for credentials: whoever reaches the port can run
+    /// commands [env: TWIDDLER_ALLOW_OPEN]
+    #[arg(
+        long,
+        value_name = "BOOLEAN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub allow_open: Option<String>,
+
+    /// Names by which browsers may address twiddler, separated by commas, beside addresses and names without
+    /// a domain [env: TWIDDLER_HOSTS]
+    #[arg(long, value_name = "NAMES")]
+    pub hosts: Option<String>,
+
+    /// The mode of unix sockets that twiddler listens on [default: 0700] [env: TWIDDLER_CHMOD]
+    #[arg(long, value_name = "MODE")]
+    pub chmod: Option<String>,
+
+    /// The owner of such sockets: user or user:group [env: TWIDDLER_CHOWN]
+    #[arg(long, value_name = "OWNER")]
+    pub chown: Option<String>,
+
+    /// Speak TLS on TCP addresses with this certificate, or chain of them, in PEM; read again on SIGHUP
+    /// [env: TWIDDLER_TLS_CERT]
+    #[arg(long, value_name = "PATH")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's key, in PEM [env: TWIDDLER_TLS_KEY]
+    #[arg(long, value_name = "PATH")]
+    pub tls_key: Option<PathBuf>,
+
+    /// The methods of all namespaces that may be called, separated by commas, such as supervisor.get*; empty
+    /// for all [env: TWIDDLER_ALLOW]
+    #[arg(long, value_name = "NAMES")]
+    pub allow: Option<String>,
+
+    /// The twiddler.* methods that may be called, separated by commas; empty for all
+    /// [env: TWIDDLER_WHITELIST]
+    #[arg(long, value_name = "NAMES")]
+    pub whitelist: Option<String>,
+
+    /// Keep what was added when supervisord restarts [env: TWIDDLER_PERSIST]
+    #[arg(
+        long,
+        value_name = "BOOLEAN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub persist: Option<String>,
+
+    /// How much to log on standard error: error, warn, info, debug or trace
+    /// [default: info] [env: TWIDDLER_LOG_LEVEL]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+
+    /// How to log it: text or json [default: text] [env: TWIDDLER_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn serve(arguments: &[&str]) -> ServeArgs {
+        let typed = ["twiddler", "serve"].iter().chain(arguments);
+        match Args::try_parse_from(typed).unwrap().command {
+            Command::Serve(args) | Command::Check(args) => args,
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_every_option_names_its_variable() {
+        for command in Args::command().get_subcommands() {
+            let options = command
+                .get_arguments()
+                .filter_map(|option| option.get_long().zip(Some(option)));
+            for (name, option) in options {
+                let variable = format!("[env: TWIDDLER_{}", name.replace('-', "_").to_uppercase());
+                let help = option.get_help().unwrap().to_string();
+                assert!(help.contains(&variable), "--{name}: {help}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_set_that_was_not_typed() {
+        let args = serve(&[]);
+        assert!(args.config.is_none() && args.listen.is_empty() && args.supervisord.is_none());
+        assert!(args.include_dir.is_none() && args.whitelist.is_none() && args.persist.is_none());
+        assert!(args.log_level.is_none() && args.log_format.is_none());
+    }
+
+    #[test]
+    fn persist_is_a_flag_that_can_be_turned_off() {
+        for (typed, expected) in [
+            ("--persist", "true"),
+            ("--persist=off", "off"),
+            ("--persist=", ""),
+        ] {
+            assert_eq!(serve(&[typed]).persist.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn listen_is_repeatable_and_config_has_a_short_form() {
+        let args = serve(&[
+            "-c",
+            "a.conf",
+            "--listen",
+            "127.0.0.1:1",
+            "--listen",
+            "[::1]:2",
+        ]);
+        assert_eq!(args.config.unwrap(), PathBuf::from("a.conf"));
+        assert_eq!(args.listen, ["127.0.0.1:1", "[::1]:2"]);
+    }
+
+    #[test]
+    fn usage_mistakes_exit_with_2() {
+        for typed in [
+            &["twiddler"][..],
+            &["twiddler", "srve"],
+            &["twiddler", "serve", "--what"],
+        ] {
+            assert_eq!(
+                Args::try_parse_from(typed).unwrap_err().exit_code(),
+                2,
+                "{typed:?}"
+            );
+        }
+    }
+}

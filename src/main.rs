@@ -1,0 +1,264 @@
+//! `twiddler`: reads arguments, starts logging, serves, and says by its exit code how it went.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use supervisor_twiddler::cli::{Args, Command};
+use supervisor_twiddler::config::{self, Config, LogFormat};
+use supervisor_twiddler::daemon::Daemon;
+use supervisor_twiddler::doors::Doors;
+use supervisor_twiddler::include_dir::IncludeDir;
+use supervisor_twiddler::password::Login;
+use supervisor_twiddler::rpc::Rpc;
+use supervisor_twiddler::server::{self, Listener};
+use supervisor_twiddler::tls::Tls;
+use supervisor_twiddler::twiddler::{MainLog, Twiddler};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+/// Marks the file of what outlives the daemon. It sorts before that of a change, which may say
+/// otherwise.
+const KEPT: &str = "persist";
+/// It failed while running.
+const FAILED: u8 = 1;
+/// It was told something that cannot be right; starting it again does not help.
+const BAD_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    let command = Args::parse().command;
+    let (Command::Serve(args) | Command::Check(args)) = &command;
+    let config = match Config::load(args) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    match command {
+        Command::Serve(_) => {
+            start_logging(&config);
+            raise_file_limit();
+            serve(config)
+        }
+        Command::Check(_) => check(&config),
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("twiddler: cannot start: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let ended = runtime.block_on(run(config));
+    // Drops what is under way, and with it generated files; waits for nothing.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("twiddler: {error:#}");
+            ExitCode::from(if is_misconfigured(&error) {
+                BAD_CONFIGURATION
+            } else {
+                FAILED
+            })
+        }
+    }
+}
+
+/// Another proxy, a taken address or a directory that is not for us: starting again does not help.
+fn is_misconfigured(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some()
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn check(config: &Config) -> ExitCode {
+    let findings = supervisor_twiddler::check::check(config).await;
+    for line in findings.lines() {
+        println!("{line}");
+    }
+    if findings.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(BAD_CONFIGURATION)
+    }
+}
+
+fn start_logging(config: &Config) {
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(format!(
+            "warn,supervisor_twiddler={0},twiddler={0}",
+            config.log_level.name()
+        )))
+        .with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => logger.json().init(),
+        LogFormat::Text => logger.with_ansi(false).init(),
+    }
+}
+
+/// Connections take descriptors, of which few are given by default but many may be had.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// One thread is enough in front of a daemon that has one, and spares handing calls across.
+async fn run(config: Config) -> anyhow::Result<()> {
+    // First of all: a signal that comes before its handler ends the process its own way, or, for
+    // the first process of a container, does nothing.
+    let signals = signals()?;
+    let daemon = Arc::new(Daemon::new(
+        config.daemon.clone(),
+        config.credentials.clone(),
+    )?);
+    let readable_for_owner = match daemon.account().await {
+        Some(account) => account == 0 || account == nix::unistd::geteuid().as_raw(),
+        None => false,
+    };
+    let include = include_dir(&config)?.readable_for(readable_for_owner);
+    let conf = &config.daemon_conf;
+    let twiddler = Twiddler::open(daemon.clone(), include, conf.file.clone(), config.persist)
+        .with_context(|| {
+            format!(
+                "cannot use the include directory {}",
+                config.include.dir.display()
+            )
+        })?;
+    let main_log = MainLog::new(conf.logfile.clone(), conf.loglevel);
+    let main_file = conf.file.display().to_string();
+    let doors = Doors::new(
+        config.login.clone(),
+        daemon.own_authorization().cloned(),
+        &config.hosts,
+        daemon.is_open(),
+    )
+    .knowing(asked_for(&config));
+    for address in &config.opened {
+        tracing::warn!(
+            "{address} is open: whoever reaches it can run commands as supervisord's user"
+        );
+    }
+    let rpc = Rpc::new(
+        daemon,
+        twiddler.clone(),
+        config.whitelist.clone(),
+        main_log,
+        main_file,
+    )
+    .allowing(config.allow.clone());
+    let tls = match &config.tls {
+        Some(files) => Some(Arc::new(Tls::load(files)?)),
+        None => None,
+    };
+    read_again_on_hangup(tls.clone())?;
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        let listener = Listener::bind(address, &config.socket)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))?;
+        let url = match &tls {
+            Some(_) => listener.url().replacen("http://", "https://", 1),
+            None => listener.url(),
+        };
+        tracing::info!("listening on {url}");
+        listeners.push(listener);
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        "in front of supervisord at {}",
+        config.daemon
+    );
+    let app = doors.guard(supervisor_twiddler::http::app(Arc::new(rpc)));
+    let served = async {
+        server::serve(listeners, app, tls, asked_to_stop(signals.clone())).await;
+        twiddler.wind_up(server::GRACE).await;
+    };
+    tokio::select! {
+        () = served => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        () = asked(signals.clone(), 2) => anyhow::bail!("asked to stop twice: cut what was under way"),
+    }
+}
+
+/// What the daemon asks callers for, as far as its file tells.
+fn asked_for(config: &Config) -> Option<Login> {
+    let asked = config.credentials.as_ref()?;
+    Login::new(&asked.username, &asked.password).ok()
+}
+
+fn include_dir(config: &Config) -> anyhow::Result<IncludeDir> {
+    let pattern = &config.include.file_pattern;
+    let name = |stem| {
+        config::generated_name(pattern, stem)
+            .with_context(|| format!("no generated file can match the include pattern {pattern}"))
+    };
+    let dir = &config.include.dir;
+    let include = IncludeDir::open(dir.clone(), name("")?)
+        .with_context(|| format!("cannot use the include directory {}", dir.display()))?;
+    Ok(include.keeping(name(KEPT)?))
+}
+
+/// SIGHUP means new certificates. Where there are none, it means nothing, and ends nothing.
+fn read_again_on_hangup(tls: Option<Arc<Tls>>) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match tls.as_ref().map(|tls| tls.reload()) {
+                Some(Ok(())) => tracing::info!("read certificate and key again"),
+                Some(Err(error)) => tracing::error!(%error, "the former certificate stays in use"),
+                None => tracing::info!("nothing to read again"),
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Counts the signals that ask the proxy to stop.
+fn signals() -> anyhow::Result<watch::Receiver<u32>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (count, counted) = watch::channel(0);
+    tokio::spawn(async move {
+        loop {
+            either(&mut terminate, &mut interrupt).await;
+            count.send_modify(|count| *count += 1);
+        }
+    });
+    Ok(counted)
+}
+
+/// Done when the first signal comes that asks the proxy to stop.
+async fn asked_to_stop(signals: watch::Receiver<u32>) {
+    asked(signals, 1).await;
+    tracing::info!("stopping: no new connections");
+}
+
+/// Done when so many signals have come.
+async fn asked(mut signals: watch::Receiver<u32>, times: u32) {
+    if signals.wait_for(|count| *count >= times).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}
