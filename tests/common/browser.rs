@@ -1,0 +1,227 @@
+//! A Chromium without a window, told what to do over the WebDriver protocol.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value as Json, json};
+
+use super::client::Client;
+use super::leftovers::WorkDir;
+use super::process::Process;
+use super::provision::scrub;
+use super::wait::{LIMIT, eventually};
+
+const ADVICE: &str = "\
+This test opens the web interface in a real browser and could not start one. It needs Chromium and
+its driver: on Debian and Ubuntu `apt install chromium chromium-driver`.";
+
+/// What the driver prints once it listens.
+const LISTENING: &str = "was started successfully on port ";
+
+/// A browser may take its time to start on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// The key of an element's identifier (WebDriver, "Elements").
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// A browser with a profile of its own. On drop it is ended.
+#[derive(Debug)]
+pub struct Browser {
+    client: Client,
+    session: String,
+    _driver: Process,
+    _dir: WorkDir,
+}
+
+impl Browser {
+    /// Starts one.
+    ///
+    /// # Panics
+    ///
+    /// With advice, when there is none: a missing browser is a failure and never a skipped test.
+    pub fn start() -> Result<Browser> {
+        let dir = WorkDir::new("twb-")?;
+        let mut command = Command::new("chromedriver");
+        scrub(&mut command);
+        command.arg("--port=0").env("HOME", dir.path());
+        dir.mark(&mut command);
+        let driver = match Process::spawn(&mut command) {
+            Ok(driver) => driver,
+            Err(error) if is_missing(&error) => panic!("{error:#}\n\n{ADVICE}"),
+            Err(error) => return Err(error),
+        };
+        let client = Client::new(addr(&driver)?).with_limit(START_LIMIT);
+        let capabilities = capabilities(dir.path());
+        let session = ask(&client, "POST", "/session", Some(&capabilities)).context(ADVICE)?;
+        let id = session["sessionId"].as_str().context("a session")?;
+        Ok(Browser {
+            session: format!("/session/{id}"),
+            client,
+            _driver: driver,
+            _dir: dir,
+        })
+    }
+
+    /// Opens a page in the present window. It may take a moment until it is there.
+    pub fn open(&self, url: &str) -> Result<()> {
+        self.post("/url", &json!({ "url": url })).map(drop)
+    }
+
+    /// The address of the present window.
+    pub fn url(&self) -> Result<String> {
+        string(&self.get("/url")?)
+    }
+
+    /// The title of the present window.
+    pub fn title(&self) -> Result<String> {
+        string(&self.get("/title")?)
+    }
+
+    /// What can be read in the window, as somebody who looks at it sees it.
+    pub fn text(&self) -> Result<String> {
+        self.text_of("//body")
+    }
+
+    /// What can be read in the first element that this XPath finds.
+    pub fn text_of(&self, xpath: &str) -> Result<String> {
+        let id = self.first(xpath)?;
+        string(&self.get(&format!("/element/{id}/text"))?)
+    }
+
+    /// What can be read in each element that this XPath finds.
+    pub fn texts_of(&self, xpath: &str) -> Result<Vec<String>> {
+        let ids = self.find(xpath)?;
+        ids.iter()
+            .map(|id| string(&self.get(&format!("/element/{id}/text"))?))
+            .collect()
+    }
+
+    /// Clicks on the first element that this XPath finds.
+    pub fn click(&self, xpath: &str) -> Result<()> {
+        let id = self.first(xpath)?;
+        self.post(&format!("/element/{id}/click"), &json!({}))
+            .map(drop)
+    }
+
+    /// Clicks on a link that opens a window, and goes on there.
+    pub fn click_to_window(&self, xpath: &str) -> Result<()> {
+        let before = self.get("/window/handles")?;
+        self.click(xpath)?;
+        let window = eventually(LIMIT, || {
+            let handles = self.get("/window/handles")?;
+            let handles = handles.as_array().context("windows")?;
+            let is_new =
+                |handle: &&Json| !before.as_array().is_some_and(|old| old.contains(handle));
+            handles
+                .iter()
+                .find(is_new)
+                .cloned()
+                .context("no new window")
+        })?;
+        self.post("/window", &json!({ "handle": window })).map(drop)
+    }
+
+    /// Closes the present window and goes back to the first one.
+    pub fn close_window(&self) -> Result<()> {
+        let left = ask(&self.client, "DELETE", &self.path("/window"), None)?;
+        let first = left.get(0).context("no window is left")?;
+        self.post("/window", &json!({ "handle": first })).map(drop)
+    }
+
+    /// Writes a picture of the window.
+    pub fn screenshot(&self, path: &Path) -> Result<()> {
+        let picture = STANDARD.decode(string(&self.get("/screenshot")?)?)?;
+        std::fs::write(path, picture).with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn first(&self, xpath: &str) -> Result<String> {
+        let found = self.find(xpath)?.into_iter().next();
+        found.with_context(|| format!("nothing at {xpath}"))
+    }
+
+    fn find(&self, xpath: &str) -> Result<Vec<String>> {
+        let query = json!({ "using": "xpath", "value": xpath });
+        let found = self.post("/elements", &query)?;
+        let elements = found.as_array().context("elements")?;
+        elements
+            .iter()
+            .map(|element| string(&element[ELEMENT]))
+            .collect()
+    }
+
+    fn get(&self, path: &str) -> Result<Json> {
+        ask(&self.client, "GET", &self.path(path), None)
+    }
+
+    fn post(&self, path: &str, body: &Json) -> Result<Json> {
+        ask(&self.client, "POST", &self.path(path), Some(body))
+    }
+
+    fn path(&self, rest: &str) -> String {
+        format!("{}{rest}", self.session)
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = ask(&self.client, "DELETE", &self.session, None); // what is left is killed
+    }
+}
+
+/// Nothing waits until a page has come whole: log pages never do. Chromium's own sandbox does not
+/// work for root, nor in most containers, and a container's `/dev/shm` is small.
+fn capabilities(dir: &Path) -> Json {
+    let profile = format!("--user-data-dir={}", dir.join("profile").display());
+    json!({ "capabilities": { "alwaysMatch": {
+        "pageLoadStrategy": "none",
+        "goog:chromeOptions": { "args": [
+            "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
+            "--no-first-run", "--disable-background-networking", "--no-proxy-server",
+            "--window-size=1100,700", profile,
+        ] },
+    } } })
+}
+
+fn addr(driver: &Process) -> Result<std::net::SocketAddr> {
+    let printed = driver.wait_for_stdout(LISTENING)?;
+    let port = eventually(LIMIT, || {
+        let printed = driver.stdout_text();
+        let (_, rest) = printed.split_once(LISTENING).context("a port")?;
+        let (port, _) = rest.split_once('.').context("the end of the port")?;
+        Ok(port.to_owned())
+    });
+    let port = port.with_context(|| printed)?.parse()?;
+    Ok(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+/// One command; its value.
+fn ask(client: &Client, method: &str, path: &str, body: Option<&Json>) -> Result<Json> {
+    let body = body.map(Json::to_string);
+    let headers = [("Content-Type", "application/json")];
+    let reply = client.request(method, path, &headers, body.as_deref().map(str::as_bytes))?;
+    let mut answer: Json = serde_json::from_slice(&reply.content())?;
+    let value = answer["value"].take();
+    ensure!(
+        reply.status == 200,
+        "{method} {path}: {}",
+        value["message"].as_str().unwrap_or_default()
+    );
+    Ok(value)
+}
+
+fn string(value: &Json) -> Result<String> {
+    match value {
+        Json::String(text) => Ok(text.clone()),
+        other => bail!("not a text: {other}"),
+    }
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    let cause: Option<&std::io::Error> = error.root_cause().downcast_ref();
+    cause.is_some_and(|cause| cause.kind() == ErrorKind::NotFound)
+}

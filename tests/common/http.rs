@@ -1,0 +1,521 @@
+//! Bytes on a connection, and replies as they were sent.
+//!
+//! Deliberately no HTTP library: tests compare what a daemon and the sidecar really send, and send
+//! what no library would.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::wait::LIMIT;
+
+/// How much of a body is shown when a test fails.
+const SHOWN_BYTES: usize = 2000;
+
+/// Where something listens. Shown as the URL that supervisorctl takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addr {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// On a unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Addr::Tcp(addr) => write!(f, "http://{addr}"),
+            Addr::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl From<SocketAddr> for Addr {
+    fn from(addr: SocketAddr) -> Addr {
+        Addr::Tcp(addr)
+    }
+}
+
+impl From<PathBuf> for Addr {
+    fn from(path: PathBuf) -> Addr {
+        Addr::Unix(path)
+    }
+}
+
+impl From<&Path> for Addr {
+    fn from(path: &Path) -> Addr {
+        Addr::Unix(path.to_owned())
+    }
+}
+
+impl From<&Addr> for Addr {
+    fn from(addr: &Addr) -> Addr {
+        addr.clone()
+    }
+}
+
+/// What a reader waits for.
+#[derive(Clone, Copy, Debug)]
+pub enum Until<'a> {
+    /// The other side has closed the connection (a reset counts).
+    Close,
+    /// One reply is complete by its own headers, or by the close where they do not say.
+    Reply,
+    /// So many replies are complete.
+    Replies(usize),
+    /// The empty line after the headers of one reply.
+    Head,
+    /// This text has come.
+    Text(&'a str),
+    /// Nothing more has come for this long (or the other side has closed).
+    Quiet(Duration),
+}
+
+impl Until<'_> {
+    /// Where what was waited for ends, once it is there.
+    fn end(self, received: &[u8], closed: bool) -> Option<usize> {
+        match self {
+            Until::Close | Until::Quiet(_) => closed.then_some(received.len()),
+            Until::Reply => replies_end(received, 1, closed),
+            Until::Replies(count) => replies_end(received, count, closed),
+            Until::Head => head_end(received),
+            Until::Text(text) => find(received, text.as_bytes()).map(|start| start + text.len()),
+        }
+    }
+}
+
+/// Connects, sends these bytes, and hands over what comes back.
+///
+/// # Errors
+///
+/// When what is waited for has not come within [`LIMIT`], or cannot come any more.
+pub fn exchange(addr: impl Into<Addr>, request: &[u8], until: Until<'_>) -> Result<Vec<u8>> {
+    let mut connection = Connection::open(addr)?;
+    connection.send(request)?;
+    connection.read(until)
+}
+
+/// One connection, read and written step by step.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    /// What came after that which the last read was waiting for.
+    received: Vec<u8>,
+    closed: bool,
+}
+
+impl Connection {
+    /// Connects.
+    pub fn open(addr: impl Into<Addr>) -> Result<Connection> {
+        let addr = addr.into();
+        let stream = Stream::open(&addr).with_context(|| format!("connecting to {addr}"))?;
+        Ok(Connection {
+            stream,
+            received: Vec::new(),
+            closed: false,
+        })
+    }
+
+    /// Sends these bytes. That the other side has closed is no error here: its answer may be there.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        match self
+            .stream
+            .write_all(bytes)
+            .and_then(|()| self.stream.flush())
+        {
+            Err(error) if is_close(&error) => Ok(()),
+            result => result.context("sending"),
+        }
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn finish_sending(&self) -> Result<()> {
+        Ok(self.stream.shutdown_write()?)
+    }
+
+    /// Takes what has been received up to and including what is waited for. The rest is kept.
+    pub fn read(&mut self, until: Until<'_>) -> Result<Vec<u8>> {
+        self.read_within(LIMIT, until)
+    }
+
+    /// Like [`Connection::read`], with a limit other than [`LIMIT`].
+    pub fn read_within(&mut self, limit: Duration, until: Until<'_>) -> Result<Vec<u8>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(end) = until.end(&self.received, self.closed) {
+                return Ok(self.received.drain(..end).collect());
+            }
+            ensure!(
+                !self.closed,
+                "closed before {until:?}, after {}",
+                shown(&self.received)
+            );
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(
+                !left.is_zero(),
+                "no {until:?} within {limit:?}, but {}",
+                shown(&self.received)
+            );
+            let quiet = if let Until::Quiet(quiet) = until {
+                quiet
+            } else {
+                left
+            };
+            let silent = !self.receive(quiet.min(left))?;
+            if silent && quiet < left {
+                return Ok(std::mem::take(&mut self.received));
+            }
+        }
+    }
+
+    /// Reads one reply.
+    pub fn read_reply(&mut self) -> Result<Reply> {
+        Reply::parse(&self.read(Until::Reply)?)
+    }
+
+    /// Whether the other side has closed. Does not wait.
+    pub fn is_closed(&mut self) -> Result<bool> {
+        self.stream.set_nonblocking(true)?;
+        while !self.closed && self.receive_next()? {}
+        self.stream.set_nonblocking(false)?;
+        Ok(self.closed)
+    }
+
+    /// Takes in what comes next. False when nothing came for so long.
+    fn receive(&mut self, patience: Duration) -> Result<bool> {
+        self.stream.set_read_timeout(patience)?;
+        self.receive_next()
+    }
+
+    fn receive_next(&mut self) -> Result<bool> {
+        let mut buffer = [0; 65536];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => self.closed = true,
+            Ok(length) => self.received.extend_from_slice(&buffer[..length]),
+            Err(error) if is_close(&error) => self.closed = true,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return Ok(false);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("receiving"),
+        }
+        Ok(true)
+    }
+}
+
+fn is_close(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+    )
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn open(addr: &Addr) -> io::Result<Stream> {
+        Ok(match addr {
+            Addr::Tcp(addr) => {
+                let stream = TcpStream::connect_timeout(addr, LIMIT)?;
+                stream.set_nodelay(true)?;
+                stream.set_write_timeout(Some(LIMIT))?;
+                Stream::Tcp(stream)
+            }
+            Addr::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_write_timeout(Some(LIMIT))?;
+                Stream::Unix(stream)
+            }
+        })
+    }
+
+    fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
+            Stream::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+        }
+    }
+
+    fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.set_nonblocking(nonblocking),
+            Stream::Unix(stream) => stream.set_nonblocking(nonblocking),
+        }
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write(bytes),
+            Stream::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.flush(),
+            Stream::Unix(stream) => stream.flush(),
+        }
+    }
+}
+
+/// A reply as it was sent: header lines in their order and their own case, the body unchanged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The first line.
+    pub status_line: String,
+    /// The number in it.
+    pub status: u16,
+    /// The lines after it.
+    pub header_lines: Vec<String>,
+    /// Everything after the empty line, chunk sizes included.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// Reads a single reply; whatever follows the empty line is its body.
+    pub fn parse(bytes: &[u8]) -> Result<Reply> {
+        let end =
+            head_end(bytes).with_context(|| format!("not a whole reply: {}", shown(bytes)))?;
+        // Latin-1, so that no byte of a header is lost.
+        let head: String = bytes[..end - 4].iter().copied().map(char::from).collect();
+        let mut lines = head.split("\r\n").map(str::to_owned);
+        let status_line = lines.next().unwrap_or_default();
+        let status = status_line
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok());
+        Ok(Reply {
+            status: status.with_context(|| format!("no status in {status_line:?}"))?,
+            status_line,
+            header_lines: lines.collect(),
+            body: bytes[end..].to_vec(),
+        })
+    }
+
+    /// Reads replies that follow one another, each cut where its headers say, interim ones included.
+    pub fn parse_all(mut bytes: &[u8]) -> Result<Vec<Reply>> {
+        let mut replies = Vec::new();
+        while !bytes.is_empty() {
+            let end = single_reply_end(bytes, true)
+                .with_context(|| format!("not whole: {}", shown(bytes)))?;
+            replies.push(Reply::parse(&bytes[..end])?);
+            bytes = &bytes[end..];
+        }
+        Ok(replies)
+    }
+
+    /// The value of the first header of this name, in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers(name).into_iter().next()
+    }
+
+    /// The values of all headers of this name, in any case.
+    pub fn headers(&self, name: &str) -> Vec<&str> {
+        let pairs = self
+            .header_lines
+            .iter()
+            .filter_map(|line| line.split_once(':'));
+        pairs
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+            .collect()
+    }
+
+    /// The header names as sent.
+    pub fn header_names(&self) -> Vec<&str> {
+        self.header_lines
+            .iter()
+            .map(|line| line.split(':').next().unwrap_or_default())
+            .collect()
+    }
+
+    /// Whether the body is sent in chunks.
+    pub fn is_chunked(&self) -> bool {
+        self.header("transfer-encoding")
+            .is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
+    }
+
+    /// The body without chunk sizes; of a stream that was left early, the chunks that came whole.
+    pub fn content(&self) -> Vec<u8> {
+        if self.is_chunked() {
+            Chunks::of(&self.body).content
+        } else {
+            self.body.clone()
+        }
+    }
+
+    /// [`Reply::content`] as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.content()).into_owned()
+    }
+
+    /// The first line and the header lines, without `Date`.
+    pub fn head_without_date(&self) -> Vec<&str> {
+        let is_date = |line: &&str| {
+            line.split(':')
+                .next()
+                .is_some_and(|name| name.eq_ignore_ascii_case("date"))
+        };
+        let headers = self
+            .header_lines
+            .iter()
+            .map(String::as_str)
+            .filter(|line| !is_date(line));
+        std::iter::once(self.status_line.as_str())
+            .chain(headers)
+            .collect()
+    }
+
+    /// Fails with both replies unless they are the same, byte for byte, but for the `Date`.
+    pub fn ensure_same_as(&self, other: &Reply) -> Result<()> {
+        let same = self.head_without_date() == other.head_without_date() && self.body == other.body;
+        ensure!(
+            same,
+            "two replies differ\n--- one:\n{self:?}\n--- the other:\n{other:?}"
+        );
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.status_line)?;
+        for line in &self.header_lines {
+            writeln!(f, "{line}")?;
+        }
+        writeln!(f, "{}", shown(&self.body))
+    }
+}
+
+/// Bytes for a failure message.
+pub fn shown(bytes: &[u8]) -> String {
+    let start = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]);
+    let rest = if bytes.len() > SHOWN_BYTES {
+        " ..."
+    } else {
+        ""
+    };
+    format!("{} bytes: {start:?}{rest}", bytes.len())
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    if wanted.is_empty() {
+        return Some(0);
+    }
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
+}
+
+fn head_end(bytes: &[u8]) -> Option<usize> {
+    find(bytes, b"\r\n\r\n").map(|start| start + 4)
+}
+
+/// Where so many final replies end. Interim ones (1xx) before them are not counted.
+fn replies_end(bytes: &[u8], count: usize, closed: bool) -> Option<usize> {
+    let mut end = 0;
+    let mut missing = count;
+    while missing > 0 {
+        let rest = &bytes[end..];
+        let interim = is_interim(&Reply::parse(&rest[..head_end(rest)?]).ok()?);
+        end += single_reply_end(rest, closed)?;
+        missing -= usize::from(!interim);
+    }
+    Some(end)
+}
+
+fn single_reply_end(bytes: &[u8], closed: bool) -> Option<usize> {
+    let start = head_end(bytes)?;
+    let head = Reply::parse(&bytes[..start]).ok()?;
+    let body = &bytes[start..];
+    let length = if is_interim(&head) {
+        Some(0)
+    } else if head.is_chunked() {
+        Chunks::of(body).end
+    } else if let Some(length) = head.header("content-length") {
+        length.parse().ok().filter(|length| *length <= body.len())
+    } else if matches!(head.status, 204 | 304) {
+        Some(0)
+    } else {
+        closed.then_some(body.len())
+    };
+    length.map(|length| start + length)
+}
+
+fn is_interim(head: &Reply) -> bool {
+    (100..200).contains(&head.status) && head.status != 101
+}
+
+/// A chunked body taken apart.
+#[derive(Default)]
+struct Chunks {
+    content: Vec<u8>,
+    /// Where it ends, if its end is there.
+    end: Option<usize>,
+}
+
+impl Chunks {
+    fn of(body: &[u8]) -> Chunks {
+        let mut chunks = Chunks::default();
+        let mut at = 0;
+        while let Some((data, after)) = next_chunk(body, at) {
+            if data.is_empty() {
+                chunks.end = trailers_end(body, at);
+                break;
+            }
+            chunks.content.extend_from_slice(data);
+            at = after;
+        }
+        chunks
+    }
+}
+
+/// The chunk that begins at `at`, and where the next one does. The last one is empty.
+fn next_chunk(body: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let line_end = at + find(&body[at..], b"\r\n")?;
+    let line = std::str::from_utf8(&body[at..line_end]).ok()?;
+    let length = usize::from_str_radix(line.split(';').next()?.trim(), 16).ok()?;
+    let start = line_end + 2;
+    let data = body.get(start..start.checked_add(length)?)?;
+    let after = start + length + 2;
+    (length == 0 || body.len() >= after).then_some((data, after))
+}
+
+/// After the last chunk's line come lines of trailers, usually none, and an empty one.
+fn trailers_end(body: &[u8], last_chunk: usize) -> Option<usize> {
+    let mut at = last_chunk + find(&body[last_chunk..], b"\r\n")? + 2;
+    loop {
+        let length = find(&body[at..], b"\r\n")?;
+        at += length + 2;
+        if length == 0 {
+            return Some(at);
+        }
+    }
+}

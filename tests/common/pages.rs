@@ -1,0 +1,50 @@
+//! The daemon's pages taken apart.
+
+use anyhow::{Context, Result, ensure};
+
+use super::client::Client;
+use super::http::Reply;
+use super::values::{member, text};
+use super::wait::{LIMIT, eventually};
+
+/// The row of this process on the status page, from the attributes of its tag on.
+pub fn row<'a>(page: &'a str, name: &str) -> Result<&'a str> {
+    page.split("<tr")
+        .find(|row| row.contains(&format!(">{name}</a></td>")))
+        .with_context(|| format!("no row of {name}:\n{page}"))
+}
+
+/// Where a link of this text in a row leads, from the page's own address.
+pub fn link(row: &str, label: &str) -> Result<String> {
+    let (before, _) = row
+        .split_once(&format!(">{label}</a>"))
+        .with_context(|| format!("no link {label}: {row}"))?;
+    let (_, href) = before.rsplit_once("href=\"").context("an href")?;
+    let (href, _) = href.split_once('"').context("the end of an href")?;
+    Ok(format!("/{}", href.replace("&amp;", "&")))
+}
+
+/// The path and query in a `Location`.
+pub fn location(reply: &Reply) -> Result<&str> {
+    ensure!(reply.status == 301, "no redirect: {reply:?}");
+    let url = reply.header("location").context("a Location")?;
+    let (_, path) = url.split_once("://").context("a URL")?;
+    Ok(&path[path.find('/').context("a path")?..])
+}
+
+/// Fails unless the head says how long the body is.
+pub fn ensure_right_length(reply: &Reply) -> Result<()> {
+    let length = reply.header("content-length").context("a length")?;
+    ensure!(length == reply.body.len().to_string(), "{reply:?}");
+    Ok(())
+}
+
+/// Waits until a process is in this state, as this client sees it.
+pub fn wait_for_state(client: &Client, name: &str, state: &str) -> Result<()> {
+    eventually(LIMIT, || {
+        let info = client.call("supervisor.getProcessInfo", (name,))?;
+        let current = text(member(&info, "statename")?)?.to_owned();
+        ensure!(current == state, "{name} is {current}, not {state}");
+        Ok(())
+    })
+}

@@ -1,0 +1,249 @@
+//! The sidecar and the in-process original side by side: the same calls go to both, and the same
+//! answers must come back.
+//!
+//! What can never be the same is made equal first: directories, process numbers, times, and the
+//! order in which the processes of a group are done.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use supervisor_twiddler::xmlrpc::Value;
+
+use super::client::{CallError, Client};
+use super::daemon::{Daemon, DaemonOptions, Oracle};
+use super::sidecar::Sidecar;
+use super::view::rows;
+
+/// A stock daemon behind the sidecar, and one with the in-process original; with the same programs.
+#[derive(Debug)]
+pub struct Pair {
+    /// The one with the original.
+    pub oracle: Oracle,
+    /// In front of `daemon`.
+    pub sidecar: Sidecar,
+    /// The stock one.
+    pub daemon: Daemon,
+    _hurry: Hurry,
+}
+
+/// Keeps daemons awake: what they wait for they look at when their poll returns, which is after a
+/// second where nobody connects.
+#[derive(Debug)]
+struct Hurry {
+    goes_on: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How often daemons are woken.
+const WAKE: Duration = Duration::from_millis(10);
+
+impl Hurry {
+    fn up(sockets: Vec<PathBuf>) -> Hurry {
+        let goes_on = Arc::new(AtomicBool::new(true));
+        let still = Arc::clone(&goes_on);
+        let thread = thread::spawn(move || {
+            while still.load(Ordering::Relaxed) {
+                for socket in &sockets {
+                    drop(UnixStream::connect(socket)); // it may be gone already
+                }
+                thread::sleep(WAKE);
+            }
+        });
+        Hurry {
+            goes_on,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.goes_on.store(false, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a call comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// It worked.
+    Value(Value),
+    /// Number and text.
+    Fault(i32, String),
+    /// A status other than 200.
+    Http(u16),
+}
+
+/// A group, a name and a state: what can be the same in both.
+pub type PlainRow = (String, String, String);
+
+impl Pair {
+    /// Starts both with these sections.
+    pub fn start(body: &str) -> Result<Pair> {
+        Pair::start_with(body, "")
+    }
+
+    /// Starts both with these sections and this whitelist (empty: all methods).
+    pub fn start_with(body: &str, whitelist: &str) -> Result<Pair> {
+        let options = || DaemonOptions {
+            body,
+            ..DaemonOptions::default()
+        };
+        let oracle = Oracle::start_with(whitelist, options())?;
+        let daemon = Daemon::start_with(options())?;
+        let sidecar = Sidecar::start_with(&daemon, &["--whitelist", whitelist])?;
+        let sockets = [&*oracle, &daemon].map(|daemon| daemon.socket().to_owned());
+        Ok(Pair {
+            _hurry: Hurry::up(sockets.into()),
+            oracle,
+            sidecar,
+            daemon,
+        })
+    }
+
+    /// Waits until a process is in this state in both.
+    pub fn both_reach(&self, namespec: &str, state: &str) -> Result<()> {
+        self.oracle.wait_for_state(namespec, state)?;
+        self.daemon.wait_for_state(namespec, state)
+    }
+
+    /// What the original answers.
+    pub fn oracle_answer(&self, method: &str, params: &[Value]) -> Result<Answer> {
+        answer(&self.oracle.client(), &self.oracle, method, params)
+    }
+
+    /// What the sidecar answers.
+    pub fn our_answer(&self, method: &str, params: &[Value]) -> Result<Answer> {
+        answer(&self.sidecar.client(), &self.daemon, method, params)
+    }
+
+    /// The same call gets the same answer, and leaves the same processes.
+    pub fn ensure_same(&self, method: &str, params: &[Value]) -> Result<Answer> {
+        let theirs = self.oracle_answer(method, params)?;
+        let ours = self.our_answer(method, params)?;
+        ensure!(
+            theirs == ours,
+            "{method}{params:?}\n  there {theirs:?}\n  here  {ours:?}"
+        );
+        self.ensure_same_table()
+            .with_context(|| format!("after {method}{params:?}"))?;
+        Ok(ours)
+    }
+
+    /// The same call gets these two answers.
+    pub fn ensure_differs(
+        &self,
+        method: &str,
+        params: &[Value],
+        theirs: &Answer,
+        ours: &Answer,
+    ) -> Result<()> {
+        let found = (
+            self.oracle_answer(method, params)?,
+            self.our_answer(method, params)?,
+        );
+        ensure!(
+            found == (theirs.clone(), ours.clone()),
+            "{method}{params:?}\n{found:#?}"
+        );
+        Ok(())
+    }
+
+    /// Both show the same processes in the same states.
+    pub fn ensure_same_table(&self) -> Result<()> {
+        let theirs = plain_table(&self.oracle.client())?;
+        let ours = plain_table(&self.sidecar.client())?;
+        ensure!(theirs == ours, "there {theirs:#?}\nhere {ours:#?}");
+        Ok(())
+    }
+}
+
+/// The processes and their states, in the order of the reply.
+pub fn plain_table(client: &Client) -> Result<Vec<PlainRow>> {
+    let rows = rows(client)?;
+    let plain = rows.into_iter().map(|row| (row.group, row.name, row.state));
+    Ok(plain.collect())
+}
+
+/// What a client is told, made comparable.
+pub fn answer(client: &Client, daemon: &Daemon, method: &str, params: &[Value]) -> Result<Answer> {
+    let dir = daemon.dir().display().to_string();
+    Ok(match client.call(method, params) {
+        Ok(value) => Answer::Value(comparable(value, &dir)),
+        Err(CallError::Fault(fault)) => {
+            Answer::Fault(fault.code, comparable_text(&fault.text, &dir))
+        }
+        Err(CallError::Http(reply)) => Answer::Http(reply.status),
+        Err(error) => return Err(error.into()),
+    })
+}
+
+/// Members that time and chance settle: whether there is something, not what.
+const CHANCE: [&str; 4] = ["start", "stop", "pid", "now"];
+
+fn comparable(value: Value, dir: &str) -> Value {
+    match value {
+        Value::String(text) => Value::String(comparable_text(&text, dir)),
+        Value::Array(items) => {
+            let items = items.into_iter().map(|item| comparable(item, dir));
+            let mut items: Vec<Value> = items.collect();
+            if items.iter().all(is_status) {
+                items.sort_by_key(|item| format!("{item:?}"));
+            }
+            Value::Array(items)
+        }
+        Value::Struct(members) => {
+            let mut members: Vec<(String, Value)> = members
+                .into_iter()
+                .map(|(name, value)| {
+                    let value = comparable_member(&name, value, dir);
+                    (name, value)
+                })
+                .collect();
+            members.sort_by(|one, other| one.0.cmp(&other.0));
+            Value::Struct(members)
+        }
+        other => other,
+    }
+}
+
+fn comparable_member(name: &str, value: Value, dir: &str) -> Value {
+    match value {
+        Value::Int(number) if CHANCE.contains(&name) => Value::Bool(number != 0),
+        Value::String(text) if name == "description" => Value::String(timeless(&text)),
+        other => comparable(other, dir),
+    }
+}
+
+/// One entry of what a group or all form tells.
+fn is_status(value: &Value) -> bool {
+    value.get("status").is_some() && value.get("description").is_some()
+}
+
+/// Without process number, uptime and date.
+pub fn timeless(description: &str) -> String {
+    let ends_with_time = [" AM", " PM"]
+        .iter()
+        .any(|half| description.ends_with(half));
+    match description {
+        text if text.starts_with("pid ") => "pid and uptime".to_owned(),
+        _ if ends_with_time => "a date".to_owned(),
+        text => text.to_owned(),
+    }
+}
+
+/// Without the directory, and without what the daemon puts into the names of automatic logs.
+fn comparable_text(text: &str, dir: &str) -> String {
+    let text = text.replace(dir, "DIR");
+    match text.split_once("---supervisor-") {
+        Some((before, after)) if after.ends_with(".log") => format!("{before}---supervisor-.log"),
+        _ => text,
+    }
+}

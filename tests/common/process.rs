@@ -1,0 +1,325 @@
+//! Child processes: commands that end in time, and processes that stay and are watched.
+//!
+//! Every child gets a process group of its own, so that it can be ended with all that it started,
+//! and so that a Ctrl-C on the terminal reaches the test run only (see `leftovers` for the rest).
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::wait::{LIMIT, eventually};
+
+/// How long output may still arrive after a process has ended. Only a grandchild that kept
+/// the pipe open makes this matter.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
+
+/// Runs a command to its end, with nothing on its standard input.
+///
+/// Any exit status is fine; an error is a command that cannot start or does not end in time.
+pub fn run(command: &mut Command) -> Result<Output> {
+    run_within(LIMIT, command, b"")
+}
+
+/// Like [`run`], with these bytes on its standard input.
+pub fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Output> {
+    run_within(LIMIT, command, input)
+}
+
+/// Like [`run_with_input`], with a limit other than [`LIMIT`].
+pub fn run_within(limit: Duration, command: &mut Command, input: &[u8]) -> Result<Output> {
+    let process = Process::spawn(command)?;
+    process.feed_in_background(input.to_vec());
+    match process.wait_within(limit) {
+        Ok(status) => Ok(Output {
+            status,
+            stdout: process.stdout(),
+            stderr: process.stderr(),
+        }),
+        Err(error) => Err(error.context(process.both_texts())),
+    }
+}
+
+/// Fails, with all that the command printed, unless it exited with status 0.
+pub fn succeeded(output: Output) -> Result<Output> {
+    let (stdout, stderr) = (stdout_text(&output), stderr_text(&output));
+    ensure!(
+        output.status.success(),
+        "{}\n{stdout}\n{stderr}",
+        output.status
+    );
+    Ok(output)
+}
+
+/// What a command printed on its standard output.
+pub fn stdout_text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a command printed on its standard error.
+pub fn stderr_text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A command as one would type it, without its environment.
+pub fn command_line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Sends a signal (`TERM`, `HUP`, ...) to processes, or to groups by negative numbers. Fails when
+/// one of them is gone; the others have got it all the same.
+pub fn send_signal(pids: &[i64], signal: &str) -> Result<()> {
+    // The standard library can only send SIGKILL; every POSIX shell has this built in.
+    let script = "signal=$0; kill -s \"$signal\" -- \"$@\"";
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", script, signal])
+        .args(pids.iter().map(i64::to_string));
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .context("starting /bin/sh")?;
+    let said = stderr_text(&output);
+    ensure!(
+        output.status.success(),
+        "kill -s {signal} {pids:?}: {}",
+        said.trim()
+    );
+    Ok(())
+}
+
+/// A child process that is watched: its output is collected as it comes, and it ends on drop.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    pid: u32,
+    child: Mutex<Child>,
+    stdin: Arc<Mutex<Option<ChildStdin>>>,
+    stdout: Collected,
+    stderr: Collected,
+}
+
+impl Process {
+    /// Starts the command, with pipes for input and output.
+    pub fn spawn(command: &mut Command) -> Result<Process> {
+        let name = command_line(command);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        Ok(Process {
+            name,
+            pid: child.id(),
+            stdin: Arc::new(Mutex::new(child.stdin.take())),
+            stdout: Collected::from(child.stdout.take()),
+            stderr: Collected::from(child.stderr.take()),
+            child: Mutex::new(child),
+        })
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        self.exit_status().is_none()
+    }
+
+    /// How it ended, if it has.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        lock(&self.child).try_wait().ok().flatten()
+    }
+
+    /// Sends a signal (`TERM`, `HUP`, ...); fails when the process has ended.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        // Not reaped while the lock is held, so the number cannot belong to another process.
+        let mut child = lock(&self.child);
+        if let Some(status) = child.try_wait()? {
+            bail!("{} has ended: {status}", self.name);
+        }
+        send_signal(&[i64::from(self.pid)], signal)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.wait_within(LIMIT)
+    }
+
+    /// Waits for its end, no longer than `limit`.
+    pub fn wait_within(&self, limit: Duration) -> Result<ExitStatus> {
+        eventually(limit, || {
+            self.exit_status()
+                .with_context(|| format!("{} still runs", self.name))
+        })
+    }
+
+    /// Ends it with SIGKILL, and hands over how it ended (if it had ended already, how it did then).
+    pub fn kill(&self) -> Result<ExitStatus> {
+        let mut child = lock(&self.child);
+        child
+            .kill()
+            .with_context(|| format!("killing {}", self.name))?;
+        Ok(child.wait()?)
+    }
+
+    /// Writes to its standard input.
+    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+        write_and_flush(&self.stdin, bytes).with_context(|| format!("writing to {}", self.name))
+    }
+
+    /// Ends its standard input.
+    pub fn close_stdin(&self) {
+        lock(&self.stdin).take();
+    }
+
+    /// What it has written to its standard output so far; all of it once it has ended.
+    pub fn stdout(&self) -> Vec<u8> {
+        self.stdout.so_far(!self.is_alive())
+    }
+
+    /// What it has written to its standard error so far; all of it once it has ended.
+    pub fn stderr(&self) -> Vec<u8> {
+        self.stderr.so_far(!self.is_alive())
+    }
+
+    /// [`Process::stdout`] as text.
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout()).into_owned()
+    }
+
+    /// [`Process::stderr`] as text.
+    pub fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr()).into_owned()
+    }
+
+    /// Waits until its standard output holds this text, and hands over all of it so far.
+    pub fn wait_for_stdout(&self, wanted: &str) -> Result<String> {
+        self.wait_for(wanted, || self.stdout_text())
+    }
+
+    /// Waits until its standard error holds this text, and hands over all of it so far.
+    pub fn wait_for_stderr(&self, wanted: &str) -> Result<String> {
+        self.wait_for(wanted, || self.stderr_text())
+    }
+
+    fn wait_for(&self, wanted: &str, text: impl Fn() -> String) -> Result<String> {
+        let answer = eventually(LIMIT, || {
+            let ended = self.exit_status();
+            let text = text();
+            match ended {
+                _ if text.contains(wanted) => Ok(Ok(text)),
+                Some(status) => Ok(Err(status)),
+                None => bail!("{} has not printed {wanted:?}", self.name),
+            }
+        });
+        match answer {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(status)) => bail!(
+                "{} ended ({status}) and had not printed {wanted:?}\n{}",
+                self.name,
+                self.both_texts()
+            ),
+            Err(error) => Err(error.context(self.both_texts())),
+        }
+    }
+
+    fn both_texts(&self) -> String {
+        format!(
+            "it printed:\n{}\n{}",
+            self.stdout_text(),
+            self.stderr_text()
+        )
+    }
+
+    /// Writes everything and closes the input, while the caller goes on to wait for the end.
+    fn feed_in_background(&self, input: Vec<u8>) {
+        let stdin = Arc::clone(&self.stdin);
+        thread::spawn(move || {
+            let _ = write_and_flush(&stdin, &input); // a command may end without reading it all
+            lock(&stdin).take();
+        });
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let mut child = lock(&self.child);
+        if matches!(child.try_wait(), Ok(None)) {
+            let _ = send_signal(&[-i64::from(self.pid)], "KILL"); // with what it started
+            let _ = child.kill();
+        }
+        let _ = child.wait();
+    }
+}
+
+/// One output of a process, read by a thread until its end.
+#[derive(Debug)]
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Collected {
+    fn from(source: Option<impl Read + Send + 'static>) -> Collected {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let reader = source.map(|source| {
+            let bytes = Arc::clone(&bytes);
+            thread::spawn(move || collect(source, &bytes))
+        });
+        Collected { bytes, reader }
+    }
+
+    fn so_far(&self, ended: bool) -> Vec<u8> {
+        if ended {
+            let _ = eventually(LAST_OUTPUT, || self.is_complete());
+        }
+        lock(&self.bytes).clone()
+    }
+
+    fn is_complete(&self) -> Result<()> {
+        let reading = self
+            .reader
+            .as_ref()
+            .is_some_and(|reader| !reader.is_finished());
+        ensure!(!reading, "still open");
+        Ok(())
+    }
+}
+
+fn collect(mut source: impl Read, bytes: &Mutex<Vec<u8>>) {
+    let mut buffer = [0; 8192];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(length) => lock(bytes).extend_from_slice(&buffer[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn write_and_flush(stdin: &Mutex<Option<ChildStdin>>, bytes: &[u8]) -> Result<()> {
+    let mut stdin = lock(stdin);
+    let pipe = stdin.as_mut().context("its input is closed")?;
+    pipe.write_all(bytes)?;
+    Ok(pipe.flush()?)
+}
+
+/// Takes a lock whatever happened to its last holder: a test that panicked must still clean up.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,256 @@
+//! The daemons under test: supervisor releases in virtual environments under `target/test-envs`.
+//!
+//! Made by `python3 -m venv` and pip when a test first asks for one, and kept. A file lock lets one
+//! test binary make it while others wait; a stamp, written last, tells a whole one from a half-made
+//! one, and one made by another recipe, at another place or with a Python that is gone.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::thread;
+
+use anyhow::{Context, Result};
+
+use super::process::{command_line, succeeded};
+
+const ADVICE: &str = "\
+The tests run against real supervisor releases and could not get one. They need
+  - python3 (3.8 or newer) with the venv module: on Debian and Ubuntu `apt install python3 python3-venv`
+  - pip able to download packages (network, or its usual configuration for a mirror)
+and cannot run without.";
+
+/// Settings of the caller's shell that would lead Python or pip away from the environment.
+const MISLEADING: [&str; 7] = [
+    "PIP_PREFIX",
+    "PIP_REQUIRE_VIRTUALENV",
+    "PIP_ROOT",
+    "PIP_TARGET",
+    "PIP_USER",
+    "PYTHONHOME",
+    "PYTHONPATH",
+];
+
+/// A release of supervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// The newest release.
+    #[default]
+    V4_3_0,
+    /// The release of Debian 12.
+    V4_2_5,
+    /// The newest release, with supervisor_twiddler 1.0.0 beside it.
+    Oracle,
+}
+
+impl Version {
+    /// The stock releases that the sidecar must work with.
+    pub const STOCK: [Version; 2] = [Version::V4_3_0, Version::V4_2_5];
+
+    /// The release's number, as `getSupervisorVersion` gives it.
+    pub fn number(self) -> &'static str {
+        match self {
+            Version::V4_3_0 | Version::Oracle => "4.3.0",
+            Version::V4_2_5 => "4.2.5",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Version::V4_3_0 => "supervisor-4.3.0",
+            Version::V4_2_5 => "supervisor-4.2.5",
+            Version::Oracle => "supervisor-4.3.0-with-twiddler-1.0.0",
+        }
+    }
+
+    /// The arguments of one `pip install` after the other.
+    fn installs(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Version::V4_3_0 => &[&["supervisor==4.3.0"]],
+            // It imports pkg_resources, which setuptools 81 no longer has.
+            Version::V4_2_5 => &[&["setuptools<81"], &["supervisor==4.2.5"]],
+            // The extension comes as a source archive whose build needs an older setuptools too.
+            Version::Oracle => &[
+                &["setuptools<81", "wheel"],
+                &["supervisor==4.3.0"],
+                &["--no-build-isolation", "supervisor_twiddler==1.0.0"],
+            ],
+        }
+    }
+
+    fn modules(self) -> &'static str {
+        match self {
+            Version::V4_3_0 | Version::V4_2_5 => "supervisor.supervisord",
+            Version::Oracle => "supervisor.supervisord, supervisor_twiddler.rpcinterface",
+        }
+    }
+}
+
+/// A virtual environment with a release of supervisor in it.
+#[derive(Debug)]
+pub struct Venv {
+    dir: PathBuf,
+}
+
+/// The environment of this release, made now if need be.
+///
+/// # Panics
+///
+/// With advice, when it cannot be made: a missing daemon is a failure and never a skipped test.
+pub fn venv(version: Version) -> &'static Venv {
+    static VENVS: [OnceLock<Result<Venv, String>>; 3] = [const { OnceLock::new() }; 3];
+    let made = VENVS[version as usize]
+        .get_or_init(|| provision(version).map_err(|error| format!("{error:#}\n\n{ADVICE}")));
+    match made {
+        Ok(venv) => venv,
+        Err(text) => panic!("{text}"),
+    }
+}
+
+impl Venv {
+    /// Its Python interpreter.
+    pub fn python(&self) -> PathBuf {
+        self.dir.join("bin/python")
+    }
+
+    /// `python -m module` in a scrubbed environment, with the environment's programs first in `PATH`.
+    pub fn command(&self, module: &str) -> Command {
+        let mut command = self.bare_command();
+        command.args(["-m", module]);
+        command
+    }
+
+    /// The interpreter without arguments, in the same environment as [`Venv::command`].
+    pub fn bare_command(&self) -> Command {
+        let mut command = Command::new(self.python());
+        scrub(&mut command);
+        command.env(
+            "PATH",
+            format!("{}:{}", self.dir.join("bin").display(), search_path()),
+        );
+        command
+    }
+}
+
+/// Makes a check on each stock release, both at once: it waits for its daemon most of the time.
+pub fn with_both_releases(check: impl Fn(Version) -> Result<()> + Sync) -> Result<()> {
+    let check = &check;
+    thread::scope(|scope| {
+        let checks = Version::STOCK.map(|version| scope.spawn(move || check(version)));
+        for (version, done) in Version::STOCK.into_iter().zip(checks) {
+            let done = done.join().expect("no panic");
+            done.with_context(|| format!("with {version:?}"))?;
+        }
+        Ok(())
+    })
+}
+
+/// Leaves nothing of the caller's environment but `PATH`, and settles the locale.
+pub fn scrub(command: &mut Command) {
+    command
+        .env_clear()
+        .env("PATH", search_path())
+        .env("LANG", "C.UTF-8");
+}
+
+fn search_path() -> String {
+    std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned())
+}
+
+fn provision(version: Version) -> Result<Venv> {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-envs");
+    fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
+    let dir = root.join(version.name());
+    let lock = lock_file(&root.join(format!("{}.lock", version.name())))?;
+    if !is_whole(version, &dir) {
+        make(version, &dir, &lock)?;
+    }
+    Ok(Venv { dir })
+}
+
+/// Holds the lock until the file is closed.
+fn lock_file(path: &Path) -> Result<File> {
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            say(&format!(
+                "waiting for another test binary, which holds {}",
+                path.display()
+            ));
+            file.lock()?;
+        }
+        Err(TryLockError::Error(error)) => return Err(error).context("locking"),
+    }
+    Ok(file)
+}
+
+fn make(version: Version, dir: &Path, lock: &File) -> Result<()> {
+    say(&format!("making {} (once)", dir.display()));
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    step(Command::new("python3").args(["-m", "venv"]).arg(dir), lock)?;
+    for arguments in version.installs() {
+        say(&format!("pip install {}", arguments.join(" ")));
+        step(
+            python_in(dir)
+                .args(["-m", "pip", "install", "--quiet"])
+                .args(*arguments),
+            lock,
+        )?;
+    }
+    step(
+        python_in(dir).args(["-c", &format!("import {}", version.modules())]),
+        lock,
+    )?;
+    fs::write(stamp_file(dir), stamp(version, dir)?).context("writing the stamp")?;
+    say(&format!("{} is ready", dir.display()));
+    Ok(())
+}
+
+fn python_in(dir: &Path) -> Command {
+    Command::new(dir.join("bin/python"))
+}
+
+/// Runs one step, with the (empty) lock file as its input: should the test run be killed, the lock
+/// is held until the step has ended too, and nobody else begins beside it.
+fn step(command: &mut Command, lock: &File) -> Result<()> {
+    for variable in MISLEADING {
+        command.env_remove(variable);
+    }
+    let output = command
+        .stdin(lock.try_clone()?)
+        .output()
+        .map_err(anyhow::Error::from);
+    output
+        .and_then(succeeded)
+        .with_context(|| command_line(command))?;
+    Ok(())
+}
+
+fn is_whole(version: Version, dir: &Path) -> bool {
+    let found = fs::read_to_string(stamp_file(dir));
+    matches!((found, stamp(version, dir)), (Ok(found), Ok(due)) if found == due)
+}
+
+fn stamp_file(dir: &Path) -> PathBuf {
+    dir.join("made-by-the-tests")
+}
+
+/// What a whole environment holds in its stamp; fails where there is no interpreter.
+fn stamp(version: Version, dir: &Path) -> Result<String> {
+    let interpreter = fs::canonicalize(dir.join("bin/python"))?;
+    Ok(format!(
+        "{:?}\n{}\n{}\n",
+        version.installs(),
+        dir.display(),
+        interpreter.display()
+    ))
+}
+
+/// Straight to standard error: what takes a while must be seen also where output is captured.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "test fixture: {text}");
+}

@@ -1,0 +1,340 @@
+//! The built binary in front of a daemon.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+
+use super::client::Client;
+use super::daemon::Daemon;
+use super::http::Addr;
+use super::leftovers::WorkDir;
+use super::process::{Process, lock, run};
+use super::provision::scrub;
+use super::wait::{LIMIT, eventually};
+
+/// How long it may take to stop when nobody is interested any more.
+const DROP_LIMIT: Duration = Duration::from_secs(3);
+
+/// What it says of each address, once connections to it are accepted.
+const LISTENING: &str = "listening on ";
+
+/// Runs the built binary to its end, with nothing in its environment but `PATH` and `LANG`.
+pub fn twiddler(arguments: &[&str]) -> Result<Output> {
+    run(twiddler_command().args(arguments))
+}
+
+/// What [`twiddler`] runs.
+pub fn twiddler_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_twiddler"));
+    scrub(&mut command);
+    command.env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// How a [`Sidecar`] differs from the usual one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SidecarOptions<'a> {
+    /// Arguments after `serve -c CONF --listen ... --listen ...`.
+    pub arguments: &'a [&'a str],
+    /// Variables beside `PATH` and `LANG`.
+    pub environment: &'a [(&'a str, &'a str)],
+    /// A command that runs the binary: its words come before the path and the arguments.
+    pub launcher: &'a [&'a str],
+    /// For a test that settles the addresses itself (by an argument, a variable or the file):
+    /// how many there are. The fixture then gives none.
+    pub own_listeners: Option<usize>,
+}
+
+/// `twiddler serve` as a process in front of a daemon, on a free port and a unix socket.
+///
+/// On drop it is stopped in order, then killed; what it logged is printed, which the test harness
+/// shows for a failed test only.
+#[derive(Debug)]
+pub struct Sidecar {
+    launcher: Vec<String>,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    listeners: usize,
+    credentials: Option<(String, String)>,
+    life: Mutex<Life>,
+    dir: WorkDir,
+}
+
+/// From one start to the next.
+#[derive(Debug)]
+struct Life {
+    process: Arc<Process>,
+    addrs: Vec<Addr>,
+    /// What its former lives logged.
+    earlier: String,
+}
+
+impl Sidecar {
+    /// Starts it in front of this daemon, and waits until it listens.
+    pub fn start(daemon: &Daemon) -> Result<Sidecar> {
+        Sidecar::start_with(daemon, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn start_with(daemon: &Daemon, arguments: &[&str]) -> Result<Sidecar> {
+        Sidecar::start_options(
+            daemon,
+            SidecarOptions {
+                arguments,
+                ..SidecarOptions::default()
+            },
+        )
+    }
+
+    /// Starts one that differs from the usual, and waits until it listens.
+    ///
+    /// # Errors
+    ///
+    /// With what it logged, when it ends instead.
+    pub fn start_options(daemon: &Daemon, options: SidecarOptions<'_>) -> Result<Sidecar> {
+        let dir = WorkDir::new("tws-")?;
+        let mut arguments: Vec<String> = ["serve", "-c", &daemon.conf().to_string_lossy()]
+            .map(str::to_owned)
+            .into();
+        if options.own_listeners.is_none() {
+            let socket = Addr::Unix(dir.path().join("t.sock")).to_string();
+            arguments.extend(["--listen", "127.0.0.1:0", "--listen", &socket].map(str::to_owned));
+        }
+        arguments.extend(
+            options
+                .arguments
+                .iter()
+                .map(|argument| (*argument).to_owned()),
+        );
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let environment: Vec<(String, String)> = options.environment.iter().map(owned).collect();
+        let listeners = options.own_listeners.unwrap_or(2);
+        let launcher: Vec<String> = options
+            .launcher
+            .iter()
+            .map(|word| (*word).to_owned())
+            .collect();
+        let life = begin(&dir, &launcher, &arguments, &environment, listeners)?;
+        let credentials = daemon.credentials().cloned();
+        Ok(Sidecar {
+            launcher,
+            arguments,
+            environment,
+            listeners,
+            credentials,
+            life: Mutex::new(life),
+            dir,
+        })
+    }
+
+    /// Its port. Another one after [`Sidecar::start_again`].
+    ///
+    /// # Panics
+    ///
+    /// When it listens on none.
+    pub fn tcp_addr(&self) -> SocketAddr {
+        let addr = self.addrs().into_iter().find_map(|addr| match addr {
+            Addr::Tcp(addr) => Some(addr),
+            Addr::Unix(_) => None,
+        });
+        addr.expect("a sidecar that listens on a port")
+    }
+
+    /// Its unix socket.
+    ///
+    /// # Panics
+    ///
+    /// When it listens on none.
+    pub fn socket(&self) -> PathBuf {
+        let path = self.addrs().into_iter().find_map(|addr| match addr {
+            Addr::Unix(path) => Some(path),
+            Addr::Tcp(_) => None,
+        });
+        path.expect("a sidecar that listens on a unix socket")
+    }
+
+    /// All its addresses, in the order in which it named them.
+    pub fn addrs(&self) -> Vec<Addr> {
+        lock(&self.life).addrs.clone()
+    }
+
+    /// Its directory, which holds its socket.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A client on its port, with the credentials of the daemon.
+    pub fn client(&self) -> Client {
+        Client::new(self.tcp_addr()).with_credentials_of(self.credentials.as_ref())
+    }
+
+    /// A client on its unix socket, with the credentials of the daemon.
+    pub fn socket_client(&self) -> Client {
+        Client::new(self.socket()).with_credentials_of(self.credentials.as_ref())
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.process().pid()
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        self.process().is_alive()
+    }
+
+    /// Sends it a signal (`INT`, `STOP`, ...).
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        self.process().signal(signal)
+    }
+
+    /// Asks it to stop by SIGTERM, and waits for its end.
+    pub fn stop(&self) -> Result<ExitStatus> {
+        self.signal("TERM")?;
+        self.wait()
+    }
+
+    /// Ends it with SIGKILL.
+    pub fn kill(&self) -> Result<ExitStatus> {
+        self.process().kill()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.process().wait()
+    }
+
+    /// Starts it again with the same arguments after [`Sidecar::stop`] or [`Sidecar::kill`]. The
+    /// unix socket is the same, the port another one: take a new [`Sidecar::client`].
+    pub fn start_again(&self) -> Result<()> {
+        ensure!(!self.is_alive(), "it still runs");
+        let life = begin(
+            &self.dir,
+            &self.launcher,
+            &self.arguments,
+            &self.environment,
+            self.listeners,
+        )?;
+        let mut current = lock(&self.life);
+        let earlier = format!("{}{}", current.earlier, current.process.stderr_text());
+        *current = Life { earlier, ..life };
+        Ok(())
+    }
+
+    /// What it logged so far, over all its lives.
+    pub fn stderr_text(&self) -> String {
+        let (earlier, process) = {
+            let life = lock(&self.life);
+            (life.earlier.clone(), Arc::clone(&life.process))
+        };
+        earlier + &process.stderr_text()
+    }
+
+    /// Waits until it has logged this text, and hands over all that it logged.
+    pub fn wait_for_stderr(&self, wanted: &str) -> Result<String> {
+        eventually(LIMIT, || {
+            let log = self.stderr_text();
+            ensure!(
+                log.contains(wanted),
+                "the sidecar has not logged {wanted:?}:\n{log}"
+            );
+            Ok(log)
+        })
+    }
+
+    fn process(&self) -> Arc<Process> {
+        Arc::clone(&lock(&self.life).process)
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let process = self.process();
+        if process.signal("TERM").is_ok() {
+            let _ = process.wait_within(DROP_LIMIT); // it is killed when the process is dropped
+        }
+        if super::shows_logs() {
+            eprintln!("--- sidecar\n{}---", self.stderr_text());
+        }
+    }
+}
+
+fn begin(
+    dir: &WorkDir,
+    launcher: &[String],
+    arguments: &[String],
+    environment: &[(String, String)],
+    listeners: usize,
+) -> Result<Life> {
+    let mut command = match launcher.split_first() {
+        None => twiddler_command(),
+        Some((program, words)) => {
+            let mut command = Command::new(program);
+            command.args(words).arg(env!("CARGO_BIN_EXE_twiddler"));
+            scrub(&mut command);
+            command
+        }
+    };
+    command
+        .args(arguments)
+        .envs(environment.iter().cloned())
+        .current_dir(dir.path());
+    dir.mark(&mut command);
+    let process = Arc::new(Process::spawn(&mut command)?);
+    let addrs = wait_for_addrs(&process, listeners)?;
+    Ok(Life {
+        process,
+        addrs,
+        earlier: String::new(),
+    })
+}
+
+fn wait_for_addrs(process: &Process, count: usize) -> Result<Vec<Addr>> {
+    let answer = eventually(LIMIT, || {
+        let ended = process.exit_status();
+        let addrs = addrs_in(&process.stderr_text());
+        match ended {
+            Some(status) => Ok(Err(status)),
+            None if addrs.len() >= count => Ok(Ok(addrs)),
+            None => bail!(
+                "the sidecar listens on {} of {count} addresses",
+                addrs.len()
+            ),
+        }
+    });
+    match answer {
+        Ok(Ok(addrs)) => Ok(addrs),
+        Ok(Err(status)) => bail!("the sidecar ended ({status})\n{}", process.stderr_text()),
+        Err(error) => Err(error.context(process.stderr_text())),
+    }
+}
+
+/// The addresses in whole lines of its log, in either of its formats.
+fn addrs_in(log: &str) -> Vec<Addr> {
+    let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+    let urls = whole
+        .lines()
+        .filter_map(|line| line.split_once(LISTENING))
+        .map(|(_, rest)| {
+            let end =
+                rest.find(|letter: char| letter.is_whitespace() || "\",\u{1b}".contains(letter));
+            &rest[..end.unwrap_or(rest.len())]
+        });
+    urls.filter_map(parse_addr).collect()
+}
+
+fn parse_addr(url: &str) -> Option<Addr> {
+    if let Some(path) = url.strip_prefix("unix://") {
+        return Some(Addr::Unix(path.into()));
+    }
+    url.strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"))?
+        .trim_end_matches('/')
+        .parse()
+        .ok()
+        .map(Addr::Tcp)
+}

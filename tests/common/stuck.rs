@@ -1,0 +1,63 @@
+//! A daemon that is stopped by SIGSTOP while it reads a generated file.
+
+use std::fmt::Write;
+use std::time::Instant;
+
+use anyhow::{Result, bail, ensure};
+use supervisor_twiddler::xmlrpc::{Value, write};
+
+use super::client::Client;
+use super::daemon::Daemon;
+use super::http::Connection;
+use super::wait::LIMIT;
+
+/// The name of generated files.
+pub const GENERATED: &str = "zz-twiddler.conf";
+
+/// So many programs take the daemon a while to read.
+const PROGRAMS: usize = 400;
+/// A file that is gone before the daemon has stopped is waited for again.
+const ATTEMPTS: usize = 20;
+
+/// Sections that make each reading slow.
+pub fn slow_sections() -> String {
+    let mut sections = String::new();
+    for number in 0..PROGRAMS {
+        let _ = write!(
+            sections,
+            "[program:slow{number}]\ncommand = /bin/cat\nautostart = false\n\
+             stdout_logfile = NONE\nstderr_logfile = NONE\n\n"
+        );
+    }
+    sections
+}
+
+/// Sends a change through the proxy and stops the daemon while the file for it is there. `change`
+/// makes the call for each attempt. The connection on which the answer is to come is handed over,
+/// with the number of the attempt; the earlier ones were answered.
+pub fn stop_in_a_change(
+    daemon: &Daemon,
+    client: &Client,
+    change: impl Fn(usize) -> (&'static str, Vec<Value>),
+) -> Result<(Connection, usize)> {
+    let file = daemon.include_dir().join(GENERATED);
+    for attempt in 0..ATTEMPTS {
+        let (method, params) = change(attempt);
+        let mut call = client.connect()?;
+        let body = write::call(method, &params);
+        call.send(&client.request_bytes("POST", "/RPC2", &[], Some(&body)))?;
+        let deadline = Instant::now() + LIMIT;
+        // A link, which may lead nowhere.
+        while file.symlink_metadata().is_err() {
+            ensure!(Instant::now() < deadline, "no generated file for {method}");
+            std::thread::yield_now(); // it is there for milliseconds
+        }
+        daemon.signal("STOP")?;
+        if file.symlink_metadata().is_ok() && !call.is_closed()? {
+            return Ok((call, attempt));
+        }
+        daemon.signal("CONT")?;
+        call.read_reply()?;
+    }
+    bail!("supervisord was never stopped in time")
+}

@@ -1,0 +1,208 @@
+//! XML-RPC values: short ways to write them, and to take them apart with a clear failure.
+
+use anyhow::{Context, Result, bail};
+use supervisor_twiddler::xmlrpc::Value;
+
+/// The parameters of a call: `params!["dynamic_procs", 999, true]`.
+#[macro_export]
+macro_rules! params {
+    ($($value:expr),* $(,)?) => {
+        ::std::vec![$($crate::common::IntoValue::into_value($value)),*]
+    };
+}
+
+/// What can be written as an XML-RPC value.
+pub trait IntoValue {
+    /// The value.
+    fn into_value(self) -> Value;
+}
+
+impl IntoValue for Value {
+    fn into_value(self) -> Value {
+        self
+    }
+}
+
+impl IntoValue for &Value {
+    fn into_value(self) -> Value {
+        self.clone()
+    }
+}
+
+impl IntoValue for &str {
+    fn into_value(self) -> Value {
+        Value::String(self.to_owned())
+    }
+}
+
+impl IntoValue for String {
+    fn into_value(self) -> Value {
+        Value::String(self)
+    }
+}
+
+impl IntoValue for &String {
+    fn into_value(self) -> Value {
+        Value::String(self.clone())
+    }
+}
+
+impl IntoValue for bool {
+    fn into_value(self) -> Value {
+        Value::Bool(self)
+    }
+}
+
+impl IntoValue for i32 {
+    fn into_value(self) -> Value {
+        Value::Int(self.into())
+    }
+}
+
+impl IntoValue for i64 {
+    fn into_value(self) -> Value {
+        Value::Int(self)
+    }
+}
+
+impl IntoValue for f64 {
+    fn into_value(self) -> Value {
+        Value::Double(self)
+    }
+}
+
+impl IntoValue for () {
+    fn into_value(self) -> Value {
+        Value::Nil
+    }
+}
+
+impl<V: IntoValue> IntoValue for Vec<V> {
+    fn into_value(self) -> Value {
+        Value::Array(self.into_iter().map(V::into_value).collect())
+    }
+}
+
+/// Anything as a value, for structs and arrays of mixed types.
+pub fn value(value: impl IntoValue) -> Value {
+    value.into_value()
+}
+
+/// A struct: `options(&[("command", "/bin/cat")])`, or with [`value`] where the types differ:
+/// `options(&[("command", value("/bin/cat")), ("numprocs", value(2))])`.
+pub fn options<V: IntoValue + Clone>(members: &[(&str, V)]) -> Value {
+    let member = |(name, value): &(&str, V)| ((*name).to_owned(), value.clone().into_value());
+    Value::Struct(members.iter().map(member).collect())
+}
+
+/// What can be written as the parameters of a call: `()`, a tuple, an array of values, [`params!`].
+pub trait IntoParams {
+    /// The parameters.
+    fn into_params(self) -> Vec<Value>;
+}
+
+impl IntoParams for () {
+    fn into_params(self) -> Vec<Value> {
+        Vec::new()
+    }
+}
+
+impl IntoParams for Vec<Value> {
+    fn into_params(self) -> Vec<Value> {
+        self
+    }
+}
+
+impl IntoParams for &[Value] {
+    fn into_params(self) -> Vec<Value> {
+        self.to_vec()
+    }
+}
+
+impl IntoParams for &Vec<Value> {
+    fn into_params(self) -> Vec<Value> {
+        self.clone()
+    }
+}
+
+impl<const N: usize> IntoParams for [Value; N] {
+    fn into_params(self) -> Vec<Value> {
+        self.to_vec()
+    }
+}
+
+impl<A: IntoValue> IntoParams for (A,) {
+    fn into_params(self) -> Vec<Value> {
+        vec![self.0.into_value()]
+    }
+}
+
+impl<A: IntoValue, B: IntoValue> IntoParams for (A, B) {
+    fn into_params(self) -> Vec<Value> {
+        vec![self.0.into_value(), self.1.into_value()]
+    }
+}
+
+impl<A: IntoValue, B: IntoValue, C: IntoValue> IntoParams for (A, B, C) {
+    fn into_params(self) -> Vec<Value> {
+        vec![
+            self.0.into_value(),
+            self.1.into_value(),
+            self.2.into_value(),
+        ]
+    }
+}
+
+/// The string that this is.
+pub fn text(value: &Value) -> Result<&str> {
+    match value {
+        Value::String(text) => Ok(text),
+        other => bail!("not a string: {other:?}"),
+    }
+}
+
+/// The integer that this is.
+pub fn number(value: &Value) -> Result<i64> {
+    match value {
+        Value::Int(number) => Ok(*number),
+        other => bail!("not an integer: {other:?}"),
+    }
+}
+
+/// The items of the array that this is.
+pub fn items(value: &Value) -> Result<&[Value]> {
+    match value {
+        Value::Array(items) => Ok(items),
+        other => bail!("not an array: {other:?}"),
+    }
+}
+
+/// The member of this name in the struct that this is.
+pub fn member<'a>(value: &'a Value, name: &str) -> Result<&'a Value> {
+    let Value::Struct(members) = value else {
+        bail!("not a struct: {value:?}")
+    };
+    let found = members.iter().find(|(key, _)| key == name);
+    Ok(&found
+        .with_context(|| format!("no member {name}: {value:?}"))?
+        .1)
+}
+
+/// The strings in the array that this is.
+pub fn texts(value: &Value) -> Result<Vec<&str>> {
+    items(value)?.iter().map(text).collect()
+}
+
+/// What `member` holds in each struct of an array, all of them strings.
+pub fn column<'a>(value: &'a Value, name: &str) -> Result<Vec<&'a str>> {
+    items(value)?
+        .iter()
+        .map(|item| text(member(item, name)?))
+        .collect()
+}
+
+/// The fault that this item of a multicall reply is, if it is one.
+pub fn fault_in(value: &Value) -> Option<(i64, &str)> {
+    let code = number(member(value, "faultCode").ok()?).ok()?;
+    Some((code, text(member(value, "faultString").ok()?).ok()?))
+}

@@ -1,0 +1,74 @@
+//! Lines of `twiddler.log` while the daemon rotates its log: none is lost.
+//!
+//! After a rotation the daemon writes where it left off rather than at the end of the file, so a
+//! line that was merely appended would be written over (`supervisor/loggers.py`, `doRollover`).
+
+mod common;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use common::*;
+
+const CLIENTS: usize = 3;
+const LINES: usize = 40;
+
+#[test]
+fn no_line_is_lost_while_the_daemon_rotates_its_log() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        extra_supervisord: "logfile_maxbytes=4KB\nlogfile_backups=400\nloglevel=trace\n",
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                scope.spawn({
+                    let sidecar = &sidecar;
+                    move || write_lines(sidecar, client)
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .try_for_each(|writer| writer.join().expect("a writer ended"))
+    })?;
+    // What the daemon writes next is what would spoil the last line.
+    daemon.call("supervisor.getState", ())?;
+    eventually(Duration::from_secs(20), || {
+        let log = whole_log(&daemon)?;
+        ensure!(log.contains("SIGUSR2") || !daemon.dir().join("supervisord.log.1").exists());
+        for (client, line) in (0..CLIENTS).flat_map(|c| (0..LINES).map(move |l| (c, l))) {
+            ensure!(
+                log.contains(&format!(" INFO line {client}-{line}.\n")),
+                "line {client}-{line}"
+            );
+        }
+        Ok(())
+    })
+}
+
+fn write_lines(sidecar: &Sidecar, client: usize) -> Result<()> {
+    let calls = sidecar.client().kept_alive();
+    for line in 0..LINES {
+        calls.call("twiddler.log", params![format!("line {client}-{line}.")])?;
+    }
+    Ok(())
+}
+
+/// The log with all its earlier parts.
+fn whole_log(daemon: &Daemon) -> Result<String> {
+    let mut whole = String::new();
+    for entry in std::fs::read_dir(daemon.dir())? {
+        let entry = entry?;
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("supervisord.log")
+        {
+            whole += &String::from_utf8_lossy(&std::fs::read(entry.path())?);
+        }
+    }
+    Ok(whole)
+}

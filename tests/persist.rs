@@ -1,0 +1,409 @@
+//! `--persist`: what was added comes back with the daemon, out of one file that it reads itself.
+//!
+//! `TWIDDLER_TEST_RESTARTS` says how often the daemon is restarted under changes in each way.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use common::changes::{Model, Restart, USER, View, ensure_nothing_astray, neighbours};
+use common::dice::setting;
+use common::values::fault_in;
+use common::{
+    Client, Daemon, Dice, LIMIT, Row, Sidecar, eventually, options, rows, stdout_text, texts, value,
+};
+use supervisor_twiddler::xmlrpc::Value;
+
+/// Enough for every pull; 50 say more.
+const RESTARTS: usize = 5;
+/// The one file.
+const KEPT: &str = "zz-twiddler-persist.conf";
+
+fn front() -> Result<(Daemon, Sidecar, Client)> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
+    let client = sidecar.socket_client();
+    Ok((daemon, sidecar, client))
+}
+
+fn kept_path(daemon: &Daemon) -> PathBuf {
+    daemon.include_dir().join(KEPT)
+}
+
+fn kept(daemon: &Daemon) -> Result<String> {
+    fs::read_to_string(kept_path(daemon)).context("reading what is kept")
+}
+
+fn sleeper() -> Value {
+    options(&[("command", "/bin/sleep 600"), ("startsecs", "0")])
+}
+
+fn several() -> Value {
+    options(&[
+        ("command", value("/bin/sleep 600")),
+        ("startsecs", value(0)),
+        ("numprocs", value(3)),
+        ("process_name", value("%(program_name)s_%(process_num)d")),
+    ])
+}
+
+/// A group of our own with one process and further ones, members of the user's groups, an empty
+/// group, and a process of the user's that is removed.
+fn change_all(client: &Client) -> Result<()> {
+    client.call("twiddler.addGroup", ("own", 5))?;
+    client.call("twiddler.addProgramToGroup", ("own", "first", sleeper()))?;
+    client.call("twiddler.addProgramToGroup", ("own", "more", several()))?;
+    client.call("twiddler.addGroup", ("nothing", 6))?;
+    client.call("twiddler.addProgramToGroup", ("web", "joined", sleeper()))?;
+    client.call(
+        "twiddler.addProgramToGroup",
+        ("dynamic_procs", "ls", several()),
+    )?;
+    client.call("supervisor.stopProcess", ("web:back",))?;
+    client.call("twiddler.removeProcessFromGroup", ("web", "back"))?;
+    ensure_all(client)
+}
+
+/// Fails unless all of [`change_all`] holds, and runs.
+fn ensure_all(client: &Client) -> Result<()> {
+    let running = [
+        "dynamic_procs:ls_0",
+        "dynamic_procs:ls_1",
+        "dynamic_procs:ls_2",
+        "own:first",
+        "own:more_0",
+        "own:more_1",
+        "own:more_2",
+        "web:front",
+        "web:joined",
+    ];
+    eventually(LIMIT, || {
+        let mut rows = rows(client)?;
+        rows.retain(|row| row.group != "pool");
+        let names: Vec<String> = rows.iter().map(Row::namespec).collect();
+        ensure!(names == running, "{names:?}");
+        ensure!(rows.iter().all(|row| row.state == "RUNNING"), "{rows:#?}");
+        Ok(())
+    })?;
+    let groups = client.call("twiddler.getGroupNames", ())?;
+    ensure!(
+        texts(&groups)? == ["dynamic_procs", "nothing", "own", "pool", "web"],
+        "{groups:?}"
+    );
+    let hidden = client.expect_fault("supervisor.getProcessInfo", ("web:back",))?;
+    ensure!(hidden.text == "BAD_NAME: web:back", "{hidden:?}");
+    Ok(())
+}
+
+fn restarts_keep_all(restart: Restart) -> Result<()> {
+    let restarts = setting("TWIDDLER_TEST_RESTARTS", RESTARTS)?;
+    let (daemon, sidecar, _) = front()?;
+    let mut dice = Dice::new(setting("TWIDDLER_TEST_SEED", 21)?);
+    let mut model = Model::new();
+    for number in 0..restarts {
+        let case = || format!("{restart:?} {number}");
+        let last = restart
+            .make_under_changes(&daemon, &sidecar, &mut model, &mut dice)
+            .with_context(case)?;
+        let view = View::of(&sidecar.socket_client()).with_context(case)?;
+        model
+            .apply_those_seen(&last.open, &view)
+            .and_then(|()| model.ensure_shown_by(&view))
+            .and_then(|()| ensure_nothing_astray(&model, &daemon.client(), &last.open))
+            .with_context(|| format!("{last:?}"))
+            .with_context(case)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn restarts_by_call_keep_all() -> Result<()> {
+    restarts_keep_all(Restart::Call)
+}
+
+#[test]
+fn restarts_by_hangup_keep_all() -> Result<()> {
+    restarts_keep_all(Restart::Hangup)
+}
+
+#[test]
+fn starts_after_a_kill_keep_all() -> Result<()> {
+    restarts_keep_all(Restart::Kill)
+}
+
+#[test]
+fn the_proxy_may_be_down_while_the_daemon_restarts() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    for (number, restart) in Restart::ALL.into_iter().enumerate() {
+        if number == 1 {
+            sidecar.kill()?;
+        } else {
+            sidecar.stop()?;
+        }
+        restart.make(&daemon, &daemon.client())?;
+        // The daemon has them by itself.
+        daemon.wait_for_state("own:first", "RUNNING")?;
+        let count = rows(&daemon.client())?.len();
+        ensure!(count == 10 + 4, "{count} processes after {restart:?}");
+        sidecar.start_again()?;
+        ensure_all(&client).with_context(|| format!("{restart:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_removed_process_that_the_file_starts_is_stopped_again_while_nobody_calls() -> Result<()> {
+    let (daemon, _sidecar, client) = front()?;
+    client.call("supervisor.stopProcess", ("web:back",))?;
+    client.call("twiddler.removeProcessFromGroup", ("web", "back"))?;
+    for restart in Restart::ALL {
+        restart.make(&daemon, &daemon.client())?;
+        daemon.wait_for_state("web:back", "STOPPED")?;
+        daemon.wait_for_state("web:front", "RUNNING")?;
+    }
+    let shown: Vec<String> = rows(&client)?.iter().map(Row::namespec).collect();
+    ensure!(!shown.contains(&"web:back".to_owned()), "{shown:?}");
+    Ok(())
+}
+
+#[test]
+fn what_is_kept_is_one_file_that_a_person_can_read() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    common::view::ensure_include_holds(&daemon, &[KEPT])?;
+    let kept = kept(&daemon)?;
+    ensure!(
+        kept.starts_with("; Groups and programs that were added"),
+        "{kept}"
+    );
+    for line in [
+        "[group:own]",
+        "[group:nothing]",
+        "; web:joined",
+        "; own:more_2",
+        "priority=5",
+    ] {
+        ensure!(
+            kept.lines().any(|there| there == line),
+            "no {line} in\n{kept}"
+        );
+    }
+    ensure!(
+        kept.matches("command=/bin/sleep 600").count() == 8,
+        "{kept}"
+    );
+    let mode = fs::metadata(kept_path(&daemon))?.permissions().mode();
+    ensure!(mode & 0o007 == 0, "everybody may read it: {mode:o}");
+    // The next proxy has nothing to say about it.
+    sidecar.stop()?;
+    sidecar.start_again()?;
+    ensure_all(&sidecar.socket_client())?;
+    ensure!(self::kept(&daemon)? == kept);
+    Ok(())
+}
+
+#[test]
+fn an_update_straight_on_the_daemon_leaves_it_alone() -> Result<()> {
+    let (daemon, _sidecar, client) = front()?;
+    change_all(&client)?;
+    for restarted in [false, true] {
+        if restarted {
+            daemon.restart_rpc()?;
+            ensure_all(&client)?;
+        }
+        let before = rows(&client)?;
+        daemon.write(
+            "conf.d/new.conf",
+            "[program:new]\ncommand = /bin/cat\nstartsecs = 0\n",
+        )?;
+        let said = stdout_text(&daemon.supervisorctl(&["update"])?);
+        ensure!(said.contains("new: added process group"), "{said}");
+        for name in ["own", "nothing", "web", "dynamic_procs"] {
+            let touched = said.lines().any(|line| line.starts_with(name));
+            ensure!(!touched, "after a restart: {restarted}: {said}");
+        }
+        fs::remove_file(daemon.dir().join("conf.d/new.conf"))?;
+        daemon.supervisorctl(&["update"])?;
+        ensure!(
+            rows(&client)? == before,
+            "{:#?} was\n{before:#?}",
+            rows(&client)?
+        );
+        ensure_all(&client)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_removed_does_not_come_back() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    client.call("supervisor.stopAllProcesses", ())?;
+    for (group, process) in [
+        ("own", "first"),
+        ("own", "more_1"),
+        ("web", "joined"),
+        ("dynamic_procs", "ls_0"),
+        ("dynamic_procs", "ls_1"),
+        ("dynamic_procs", "ls_2"),
+    ] {
+        client.call("twiddler.removeProcessFromGroup", (group, process))?;
+    }
+    client.call("twiddler.removeGroup", ("nothing",))?;
+    let expected = [
+        "own:more_0",
+        "own:more_2",
+        "pool:p0",
+        "pool:p1",
+        "pool:p2",
+        "pool:p3",
+        "web:front",
+    ];
+    let ensure_gone = |client: &Client| {
+        let shown: Vec<String> = rows(client)?.iter().map(Row::namespec).collect();
+        ensure!(shown == expected, "{shown:?}");
+        let groups = client.call("twiddler.getGroupNames", ())?;
+        ensure!(
+            texts(&groups)? == ["dynamic_procs", "own", "pool", "web"],
+            "{groups:?}"
+        );
+        Ok(())
+    };
+    ensure_gone(&client)?;
+    for restart in Restart::ALL {
+        restart.make(&daemon, &client)?;
+        ensure_gone(&client).with_context(|| format!("{restart:?}"))?;
+        sidecar.kill()?;
+        restart.make(&daemon, &daemon.client())?;
+        sidecar.start_again()?;
+        ensure_gone(&client).with_context(|| format!("{restart:?} without the proxy"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_daemon_refuses_is_never_written() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    let before = kept(&daemon)?;
+    let refused = options(&[("command", "/bin/cat"), ("user", "nobody-of-this-name")]);
+    for group in ["own", "web", "nothing", "dynamic_procs"] {
+        let fault = client.expect_fault(
+            "twiddler.addProgramToGroup",
+            (group, "bad", refused.clone()),
+        )?;
+        ensure!(fault.code == 2, "{fault:?}");
+        ensure!(kept(&daemon)? == before);
+    }
+    // Also not beside others that it takes.
+    let calls = [
+        (
+            "twiddler.addProgramToGroup",
+            params!["nothing", "good", sleeper()],
+        ),
+        ("twiddler.addProgramToGroup", params!["own", "bad", refused]),
+    ];
+    let results = client.multicall(&calls)?;
+    ensure!(
+        fault_in(&results[0]).is_none() && fault_in(&results[1]).is_some(),
+        "{results:?}"
+    );
+    let after = kept(&daemon)?;
+    ensure!(
+        after.contains("nothing") && !after.contains("nobody-of-this-name"),
+        "{after}"
+    );
+    sidecar.kill()?;
+    daemon.kill_and_start_again()?;
+    daemon.wait_for_state("nothing:good", "RUNNING")
+}
+
+#[test]
+fn the_option_may_be_switched_off_and_on_between_starts() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let fresh = Model::new();
+    let with = |arguments: &[&str]| Sidecar::start_with(&daemon, arguments);
+    // On: what was added before is kept from now on.
+    let off = with(&[])?;
+    change_all(&off.client())?;
+    ensure!(!kept_path(&daemon).exists());
+    off.stop()?;
+    let on = with(&["--persist"])?;
+    ensure_all(&on.client())?;
+    on.stop()?;
+    daemon.kill_and_start_again()?;
+    let on = with(&["--persist"])?;
+    ensure_all(&on.client())?;
+    on.stop()?;
+    // Off, although the daemon has read it in the meantime: it goes with the daemon's life.
+    daemon.restart_by_signal()?;
+    let off = with(&[])?;
+    ensure_all(&off.client()).context("switched off")?;
+    ensure!(!kept_path(&daemon).exists());
+    off.kill()?;
+    off.start_again()?;
+    ensure_all(&off.client()).context("and started again")?;
+    daemon.restart_by_signal()?;
+    let view = View::of(&off.client())?;
+    fresh.ensure_shown_by(&view)
+}
+
+#[test]
+fn a_lost_journal_loses_nothing_that_is_kept() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    let pids = |client: &Client| -> Result<Vec<i64>> {
+        Ok(rows(client)?.iter().map(|row| row.pid).collect())
+    };
+    let before = pids(&client)?;
+    sidecar.kill()?;
+    fs::remove_file(daemon.include_dir().join(".twiddler-journal"))?;
+    sidecar.start_again()?;
+    // A removed process of the user's is all that nothing but the journal tells of.
+    let shown: Vec<String> = rows(&client)?.iter().map(Row::namespec).collect();
+    ensure!(shown.contains(&"web:back".to_owned()), "{shown:?}");
+    client.call("twiddler.removeProcessFromGroup", ("web", "back"))?;
+    ensure_all(&client)?;
+    ensure!(pids(&client)? == before, "somebody noticed");
+    sidecar.stop()?;
+    daemon.kill_and_start_again()?;
+    sidecar.start_again()?;
+    ensure_all(&client)
+}
+
+#[test]
+fn the_changes_of_one_multicall_are_written_once() -> Result<()> {
+    let (daemon, _sidecar, client) = front()?;
+    change_all(&client)?;
+    let before = neighbours(&daemon.client())?;
+    // What is kept is written once for each time that the journal says what is about to happen.
+    let begun = || -> Result<usize> {
+        let journal = fs::read_to_string(daemon.include_dir().join(".twiddler-journal"))?;
+        Ok(journal
+            .lines()
+            .filter(|line| line.starts_with("{\"Begin\""))
+            .count())
+    };
+    let begun_before = begun()?;
+    let calls: Vec<(&str, Vec<Value>)> = (0..20)
+        .map(|number| {
+            let name = format!("many{number}");
+            (
+                "twiddler.addProgramToGroup",
+                params!["web", name, sleeper()],
+            )
+        })
+        .collect();
+    let results = client.multicall(&calls)?;
+    ensure!(
+        results.iter().all(|result| fault_in(result).is_none()),
+        "{results:?}"
+    );
+    ensure!(begun()? == begun_before + 1, "{}", begun()? - begun_before);
+    ensure!(kept(&daemon)?.contains("; web:many19"));
+    ensure!(neighbours(&daemon.client())? == before);
+    Ok(())
+}

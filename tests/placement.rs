@@ -1,0 +1,989 @@
+//! Processes that live in the daemon under another name so that their neighbours stay up, and
+//! configured ones that were taken out of their group: clients see ordinary members, or nothing.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use common::pair::{Answer, Pair, timeless};
+use common::process::lock;
+use common::values::column;
+use common::view::ensure_include_holds;
+use common::{
+    Client, Daemon, LIMIT, Row, Sidecar, ensure_fault, eventually, infos, items, member, number,
+    options, rows, stdout_text, text, texts, value,
+};
+use supervisor_twiddler::xmlrpc::{Value, write};
+
+const USER: &str = "\
+[group:web]
+programs = a,b
+priority = 5
+
+[program:a]
+command = /bin/cat
+startsecs = 0
+
+[program:b]
+command = /bin/cat
+autostart = false
+startsecs = 0
+
+[program:lone]
+command = /bin/cat
+startsecs = 0
+
+[fcgi-program:fast]
+socket = unix://%(here)s/fast.sock
+command = /bin/sleep 600
+startsecs = 0
+
+[eventlistener:ears]
+events = TICK_3600
+command = /bin/sleep 600
+startsecs = 0
+
+[group:empty]
+programs =
+";
+
+const ADD: &str = "twiddler.addProcessToGroup";
+const REMOVE: &str = "twiddler.removeProcessFromGroup";
+
+fn front(body: &str) -> Result<(Daemon, Sidecar, Client)> {
+    let daemon = Daemon::start(body)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client().kept_alive();
+    Ok((daemon, sidecar, client))
+}
+
+fn program(more: &[(&str, &str)]) -> Value {
+    let usual = [
+        ("command", "/bin/cat"),
+        ("autostart", "false"),
+        ("startsecs", "0"),
+    ];
+    let mut given: Vec<(&str, &str)> = usual
+        .into_iter()
+        .filter(|(name, _)| more.iter().all(|(other, _)| other != name))
+        .collect();
+    given.extend_from_slice(more);
+    options(&given)
+}
+
+fn shown(client: &Client) -> Result<Vec<String>> {
+    Ok(rows(client)?.iter().map(Row::namespec).collect())
+}
+
+fn state(client: &Client, namespec: &str) -> Result<String> {
+    let info = client.call("supervisor.getProcessInfo", (namespec,))?;
+    Ok(text(member(&info, "statename")?)?.to_owned())
+}
+
+fn wait_for(client: &Client, namespec: &str, wanted: &str) -> Result<()> {
+    eventually(LIMIT, || {
+        let state = state(client, namespec)?;
+        ensure!(state == wanted, "{namespec} is {state}, not {wanted}");
+        Ok(())
+    })
+}
+
+/// The daemon's own name for a process that is shown as `group:process`.
+fn real_name(daemon: &Daemon, group: &str, process: &str) -> Result<String> {
+    let begins = format!("{group}~");
+    let rows = rows(&daemon.client())?;
+    let found = rows
+        .iter()
+        .find(|row| row.group.starts_with(&begins) && row.name == process)
+        .with_context(|| format!("{group}:{process} is not placed: {rows:?}"))?;
+    Ok(found.namespec())
+}
+
+// --- Groups ---
+
+#[test]
+fn a_process_joins_any_group_and_no_neighbour_notices() -> Result<()> {
+    let (daemon, _sidecar, client) = front(USER)?;
+    let users = ["web:a", "lone", "fast", "ears"];
+    for name in users {
+        daemon.wait_for_state(name, "RUNNING")?;
+    }
+    client.call("twiddler.addGroup", ("added", 1))?;
+    let before = rows(&daemon.client())?;
+    let placed = [
+        ("web", true),
+        ("lone", true),
+        ("fast", true),
+        ("ears", true),
+        ("empty", false),
+        ("added", false),
+    ];
+    for (group, is_placed) in placed {
+        let name = format!("{group}:p");
+        client.call(ADD, (group, "p", program(&[])))?;
+        let direct = rows(&daemon.client())?;
+        let own = direct.iter().any(|row| row.namespec() == name);
+        ensure!(own != is_placed, "{group}: {direct:?}");
+        ensure!(shown(&client)?.contains(&name));
+        ensure!(state(&client, &name)? == "STOPPED");
+        client.call("supervisor.startProcess", (&name,))?;
+        let info = client.call("supervisor.getProcessInfo", (&name,))?;
+        ensure!(text(member(&info, "group")?)? == group, "{info:?}");
+        let environ = format!("/proc/{}/environ", number(member(&info, "pid")?)?);
+        let wanted = format!("SUPERVISOR_GROUP_NAME={group}");
+        eventually(LIMIT, || {
+            let environ = fs::read(&environ)?;
+            let mut entries = environ.split(|byte| *byte == 0);
+            let told = entries.any(|entry| entry == wanted.as_bytes());
+            ensure!(told, "no {wanted} for {name}");
+            Ok(())
+        })?;
+        // A second one is placed whatever the first was.
+        client.call(ADD, (group, "q", program(&[])))?;
+        real_name(&daemon, group, "q")?;
+    }
+    let now = rows(&daemon.client())?;
+    for row in &before {
+        ensure!(now.contains(row), "{row:?} is not as it was: {now:?}");
+    }
+    for (group, _) in placed {
+        client.call("supervisor.stopProcess", (format!("{group}:p"),))?;
+        for process in ["p", "q"] {
+            client.call(REMOVE, (group, process))?;
+        }
+    }
+    ensure!(
+        rows(&daemon.client())? == before,
+        "{:?}",
+        rows(&daemon.client())?
+    );
+    ensure!(rows(&client)? == before);
+    ensure_include_holds(&daemon, &[])
+}
+
+#[test]
+fn the_daemons_own_names_stay_usable() -> Result<()> {
+    let (daemon, _sidecar, client) = front(USER)?;
+    client.call(ADD, ("web", "p", program(&[])))?;
+    let real = real_name(&daemon, "web", "p")?;
+    ensure!(real == "web~000001:p", "{real}");
+    client.call("supervisor.startProcess", (&real,))?;
+    ensure!(state(&client, "web:p")? == "RUNNING");
+    let info = client.call("supervisor.getProcessInfo", (&real,))?;
+    ensure!(text(member(&info, "group")?)? == "web~000001", "{info:?}");
+    client.call("supervisor.stopProcess", ("web~000001:*",))?;
+    ensure!(state(&client, "web:p")? == "STOPPED");
+    // But it is no group of clients.
+    let names = client.call("twiddler.getGroupNames", ())?;
+    ensure!(!texts(&names)?.contains(&"web~000001"));
+    let unknown = client.expect_fault(ADD, ("web~000001", "x", program(&[])))?;
+    ensure_fault(&unknown, 10, "BAD_NAME: group: web~000001")
+}
+
+// --- Every method ---
+
+/// A group with a placed process that runs, one that does not, and a configured one taken out.
+fn furnished() -> Result<Pair> {
+    let pair = Pair::start(USER)?;
+    pair.both_reach("web:a", "RUNNING")?;
+    let loud = "/bin/sh -c 'echo out; echo err >&2; cat'";
+    pair.ensure_same(
+        "twiddler.addProgramToGroup",
+        &params!["web", "p", program(&[("command", loud)])],
+    )?;
+    pair.ensure_same(
+        "twiddler.addProgramToGroup",
+        &params!["web", "q", program(&[])],
+    )?;
+    pair.ensure_same(REMOVE, &params!["web", "b"])?;
+    pair.ensure_same("supervisor.startProcess", &params!["web:p"])?;
+    for client in [pair.oracle.client(), pair.sidecar.client()] {
+        eventually(LIMIT, || {
+            let out = client.call("supervisor.readProcessLog", ("web:p", 0, 0))?;
+            let err = client.call("supervisor.readProcessStderrLog", ("web:p", 0, 0))?;
+            ensure!(
+                out == value("out\n") && err == value("err\n"),
+                "{out:?} {err:?}"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(pair)
+}
+
+const NAMES: [&str; 11] = [
+    "web:p", "web:q", "web:b", "web:a", "web:*", "web:", "web", "p", "web:nope", "nope:p", "lone",
+];
+
+#[test]
+fn methods_that_take_a_process_answer_as_for_any_member() -> Result<()> {
+    let pair = furnished()?;
+    for method in ["getProcessInfo", "clearProcessLog", "clearProcessLogs"] {
+        for name in NAMES {
+            pair.ensure_same(&format!("supervisor.{method}"), &params![name])?;
+        }
+        pair.ensure_same(&format!("supervisor.{method}"), &params![])?;
+        pair.ensure_same(&format!("supervisor.{method}"), &params!["web:p", 1, 2])?;
+    }
+    let pair = furnished()?;
+    let readers = [
+        "readProcessLog",
+        "readProcessStdoutLog",
+        "readProcessStderrLog",
+        "tailProcessLog",
+        "tailProcessStdoutLog",
+        "tailProcessStderrLog",
+    ];
+    for method in readers {
+        let method = format!("supervisor.{method}");
+        for name in NAMES {
+            for (offset, length) in [(0, 0), (1, 2), (-2, 0), (-1, -1)] {
+                pair.ensure_same(&method, &params![name, offset, length])?;
+            }
+        }
+        pair.ensure_same(&method, &params!["web:p"])?;
+        pair.ensure_same(&method, &params!["web:p", "0", "3"])?;
+    }
+    for name in NAMES {
+        pair.ensure_same("supervisor.sendProcessStdin", &params![name, "typed\n"])?;
+        pair.ensure_same("supervisor.sendProcessStdin", &params![name, 5])?;
+    }
+    for signal in ["CONT", "18", "NOPE", ""] {
+        for name in NAMES {
+            pair.ensure_same("supervisor.signalProcess", &params![name, signal])?;
+        }
+    }
+    pair.ensure_same("supervisor.signalProcess", &params!["web:p"])?;
+    for name in [
+        "web:p", "web:p", "web:q", "web:b", "web:*", "web:*", "web:", "web:nope", "web:a",
+    ] {
+        pair.ensure_same("supervisor.stopProcess", &params![name])?;
+    }
+    for name in [
+        "web:p", "web:p", "web:b", "web:*", "web:*", "web:", "web:nope", "web:q",
+    ] {
+        pair.ensure_same("supervisor.startProcess", &params![name])?;
+    }
+    pair.ensure_same("supervisor.stopProcess", &params!["web:p", true, 1])?;
+    pair.ensure_same("supervisor.stopProcess", &params![])?;
+    Ok(())
+}
+
+#[test]
+fn methods_that_take_a_group_or_all_answer_as_for_any_members() -> Result<()> {
+    let pair = furnished()?;
+    for (verb, more) in [
+        ("signal", params!["CONT"]),
+        ("signal", params!["NOPE"]),
+        ("stop", params![]),
+        ("stop", params![]),
+        ("start", params![]),
+        ("start", params![]),
+        ("stop", params![true]),
+    ] {
+        for group in ["web", "lone", "empty", "nope", "web:p", "p", ""] {
+            let params = [params![group], more.clone()].concat();
+            pair.ensure_same(&format!("supervisor.{verb}ProcessGroup"), &params)?;
+        }
+        // `sleep` of the event listener and the others end alike.
+        pair.ensure_same(&format!("supervisor.{verb}AllProcesses"), &more)?;
+    }
+    pair.ensure_same("supervisor.startAllProcesses", &params![])?;
+    pair.ensure_same("supervisor.clearAllProcessLogs", &params![])?;
+    for method in [
+        "startProcessGroup",
+        "stopProcessGroup",
+        "signalProcessGroup",
+        "startAllProcesses",
+        "signalAllProcesses",
+    ] {
+        let method = format!("supervisor.{method}");
+        pair.ensure_same(&method, &params!["web", true, 1])?;
+    }
+    pair.ensure_same("supervisor.startProcessGroup", &params![])?;
+    pair.ensure_same("supervisor.getAllProcessInfo", &params![])?;
+    Ok(())
+}
+
+#[test]
+fn starts_that_fail_are_told_alike() -> Result<()> {
+    let pair = Pair::start(USER)?;
+    let bad = [
+        ("nofile", "/no/such/file"),
+        ("noexec", "/etc/passwd"),
+        ("fails", "/bin/false"),
+        ("ends", "/bin/true"),
+    ];
+    for (name, command) in bad {
+        let given = program(&[
+            ("command", command),
+            ("startsecs", "30"),
+            ("startretries", "0"),
+            ("autorestart", "false"),
+        ]);
+        pair.ensure_same("twiddler.addProgramToGroup", &params!["web", name, given])?;
+    }
+    for (name, _) in bad {
+        let name = format!("web:{name}");
+        let theirs = pair.oracle_answer("supervisor.startProcess", &params![&name])?;
+        let ours = pair.our_answer("supervisor.startProcess", &params![&name])?;
+        ensure!(theirs == ours, "{name}: {theirs:?} and {ours:?}");
+        ensure!(matches!(ours, Answer::Fault(..)), "{ours:?}");
+    }
+    for call in ["startProcessGroup", "startProcess"] {
+        let name = if call == "startProcess" {
+            "web:*"
+        } else {
+            "web"
+        };
+        for client in [pair.oracle.client(), pair.sidecar.client()] {
+            wait_for(&client, "web:fails", "FATAL")?;
+            wait_for(&client, "web:ends", "FATAL")?;
+        }
+        let method = format!("supervisor.{call}");
+        let theirs = pair.oracle_answer(&method, &params![name])?;
+        let ours = pair.our_answer(&method, &params![name])?;
+        ensure!(theirs == ours, "{call}: {theirs:#?} and {ours:#?}");
+        pair.ensure_same("supervisor.stopProcess", &params!["web:a"])?;
+    }
+    Ok(())
+}
+
+// --- Removal ---
+
+#[test]
+fn a_configured_process_that_was_removed_is_gone_for_clients() -> Result<()> {
+    let (daemon, _sidecar, client) = front(USER)?;
+    daemon.wait_for_state("web:a", "RUNNING")?;
+    client.call(REMOVE, ("web", "b"))?;
+    ensure!(!shown(&client)?.contains(&"web:b".to_owned()));
+    ensure!(
+        shown(&daemon.client())?.contains(&"web:b".to_owned()),
+        "it was not to be touched"
+    );
+    let again = client.expect_fault(REMOVE, ("web", "b"))?;
+    ensure_fault(&again, 10, "BAD_NAME: b")?;
+    for method in [
+        "startProcess",
+        "stopProcess",
+        "getProcessInfo",
+        "clearProcessLogs",
+    ] {
+        let fault = client.expect_fault(&format!("supervisor.{method}"), ("web:b",))?;
+        ensure_fault(&fault, 10, "BAD_NAME: web:b")?;
+    }
+    // Whatever starts all, does not start it.
+    client.call("supervisor.startProcessGroup", ("web",))?;
+    client.call("supervisor.startProcess", ("web:*",))?;
+    client.call("supervisor.startAllProcesses", ())?;
+    client.multicall(&[
+        ("supervisor.startProcess", params!["web:b"]),
+        ("supervisor.startAllProcesses", params![]),
+    ])?;
+    ensure!(daemon.state("web:b")? == "STOPPED");
+
+    // Its name is free.
+    client.call(ADD, ("web", "b", program(&[("command", "/bin/sleep 600")])))?;
+    client.call("supervisor.startProcess", ("web:b",))?;
+    ensure!(daemon.state("web:b")? == "STOPPED");
+    ensure!(
+        shown(&client)?
+            .iter()
+            .filter(|name| *name == "web:b")
+            .count()
+            == 1
+    );
+    client.call("supervisor.stopProcessGroup", ("web",))?;
+    client.call(REMOVE, ("web", "b"))?;
+    ensure!(!shown(&client)?.contains(&"web:b".to_owned()));
+    Ok(())
+}
+
+#[test]
+fn a_removed_process_that_somebody_starts_directly_shows_again() -> Result<()> {
+    for look in 0..4 {
+        let (daemon, _sidecar, client) = front(USER)?;
+        client.call(REMOVE, ("web", "b"))?;
+        daemon.call("supervisor.startProcess", ("web:b",))?;
+        match look {
+            0 => ensure!(shown(&client)?.contains(&"web:b".to_owned())),
+            1 => ensure!(state(&client, "web:b")? == "RUNNING"),
+            2 => {
+                let stopped = client.call("supervisor.stopProcessGroup", ("web",))?;
+                ensure!(column(&stopped, "name")?.contains(&"b"), "{stopped:?}");
+            }
+            _ => {
+                let taken = client.expect_fault(ADD, ("web", "b", program(&[])))?;
+                ensure_fault(&taken, 10, "BAD_NAME: b")?;
+            }
+        }
+        // From then on it is there, whatever its state.
+        daemon.call("supervisor.startProcess", ("web:b",)).ok();
+        client.call("supervisor.stopProcess", ("web:b",))?;
+        ensure!(shown(&client)?.contains(&"web:b".to_owned()));
+        client.call(REMOVE, ("web", "b"))?;
+        ensure!(!shown(&client)?.contains(&"web:b".to_owned()));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lone_program_can_be_removed_and_its_group_stays() -> Result<()> {
+    let (daemon, _sidecar, client) = front(USER)?;
+    daemon.wait_for_state("lone", "RUNNING")?;
+    client.call("supervisor.stopProcess", ("lone",))?;
+    client.call(REMOVE, ("lone", "lone"))?;
+    for name in ["lone", "lone:lone"] {
+        let fault = client.expect_fault("supervisor.startProcess", (name,))?;
+        ensure_fault(&fault, 10, &format!("BAD_NAME: {name}"))?;
+    }
+    let started = client.call("supervisor.startProcess", ("lone:*",))?;
+    ensure!(items(&started)?.is_empty(), "{started:?}");
+    let names = client.call("twiddler.getGroupNames", ())?;
+    ensure!(texts(&names)?.contains(&"lone"), "{names:?}");
+    client.call(ADD, ("lone", "lone", program(&[])))?;
+    client.call("supervisor.startProcess", ("lone",))?;
+    ensure!(state(&client, "lone")? == "RUNNING");
+    ensure!(daemon.state("lone")? == "STOPPED");
+    Ok(())
+}
+
+/// The daemon's groups that no file defines.
+fn unfiled_groups(daemon: &Daemon) -> Result<Vec<String>> {
+    let lists = daemon.call("supervisor.reloadConfig", ())?;
+    let removed = &items(&items(&lists)?[0])?[2];
+    Ok(texts(removed)?.into_iter().map(str::to_owned).collect())
+}
+
+#[test]
+fn adding_and_removing_for_ever_leaves_nothing_behind() -> Result<()> {
+    // Three processes come and go in each.
+    const ROUNDS: usize = 100;
+    let (daemon, _sidecar, client) = front(USER)?;
+    let before = shown(&daemon.client())?;
+    client.call("twiddler.addGroup", ("g", 1))?;
+    let everything = unfiled_groups(&daemon)?; // the group, and the one by which this life is known
+    ensure!(everything.len() == 2, "{everything:?}");
+    for round in 0..ROUNDS {
+        let group = ["g", "web", "empty", "lone"][round % 4];
+        client.call(ADD, (group, "p", program(&[])))?;
+        client.call(
+            ADD,
+            (
+                group,
+                "q",
+                program(&[("numprocs", "2"), ("process_name", "q%(process_num)d")]),
+            ),
+        )?;
+        let order = if round % 3 == 0 {
+            ["p", "q0", "q1"]
+        } else {
+            ["q1", "p", "q0"]
+        };
+        for process in order {
+            client.call(REMOVE, (group, process))?;
+        }
+        if round % 10 == 0 {
+            let name = format!("g{round}");
+            client.call("twiddler.addGroup", (&name, 1))?;
+            client.call(ADD, (&name, "p", program(&[])))?;
+            client.call("twiddler.removeGroup", (&name,))?;
+        }
+    }
+    ensure!(shown(&daemon.client())? == before);
+    ensure!(unfiled_groups(&daemon)? == everything);
+    ensure_include_holds(&daemon, &[])?;
+    let left = daemon.include_files()?;
+    ensure!(left == [".twiddler-journal", ".twiddler-lock"], "{left:?}");
+    Ok(())
+}
+
+// --- Order and time ---
+
+/// Twenty processes, half of them placed at once and half one by one.
+fn crowd(client: &Client, more: &[(&str, &str)]) -> Result<()> {
+    let ten = [
+        &[("numprocs", "10"), ("process_name", "m%(process_num)d")],
+        more,
+    ]
+    .concat();
+    client.call(ADD, ("web", "m", program(&ten)))?;
+    for index in 0..10 {
+        client.call(ADD, ("web", format!("n{index}"), program(more)))?;
+    }
+    Ok(())
+}
+
+const CROWDED: &str = "[group:web]\nprograms = a\n[program:a]\ncommand = /bin/cat\nautostart = false\nstartsecs = 1\n";
+
+#[test]
+fn a_group_starts_and_stops_all_at_once() -> Result<()> {
+    // Each takes a second to start and a second to stop.
+    let slow = "/bin/sh -c 'trap \"sleep 1; exit\" TERM; while :; do sleep 0.1; done'";
+    let (_daemon, _sidecar, client) = front(CROWDED)?;
+    crowd(
+        &client,
+        &[
+            ("startsecs", "1"),
+            ("command", slow),
+            ("stopasgroup", "false"),
+        ],
+    )?;
+    let began = Instant::now();
+    let started = client.call("supervisor.startProcessGroup", ("web",))?;
+    let took = began.elapsed();
+    ensure!(items(&started)?.len() == 21, "{started:?}");
+    ensure!(
+        took >= Duration::from_secs(1) && took < Duration::from_secs(7),
+        "{took:?} to start"
+    );
+    ensure!(
+        rows(&client)?.iter().all(|row| row.state == "RUNNING"),
+        "{:?}",
+        rows(&client)?
+    );
+    let began = Instant::now();
+    let stopped = client.call("supervisor.stopProcess", ("web:*",))?;
+    let took = began.elapsed();
+    ensure!(items(&stopped)?.len() == 21, "{stopped:?}");
+    ensure!(took < Duration::from_secs(10), "{took:?} to stop");
+    ensure!(
+        rows(&client)?.iter().all(|row| row.state == "STOPPED"),
+        "{:?}",
+        rows(&client)?
+    );
+    Ok(())
+}
+
+#[test]
+fn a_group_that_is_not_waited_for_answers_before_it_is_up() -> Result<()> {
+    let (_daemon, _sidecar, client) = front(CROWDED)?;
+    crowd(&client, &[("startsecs", "600")])?;
+    for method in ["startProcessGroup", "startAllProcesses"] {
+        let params = if method == "startProcessGroup" {
+            params!["web", false]
+        } else {
+            params![false]
+        };
+        let started = client.call(&format!("supervisor.{method}"), params)?;
+        ensure!(items(&started)?.len() == 21, "{started:?}");
+        let up = rows(&client)?
+            .iter()
+            .filter(|row| row.state == "STARTING")
+            .count();
+        ensure!(up >= 20, "{up} are on their way");
+        client.call("supervisor.stopAllProcesses", ())?;
+    }
+    Ok(())
+}
+
+/// The names in the order in which the daemon spawned them.
+fn spawned(daemon: &Daemon) -> Vec<String> {
+    let log = daemon.log();
+    let lines = log.lines().filter_map(|line| line.split_once("spawned: '"));
+    lines
+        .filter_map(|(_, rest)| Some(rest.split_once('\'')?.0.to_owned()))
+        .collect()
+}
+
+#[test]
+fn priorities_order_as_in_the_daemon() -> Result<()> {
+    let body = "[group:late]\nprograms = l5,l9\npriority = 50\n\
+                [program:l5]\ncommand = /bin/cat\nautostart = false\nstartsecs = 0\npriority = 5\n\
+                [program:l9]\ncommand = /bin/cat\nautostart = false\nstartsecs = 0\npriority = 900\n\
+                [group:early]\nprograms = e5\npriority = 40\n\
+                [program:e5]\ncommand = /bin/cat\nautostart = false\nstartsecs = 0\npriority = 5\n";
+    for hide in [false, true] {
+        let pair = Pair::start(body)?;
+        for (group, name, priority) in [
+            ("late", "p1", "1"),
+            ("late", "p7", "7"),
+            ("early", "p9", "9"),
+            ("early", "p2", "2"),
+            ("late", "p999", "999"),
+        ] {
+            let given = program(&[("priority", priority)]);
+            pair.ensure_same("twiddler.addProgramToGroup", &params![group, name, given])?;
+        }
+        if hide {
+            pair.ensure_same(REMOVE, &params!["late", "l9"])?;
+        }
+        for (method, params) in [
+            ("startProcessGroup", params!["late"]),
+            ("startAllProcesses", params![]),
+            ("startProcess", params!["early:*"]),
+        ] {
+            pair.ensure_same(&format!("supervisor.{method}"), &params)?;
+            pair.ensure_same("supervisor.stopAllProcesses", &params![])?;
+        }
+        let (theirs, ours) = (spawned(&pair.oracle), spawned(&pair.daemon));
+        ensure!(theirs == ours, "hidden: {hide}\n{theirs:?}\n{ours:?}");
+    }
+    Ok(())
+}
+
+// --- Native group calls ---
+
+#[test]
+fn the_daemons_group_calls_know_twiddled_groups() -> Result<()> {
+    let (daemon, _sidecar, client) = front(USER)?;
+    daemon.wait_for_state("web:a", "RUNNING")?;
+    client.call("twiddler.addGroup", ("g", 1))?;
+    client.call(ADD, ("g", "own", program(&[])))?;
+    client.call(ADD, ("g", "placed", program(&[])))?;
+    client.call(ADD, ("web", "placed", program(&[])))?;
+    client.call(REMOVE, ("web", "b"))?;
+    for _ in 0..2 {
+        for group in ["g", "web", "lone", "empty"] {
+            let fault = client.expect_fault("supervisor.addProcessGroup", (group,))?;
+            ensure_fault(&fault, 90, &format!("ALREADY_ADDED: {group}"))?;
+        }
+        let lists = client.call("supervisor.reloadConfig", ())?;
+        let nothing = Vec::<Value>::new;
+        ensure!(
+            lists == value(vec![vec![nothing(), nothing(), nothing()]]),
+            "{lists:?}"
+        );
+    }
+    for name in ["g:placed", "web:placed"] {
+        client.call("supervisor.startProcess", (name,))?;
+    }
+    for group in ["g", "web"] {
+        let fault = client.expect_fault("supervisor.removeProcessGroup", (group,))?;
+        ensure_fault(&fault, 91, &format!("STILL_RUNNING: {group}"))?;
+    }
+    let fault = client.expect_fault("supervisor.removeProcessGroup", ("nope",))?;
+    ensure_fault(&fault, 10, "BAD_NAME: nope")?;
+    client.call("supervisor.stopAllProcesses", ())?;
+    for group in ["g", "web"] {
+        client.call("supervisor.removeProcessGroup", (group,))?;
+        let fault = client.expect_fault("supervisor.removeProcessGroup", (group,))?;
+        ensure_fault(&fault, 10, &format!("BAD_NAME: {group}"))?;
+    }
+    let left = shown(&daemon.client())?;
+    ensure!(
+        left.iter()
+            .all(|name| !name.starts_with("web") && !name.starts_with('g')),
+        "{left:?}"
+    );
+    // The file's part of it comes back whole.
+    client.call("supervisor.addProcessGroup", ("web",))?;
+    ensure!(shown(&client)?.contains(&"web:b".to_owned()));
+    ensure!(!shown(&client)?.contains(&"web:placed".to_owned()));
+    let fault = client.expect_fault("supervisor.addProcessGroup", ("g",))?;
+    ensure_fault(&fault, 10, "BAD_NAME: g")
+}
+
+fn ctl(daemon: &Daemon, sidecar: &Sidecar, arguments: &[&str]) -> Result<String> {
+    Ok(stdout_text(
+        &daemon.supervisorctl_at(arguments, sidecar.tcp_addr())?,
+    ))
+}
+
+#[test]
+fn an_update_leaves_alone_what_was_twiddled_and_applies_what_the_file_says() -> Result<()> {
+    let (daemon, sidecar, client) = front(USER)?;
+    daemon.wait_for_state("web:a", "RUNNING")?;
+    client.call("twiddler.addGroup", ("g", 1))?;
+    client.call(ADD, ("g", "own", program(&[("autostart", "true")])))?;
+    client.call(ADD, ("g", "placed", program(&[("autostart", "true")])))?;
+    client.call(ADD, ("web", "placed", program(&[("autostart", "true")])))?;
+    client.call(ADD, ("lone", "placed", program(&[])))?;
+    client.call(REMOVE, ("web", "b"))?;
+    for name in ["g:own", "g:placed", "web:placed"] {
+        wait_for(&client, name, "RUNNING")?;
+    }
+    let ours = |rows: Vec<Row>| -> Vec<Row> {
+        rows.into_iter()
+            .filter(|row| row.name == "own" || row.name == "placed")
+            .collect()
+    };
+    let before = ours(rows(&client)?);
+    ensure!(ctl(&daemon, &sidecar, &["reread"])? == "No config updates to processes\n");
+    ensure!(ctl(&daemon, &sidecar, &["update"])?.is_empty());
+    ensure!(ours(rows(&client)?) == before);
+    ensure!(!shown(&client)?.contains(&"web:b".to_owned()));
+
+    // The user changes one group, drops another and adds a third.
+    let conf = daemon.read("supervisord.conf")?;
+    let changed = conf
+        .replace(
+            "[program:b]\ncommand = /bin/cat",
+            "[program:b]\ncommand = /bin/sleep 601",
+        )
+        .replace(
+            "[eventlistener:ears]\nevents = TICK_3600\ncommand = /bin/sleep 600\nstartsecs = 0\n",
+            "",
+        );
+    ensure!(changed != conf);
+    daemon.write("supervisord.conf", &changed)?;
+    daemon.write(
+        "conf.d/more.conf",
+        "[program:more]\ncommand = /bin/cat\nstartsecs = 0\n",
+    )?;
+    let reread = ctl(&daemon, &sidecar, &["reread"])?;
+    ensure!(
+        reread == "ears: disappeared\nmore: available\nweb: changed\n",
+        "{reread}"
+    );
+    let update = ctl(&daemon, &sidecar, &["update"])?;
+    for line in [
+        "ears: stopped\n",
+        "ears: removed process group\n",
+        "web: updated process group\n",
+        "more: added process group\n",
+    ] {
+        ensure!(update.contains(line), "no {line:?} in {update}");
+    }
+    ensure!(
+        ours(rows(&client)?) == before,
+        "{:?}\n{before:?}",
+        ours(rows(&client)?)
+    );
+    let now = shown(&client)?;
+    ensure!(
+        now.contains(&"more:more".to_owned()) && !now.contains(&"ears:ears".to_owned()),
+        "{now:?}"
+    );
+    ensure!(
+        now.contains(&"web:b".to_owned()),
+        "the file says that it is there: {now:?}"
+    );
+    ensure!(ctl(&daemon, &sidecar, &["update"])?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn supervisorctl_prints_what_it_prints_before_the_original() -> Result<()> {
+    let pair = furnished()?;
+    pair.ensure_same(
+        "twiddler.addProgramToGroup",
+        &params!["web", "r", program(&[])],
+    )?;
+    let tidy = |output: String, daemon: &Daemon| -> Vec<String> {
+        let output = output.replace(&daemon.dir().display().to_string(), "DIR");
+        let line = |line: &str| -> String {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words.as_slice() {
+                [name, state, rest @ ..] if state.chars().all(|c| c.is_ascii_uppercase()) => {
+                    format!("{name} {state} {}", timeless(&rest.join(" ")))
+                }
+                [pid] if pid.parse::<u32>().is_ok_and(|pid| pid > 0) => "a pid".to_owned(),
+                words => words.join(" "),
+            }
+        };
+        let mut lines: Vec<String> = output.lines().map(line).collect();
+        lines.sort();
+        lines
+    };
+    let sessions: &[&[&str]] = &[
+        &["status"],
+        &["status", "web:*"],
+        &["status", "web:p", "web:b"],
+        &["status", "web:"],
+        &["status", "nope"],
+        &["pid", "web:p"],
+        &["pid", "web:q"],
+        &["pid", "web:b"],
+        &["pid", "all"],
+        &["start", "web:q"],
+        &["start", "web:q"],
+        &["start", "web:b"],
+        &["start", "web:*"],
+        &["status"],
+        &["signal", "CONT", "web:*"],
+        &["signal", "CONT", "web:p", "web:b"],
+        &["signal", "CONT", "all"],
+        &["stop", "web:q"],
+        &["stop", "web:q"],
+        &["restart", "web:p"],
+        &["restart", "web:*"],
+        &["status"],
+        &["tail", "web:p"],
+        &["tail", "web:p", "stderr"],
+        &["tail", "-2", "web:p"],
+        &["tail", "web:b"],
+        &["clear", "web:p"],
+        &["clear", "web:b"],
+        &["clear", "all"],
+        &["stop", "web:*"],
+        &["start", "web:p", "web:r"],
+        &["stop", "all"],
+        &["start", "all"],
+        &["restart", "all"],
+        &["status"],
+        &["add", "web"],
+        &["add", "nope"],
+        &["remove", "web"],
+        &["remove", "nope"],
+        &["stop", "web:*"],
+        &["remove", "web"],
+        &["status"],
+        &["reread"],
+        &["add", "web"],
+        &["status", "web:*"],
+        &["version"],
+        &["avail", "extra"],
+        &["shell"],
+    ];
+    for arguments in sessions {
+        let theirs = pair.oracle.supervisorctl(arguments)?;
+        let ours = pair
+            .daemon
+            .supervisorctl_at(arguments, pair.sidecar.tcp_addr())?;
+        let (told, tell) = (
+            tidy(stdout_text(&theirs), &pair.oracle),
+            tidy(stdout_text(&ours), &pair.daemon),
+        );
+        ensure!(
+            told == tell,
+            "{arguments:?}\n  there {told:#?}\n  here  {tell:#?}"
+        );
+        ensure!(
+            theirs.status == ours.status,
+            "{arguments:?}: {} and {}",
+            theirs.status,
+            ours.status
+        );
+    }
+    Ok(())
+}
+
+// --- Untouched ---
+
+/// Stands between the sidecar and the daemon, and keeps what the sidecar sends.
+struct Tap {
+    addr: SocketAddr,
+    sent: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Tap {
+    fn before(socket: &Path) -> Result<Tap> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let addr = listener.local_addr()?;
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let (kept, socket) = (Arc::clone(&sent), socket.to_owned());
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if let Ok(daemon) = UnixStream::connect(&socket) {
+                    join(&client, &daemon, &kept);
+                }
+            }
+        });
+        Ok(Tap { addr, sent })
+    }
+
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut lock(&self.sent))
+    }
+}
+
+fn join(client: &TcpStream, daemon: &UnixStream, kept: &Arc<Mutex<Vec<u8>>>) {
+    let (Ok(mut from), Ok(mut to)) = (client.try_clone(), daemon.try_clone()) else {
+        return;
+    };
+    let kept = Arc::clone(kept);
+    thread::spawn(move || {
+        let mut buffer = [0; 8192];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            lock(&kept).extend_from_slice(&buffer[..length]);
+            if to.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    });
+    let (Ok(mut from), Ok(mut to)) = (daemon.try_clone(), client.try_clone()) else {
+        return;
+    };
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    });
+}
+
+#[test]
+fn what_concerns_no_placed_process_goes_through_byte_for_byte() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    daemon.wait_for_state("web:a", "RUNNING")?;
+    let tap = Tap::before(daemon.socket())?;
+    let sidecar =
+        Sidecar::start_with(&daemon, &["--supervisord", &format!("http://{}", tap.addr)])?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("g", 1))?;
+    client.call(ADD, ("g", "own", program(&[])))?;
+    client.call(ADD, ("web", "placed", program(&[])))?;
+    client.call(REMOVE, ("web", "b"))?;
+    let calls = [
+        ("supervisor.getState", params![]),
+        ("supervisor.getProcessInfo", params!["web:a"]),
+        ("supervisor.getProcessInfo", params!["g:own"]),
+        ("supervisor.getProcessInfo", params!["lone"]),
+        ("supervisor.getProcessInfo", params!["web~000002:placed"]),
+        ("supervisor.startProcess", params!["g:own"]),
+        ("supervisor.readProcessLog", params!["g:own", 0, 10]),
+        ("supervisor.sendProcessStdin", params!["web:a", "x\n"]),
+        ("supervisor.stopProcess", params!["g:own"]),
+        ("supervisor.signalProcess", params!["web:a", "CONT"]),
+        ("supervisor.startProcessGroup", params!["lone"]),
+        ("supervisor.startProcess", params!["lone:*"]),
+        ("supervisor.getProcessInfo", params!["nope"]),
+        ("supervisor.readLog", params![0, 10]),
+        ("supervisor.nope", params!["web:placed"]),
+        ("system.methodHelp", params!["supervisor.getState"]),
+        ("nope", params![]),
+    ];
+    for (method, params) in calls {
+        // As no library would write it.
+        let plain = String::from_utf8(write::call(method, &params))?;
+        let odd = plain.replace("<params>", "\n <params >\t<!-- odd -->");
+        let whole = [odd.as_bytes(), b"\n\n"].concat();
+        tap.take();
+        client.request("POST", "/RPC2?x=1", &[("X-Odd", "a  b")], Some(&whole))?;
+        let sent = tap.take();
+        let mut position = sent.windows(whole.len()).filter(|part| *part == whole);
+        ensure!(
+            position.next().is_some() && position.next().is_none() && sent.ends_with(&whole),
+            "{method}{params:?} was sent as {}",
+            String::from_utf8_lossy(&sent)
+        );
+        ensure!(
+            sent.starts_with(b"POST /RPC2?x=1 HTTP/1.1\r\n"),
+            "{}",
+            String::from_utf8_lossy(&sent)
+        );
+    }
+    // Beside it, to see that the tap would tell.
+    tap.take();
+    client.call("supervisor.getProcessInfo", ("web:placed",))?;
+    let sent = String::from_utf8_lossy(&tap.take()).into_owned();
+    if !sent.contains("web~000002:placed") {
+        bail!("{sent}");
+    }
+    Ok(())
+}
+
+#[test]
+fn lists_are_in_the_daemons_order() -> Result<()> {
+    let (_daemon, _sidecar, client) = front(USER)?;
+    for name in ["z", "a1", "0", "m"] {
+        for group in ["web", "lone", "ears"] {
+            client.call(ADD, (group, name, program(&[])))?;
+        }
+    }
+    let names: Vec<(String, String)> = rows(&client)?
+        .into_iter()
+        .map(|row| (row.group, row.name))
+        .collect();
+    ensure!(names.is_sorted(), "{names:?}");
+    ensure!(infos(&client)?.len() == 5 + 12);
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! What must stay secret: option values and credentials, in the log and on disk.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Result, ensure};
+use common::{Client, Daemon, DaemonOptions, Sidecar, SidecarOptions, options, value};
+
+const CANARY: &str = "canary-3f9a";
+
+/// The files in a directory that anybody may read who is not their owner.
+fn readable_by_others(dir: &std::path::Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| {
+            let found = fs::metadata(entry.path());
+            found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o077 != 0)
+        })
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+#[test]
+fn secrets_are_neither_logged_nor_left_where_others_can_read_them() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        credentials: Some(("user", "of-the-daemon-canary-3f9a")),
+        body: "[program:cat]\ncommand = /bin/cat\n",
+        ..DaemonOptions::default()
+    })?;
+    let own = format!("own-{CANARY}");
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            arguments: &["--persist", "--log-level", "trace"],
+            environment: &[("TWIDDLER_USERNAME", "own"), ("TWIDDLER_PASSWORD", &own)],
+            ..SidecarOptions::default()
+        },
+    )?;
+    let dir = daemon.include_dir().to_owned();
+    let done = AtomicBool::new(false);
+    let seen = thread::scope(|scope| -> Result<Vec<String>> {
+        let watching = scope.spawn(|| {
+            let mut seen = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                seen.extend(readable_by_others(&dir));
+            }
+            seen
+        });
+        let outcome = use_secrets(&sidecar, &own);
+        done.store(true, Ordering::Relaxed);
+        let seen = watching
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+        outcome.map(|()| seen)
+    })?;
+    let secret: Vec<_> = seen
+        .into_iter()
+        .filter(|name| name != ".twiddler-lock")
+        .collect();
+    assert!(secret.is_empty(), "{secret:?}");
+    sidecar.stop()?;
+    let log = sidecar.stderr_text();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(CANARY)).collect();
+    assert!(lines.is_empty(), "{lines:?}");
+    assert!(log.contains("stopped"));
+    Ok(())
+}
+
+fn use_secrets(sidecar: &Sidecar, own: &str) -> Result<()> {
+    let client = Client::new(sidecar.tcp_addr()).with_credentials("own", own);
+    client.call("twiddler.addGroup", ("g", 999))?;
+    let environment = format!("SECRET=\"{CANARY}\"");
+    let good = options(&[("command", "/bin/cat"), ("environment", &environment)]);
+    for name in ["a", "b", "c"] {
+        client.call(
+            "twiddler.addProgramToGroup",
+            vec![value("g"), value(name), good.clone()],
+        )?;
+    }
+    for bad in [
+        options(&[("command", "/no/such/file"), ("environment", "canary-3f9a")]),
+        options(&[("command", "/bin/cat"), ("stopsignal", "canary-3f9a")]),
+        options(&[("command", "/bin/cat"), ("numprocs", "canary-3f9a")]),
+        options(&[("command", "%(canary-3f9a)s")]),
+        options(&[("command", "/bin/cat"), ("canary-3f9a", "x")]),
+    ] {
+        // Whether it is refused is another matter.
+        let _ = client.call(
+            "twiddler.addProgramToGroup",
+            vec![value("g"), value("d"), bad],
+        );
+    }
+    let _ = client.call(
+        "supervisor.sendProcessStdin",
+        ("g:a", format!("{CANARY}\n").as_str()),
+    );
+    let _ = client.call("twiddler.noSuchMethod", (CANARY,));
+    for (user, password) in [("own", "wrong-canary-3f9a"), ("canary-3f9a", "x")] {
+        let refused = Client::new(sidecar.tcp_addr()).with_credentials(user, password);
+        let status = refused
+            .call("supervisor.getState", ())
+            .err()
+            .and_then(|error| error.status());
+        ensure!(status == Some(401), "{status:?}");
+    }
+    client
+        .call("twiddler.removeProcessFromGroup", ("g", "c"))
+        .ok();
+    Ok(())
+}

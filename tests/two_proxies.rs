@@ -1,0 +1,106 @@
+//! Two proxies in front of one daemon by mistake: the second says so and ends, whoever was first.
+
+mod common;
+
+use anyhow::{Context, Result, ensure};
+use common::{Daemon, Sidecar, process::Process, stderr_text, twiddler};
+
+/// Starts another one, which must not stay.
+fn ensure_refused(daemon: &Daemon, arguments: &[&str]) -> Result<()> {
+    let conf = daemon.conf().to_string_lossy().into_owned();
+    let mut all = vec!["serve", "-c", &conf, "--listen", "127.0.0.1:0"];
+    all.extend_from_slice(arguments);
+    let ended = twiddler(&all)?;
+    let said = stderr_text(&ended);
+    ensure!(ended.status.code() == Some(2), "{}: {said}", ended.status);
+    let dir = daemon.include_dir().to_string_lossy().into_owned();
+    ensure!(
+        said.contains("another twiddler") && said.contains(&dir),
+        "{said}"
+    );
+    ensure!(!said.contains("listening"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn the_second_says_so_and_the_first_goes_on() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let first = Sidecar::start(&daemon)?;
+    let client = first.client();
+    client.call("twiddler.addGroup", ("one", 1))?;
+    for arguments in [&[][..], &["--persist"]] {
+        ensure_refused(&daemon, arguments)?;
+    }
+    let dir = daemon.include_dir().to_string_lossy().into_owned();
+    ensure_refused(&daemon, &["--include-dir", &dir])?;
+    client.call("twiddler.addGroup", ("two", 1))?;
+    client.call("twiddler.removeGroup", ("one",))?;
+    Ok(())
+}
+
+#[test]
+fn it_is_refused_too_while_the_first_is_ending_or_stopped() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let first = Sidecar::start(&daemon)?;
+    first.signal("STOP")?;
+    ensure_refused(&daemon, &[])?;
+    first.signal("CONT")?;
+    first.client().call("twiddler.addGroup", ("one", 1))?;
+    Ok(())
+}
+
+#[test]
+fn the_lock_of_a_dead_one_stops_nobody() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let first = Sidecar::start(&daemon)?;
+    first.client().call("twiddler.addGroup", ("one", 1))?;
+    first.kill()?;
+    let names = daemon.include_files()?;
+    ensure!(names.contains(&".twiddler-lock".to_owned()), "{names:?}");
+    let second = Sidecar::start(&daemon)?;
+    second
+        .client()
+        .expect_fault("twiddler.addGroup", ("one", 1))
+        .context("what the first has added is known")?;
+    ensure_refused(&daemon, &[])?;
+    second.stop()?;
+    first.start_again()?;
+    first.client().call("twiddler.removeGroup", ("one",))?;
+    Ok(())
+}
+
+#[test]
+fn of_several_that_start_together_one_stays() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let conf = daemon.conf();
+    let all: Vec<Process> = (0..4)
+        .map(|_| {
+            let mut command = common::sidecar::twiddler_command();
+            command
+                .args(["serve", "--listen", "127.0.0.1:0", "-c"])
+                .arg(&conf);
+            Process::spawn(&mut command)
+        })
+        .collect::<Result<_>>()?;
+    common::eventually(common::LIMIT, || {
+        let ended = all.iter().filter(|process| !process.is_alive()).count();
+        let listening = all
+            .iter()
+            .filter(|process| process.stderr_text().contains("listening"))
+            .count();
+        ensure!(
+            (ended, listening) == (3, 1),
+            "{ended} ended, {listening} listen"
+        );
+        Ok(())
+    })?;
+    for process in all.iter().filter(|process| !process.is_alive()) {
+        let status = process.wait()?;
+        ensure!(
+            status.code() == Some(2),
+            "{status}: {}",
+            process.stderr_text()
+        );
+    }
+    Ok(())
+}
