@@ -1,0 +1,6 @@
+//! The rows of the table, by what they are about.
+
+pub(crate) mod changes;
+pub(crate) mod forwarding;
+pub(crate) mod resources;
+pub(crate) mod tail;
