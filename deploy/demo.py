@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""The session of the README against a running proxy: prints each call and its answer.
+
+demo.py [URL]             runs the session
+demo.py [URL] --restarted looks whether what a session added is still there
+
+Needs Python alone. Exits with 1 when an answer is not the expected one.
+"""
+
+import argparse
+import sys
+import time
+import xmlrpc.client
+
+ABNORMAL_TERMINATION = 40
+PATIENCE = 10  # seconds for what a process does in its own time
+
+
+class Surprise(Exception):
+    """An answer that the README does not promise."""
+
+
+class Session:
+    """Evaluates calls on the proxy as a reader would type them."""
+
+    def __init__(self, url):
+        self.server = xmlrpc.client.ServerProxy(url, allow_none=True)
+        print(f"# s = xmlrpc.client.ServerProxy({url!r})")
+
+    def ask(self, call):
+        return eval(call, {"s": self.server})
+
+    def show(self, call, promised):
+        """Prints a call and its answer; `promised` is the answer, or says whether it will do."""
+        print(f">>> {call}", flush=True)
+        fits = promised if callable(promised) else lambda answer: answer == promised
+        deadline = time.monotonic() + PATIENCE
+        answer = self.ask(call)
+        # A process that was only just started may not have written yet.
+        while callable(promised) and not fits(answer) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            answer = self.ask(call)
+        print(repr(answer), flush=True)
+        if not fits(answer):
+            raise Surprise(call)
+
+    def start(self, name):
+        """Starts a process. supervisord itself tells of one that ended before it looked for the
+        first time by fault 40: that one is started once more."""
+        try:
+            self.show(f"s.supervisor.startProcess({name!r})", True)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != ABNORMAL_TERMINATION:
+                raise
+            print(repr(fault), flush=True)
+            self.show(f"s.supervisor.startProcess({name!r})", True)
+
+    def processes(self):
+        return {
+            f"{p['group']}:{p['name']}": (p["pid"], p["start"])
+            for p in self.server.supervisor.getAllProcessInfo()
+        }
+
+
+STATES = "[f\"{p['group']}:{p['name']} {p['statename']}\" for p in s.supervisor.getAllProcessInfo()]"
+LOG_LINE = "the demo was here"
+
+
+def joined(before):
+    """Both new members beside what ran before."""
+
+    def fits(answer):
+        states = dict(entry.split(" ") for entry in answer)
+        return (
+            len(answer) == len(before) + 2
+            and set(states) == {*before, "dynamic_procs:ls", "dynamic_procs:sleep"}
+            and states["dynamic_procs:ls"] == "EXITED"
+            and states["dynamic_procs:sleep"] == "RUNNING"
+        )
+
+    return fits
+
+
+def run(session):
+    before = session.processes()
+
+    session.show("s.twiddler.getAPIVersion()", "1.0")
+    session.show("s.twiddler.addGroup('dynamic_procs', 999)", True)
+    session.show(
+        "s.twiddler.addProcessToGroup('dynamic_procs', 'ls', {'command': 'ls -l',"
+        " 'autostart': 'false', 'autorestart': 'false', 'startsecs': '0'})",
+        True,
+    )
+    session.start("dynamic_procs:ls")
+    session.show(
+        "s.supervisor.readProcessLog('dynamic_procs:ls', 0, 50)",
+        lambda answer: answer.startswith("total 0\n"),
+    )
+
+    print("# A second process joins the group that now has a member.")
+    session.show(
+        "s.twiddler.addProcessToGroup('dynamic_procs', 'sleep', {'command': 'sleep 3600', 'autostart': 'false'})",
+        True,
+    )
+    session.show("s.supervisor.startProcess('dynamic_procs:sleep')", True)
+    session.show(
+        "s.supervisor.getProcessInfo('dynamic_procs:sleep')['statename']", "RUNNING"
+    )
+    session.show(STATES, joined(before))
+    session.show(
+        "s.twiddler.getGroupNames()", lambda answer: "dynamic_procs" in answer
+    )
+
+    session.show(f"s.twiddler.log({LOG_LINE!r})", True)
+    session.show(
+        f"'INFO {LOG_LINE}' in s.supervisor.readLog(-200, 0)", True
+    )
+
+    after = session.processes()
+    for name, was in before.items():
+        if after.get(name) != was:
+            raise Surprise(f"{name} was {was} and is {after.get(name)}")
+    if before:
+        print(f"# Nothing else noticed: {', '.join(sorted(before))}.")
+
+
+def run_restarted(session):
+    session.show(
+        "s.twiddler.getGroupNames()", lambda answer: "dynamic_procs" in answer
+    )
+    session.show(
+        "s.supervisor.getProcessInfo('dynamic_procs:sleep')['statename']", "RUNNING"
+    )
+    session.show(
+        "s.supervisor.readProcessLog('dynamic_procs:ls', 0, 7)", "total 0"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("url", nargs="?", default="http://localhost:9001")
+    parser.add_argument("--restarted", action="store_true")
+    args = parser.parse_args()
+    try:
+        session = Session(args.url)
+        if args.restarted:
+            run_restarted(session)
+        else:
+            run(session)
+    except Surprise as surprise:
+        print(f"demo: not as promised: {surprise}", file=sys.stderr)
+        return 1
+    except xmlrpc.client.Fault as fault:
+        print(f"demo: fault {fault.faultCode}: {fault.faultString}", file=sys.stderr)
+        if fault.faultString == "BAD_NAME: dynamic_procs":
+            print(
+                "demo: an earlier run added the group; it goes away with a restart of supervisord",
+                file=sys.stderr,
+            )
+        return 1
+    except (OSError, xmlrpc.client.Error) as error:
+        print(f"demo: {args.url}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
