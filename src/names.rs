@@ -204,13 +204,15 @@ pub fn infos_back(registry: &Registry, value: &mut Value) -> Vec<(String, String
     shown_again
 }
 
-/// A hidden process stays hidden while it is stopped and has not been started since.
+/// A hidden process stays hidden while it is stopped, or about to be, and has not been started since.
 pub fn is_still_hidden(info: &Value, start: i64) -> bool {
     const STOPPED: i64 = 0;
+    // A daemon that starts again starts what was hidden, and is asked to stop it.
+    const STOPPING: i64 = 40;
     const EXITED: i64 = 100;
     const FATAL: i64 = 200;
     let state = info.get("state").and_then(Value::as_int);
-    matches!(state, Some(STOPPED | EXITED | FATAL))
+    matches!(state, Some(STOPPED | STOPPING | EXITED | FATAL))
         && info.get("start").and_then(Value::as_int) == Some(start)
 }
 

@@ -170,6 +170,30 @@ fn a_removed_process_that_the_file_starts_is_stopped_again_while_nobody_calls() 
 }
 
 #[test]
+fn a_removed_process_that_takes_long_to_stop_again_is_not_seen_meanwhile() -> Result<()> {
+    // `sleep` does not heed this signal, so the daemon waits before it kills.
+    let daemon = Daemon::start(
+        "[program:stubborn]\ncommand=/bin/sleep 600\nstartsecs=0\nstopsignal=CHLD\nstopwaitsecs=2\n",
+    )?;
+    let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
+    let client = sidecar.socket_client();
+    client.call("supervisor.stopProcess", ("stubborn",))?;
+    client.call("twiddler.removeProcessFromGroup", ("stubborn", "stubborn"))?;
+    Restart::Kill.make(&daemon, &daemon.client())?;
+    let shown = rows(&client)?;
+    let there = rows(&daemon.client())?;
+    ensure!(
+        there.iter().all(|row| row.state == "STOPPING"),
+        "{there:#?}"
+    );
+    ensure!(shown.is_empty(), "{shown:#?}");
+    daemon.wait_for_state("stubborn", "STOPPED")?;
+    let shown = rows(&client)?;
+    ensure!(shown.is_empty(), "{shown:#?}");
+    Ok(())
+}
+
+#[test]
 fn what_is_kept_is_one_file_that_a_person_can_read() -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     change_all(&client)?;
