@@ -3,7 +3,7 @@
 //! Pure: works on one call or one reply and on what the registry says. A process that lives in a
 //! real group of its own is presented as a member of the group it joined; a hidden one not at all.
 
-use crate::twiddler::{Place, Registry};
+use crate::twiddler::{self, Place, Registry};
 use crate::xmlrpc::{Fault, Value};
 
 /// What a `supervisor.*` method takes or returns, as far as names go.
@@ -204,16 +204,11 @@ pub fn infos_back(registry: &Registry, value: &mut Value) -> Vec<(String, String
     shown_again
 }
 
-/// A hidden process stays hidden while it is stopped, or about to be, and has not been started since.
+/// Whether the info of a hidden process that had last started at `start` does not show it again.
 pub fn is_still_hidden(info: &Value, start: i64) -> bool {
-    const STOPPED: i64 = 0;
-    // A daemon that starts again starts what was hidden, and is asked to stop it.
-    const STOPPING: i64 = 40;
-    const EXITED: i64 = 100;
-    const FATAL: i64 = 200;
-    let state = info.get("state").and_then(Value::as_int);
-    matches!(state, Some(STOPPED | STOPPING | EXITED | FATAL))
-        && info.get("start").and_then(Value::as_int) == Some(start)
+    let number = |member| info.get(member).and_then(Value::as_int);
+    matches!((number("state"), number("start")), (Some(state), Some(started))
+        if twiddler::is_still_hidden(start, state, started))
 }
 
 /// What `getAllConfigInfo` shows of the daemon's own list.

@@ -4,14 +4,16 @@
 //! own calls go through reqwest. Neither repeats a request that the daemon may have received.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
+use tokio::sync::Semaphore;
 
 use super::conf::{Credentials, DaemonAddress};
 use super::connections::{Body, CONNECT_TIMEOUT, Connections, IDLE_TIMEOUT, ReplyBody, Reuse};
+use super::reload::{Head, Reloaded};
 use crate::xmlrpc::{self, Fault, Value};
 
 /// Why a typed call has no value.
@@ -31,6 +33,10 @@ pub enum CallError {
     Unreadable(#[from] xmlrpc::read::ReadError),
 }
 
+/// So many replies may be read to their ends at a time while nobody waits for them: each holds a
+/// connection of the daemon's.
+const MAX_LEFT_OVER: usize = 8;
+
 /// The way to one supervisord.
 pub struct Daemon {
     address: DaemonAddress,
@@ -39,6 +45,7 @@ pub struct Daemon {
     caller: reqwest::Client,
     rpc_url: String,
     own_authorization: Option<HeaderValue>,
+    left_over: Arc<Semaphore>,
     /// What a caller presented that the daemon let in, for a proxy without credentials of its own.
     lent: Mutex<Option<HeaderValue>>,
 }
@@ -68,6 +75,7 @@ impl Daemon {
             caller: caller.build()?,
             rpc_url,
             own_authorization: usable(credentials.as_ref()).map(basic).transpose()?,
+            left_over: Arc::new(Semaphore::new(MAX_LEFT_OVER)),
             lent: Mutex::default(),
             is_open: AtomicBool::new(credentials.is_none()),
             address,
@@ -157,6 +165,22 @@ impl Daemon {
         method: &str,
         params: &[Value],
     ) -> Result<Value, CallError> {
+        let reply = self.reply(authorization, method, params).await?;
+        let body = reply
+            .bytes()
+            .await
+            .map_err(|error| self.unreachable_call(&error))?;
+        Ok(xmlrpc::read::response(&body)??)
+    }
+
+    /// The reply as soon as its head is there; the daemon has done what it was asked by then, unless
+    /// that takes it several turns of its loop.
+    async fn reply(
+        &self,
+        authorization: Option<&HeaderValue>,
+        method: &str,
+        params: &[Value],
+    ) -> Result<reqwest::Response, CallError> {
         let mut request = self
             .caller
             .post(&self.rpc_url)
@@ -173,11 +197,7 @@ impl Daemon {
             self.is_open.store(false, Ordering::Release);
             return Err(CallError::Status(reply.status()));
         }
-        let body = reply
-            .bytes()
-            .await
-            .map_err(|error| self.unreachable_call(&error))?;
-        Ok(xmlrpc::read::response(&body)??)
+        Ok(reply)
     }
 
     /// Runs `calls` in one `system.multicall`, as the proxy itself; one result for each, in order.
@@ -204,17 +224,50 @@ impl Daemon {
         if calls.is_empty() {
             return Ok(Vec::new());
         }
-        let list = calls
-            .iter()
-            .map(|(method, params)| multicall_entry(method, params))
-            .collect();
-        match self
-            .call_as(authorization, "system.multicall", &[Value::Array(list)])
-            .await?
+        let results = self
+            .call_as(authorization, MULTICALL, &[entries(calls)])
+            .await?;
+        Ok(multicall_results(results))
+    }
+
+    /// Runs `calls` and then `reloadConfig` in one multicall, as the proxy itself, and does not wait
+    /// for the list of groups that are gone from the files. The results of the calls, and what has
+    /// come.
+    ///
+    /// # Errors
+    /// As [`Daemon::multicall`].
+    pub async fn multicall_and_reload(
+        &self,
+        mut calls: Vec<(&str, Vec<Value>)>,
+    ) -> Result<(Vec<Result<Value, Fault>>, Result<Reloaded, Fault>), CallError> {
+        let left_over = self.left_over.clone().acquire_owned().await;
+        let mut head = Head::after(calls.len());
+        calls.push(("supervisor.reloadConfig", vec![]));
+        let authorization = self.authorization();
+        let mut reply = self
+            .reply(authorization.as_ref(), MULTICALL, &[entries(&calls)])
+            .await?;
+        let mut received = Vec::new();
+        let mut body = None;
+        while let Some(piece) = reply
+            .chunk()
+            .await
+            .map_err(|error| self.unreachable_call(&error))?
         {
-            Value::Array(results) => Ok(results.into_iter().map(multicall_result).collect()),
-            other => Ok(vec![Ok(other)]),
+            received.extend_from_slice(&piece);
+            body = head.complete(&received);
+            if body.is_some() {
+                tokio::spawn(async move {
+                    let _left_over = left_over;
+                    while let Ok(Some(_)) = reply.chunk().await {}
+                });
+                break;
+            }
         }
+        let results = xmlrpc::read::response(&body.unwrap_or(received))??;
+        let mut results = multicall_results(results);
+        let reloaded = results.pop().unwrap_or(Ok(Value::Nil));
+        Ok((results, reloaded.map(|value| Reloaded::read(&value))))
     }
 
     fn unreachable(&self, error: &dyn std::error::Error) -> String {
@@ -230,12 +283,25 @@ impl Daemon {
     }
 }
 
-/// One entry of a multicall's array.
-fn multicall_entry(method: &str, params: &[Value]) -> Value {
-    Value::Struct(vec![
-        ("methodName".to_owned(), method.into()),
-        ("params".to_owned(), Value::Array(params.to_vec())),
-    ])
+const MULTICALL: &str = "system.multicall";
+
+/// A multicall's parameter.
+fn entries(calls: &[(&str, Vec<Value>)]) -> Value {
+    let entry = |(method, params): &(&str, Vec<Value>)| {
+        Value::Struct(vec![
+            ("methodName".to_owned(), (*method).into()),
+            ("params".to_owned(), Value::Array(params.clone())),
+        ])
+    };
+    Value::Array(calls.iter().map(entry).collect())
+}
+
+/// What a multicall returned: one result for each call.
+fn multicall_results(value: Value) -> Vec<Result<Value, Fault>> {
+    match value {
+        Value::Array(results) => results.into_iter().map(multicall_result).collect(),
+        other => vec![Ok(other)],
+    }
 }
 
 /// One result of a multicall. A struct with a `faultCode` is a fault: the daemon's multicall returns bare values

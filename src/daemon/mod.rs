@@ -7,7 +7,9 @@ pub mod conf;
 mod connections;
 pub mod fault;
 mod life;
+mod reload;
 
 pub use client::{CallError, Daemon, multicall_result};
 pub use connections::{Body, ReplyBody, Reuse};
 pub use life::Life;
+pub use reload::Reloaded;

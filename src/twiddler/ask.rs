@@ -2,27 +2,45 @@
 
 use super::plan::{Answers, Found, Question};
 use super::{Refusal, Twiddler};
+use crate::daemon::Reloaded;
 use crate::daemon::fault::BAD_NAME;
-use crate::xmlrpc::Value;
+use crate::xmlrpc::{Fault, Value};
 
 /// Puts the questions to the daemon in one round trip.
 pub(super) async fn ask(twiddler: &Twiddler, questions: Vec<Question>) -> Result<Answers, Refusal> {
-    let calls: Vec<(&str, Vec<Value>)> = questions
-        .iter()
-        .map(|question| match question {
-            // A signal without a name reaches nobody and tells whether the group is active.
-            Question::Group(name) => (
-                "supervisor.signalProcessGroup",
-                vec![name.as_str().into(), "".into()],
-            ),
-            Question::Process { real, process } => (
-                "supervisor.getProcessInfo",
-                vec![format!("{real}:{process}").into()],
-            ),
-            Question::AllProcesses => ("supervisor.getAllProcessInfo", vec![]),
-        })
-        .collect();
-    let results = twiddler.multicall(&calls).await?;
+    let results = twiddler.multicall(&calls(&questions)).await?;
+    answers(questions, results)
+}
+
+/// The same, and lets the daemon read its files on the way.
+pub(super) async fn ask_and_reload(
+    twiddler: &Twiddler,
+    questions: Vec<Question>,
+) -> Result<(Answers, Result<Reloaded, Fault>), Refusal> {
+    let (results, reloaded) = twiddler.multicall_and_reload(calls(&questions)).await?;
+    Ok((answers(questions, results)?, reloaded))
+}
+
+fn calls(questions: &[Question]) -> Vec<(&'static str, Vec<Value>)> {
+    let call = |question: &Question| match question {
+        // A signal without a name reaches nobody and tells whether the group is active.
+        Question::Group(name) => (
+            "supervisor.signalProcessGroup",
+            vec![name.as_str().into(), "".into()],
+        ),
+        Question::Process { real, process } => (
+            "supervisor.getProcessInfo",
+            vec![format!("{real}:{process}").into()],
+        ),
+        Question::AllProcesses => ("supervisor.getAllProcessInfo", vec![]),
+    };
+    questions.iter().map(call).collect()
+}
+
+fn answers(
+    questions: Vec<Question>,
+    results: Vec<Result<Value, Fault>>,
+) -> Result<Answers, Refusal> {
     let mut answers = Answers::default();
     for (question, result) in questions.into_iter().zip(results) {
         if let Err(fault) = &result

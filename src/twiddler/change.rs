@@ -5,8 +5,9 @@ use http::StatusCode;
 
 use super::Twiddler;
 use super::ask::ask;
-use super::plan::{self, Answers, Plan, Planner};
-use super::transaction::Transaction;
+use super::plan::{self, Answers, Plan, Planner, Question};
+use super::registry::Event;
+use super::transaction::{self, Announced, Reading, Transaction};
 use crate::daemon::CallError;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, FAILED, INCORRECT_PARAMETERS, fault};
@@ -93,56 +94,101 @@ impl Change {
 /// Carries out `changes`, which do not concern each other, as one transaction.
 pub(super) async fn transact(twiddler: &Twiddler, changes: &[Change]) -> Vec<Outcome> {
     match prepare(twiddler, changes).await {
-        Ok(plans) => Transaction::new(twiddler, plans).run().await,
+        Ok(transaction) => transaction.run().await,
         Err(refusal) => changes.iter().map(|_| Err(refusal.clone())).collect(),
     }
 }
 
-/// Asks what must be known and decides what to do for each change.
-async fn prepare(
-    twiddler: &Twiddler,
+/// Asks what must be known and decides what to do for each change. On the way the daemon reads what
+/// it will have to if it answers as expected: reading alone changes nothing in it.
+async fn prepare<'a>(
+    twiddler: &'a Twiddler,
     changes: &[Change],
-) -> Result<Vec<Result<Plan, Refusal>>, Refusal> {
+) -> Result<Transaction<'a>, Refusal> {
     twiddler.same_life().await?;
+    let life = twiddler.life_number();
     let configured = twiddler.configured_groups();
     let names = process_names(twiddler, changes).await;
     let known: Vec<Vec<String>> = names
         .iter()
         .map(|names| names.clone().unwrap_or_default())
         .collect();
-    let questions = twiddler.with_registry(|registry| plan::questions(registry, changes, &known));
-    let answers = ask(twiddler, questions).await?;
-    Ok(decide(twiddler, changes, &configured, names, &answers))
-}
-
-fn decide(
-    twiddler: &Twiddler,
-    changes: &[Change],
-    configured: &[ConfiguredGroup],
-    names: Vec<Result<Vec<String>, Refusal>>,
-    answers: &Answers,
-) -> Vec<Result<Plan, Refusal>> {
-    let (plans, corrections, next) = twiddler.with_registry(|registry| {
-        let mut planner = Planner::new(
-            registry,
-            configured,
-            answers,
-            twiddler.next_number(),
-            twiddler.persists,
-        );
-        let plans = changes
-            .iter()
-            .zip(names)
-            .map(|(change, names)| Ok(planner.plan(change, &names?)?))
-            .collect();
-        let (corrections, next) = planner.finish();
-        (plans, corrections, next)
+    let (questions, expected) = twiddler.with_registry(|registry| {
+        let questions = plan::questions(registry, changes, &known);
+        let expected = Answers::expected(registry, &configured, &questions);
+        (questions, expected)
     });
+    let first = twiddler.next_number();
+    let draft =
+        |answers: &Answers| Draft::new(twiddler, changes, &configured, &names, answers, first);
+    let guess = draft(&expected);
+    twiddler.reserve_numbers(guess.next);
+    let (answers, ahead) = ask_reading_ahead(twiddler, questions, guess.plans).await?;
+    let Draft {
+        plans,
+        corrections,
+        next,
+    } = draft(&answers);
     if !corrections.is_empty() {
         twiddler.note(corrections);
     }
     twiddler.reserve_numbers(next);
-    plans
+    Ok(Transaction::new(twiddler, life, plans, ahead))
+}
+
+/// What is to be done if the daemon answers like this.
+struct Draft {
+    plans: Vec<Result<Plan, Refusal>>,
+    /// What turned out not to be as it was known.
+    corrections: Vec<Event>,
+    /// The first number that is free after it.
+    next: u64,
+}
+
+impl Draft {
+    fn new(
+        twiddler: &Twiddler,
+        changes: &[Change],
+        configured: &[ConfiguredGroup],
+        names: &[Result<Vec<String>, Refusal>],
+        answers: &Answers,
+        next: u64,
+    ) -> Self {
+        twiddler.with_registry(|registry| {
+            let mut planner = Planner::new(registry, configured, answers, next, twiddler.persists);
+            let plans = changes
+                .iter()
+                .zip(names)
+                .map(|(change, names)| {
+                    let names = names.as_ref().map_err(Clone::clone)?;
+                    Ok(planner.plan(change, names)?)
+                })
+                .collect();
+            let (corrections, next) = planner.finish();
+            Draft {
+                plans,
+                corrections,
+                next,
+            }
+        })
+    }
+}
+
+/// Asks, and lets the daemon read on the way what `guess` takes. Where that cannot be written, only
+/// asks.
+async fn ask_reading_ahead(
+    twiddler: &Twiddler,
+    questions: Vec<Question>,
+    guess: Vec<Result<Plan, Refusal>>,
+) -> Result<(Answers, Option<Reading>), Refusal> {
+    let plans: Vec<Plan> = guess.into_iter().flatten().collect();
+    if let Some(text) = transaction::text_ahead(twiddler, &plans)
+        && let Ok(staged) = Announced::begin(twiddler, text, plan::events(&plans)).await
+    {
+        let (answers, reading) = staged.read(twiddler, questions).await?;
+        return Ok((answers, Some(reading)));
+    }
+    Ok((ask(twiddler, questions).await?, None))
 }
 
 /// The names of the processes of each program; empty for other changes.

@@ -27,11 +27,11 @@ use tokio::sync::{OnceCell, mpsc};
 pub use change::{Change, Outcome, Refusal, Wording};
 pub use log::MainLog;
 pub use plan::{Found, group_of_real_name};
-pub use registry::{Event, Member, Place, Registry};
+pub use registry::{Event, Member, Place, Registry, is_still_hidden};
 
 use crate::daemon::conf::{self, ConfiguredGroup};
 use crate::daemon::fault::{BAD_NAME, FAILED, SHUTDOWN_STATE, fault};
-use crate::daemon::{CallError, Daemon, Life};
+use crate::daemon::{CallError, Daemon, Life, Reloaded};
 use crate::include_dir::{Delivery, DirLock, IncludeDir, Staged};
 use crate::program;
 use crate::xmlrpc::{Fault, Value};
@@ -39,7 +39,6 @@ use ask::ask;
 use configs::Configs;
 use journal::{Journal, Opened};
 use plan::{Answers, Question};
-use transaction::Reloaded;
 use worker::Job;
 
 /// Whether the daemon let the one in who wants a change.
@@ -429,15 +428,27 @@ impl Twiddler {
         &self,
         calls: &[(&str, Vec<Value>)],
     ) -> Result<Vec<Result<Value, Fault>>, Refusal> {
-        let results = self.daemon.multicall(calls).await;
-        if matches!(results, Err(CallError::Unreachable(_))) {
+        let results = self.heard(self.daemon.multicall(calls).await)?;
+        not_shutting_down(results.iter().find_map(|result| result.as_ref().err()))?;
+        Ok(results)
+    }
+
+    async fn multicall_and_reload(
+        &self,
+        calls: Vec<(&str, Vec<Value>)>,
+    ) -> Result<(Vec<Result<Value, Fault>>, Result<Reloaded, Fault>), Refusal> {
+        let (results, reloaded) = self.heard(self.daemon.multicall_and_reload(calls).await)?;
+        not_shutting_down(results.iter().find_map(|result| result.as_ref().err()))?;
+        not_shutting_down(reloaded.as_ref().err())?;
+        Ok((results, reloaded))
+    }
+
+    /// Takes note of a daemon that went away before it answered.
+    fn heard<T>(&self, answer: Result<T, CallError>) -> Result<T, Refusal> {
+        if matches!(answer, Err(CallError::Unreachable(_))) {
             self.cut.store(true, Ordering::Relaxed);
         }
-        let results = results?;
-        match results.iter().find_map(|result| result.as_ref().err()) {
-            Some(told) if told.code == SHUTDOWN_STATE => Err(Refusal::Fault(told.clone())),
-            _ => Ok(results),
-        }
+        Ok(answer?)
     }
 
     fn unreachable(&self, error: &std::io::Error) -> String {
@@ -455,6 +466,14 @@ impl Twiddler {
         self.open_ends
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Refuses all where the daemon says that it stops or restarts.
+fn not_shutting_down(told: Option<&Fault>) -> Result<(), Refusal> {
+    match told {
+        Some(told) if told.code == SHUTDOWN_STATE => Err(Refusal::Fault(told.clone())),
+        _ => Ok(()),
     }
 }
 

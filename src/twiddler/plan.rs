@@ -5,7 +5,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::change::{Change, Wording};
-use super::registry::{Event, MAX_NUMBER, Member, Place, Registry};
+use super::registry::{Event, MAX_NUMBER, Member, Place, Registry, is_still_hidden};
+use crate::daemon::Reloaded;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{BAD_NAME, STILL_RUNNING, fault};
 use crate::program::{self, Program, Scope};
@@ -65,6 +66,44 @@ impl Answers {
     /// Whether the daemon said that a group is active.
     pub fn is_active(&self, group: &str) -> bool {
         self.groups.get(group).copied().unwrap_or(false)
+    }
+}
+
+impl Answers {
+    /// What the daemon will answer if nobody but us has changed anything.
+    pub fn expected(
+        registry: &Registry,
+        configured: &[ConfiguredGroup],
+        questions: &[Question],
+    ) -> Self {
+        let mut answers = Answers::default();
+        for question in questions {
+            match question {
+                Question::Group(name) => {
+                    let active = registry.added_group(name).is_some()
+                        || configured.iter().any(|group| group.name == *name);
+                    answers.groups.insert(name.clone(), active);
+                }
+                Question::Process { real, process } => {
+                    let hidden = registry.hidden_start(real, process);
+                    let joined =
+                        registry.owner(real).is_some() || registry.member(real, process).is_some();
+                    if joined || hidden.is_some() {
+                        let found = Found {
+                            real: real.clone(),
+                            process: process.clone(),
+                            state: STOPPED_STATES[0],
+                            start: hidden.unwrap_or_default(),
+                        };
+                        answers
+                            .processes
+                            .insert((real.clone(), process.clone()), found);
+                    }
+                }
+                Question::AllProcesses => {}
+            }
+        }
+        answers
     }
 }
 
@@ -199,18 +238,32 @@ impl Plan {
         )
     }
 
-    /// The group whose real one is made anew, together with what it must be if that fails half way.
-    pub fn recreates(&self) -> Option<(&str, String)> {
+    /// The group whose real one is made anew.
+    pub fn recreates(&self) -> Option<&str> {
         match self {
-            Plan::Fill {
-                group, priority, ..
-            }
-            | Plan::Reset {
-                group, priority, ..
-            } => Some((group, program::render_group(group, *priority, &[]))),
+            Plan::Fill { group, .. } | Plan::Reset { group, .. } => Some(group),
             _ => None,
         }
     }
+
+    /// Whether the daemon has read all that it is to take for this.
+    pub fn is_read(&self, reloaded: &Reloaded) -> bool {
+        match self {
+            Plan::Create { group, .. } => reloaded.added.contains(group),
+            Plan::Fill { group, .. } | Plan::Reset { group, .. } => {
+                reloaded.changed.contains(group)
+            }
+            Plan::Place { members, .. } => members
+                .iter()
+                .all(|member| reloaded.added.contains(&member.real)),
+            Plan::Drop { .. } | Plan::Hide { .. } | Plan::Dissolve { .. } => true,
+        }
+    }
+}
+
+/// What will have happened when all of these go well.
+pub fn events<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Vec<Event> {
+    plans.into_iter().flat_map(Plan::events).collect()
 }
 
 /// What must be asked before `changes` can be planned. `names` are the process names of each
@@ -224,6 +277,12 @@ pub fn questions(registry: &Registry, changes: &[Change], names: &[Vec<String>])
         }
     };
     for (change, names) in changes.iter().zip(names) {
+        if let Change::RemoveProcess { group, process } = change
+            && is_placed(registry, group, process)
+        {
+            // The daemon answers to the removal itself.
+            continue;
+        }
         ask(Question::Group(change.group().to_owned()));
         match change {
             Change::AddGroup { .. } => {}
@@ -243,6 +302,11 @@ pub fn questions(registry: &Registry, changes: &[Change], names: &[Vec<String>])
         }
     }
     questions
+}
+
+fn is_placed(registry: &Registry, group: &str, process: &str) -> bool {
+    let member = registry.member(group, process);
+    member.is_some_and(Member::is_placed)
 }
 
 /// In a group that was added here, nobody else adds processes.
@@ -390,6 +454,15 @@ impl<'a> Planner<'a> {
     }
 
     fn remove(&mut self, group: &str, process: &str) -> Result<Plan, Fault> {
+        if let Some(member) = self.registry.member(group, process)
+            && member.is_placed()
+        {
+            return Ok(Plan::Drop {
+                real: member.real.clone(),
+                group: group.to_owned(),
+                process: process.to_owned(),
+            });
+        }
         self.require(group)?;
         let found = self
             .visible(group, process)
@@ -400,11 +473,6 @@ impl<'a> Planner<'a> {
         }
         let (group, process) = (group.to_owned(), process.to_owned());
         match self.registry.member(&group, &process) {
-            Some(member) if member.is_placed() => Ok(Plan::Drop {
-                real: member.real.clone(),
-                group,
-                process,
-            }),
             Some(_) if self.leaves_none(&group, &process) => Ok(Plan::Reset {
                 priority: priority(self.registry, self.configured, &group),
                 group,
@@ -505,7 +573,9 @@ impl<'a> Planner<'a> {
         let found = self.answers.found(real, process);
         let name = || (group.to_owned(), process.to_owned());
         match (place, found) {
-            (Place::Hidden(start), Some(found)) if found.start == start && found.is_stopped() => {
+            (Place::Hidden(start), Some(found))
+                if is_still_hidden(start, found.state, found.start) =>
+            {
                 None
             }
             (Place::Hidden(_), found) => {

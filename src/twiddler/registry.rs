@@ -15,6 +15,17 @@ pub const MAX_NUMBER: u64 = 1_000_000_000_000;
 /// So many replies that speak of something gone are not under way at a time.
 const MAX_FORMER: usize = 64;
 
+/// Whether a process that was hidden when it had last started at `start` still is: while the daemon
+/// says this of it, it is stopped, or about to be, and has not been started since.
+pub fn is_still_hidden(start: i64, state: i64, started: i64) -> bool {
+    const STOPPED: i64 = 0;
+    // A daemon that starts again starts what was hidden, and is asked to stop it.
+    const STOPPING: i64 = 40;
+    const EXITED: i64 = 100;
+    const FATAL: i64 = 200;
+    matches!(state, STOPPED | STOPPING | EXITED | FATAL) && started == start
+}
+
 /// One thing that happened, as the journal keeps it.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub enum Event {

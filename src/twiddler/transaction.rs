@@ -1,41 +1,132 @@
 //! One transaction: plans on their way through the daemon.
 //!
-//! Stages one generated file, lets the daemon read it and take from it, and says what became of
-//! each plan. What one did wrong is taken out and the others are tried again.
+//! First the daemon reads a generated file, which changes nothing in it; what one plan did wrong is
+//! taken out and the others are tried again. Then all that is right is done in one multicall, while
+//! the file is still there: whoever else lets the daemon read its files reads the same.
 
-use std::collections::HashSet;
+use std::ops::Range;
 
+use super::ask::ask_and_reload;
 use super::change::{Outcome, Refusal, Wording, blames, not_read, reread_fault};
-use super::persist::Kept;
-use super::plan::{self, Plan, Planner};
+use super::plan::{self, Answers, Plan, Planner, Question};
 use super::registry::Event;
 use super::{OnDisk, Twiddler};
+use crate::daemon::Reloaded;
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
 use crate::program;
 use crate::xmlrpc::{Fault, Value};
 
+pub(super) const ADD: &str = "supervisor.addProcessGroup";
+
+pub(super) const REMOVE: &str = "supervisor.removeProcessGroup";
+
+/// What the daemon answered to one call of a multicall.
+type Told = Result<Value, Fault>;
+
 /// Plans on their way through the daemon.
 pub(super) struct Transaction<'a> {
     twiddler: &'a Twiddler,
+    /// The life of the daemon that the plans are made for.
+    life: u64,
     plans: Vec<Option<Plan>>,
     outcomes: Vec<Outcome>,
+    /// What the daemon has read already, and may be right.
+    ahead: Option<Reading>,
     /// What happened in this round: noted in one piece, because that ends what was begun.
     events: Vec<Event>,
+    /// Something is written down as about to happen.
+    is_begun: bool,
 }
 
-/// What a call of the transaction's multicall is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    Reload,
-    Marker,
-    /// Takes the real group away so that it can be added anew.
-    Clear(usize),
-    Add(usize),
-    Remove(usize),
+/// A generated file that is there for the daemon to read, and written down what it is for: a daemon
+/// that starts at this moment reads it too.
+pub(super) struct Announced {
+    text: String,
+    events: Vec<Event>,
+    marker: Option<String>,
+    _file: OnDisk,
+}
+
+/// The same when the daemon has read it, and what it said.
+pub(super) struct Reading {
+    staged: Announced,
+    said: Result<Reloaded, Fault>,
+}
+
+impl Announced {
+    /// Writes down that `events` are about to happen, and puts `text` in place for it.
+    pub(super) async fn begin(
+        twiddler: &Twiddler,
+        text: String,
+        events: Vec<Event>,
+    ) -> Result<Self, Refusal> {
+        let marker = twiddler.needs_marker().then(|| twiddler.marker_name());
+        twiddler.begin(marker.as_deref(), &events)?;
+        match twiddler.stage(&text).await {
+            Ok(file) => Ok(Announced {
+                text,
+                events,
+                marker,
+                _file: file,
+            }),
+            Err(refusal) => {
+                twiddler.end(Vec::new());
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Lets the daemon read it, and answer `questions`.
+    pub(super) async fn read(
+        self,
+        twiddler: &Twiddler,
+        questions: Vec<Question>,
+    ) -> Result<(Answers, Reading), Refusal> {
+        match ask_and_reload(twiddler, questions).await {
+            Ok((answers, said)) => Ok((answers, Reading { staged: self, said })),
+            Err(refusal) => {
+                let marker = self.marker.map(Event::Marker);
+                twiddler.leave_open(marker.into_iter().chain(self.events).collect());
+                Err(refusal)
+            }
+        }
+    }
+}
+
+/// What the daemon has to read for these plans, where that may be before it is known for sure that
+/// they are right: not where a group has to be looked into first.
+pub(super) fn text_ahead(twiddler: &Twiddler, plans: &[Plan]) -> Option<String> {
+    let fills = |plan: &Plan| matches!(plan, Plan::Fill { .. });
+    if plans.iter().any(fills) {
+        return None;
+    }
+    text(twiddler, plans)
+}
+
+/// What the daemon has to read for these plans, if anything.
+fn text<'p>(twiddler: &Twiddler, plans: impl IntoIterator<Item = &'p Plan>) -> Option<String> {
+    let sections: String = plans.into_iter().map(Plan::sections).collect();
+    if sections.is_empty() {
+        return None;
+    }
+    Some(match twiddler.needs_marker() {
+        true => empty_group(&twiddler.marker_name(), plan::DEFAULT_PRIORITY) + &sections,
+        false => sections,
+    })
+}
+
+fn empty_group(name: &str, priority: i64) -> String {
+    program::render_group(name, priority, &[])
 }
 
 impl<'a> Transaction<'a> {
-    pub(super) fn new(twiddler: &'a Twiddler, plans: Vec<Result<Plan, Refusal>>) -> Self {
+    /// Plans for this `life` of the daemon, of which it has read something `ahead`.
+    pub(super) fn new(
+        twiddler: &'a Twiddler,
+        life: u64,
+        plans: Vec<Result<Plan, Refusal>>,
+        ahead: Option<Reading>,
+    ) -> Self {
         let (plans, outcomes) = plans
             .into_iter()
             .map(|plan| match plan {
@@ -45,8 +136,11 @@ impl<'a> Transaction<'a> {
             .unzip();
         Transaction {
             twiddler,
+            life,
             plans,
             outcomes,
+            is_begun: ahead.is_some(),
+            ahead,
             events: Vec::new(),
         }
     }
@@ -59,70 +153,23 @@ impl<'a> Transaction<'a> {
                 self.refuse_rest(&refusal);
             }
         }
+        self.ahead = None;
+        self.end();
         self.outcomes
     }
 
     async fn round(&mut self) -> Result<(), Refusal> {
-        let life = self.twiddler.life_number();
         self.settle_hides().await?;
-        self.secure_recreated().await?;
-        let Script { text, calls, roles } = self.compose();
-        if calls.is_empty() {
-            return Ok(());
-        }
-        let events: Vec<Event> = self.pending().flat_map(|(_, plan)| plan.events()).collect();
-        let marker = roles
-            .contains(&Role::Marker)
-            .then(|| self.twiddler.marker_name());
-        self.twiddler.begin(marker.as_deref(), &events)?;
-        let (kept, staged) = match self.put_in_place(&text, &events, life).await {
-            Ok(ready) => ready,
-            Err(refusal) => {
-                self.twiddler.end(Vec::new());
-                return Err(refusal);
-            }
-        };
-        let results = match self.twiddler.multicall(&calls).await {
-            Ok(results) => results,
-            Err(refusal) => {
-                let marker = marker.map(Event::Marker);
-                self.twiddler
-                    .leave_open(marker.into_iter().chain(events).collect());
-                return Err(refusal);
-            }
-        };
-        drop(staged);
-        let settled = self.settle(&roles, results).await;
-        if settled.is_err() {
-            let open = self.pending().flat_map(|(_, plan)| plan.events()).collect();
-            self.twiddler.leave_open(open);
-        }
-        self.twiddler.end(std::mem::take(&mut self.events));
-        self.twiddler.keep(kept);
-        settled
+        self.look_into_groups().await?;
+        let staged = self.read_in().await?;
+        self.act(staged).await
     }
 
-    /// All that must be on disk before the daemon is asked, which must still be in the `life` in
-    /// which it was decided what to ask.
-    async fn put_in_place(
-        &self,
-        text: &str,
-        events: &[Event],
-        life: u64,
-    ) -> Result<(Option<Kept>, Option<OnDisk>), Refusal> {
-        let kept = self.twiddler.prepare_kept(events)?;
-        self.twiddler.lived_on_since(life).await?;
-        if text.is_empty() {
-            return Ok((kept, None));
+    /// Ends what was begun with what came of it.
+    fn end(&mut self) {
+        if std::mem::take(&mut self.is_begun) {
+            self.twiddler.end(std::mem::take(&mut self.events));
         }
-        let mut staged = self.twiddler.stage(text).await?;
-        if !self.twiddler.is_settled() {
-            // Not while a file is there: finding out about the daemon's life may need one too.
-            drop(staged);
-            self.twiddler.lived_on_since(life).await?;
-            staged = self.twiddler.stage(text).await?;
-        }
-        Ok((kept, Some(staged)))
     }
 
     /// Hiding asks nothing of the daemon, but must be known to be about its present life.
@@ -135,6 +182,9 @@ impl<'a> Transaction<'a> {
         if hides.is_empty() {
             return Ok(());
         }
+        // What follows may take a file of its own, and is begun and ended by itself.
+        self.ahead = None;
+        self.end();
         if self.twiddler.needs_marker() {
             self.twiddler.mark().await?;
         }
@@ -142,66 +192,167 @@ impl<'a> Transaction<'a> {
             .iter()
             .flat_map(|(_, events)| events.clone())
             .collect();
-        self.twiddler.begin(None, &events)?;
+        self.begin(None, &events)?;
         for (index, events) in hides {
             self.finish(index, events);
         }
-        self.twiddler.end(std::mem::take(&mut self.events));
+        self.end();
         self.twiddler.keep(None);
         Ok(())
     }
 
-    /// Before a real group is made anew, the daemon must have read what it shall be if that fails
-    /// half way: its multicall goes on after a fault, and then adds from what it read last.
-    async fn secure_recreated(&mut self) -> Result<(), Refusal> {
-        let groups: Vec<(usize, String, String)> = self
-            .pending()
-            .filter_map(|(index, plan)| {
-                plan.recreates()
-                    .map(|(group, text)| (index, group.to_owned(), text))
-            })
-            .collect();
-        if groups.is_empty() {
+    fn begin(&mut self, marker: Option<&str>, events: &[Event]) -> Result<(), Refusal> {
+        self.twiddler.begin(marker, events)?;
+        self.is_begun = true;
+        Ok(())
+    }
+
+    /// Before a group is filled, it must be known to be empty. No call says so; but the daemon finds
+    /// it changed by an empty section when it is not.
+    async fn look_into_groups(&mut self) -> Result<(), Refusal> {
+        let mut sections = String::new();
+        for (_, plan) in self.pending() {
+            if let Plan::Fill {
+                group, priority, ..
+            } = plan
+            {
+                sections += &empty_group(group, *priority);
+            }
+        }
+        if sections.is_empty() {
             return Ok(());
         }
-        let text: String = groups.iter().map(|(_, _, text)| text.as_str()).collect();
-        let staged = self.twiddler.stage(&text).await?;
-        let reload = self.twiddler.call("supervisor.reloadConfig", &[]).await?;
-        drop(staged);
-        let different = Reloaded::read(&reload);
-        for (index, group, _) in groups {
-            if different.removed.contains(&group) {
-                self.refuse(index, not_read(self.twiddler));
-            } else {
-                self.place_if_not_empty(index, &group, &different);
-            }
+        self.ahead = None;
+        let file = self.twiddler.stage(&sections).await?;
+        let (_, said) = ask_and_reload(self.twiddler, Vec::new()).await?;
+        drop(file);
+        match said {
+            Ok(different) => self.place_where_not_empty(&different),
+            Err(told) => self.blame(&told),
         }
         Ok(())
     }
 
-    /// The daemon finds a group changed by an empty section when it is not empty.
-    fn place_if_not_empty(&mut self, index: usize, group: &str, reloaded: &Reloaded) {
-        let fills = matches!(self.plans[index], Some(Plan::Fill { .. }));
-        if fills && (reloaded.changed.contains(group) || reloaded.added.contains(group)) {
-            let plan = self.plans[index].take();
-            self.plans[index] = plan
-                .map(|plan| Planner::place_instead(plan, |group| self.twiddler.take_number(group)));
+    fn place_where_not_empty(&mut self, different: &Reloaded) {
+        for plan in &mut self.plans {
+            if let Some(Plan::Fill { group, .. }) = plan
+                && (different.changed.contains(group) || different.added.contains(group))
+            {
+                *plan = plan.take().map(|plan| {
+                    Planner::place_instead(plan, |group| self.twiddler.take_number(group))
+                });
+            }
         }
     }
 
-    /// The text to stage and the calls to make for all that is pending.
-    fn compose(&self) -> Script {
-        let mut script = Script::default();
-        if self.pending().any(|(_, plan)| plan.needs_reload()) {
-            script.push(Role::Reload, "supervisor.reloadConfig", None);
-            if self.twiddler.needs_marker() {
-                let marker = self.twiddler.marker_name();
-                script.text += &program::render_group(&marker, plan::DEFAULT_PRIORITY, &[]);
-                script.push(Role::Marker, ADD, Some(&marker));
+    /// Lets the daemon read all that is pending, and refuses what it does not take. The file is to
+    /// stay until the daemon has taken from it.
+    async fn read_in(&mut self) -> Result<Option<Announced>, Refusal> {
+        loop {
+            let ahead = self.ahead.take();
+            let pending = || self.pending().map(|(_, plan)| plan);
+            let Some(text) = text(self.twiddler, pending()) else {
+                return Ok(None);
+            };
+            let Reading { staged, said } = match ahead.filter(|ahead| ahead.staged.text == text) {
+                Some(ahead) => ahead,
+                None => {
+                    let events = plan::events(pending());
+                    let announced = Announced::begin(self.twiddler, text, events).await?;
+                    // Its failure leaves it open whether anything has happened.
+                    self.is_begun = false;
+                    announced.read(self.twiddler, Vec::new()).await?.1
+                }
+            };
+            self.is_begun = true;
+            match said {
+                Ok(reloaded) => {
+                    self.refuse_unread(&reloaded);
+                    return Ok(Some(staged));
+                }
+                Err(told) => self.blame(&told),
             }
         }
+    }
+
+    fn refuse_unread(&mut self, reloaded: &Reloaded) {
+        for index in 0..self.plans.len() {
+            if let Some(plan) = &self.plans[index]
+                && !plan.is_read(reloaded)
+            {
+                self.refuse(index, not_read(self.twiddler));
+            }
+        }
+    }
+
+    /// The daemon names one section that it does not take: its change is refused. A complaint about
+    /// something else refuses all that need to be read.
+    fn blame(&mut self, told: &Fault) {
+        let guilty = self.pending().find_map(|(index, plan)| {
+            let section = plan
+                .blamable()
+                .into_iter()
+                .find(|section| blames(&told.text, section))?;
+            Some((index, section.to_owned(), plan.clone()))
+        });
+        if let Some((index, section, Plan::Fill { program, .. } | Plan::Place { program, .. })) =
+            guilty
+        {
+            let told = reread_fault(self.twiddler, told, Some((&program, &section)));
+            return self.refuse(index, told);
+        }
+        for index in 0..self.plans.len() {
+            if self.plans[index].as_ref().is_some_and(Plan::needs_reload) {
+                self.refuse(index, told.clone());
+            }
+        }
+    }
+
+    /// Does all that is pending, while the file is there that it is read from.
+    async fn act(&mut self, staged: Option<Announced>) -> Result<(), Refusal> {
+        let script = self.compose();
+        if script.calls.is_empty() {
+            return Ok(());
+        }
+        let events = plan::events(self.pending().map(|(_, plan)| plan));
+        let marker = script.marks.then(|| self.twiddler.marker_name());
+        if staged.as_ref().is_none_or(|staged| staged.events != events) {
+            self.begin(marker.as_deref(), &events)?;
+        }
+        let kept = self.twiddler.prepare_kept(&events)?;
+        if !self.twiddler.is_settled() || self.twiddler.life_number() != self.life {
+            // Not while a file is there: finding out about the daemon's life may need one too.
+            drop(staged);
+            return self.twiddler.lived_on_since(self.life).await;
+        }
+        let results = match self.twiddler.multicall(&script.calls).await {
+            Ok(results) => results,
+            Err(refusal) => {
+                let marker = marker.map(Event::Marker);
+                self.twiddler
+                    .leave_open(marker.into_iter().chain(events).collect());
+                self.is_begun = false;
+                return Err(refusal);
+            }
+        };
+        drop(staged);
+        let settled = self.settle(&script, &results).await;
+        if settled.is_err() {
+            let open = plan::events(self.pending().map(|(_, plan)| plan));
+            self.twiddler.leave_open(open);
+        }
+        self.end();
+        self.twiddler.keep(kept);
+        settled
+    }
+
+    fn compose(&self) -> Script {
+        let mut script = Script::default();
+        if self.twiddler.needs_marker() && self.pending().any(|(_, plan)| plan.needs_reload()) {
+            script.marks = true;
+            script.push(ADD, &self.twiddler.marker_name());
+        }
         for (index, plan) in self.pending() {
-            script.text += &plan.sections();
             script.plan(index, plan);
         }
         script
@@ -232,78 +383,49 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    async fn settle(
-        &mut self,
-        roles: &[Role],
-        results: Vec<Result<Value, Fault>>,
-    ) -> Result<(), Refusal> {
-        let reload = roles
-            .iter()
-            .zip(&results)
-            .find(|(role, _)| **role == Role::Reload);
-        let failed = reload.and_then(|(_, result)| result.as_ref().err().cloned());
-        let reloaded = reload
-            .and_then(|(_, result)| result.as_ref().ok())
-            .map(Reloaded::read)
-            .unwrap_or_default();
-        if failed.is_none()
-            && let Some((_, Ok(_))) = roles
-                .iter()
-                .zip(&results)
-                .find(|(r, _)| **r == Role::Marker)
-        {
+    async fn settle(&mut self, script: &Script, results: &[Told]) -> Result<(), Refusal> {
+        if script.marks && results.first().is_some_and(is_there) {
             self.events.push(Event::Marker(self.twiddler.marker_name()));
         }
-        self.settle_removals(roles, &results);
-        match failed {
-            None => self.settle_additions(roles, &results, &reloaded).await,
-            Some(told) => {
-                self.undo_stray_additions(roles, &results).await?;
-                self.blame(&told);
-                Ok(())
-            }
-        }
-    }
-
-    /// Real groups that were to go: each says for itself what became of it.
-    fn settle_removals(&mut self, roles: &[Role], results: &[Result<Value, Fault>]) {
-        for index in 0..self.plans.len() {
-            let Some(plan) = &self.plans[index] else {
+        for (index, calls) in &script.steps {
+            let told = results.get(calls.clone()).unwrap_or_default();
+            let Some(plan) = self.plans[*index].take() else {
                 continue;
             };
-            let told = results_for(Role::Remove(index), roles, results);
-            match plan.clone() {
-                Plan::Drop { group, process, .. } => self.settle_drop(index, group, process, &told),
+            match &plan {
+                Plan::Drop { group, process, .. } => self.settle_drop(*index, group, process, told),
                 Plan::Dissolve {
                     group,
                     reals,
                     wording,
-                } => {
-                    self.settle_dissolve(index, &group, &reals, wording, &told);
+                } => self.settle_dissolve(*index, group, reals, *wording, told),
+                _ => {
+                    let settled = self.settle_addition(*index, &plan, told).await;
+                    if settled.is_err() {
+                        self.plans[*index] = Some(plan);
+                        return settled;
+                    }
                 }
-                _ => {}
             }
         }
+        Ok(())
     }
 
-    fn settle_drop(
-        &mut self,
-        index: usize,
-        group: String,
-        process: String,
-        told: &[&Result<Value, Fault>],
-    ) {
+    fn settle_drop(&mut self, index: usize, group: &str, process: &str, told: &[Told]) {
+        let left = || Event::Left {
+            group: group.to_owned(),
+            process: process.to_owned(),
+        };
         match told.first() {
             Some(Err(told)) if told.code == STILL_RUNNING => {
                 self.refuse(index, fault(STILL_RUNNING, process));
             }
             Some(Err(told)) if told.code == BAD_NAME => {
-                let refusal = fault(BAD_NAME, &process);
-                self.finish(index, vec![Event::Left { group, process }]);
-                self.refuse(index, refusal);
+                self.finish(index, vec![left()]);
+                self.refuse(index, fault(BAD_NAME, process));
             }
             Some(Err(told)) => self.refuse(index, told.clone()),
-            _ => self.finish(index, vec![Event::Left { group, process }]),
+            _ => self.finish(index, vec![left()]),
         }
     }
 
@@ -313,7 +435,7 @@ impl<'a> Transaction<'a> {
         group: &str,
         reals: &[String],
         wording: Wording,
-        told: &[&Result<Value, Fault>],
+        told: &[Told],
     ) {
         let kept: Vec<&String> = reals
             .iter()
@@ -351,37 +473,36 @@ impl<'a> Transaction<'a> {
         self.refuse(index, fault(STILL_RUNNING, name));
     }
 
-    async fn settle_additions(
+    async fn settle_addition(
         &mut self,
-        roles: &[Role],
-        results: &[Result<Value, Fault>],
-        reloaded: &Reloaded,
+        index: usize,
+        plan: &Plan,
+        told: &[Told],
     ) -> Result<(), Refusal> {
-        for index in 0..self.plans.len() {
-            let Some(plan) = self.plans[index].clone() else {
-                continue;
-            };
-            let cleared = results_for(Role::Clear(index), roles, results);
-            let added = results_for(Role::Add(index), roles, results);
-            match added.iter().find_map(|result| result.as_ref().err()) {
-                None => {
-                    let mut events = plan.events();
-                    events.extend(self.uncovered(&plan));
-                    self.finish(index, events);
-                }
-                Some(told) => {
-                    let told = self.addition_fault(&plan, told, &cleared, reloaded);
-                    self.undo(&plan, &added).await?;
-                    self.refuse(index, told);
-                }
-            }
-        }
+        let added = match plan.recreates() {
+            Some(_) => told.get(1..).unwrap_or_default(),
+            None => told,
+        };
+        let failed = added.iter().find(|added| match plan {
+            // Whoever else read the file meanwhile may have added what is in it.
+            Plan::Place { .. } => !is_there(added),
+            _ => added.is_err(),
+        });
+        let Some(Err(failed)) = failed else {
+            let mut events = plan.events();
+            events.extend(self.uncovered(plan));
+            self.finish(index, events);
+            return Ok(());
+        };
+        let refusal = addition_fault(plan, failed, told.first());
+        self.undo(plan, added).await?;
+        self.refuse(index, refusal);
         Ok(())
     }
 
     /// A group that is made anew holds no hidden processes any more.
     fn uncovered(&self, plan: &Plan) -> Vec<Event> {
-        let Some((group, _)) = plan.recreates() else {
+        let Some(group) = plan.recreates() else {
             return Vec::new();
         };
         self.twiddler.with_registry(|registry| {
@@ -396,43 +517,15 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    fn addition_fault(
-        &self,
-        plan: &Plan,
-        told: &Fault,
-        cleared: &[&Result<Value, Fault>],
-        reloaded: &Reloaded,
-    ) -> Fault {
-        match plan {
-            Plan::Reset { process, .. } if matches!(cleared.first(), Some(Err(told)) if told.code == STILL_RUNNING) => {
-                fault(STILL_RUNNING, process)
-            }
-            Plan::Create { group, .. } if told.code == ALREADY_ADDED => fault(BAD_NAME, group),
-            Plan::Place { members, .. }
-                if members.iter().any(|m| !reloaded.added.contains(&m.real)) =>
-            {
-                not_read(self.twiddler)
-            }
-            Plan::Create { group, .. } if !reloaded.added.contains(group) => {
-                not_read(self.twiddler)
-            }
-            _ if told.code == SHUTDOWN_STATE => told.clone(),
-            _ => fault(
-                FAILED,
-                format!("the group changed meanwhile, call again ({})", told.text),
-            ),
-        }
-    }
-
     /// Takes away what was added of a plan that failed half way.
-    async fn undo(&self, plan: &Plan, added: &[&Result<Value, Fault>]) -> Result<(), Refusal> {
+    async fn undo(&self, plan: &Plan, added: &[Told]) -> Result<(), Refusal> {
         let Plan::Place { members, .. } = plan else {
             return Ok(());
         };
         let calls: Vec<(&str, Vec<Value>)> = members
             .iter()
             .zip(added)
-            .filter(|(_, added)| added.is_ok())
+            .filter(|(_, added)| is_there(added))
             .flat_map(|(member, _)| {
                 let real = || vec![member.real.as_str().into()];
                 [("supervisor.stopProcessGroup", real()), (REMOVE, real())]
@@ -441,141 +534,68 @@ impl<'a> Transaction<'a> {
         self.twiddler.multicall(&calls).await?;
         Ok(())
     }
+}
 
-    /// After a reload that failed, the daemon adds from what it read before: a group that bears the
-    /// name of one that was empty then.
-    async fn undo_stray_additions(
-        &self,
-        roles: &[Role],
-        results: &[Result<Value, Fault>],
-    ) -> Result<(), Refusal> {
-        let stray: Vec<(&str, Vec<Value>)> = self
-            .pending()
-            .filter_map(|(index, plan)| match plan {
-                Plan::Create { group, .. }
-                    if results_for(Role::Add(index), roles, results)
-                        .iter()
-                        .any(|result| result.is_ok()) =>
-                {
-                    Some((REMOVE, vec![group.as_str().into()]))
-                }
-                _ => None,
-            })
-            .collect();
-        self.twiddler.multicall(&stray).await?;
-        Ok(())
-    }
-
-    /// The daemon names one section that it does not take: its change is refused and the others go
-    /// into the next round. A complaint about something else refuses all that need to be read.
-    fn blame(&mut self, told: &Fault) {
-        let guilty = self.pending().find_map(|(index, plan)| {
-            let section = plan
-                .blamable()
-                .into_iter()
-                .find(|section| blames(&told.text, section))?;
-            Some((index, section.to_owned(), plan.clone()))
-        });
-        if let Some((index, section, Plan::Fill { program, .. } | Plan::Place { program, .. })) =
-            guilty
-        {
-            let told = reread_fault(self.twiddler, told, Some((&program, &section)));
-            return self.refuse(index, told);
-        }
-        let reading: Vec<usize> = self
-            .pending()
-            .filter(|(_, plan)| plan.needs_reload())
-            .map(|(index, _)| index)
-            .collect();
-        reading
-            .into_iter()
-            .for_each(|index| self.refuse(index, told.clone()));
+/// Whether a group that was to be added is there now.
+fn is_there(told: &Told) -> bool {
+    match told {
+        Ok(_) => true,
+        Err(told) => told.code == ALREADY_ADDED,
     }
 }
 
-pub(super) const ADD: &str = "supervisor.addProcessGroup";
+/// What a client is told when the daemon did not add a group that it has read; `first` is what it
+/// said before that, where the group was to be made anew.
+fn addition_fault(plan: &Plan, told: &Fault, first: Option<&Told>) -> Fault {
+    match plan {
+        Plan::Reset { process, .. } if matches!(first, Some(Err(first)) if first.code == STILL_RUNNING) => {
+            fault(STILL_RUNNING, process)
+        }
+        Plan::Create { group, .. } if told.code == ALREADY_ADDED => fault(BAD_NAME, group),
+        _ if told.code == SHUTDOWN_STATE => told.clone(),
+        _ => fault(
+            FAILED,
+            format!("the group changed meanwhile, call again ({})", told.text),
+        ),
+    }
+}
 
-pub(super) const REMOVE: &str = "supervisor.removeProcessGroup";
-
-/// The calls of one multicall, and the file that is there while they run.
+/// The calls of one multicall, and whose they are.
 #[derive(Default)]
-pub(super) struct Script {
-    text: String,
+struct Script {
     calls: Vec<(&'static str, Vec<Value>)>,
-    roles: Vec<Role>,
+    /// The first call adds the group by which the daemon's life is known.
+    marks: bool,
+    /// Each plan's number, and which calls are made for it.
+    steps: Vec<(usize, Range<usize>)>,
 }
 
 impl Script {
-    fn push(&mut self, role: Role, method: &'static str, group: Option<&str>) {
-        self.calls
-            .push((method, group.into_iter().map(Value::from).collect()));
-        self.roles.push(role);
+    fn push(&mut self, method: &'static str, group: &str) {
+        self.calls.push((method, vec![group.into()]));
     }
 
     fn plan(&mut self, index: usize, plan: &Plan) {
+        let first = self.calls.len();
         match plan {
-            Plan::Create { group, .. } => self.push(Role::Add(index), ADD, Some(group)),
+            Plan::Create { group, .. } => self.push(ADD, group),
             Plan::Fill { group, .. } | Plan::Reset { group, .. } => {
-                self.push(Role::Clear(index), REMOVE, Some(group));
-                self.push(Role::Add(index), ADD, Some(group));
+                self.push(REMOVE, group);
+                self.push(ADD, group);
             }
             Plan::Place { members, .. } => {
                 for member in members {
-                    self.push(Role::Add(index), ADD, Some(&member.real));
+                    self.push(ADD, &member.real);
                 }
             }
-            Plan::Drop { real, .. } => self.push(Role::Remove(index), REMOVE, Some(real)),
+            Plan::Drop { real, .. } => self.push(REMOVE, real),
             Plan::Dissolve { reals, .. } => {
                 for real in reals {
-                    self.push(Role::Remove(index), REMOVE, Some(real));
+                    self.push(REMOVE, real);
                 }
             }
             Plan::Hide { .. } => {}
         }
-    }
-}
-
-pub(super) fn results_for<'r>(
-    wanted: Role,
-    roles: &[Role],
-    results: &'r [Result<Value, Fault>],
-) -> Vec<&'r Result<Value, Fault>> {
-    roles
-        .iter()
-        .zip(results)
-        .filter(|(role, _)| **role == wanted)
-        .map(|(_, result)| result)
-        .collect()
-}
-
-/// The answer of `reloadConfig`: what the files have and the daemon has not, and so on.
-#[derive(Debug, Default)]
-pub(super) struct Reloaded {
-    pub(super) added: HashSet<String>,
-    changed: HashSet<String>,
-    removed: HashSet<String>,
-}
-
-impl Reloaded {
-    /// Reads `[[added, changed, removed]]`.
-    pub(super) fn read(value: &Value) -> Self {
-        let lists = value
-            .as_array()
-            .and_then(|outer| outer.first())
-            .and_then(Value::as_array);
-        let names = |at: usize| {
-            lists
-                .and_then(|lists| lists.get(at))
-                .and_then(Value::as_array)
-                .unwrap_or_default()
-                .iter()
-                .filter_map(|name| name.as_str().map(str::to_owned))
-                .collect()
-        };
-        Reloaded {
-            added: names(0),
-            changed: names(1),
-            removed: names(2),
-        }
+        self.steps.push((index, first..self.calls.len()));
     }
 }
