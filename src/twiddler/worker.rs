@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Duration, Instant, timeout_at};
 
 use super::change::{self, Change, Outcome, Refusal};
 use super::{Caution, Twiddler};
@@ -40,25 +41,45 @@ impl Twiddler {
     }
 }
 
+/// How long those are waited for who were answered together and are likely to come back together. A
+/// change takes the daemon longer than this, and one for all takes it hardly more than one for each.
+const GATHERING: Duration = Duration::from_millis(1);
+
+/// Waits for the first change, and for as many as were carried out together before; takes along
+/// whatever else has come. Nothing, when no more will come.
+async fn gather(
+    jobs: &mut mpsc::UnboundedReceiver<Job>,
+    waiting: &mut VecDeque<Job>,
+    crowd: usize,
+) -> Option<()> {
+    if waiting.is_empty() {
+        waiting.push_back(jobs.recv().await?);
+    }
+    let deadline = Instant::now() + GATHERING;
+    while waiting.len() < crowd
+        && let Ok(Some(job)) = timeout_at(deadline, jobs.recv()).await
+    {
+        waiting.push_back(job);
+    }
+    while let Ok(job) = jobs.try_recv() {
+        waiting.push_back(job);
+    }
+    Some(())
+}
+
 /// Carries out what is waiting, as much of it at once as goes together.
 pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut waiting = VecDeque::new();
-    loop {
-        if waiting.is_empty() {
-            match jobs.recv().await {
-                Some(job) => waiting.push_back(job),
-                None => return,
-            }
-        }
-        while let Ok(job) = jobs.try_recv() {
-            waiting.push_back(job);
-        }
+    // One client by himself waits for nobody.
+    let mut crowd = 1;
+    while gather(&mut jobs, &mut waiting, crowd).await.is_some() {
         let _busy = twiddler.busy.lock().await;
         let (changes, answers): (Vec<_>, Vec<_>) = take_together(&mut waiting)
             .into_iter()
             .filter_map(|job| twiddler.admit(job))
             .map(|job| (job.change, job.outcome))
             .unzip();
+        crowd = changes.len();
         let outcomes = change::transact(&twiddler, &changes).await;
         for ((change, answer), outcome) in changes.iter().zip(answers).zip(outcomes) {
             tell(change, &outcome);
