@@ -23,7 +23,7 @@ pub(crate) const GROUP: &str = "web";
 pub(crate) const ADD: &str = "twiddler.addProgramToGroup";
 pub(crate) const REMOVE: &str = "twiddler.removeProcessFromGroup";
 
-/// Sections of so many programs that are not started: what they do themselves is no matter here.
+/// Sections of so many programs that are not started: what they do themselves is no matter there.
 pub(crate) fn programs(count: usize) -> String {
     (0..count)
         .map(|number| format!("[program:p{number}]\ncommand=/bin/cat\nautostart=false\n"))
@@ -66,14 +66,23 @@ pub(crate) fn in_process(body: &str) -> Result<Oracle> {
     Oracle::start(body)
 }
 
-/// The parameters that add the program of this number.
+/// The parameters that add the program of this number, which is not started.
 pub(crate) fn addition(number: usize) -> Vec<Value> {
-    let options = [("command", "/bin/cat"), ("autostart", "false")];
-    let options = options.map(|(name, value)| (name.to_owned(), value.into()));
+    program(number, &[("command", "/bin/cat"), ("autostart", "false")])
+}
+
+/// The same of one that the daemon starts, as it does by default.
+pub(crate) fn starting(number: usize) -> Vec<Value> {
+    program(number, &[("command", "/bin/cat")])
+}
+
+fn program(number: usize, options: &[(&str, &str)]) -> Vec<Value> {
+    let options = options.iter();
+    let options = options.map(|(name, value)| ((*name).to_owned(), (*value).into()));
     vec![
         GROUP.into(),
         format!("job{number}").into(),
-        Value::Struct(options.into()),
+        Value::Struct(options.collect()),
     ]
 }
 

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use supervisor_twiddler::xmlrpc::Value;
 
 use crate::common::leftovers::WorkDir;
 use crate::common::{Addr, Daemon, Sidecar};
@@ -14,13 +15,17 @@ use crate::measure::{
 };
 use crate::setups::{
     ADD, Counter, Ours, REMOVE, addition, all_true, in_process, populate, populated_group, removal,
+    starting,
 };
 use crate::wire::{Wire, multicall, request};
 
 const CLIENTS: usize = 8;
 
+/// The parameters that add the program of a number.
+type Addition = fn(usize) -> Vec<Value>;
+
 /// A turn: the median time of so many additions, one after another.
-fn additions<'a>(addr: &Addr, first: usize, count: usize) -> Result<Turn<'a>> {
+fn additions<'a>(addr: &Addr, first: usize, count: usize, addition: Addition) -> Result<Turn<'a>> {
     let mut wire = Wire::open(addr)?;
     let mut numbers = first..;
     Ok(Box::new(move || {
@@ -35,19 +40,24 @@ fn additions<'a>(addr: &Addr, first: usize, count: usize) -> Result<Turn<'a>> {
 
 /// One client that adds one program at a time.
 pub(crate) fn one_by_one(effort: Effort) -> Result<Vec<Line>> {
+    let work = "one addition at a time, one client, p50";
+    let not_started = format!("{work}, not started");
+    Ok(vec![
+        additions_alone(effort, work, starting)?,
+        additions_alone(effort, &not_started, addition)?,
+    ])
+}
+
+fn additions_alone(effort: Effort, work: &str, addition: Addition) -> Result<Line> {
     let ours = Ours::start(&populated_group())?;
     let theirs = in_process(&populated_group())?;
     let count = effort.count(10);
     let mut turns = vec![
-        additions(&ours.addr(), 0, count)?,
-        additions(&theirs.socket().into(), 0, count)?,
+        additions(&ours.addr(), 0, count, addition)?,
+        additions(&theirs.socket().into(), 0, count, addition)?,
     ];
     let figures = alternate(effort.rounds(20), &mut turns)?;
-    Ok(vec![against_in_process(
-        "one addition at a time, one client, p50",
-        &figures,
-        2.0,
-    )])
+    Ok(against_in_process(work, &figures, 2.0))
 }
 
 fn against_in_process(work: &str, figures: &[Vec<f64>], most: f64) -> Line {
@@ -172,8 +182,8 @@ pub(crate) fn population(effort: Effort) -> Result<Vec<Line>> {
     populate(&many.addr(), 0..there)?;
     populate(&few.addr(), 0..least)?;
     let mut turns = vec![
-        additions(&many.addr(), there, 1)?,
-        additions(&few.addr(), least, 1)?,
+        additions(&many.addr(), there, 1, addition)?,
+        additions(&few.addr(), least, 1, addition)?,
     ];
     let figures = alternate(effort.rounds(60), &mut turns)?;
     let mut line = against_in_process(
@@ -190,8 +200,8 @@ pub(crate) fn population(effort: Effort) -> Result<Vec<Line>> {
     populate(&many.socket().into(), 0..there)?;
     populate(&few.socket().into(), 0..least)?;
     let mut turns = vec![
-        additions(&many.socket().into(), there, 1)?,
-        additions(&few.socket().into(), least, 1)?,
+        additions(&many.socket().into(), there, 1, addition)?,
+        additions(&few.socket().into(), least, 1, addition)?,
     ];
     let inside = alternate(effort.rounds(60), &mut turns)?;
     Ok(vec![

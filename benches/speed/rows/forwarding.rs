@@ -116,12 +116,20 @@ pub(crate) fn large(effort: Effort) -> Result<Vec<Line>> {
     let size = Wire::open(&ours.addr())?.exchange(&call)?.len();
     ensure!(size > 4096, "a reply of {size} bytes");
     let unix = ours.daemon.socket().into();
+    let haproxy = HaProxy::start(&ours.daemon)?;
     let mut turns = vec![
         calls(&ours.addr(), call.clone(), effort.count(100))?,
         calls(&unix, call.clone(), effort.count(100))?,
         // This one takes ten times as long.
-        calls(&ours.daemon.tcp_addr().into(), call, effort.count(15))?,
+        calls(
+            &ours.daemon.tcp_addr().into(),
+            call.clone(),
+            effort.count(15),
+        )?,
     ];
+    if let Some(haproxy) = &haproxy {
+        turns.push(calls(&haproxy.addr(), call, effort.count(100))?);
+    }
     let figures = alternate(effort.rounds(10), &mut turns)?;
     let line = |against: &str, theirs: &[f64], figure, bound| Line {
         work: "`getAllProcessInfo`, 10 processes, TCP client".to_owned(),
@@ -135,10 +143,15 @@ pub(crate) fn large(effort: Effort) -> Result<Vec<Line>> {
         ratio(&figures[0], &figures[1]),
         ratio(&figures[2], &figures[0]),
     );
-    Ok(vec![
+    let mut lines = vec![
         line("unix socket", &figures[1], over_unix, Bound::AtMost(1.15)),
         line("TCP", &figures[2], faster, Bound::AtLeast(30.0)),
-    ])
+    ];
+    if let Some(theirs) = figures.get(3) {
+        let figure = ratio(&figures[0], theirs);
+        lines.push(line("HAProxy", theirs, figure, Bound::None));
+    }
+    Ok(lines)
 }
 
 /// A reply whose names are put into those of clients.
