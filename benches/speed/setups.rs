@@ -30,6 +30,13 @@ pub(crate) fn programs(count: usize) -> String {
         .collect()
 }
 
+/// Sections of so many programs that run.
+pub(crate) fn running(count: usize) -> String {
+    (0..count)
+        .map(|number| format!("[program:p{number}]\ncommand=/bin/cat\nstartsecs=0\n"))
+        .collect()
+}
+
 /// A group with one process.
 pub(crate) fn populated_group() -> String {
     format!("[program:{GROUP}]\ncommand=/bin/cat\nautostart=false\n")

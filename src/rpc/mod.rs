@@ -18,6 +18,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
+use hyper::body::Body as _;
 
 use crate::daemon::fault::{NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{CallError, Daemon};
@@ -32,6 +33,9 @@ pub use supervisor::Update;
 
 /// What the daemon is sent instead of a call that cannot be read: it refuses it in its own words.
 const UNREADABLE: &[u8] = b"<methodCall/>";
+
+/// A reply of this many bytes is held back until it is whole.
+const IN_ONE_PIECE: u64 = 64 * 1024;
 
 /// A call that takes milliseconds to read.
 const LARGE_CALL: usize = 256 * 1024;
@@ -139,9 +143,20 @@ impl Rpc {
         reply(answer)
     }
 
-    /// Passes a call on with these bytes.
+    /// Passes a call on with these bytes. The daemon sends a reply in pieces of 4 KiB; one that is
+    /// not large goes on in one piece, because nobody can make use of a part of it, and each piece
+    /// wakes its reader.
     async fn pass(&self, caller: &Caller<'_>, body: Bytes) -> Response<Body> {
-        relay::pass(&self.daemon, caller.head, Payload::Bytes(body)).await
+        let reply = relay::pass(&self.daemon, caller.head, Payload::Bytes(body)).await;
+        let size = reply.body().size_hint().exact();
+        if size.is_none_or(|size| size > IN_ONE_PIECE) {
+            return reply;
+        }
+        let (head, body) = reply.into_parts();
+        match collect(body).await {
+            Ok(body) => Response::from_parts(head, Body::from(body)),
+            Err(response) => response,
+        }
     }
 
     /// Asks the daemon as the caller, and reads the answer.

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use crate::common::Addr;
 use crate::measure::{Bound, Effort, Line, Turn, alternate, median, median_time, ms, ratio};
-use crate::setups::{HaProxy, Ours, populate, populated_group, programs};
+use crate::setups::{HaProxy, Ours, populate, populated_group, programs, running};
 use crate::wire::{Wire, request};
 
 /// A turn: the median time of so many calls over a connection that stays open.
@@ -111,7 +111,7 @@ pub(crate) fn throughput(effort: Effort) -> Result<Vec<Line>> {
 
 /// A reply that the daemon sends in several pieces.
 pub(crate) fn large(effort: Effort) -> Result<Vec<Line>> {
-    let ours = Ours::start(&programs(10))?;
+    let ours = Ours::start(&running(10))?;
     let call = request("supervisor.getAllProcessInfo", &[]);
     let size = Wire::open(&ours.addr())?.exchange(&call)?.len();
     ensure!(size > 4096, "a reply of {size} bytes");
