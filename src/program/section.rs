@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::guard::guarded;
 use super::options::Reading;
 use super::template::{FormatError, Known, Piece, Template};
-use super::{Program, Scope};
+use super::{DEFAULT_PRIORITY, Program, Scope};
 
 /// `[group:GROUP]` with these programs.
 pub fn render_group(group: &str, priority: i64, programs: &[&str]) -> String {
@@ -23,6 +23,17 @@ impl Program {
             let _infallible = writeln!(text, "{option}={value}");
         }
         text
+    }
+
+    /// One process of the program, alone in the group `real` of this priority. Where the daemon would
+    /// make the same group of the program's section, that says it all: each section takes the daemon
+    /// its time (`supervisor/options.py`, `process_groups_from_parser`).
+    pub fn render_alone(&self, real: &str, index: u32, priority: i64) -> String {
+        let program = self.render(real, Scope::One(index));
+        if priority == DEFAULT_PRIORITY && self.text("priority").is_none() {
+            return program;
+        }
+        render_group(real, priority, &[real]) + &program
     }
 
     /// The options of a section, with the text that the daemon's parser has for each before it is

@@ -11,7 +11,7 @@ use super::transaction::{self, Announced, Reading, Transaction};
 use crate::daemon::CallError;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, FAILED, INCORRECT_PARAMETERS, fault};
-use crate::program::{self, Name, Program, Scope};
+use crate::program::{Name, Program};
 use crate::xmlrpc::{Fault, Value};
 
 /// Something that a client wants changed.
@@ -217,10 +217,7 @@ async fn names_from_daemon(twiddler: &Twiddler, program: &Program) -> Result<Vec
         .collect();
     let text: String = (0..)
         .zip(&sections)
-        .map(|(index, section)| {
-            program::render_group(section, plan::DEFAULT_PRIORITY, &[section])
-                + &program.render(section, Scope::One(index))
-        })
+        .map(|(index, section)| program.render_alone(section, index, plan::DEFAULT_PRIORITY))
         .collect();
     let staged = twiddler.stage(&text).await?;
     let calls = [

@@ -210,10 +210,7 @@ impl Plan {
                 members,
             } => members
                 .iter()
-                .map(|member| {
-                    program::render_group(&member.real, *priority, &[&member.real])
-                        + &program.render(&member.real, Scope::One(member.index))
-                })
+                .map(|member| program.render_alone(&member.real, member.index, *priority))
                 .collect(),
             Plan::Drop { .. } | Plan::Hide { .. } | Plan::Dissolve { .. } => String::new(),
         }

@@ -216,6 +216,11 @@ fn continues_name(character: char) -> bool {
 pub(super) struct Namespaces<'a>(HashMap<&'a str, Vec<Cow<'a, str>>>);
 
 impl<'a> Namespaces<'a> {
+    /// Whether nothing was ever bound.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Takes up what an element declares, and returns the prefixes to hand to [`Self::leave`].
     pub(super) fn enter(&mut self, attributes: &[Attribute<'a>]) -> Checked<Vec<&'a str>> {
         let mut declared = Vec::new();

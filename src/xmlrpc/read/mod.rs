@@ -172,6 +172,17 @@ impl Tag {
         }
     }
 
+    /// The same for the inside of a tag that is nothing but such a name, or another of the format's.
+    fn bare(inside: &str) -> Option<Self> {
+        match Self::named(inside) {
+            Self::Other => {
+                let known = matches!(inside, "member" | "name" | "methodCall" | "methodResponse");
+                known.then_some(Self::Other)
+            }
+            known => Some(known),
+        }
+    }
+
     /// Whether the element leaves a value in place of its children.
     fn replaces_children(self) -> bool {
         !matches!(
@@ -270,8 +281,16 @@ fn first(values: Vec<Value>) -> Option<Value> {
     values.into_iter().next()
 }
 
+/// Structs of no more members than this are searched from the front.
+const FEW_MEMBERS: usize = 24;
+
 /// Python's idea of duplicate members: the first one's place, the last one's value.
 fn last_of_each_name(members: Vec<(String, Value)>) -> Vec<(String, Value)> {
+    let few = members.len() <= FEW_MEMBERS;
+    let mut names = members.iter().map(|(name, _)| name).enumerate();
+    if few && names.all(|(at, name)| members[..at].iter().all(|(before, _)| before != name)) {
+        return members;
+    }
     let mut places: HashMap<String, usize> = HashMap::with_capacity(members.len());
     let mut kept: Vec<(String, Value)> = Vec::with_capacity(members.len());
     for (name, value) in members {
@@ -399,11 +418,9 @@ impl<'a> Document<'a> {
     }
 
     fn element(&mut self, at: usize, tag: &'a str) -> Checked<Element<'a>> {
-        let (name, attributes) = markup::start_tag(tag)?;
-        let prefixes = self.namespaces.enter(&attributes)?;
-        let tag = match self.namespaces.of_element(name)? {
-            "" => Tag::named(name),
-            _ => Tag::Other,
+        let (name, tag, prefixes) = match Tag::bare(tag) {
+            Some(known) if self.namespaces.is_empty() => (tag, known, Vec::new()),
+            _ => self.qualified(tag)?,
         };
         let mut remembers = tag.remembers();
         match self.open.last_mut() {
@@ -426,6 +443,17 @@ impl<'a> Document<'a> {
             remembers,
             members: Vec::new(),
         })
+    }
+
+    /// Name, meaning and declared prefixes of a tag that may have attributes, or be in a namespace.
+    fn qualified(&mut self, tag: &'a str) -> Checked<(&'a str, Tag, Vec<&'a str>)> {
+        let (name, attributes) = markup::start_tag(tag)?;
+        let prefixes = self.namespaces.enter(&attributes)?;
+        let tag = match self.namespaces.of_element(name)? {
+            "" => Tag::named(name),
+            _ => Tag::Other,
+        };
+        Ok((name, tag, prefixes))
     }
 
     fn end(&mut self) -> Result<(), ReadError> {
