@@ -14,8 +14,8 @@ use crate::measure::{
     Bound, Effort, Line, Turn, alternate, median, milliseconds, ms, percentile, ratio, timed,
 };
 use crate::setups::{
-    ADD, Counter, Ours, REMOVE, addition, all_true, in_process, populate, populated_group, removal,
-    starting,
+    ADD, Counter, GROUP, Ours, REMOVE, addition, all_true, in_process, populate, populated_group,
+    removal, starting,
 };
 use crate::wire::{Wire, multicall, request};
 
@@ -38,26 +38,64 @@ fn additions<'a>(addr: &Addr, first: usize, count: usize, addition: Addition) ->
     }))
 }
 
+/// A turn: the same by hand, straight at the daemon, by the two calls that it cannot do without.
+fn by_hand<'a>(daemon: &'a Daemon, count: usize, options: &'static str) -> Result<Turn<'a>> {
+    let mut wire = Wire::open(&daemon.socket().into())?;
+    let mut numbers = 0..;
+    Ok(Box::new(move || {
+        let mut times = Vec::with_capacity(count);
+        for number in numbers.by_ref().take(count) {
+            let name = format!("{GROUP}~{number:06}");
+            let section = format!("[program:{name}]\ncommand=/bin/cat\n{options}");
+            daemon.write("conf.d/by-hand.conf", &section)?;
+            let add = ("supervisor.addProcessGroup", vec![name.into()]);
+            let calls = [("supervisor.reloadConfig", vec![]), add];
+            let call = multicall(calls.into_iter());
+            times.push(timed(|| wire.call(&call))?.0);
+        }
+        Ok(median(&times))
+    }))
+}
+
 /// One client that adds one program at a time.
 pub(crate) fn one_by_one(effort: Effort) -> Result<Vec<Line>> {
     let work = "one addition at a time, one client, p50";
-    let not_started = format!("{work}, not started");
-    Ok(vec![
-        additions_alone(effort, work, starting)?,
-        additions_alone(effort, &not_started, addition)?,
-    ])
+    let mut lines = additions_alone(effort, work, starting, "")?;
+    let work = format!("{work}, not started");
+    lines.extend(additions_alone(
+        effort,
+        &work,
+        addition,
+        "autostart=false\n",
+    )?);
+    Ok(lines)
 }
 
-fn additions_alone(effort: Effort, work: &str, addition: Addition) -> Result<Line> {
+/// What one addition takes, and how much of that the daemon takes for what it must do.
+fn additions_alone(
+    effort: Effort,
+    work: &str,
+    addition: Addition,
+    options: &'static str,
+) -> Result<Vec<Line>> {
     let ours = Ours::start(&populated_group())?;
     let theirs = in_process(&populated_group())?;
+    let daemon = Daemon::start(&populated_group())?;
     let count = effort.count(10);
     let mut turns = vec![
         additions(&ours.addr(), 0, count, addition)?,
         additions(&theirs.socket().into(), 0, count, addition)?,
+        by_hand(&daemon, count, options)?,
     ];
     let figures = alternate(effort.rounds(20), &mut turns)?;
-    Ok(against_in_process(work, &figures, 2.0))
+    let floor = Line {
+        work: "the same by hand: `reloadConfig` and `addProcessGroup`".to_owned(),
+        ours: ms(median(&figures[2])),
+        bound: Bound::None,
+        figure: ratio(&figures[2], &figures[1]),
+        ..against_in_process(work, &figures, 2.0)
+    };
+    Ok(vec![against_in_process(work, &figures, 2.0), floor])
 }
 
 fn against_in_process(work: &str, figures: &[Vec<f64>], most: f64) -> Line {
