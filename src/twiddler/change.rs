@@ -6,6 +6,7 @@ use http::StatusCode;
 use super::Twiddler;
 use super::ask::ask;
 use super::plan::{self, Answers, Plan, Planner};
+use super::registry::Event;
 use super::transaction::Transaction;
 use crate::daemon::CallError;
 use crate::daemon::conf::ConfiguredGroup;
@@ -93,17 +94,18 @@ impl Change {
 /// Carries out `changes`, which do not concern each other, as one transaction.
 pub(super) async fn transact(twiddler: &Twiddler, changes: &[Change]) -> Vec<Outcome> {
     match prepare(twiddler, changes).await {
-        Ok(plans) => Transaction::new(twiddler, plans).run().await,
+        Ok((life, plans)) => Transaction::new(twiddler, life, plans).run().await,
         Err(refusal) => changes.iter().map(|_| Err(refusal.clone())).collect(),
     }
 }
 
-/// Asks what must be known and decides what to do for each change.
+/// Asks what must be known and decides what to do for each change, in which life of the daemon.
 async fn prepare(
     twiddler: &Twiddler,
     changes: &[Change],
-) -> Result<Vec<Result<Plan, Refusal>>, Refusal> {
-    twiddler.same_life().await?;
+) -> Result<(u64, Vec<Result<Plan, Refusal>>), Refusal> {
+    let life = twiddler.present_life().await?;
+    twiddler.catch_up().await?;
     let configured = twiddler.configured_groups();
     let names = process_names(twiddler, changes).await;
     let known: Vec<Vec<String>> = names
@@ -112,7 +114,13 @@ async fn prepare(
         .collect();
     let questions = twiddler.with_registry(|registry| plan::questions(registry, changes, &known));
     let answers = ask(twiddler, questions).await?;
-    Ok(decide(twiddler, changes, &configured, names, &answers))
+    let (plans, corrections) = decide(twiddler, changes, &configured, names, &answers);
+    if !corrections.is_empty() {
+        // What a daemon lacks that has just started again is no news.
+        twiddler.lived_on_since(life).await?;
+        twiddler.note_in(life, corrections);
+    }
+    Ok((life, plans))
 }
 
 fn decide(
@@ -121,7 +129,7 @@ fn decide(
     configured: &[ConfiguredGroup],
     names: Vec<Result<Vec<String>, Refusal>>,
     answers: &Answers,
-) -> Vec<Result<Plan, Refusal>> {
+) -> (Vec<Result<Plan, Refusal>>, Vec<Event>) {
     let (plans, corrections, next) = twiddler.with_registry(|registry| {
         let mut planner = Planner::new(
             registry,
@@ -138,11 +146,8 @@ fn decide(
         let (corrections, next) = planner.finish();
         (plans, corrections, next)
     });
-    if !corrections.is_empty() {
-        twiddler.note(corrections);
-    }
     twiddler.reserve_numbers(next);
-    plans
+    (plans, corrections)
 }
 
 /// The names of the processes of each program; empty for other changes.

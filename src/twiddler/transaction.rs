@@ -17,10 +17,14 @@ use crate::xmlrpc::{Fault, Value};
 /// Plans on their way through the daemon.
 pub(super) struct Transaction<'a> {
     twiddler: &'a Twiddler,
+    /// The daemon's life in which the plans were made. They are nothing for another one.
+    life: u64,
     plans: Vec<Option<Plan>>,
     outcomes: Vec<Outcome>,
     /// What happened in this round: noted in one piece, because that ends what was begun.
     events: Vec<Event>,
+    /// The plans that were carried out in this round.
+    finished: Vec<usize>,
 }
 
 /// What a call of the transaction's multicall is for.
@@ -35,7 +39,11 @@ pub(super) enum Role {
 }
 
 impl<'a> Transaction<'a> {
-    pub(super) fn new(twiddler: &'a Twiddler, plans: Vec<Result<Plan, Refusal>>) -> Self {
+    pub(super) fn new(
+        twiddler: &'a Twiddler,
+        life: u64,
+        plans: Vec<Result<Plan, Refusal>>,
+    ) -> Self {
         let (plans, outcomes) = plans
             .into_iter()
             .map(|plan| match plan {
@@ -45,9 +53,11 @@ impl<'a> Transaction<'a> {
             .unzip();
         Transaction {
             twiddler,
+            life,
             plans,
             outcomes,
             events: Vec::new(),
+            finished: Vec::new(),
         }
     }
 
@@ -63,7 +73,6 @@ impl<'a> Transaction<'a> {
     }
 
     async fn round(&mut self) -> Result<(), Refusal> {
-        let life = self.twiddler.life_number();
         self.settle_hides().await?;
         self.secure_recreated().await?;
         let Script { text, calls, roles } = self.compose();
@@ -75,43 +84,69 @@ impl<'a> Transaction<'a> {
             .contains(&Role::Marker)
             .then(|| self.twiddler.marker_name());
         self.twiddler.begin(marker.as_deref(), &events)?;
-        let (kept, staged) = match self.put_in_place(&text, &events, life).await {
+        let (kept, staged) = match self.put_in_place(&text, &events).await {
             Ok(ready) => ready,
             Err(refusal) => {
-                self.twiddler.end(Vec::new());
+                self.end(None)?;
                 return Err(refusal);
             }
         };
-        let results = match self.twiddler.multicall(&calls).await {
+        let results = match self.carry_out(&calls, staged).await {
             Ok(results) => results,
             Err(refusal) => {
                 let marker = marker.map(Event::Marker);
-                self.twiddler
-                    .leave_open(marker.into_iter().chain(events).collect());
+                let open = marker.into_iter().chain(events).collect();
+                self.twiddler.leave_open(self.life, open);
                 return Err(refusal);
             }
         };
-        drop(staged);
         let settled = self.settle(&roles, results).await;
         if settled.is_err() {
             let open = self.pending().flat_map(|(_, plan)| plan.events()).collect();
-            self.twiddler.leave_open(open);
+            self.twiddler.leave_open(self.life, open);
         }
-        self.twiddler.end(std::mem::take(&mut self.events));
-        self.twiddler.keep(kept);
+        self.end(kept)?;
         settled
     }
 
-    /// All that must be on disk before the daemon is asked, which must still be in the `life` in
-    /// which it was decided what to ask.
+    /// The daemon's answers, if they are of the life in which it was decided what to ask.
+    async fn carry_out(
+        &self,
+        calls: &[(&str, Vec<Value>)],
+        staged: Option<OnDisk>,
+    ) -> Result<Vec<Result<Value, Fault>>, Refusal> {
+        let results = self.twiddler.multicall(calls).await?;
+        drop(staged);
+        self.twiddler.lived_on_since(self.life).await?;
+        Ok(results)
+    }
+
+    /// Takes note of what came of this round. What was done in a former life of the daemon has come
+    /// to nothing.
+    fn end(&mut self, kept: Option<Kept>) -> Result<(), Refusal> {
+        let events = std::mem::take(&mut self.events);
+        let finished = std::mem::take(&mut self.finished);
+        let ended = self.twiddler.end(self.life, events);
+        match &ended {
+            Ok(()) => self.twiddler.keep(kept),
+            Err(refusal) => {
+                for index in finished {
+                    self.refuse(index, refusal.clone());
+                }
+            }
+        }
+        ended
+    }
+
+    /// All that must be on disk before the daemon is asked, which must still be in the life in which
+    /// it was decided what to ask.
     async fn put_in_place(
         &self,
         text: &str,
         events: &[Event],
-        life: u64,
     ) -> Result<(Option<Kept>, Option<OnDisk>), Refusal> {
+        self.twiddler.lived_on_since(self.life).await?;
         let kept = self.twiddler.prepare_kept(events)?;
-        self.twiddler.lived_on_since(life).await?;
         if text.is_empty() {
             return Ok((kept, None));
         }
@@ -119,7 +154,7 @@ impl<'a> Transaction<'a> {
         if !self.twiddler.is_settled() {
             // Not while a file is there: finding out about the daemon's life may need one too.
             drop(staged);
-            self.twiddler.lived_on_since(life).await?;
+            self.twiddler.lived_on_since(self.life).await?;
             staged = self.twiddler.stage(text).await?;
         }
         Ok((kept, Some(staged)))
@@ -143,12 +178,17 @@ impl<'a> Transaction<'a> {
             .flat_map(|(_, events)| events.clone())
             .collect();
         self.twiddler.begin(None, &events)?;
+        let kept = match self.put_in_place("", &events).await {
+            Ok((kept, _)) => kept,
+            Err(refusal) => {
+                self.end(None)?;
+                return Err(refusal);
+            }
+        };
         for (index, events) in hides {
             self.finish(index, events);
         }
-        self.twiddler.end(std::mem::take(&mut self.events));
-        self.twiddler.keep(None);
-        Ok(())
+        self.end(kept)
     }
 
     /// Before a real group is made anew, the daemon must have read what it shall be if that fails
@@ -216,6 +256,7 @@ impl<'a> Transaction<'a> {
 
     fn finish(&mut self, index: usize, events: Vec<Event>) {
         self.plans[index] = None;
+        self.finished.push(index);
         self.events.extend(events);
     }
 
@@ -552,7 +593,7 @@ pub(super) fn results_for<'r>(
 #[derive(Debug, Default)]
 pub(super) struct Reloaded {
     pub(super) added: HashSet<String>,
-    changed: HashSet<String>,
+    pub(super) changed: HashSet<String>,
     removed: HashSet<String>,
 }
 
