@@ -227,14 +227,15 @@ impl Twiddler {
         settled
     }
 
-    /// Takes note that hidden processes are to be seen again.
-    pub fn show(&self, processes: impl IntoIterator<Item = (String, String)>) {
+    /// Takes note that hidden processes are to be seen again, according to what the daemon said in
+    /// this life: in a new one its file has started them, and nobody else has.
+    pub fn show(&self, life: u64, processes: impl IntoIterator<Item = (String, String)>) {
         let events: Vec<Event> = processes
             .into_iter()
             .map(|(group, process)| Event::Shown { group, process })
             .collect();
-        if !events.is_empty() {
-            self.note(events);
+        if !events.is_empty() && self.is_settled() {
+            self.note_in(life, events);
         }
     }
 
