@@ -13,6 +13,7 @@ use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE};
 use crate::include_dir::Prepared;
 use crate::program::{self, Scope};
+use crate::seam;
 use crate::xmlrpc::Value;
 
 const HEADER: &str = "\
@@ -45,6 +46,7 @@ impl Twiddler {
         });
         let prepared = || {
             self.keep_text(&without, None)?;
+            seam::reach("kept without");
             if after == without {
                 return Ok(None);
             }
@@ -239,6 +241,29 @@ impl Twiddler {
             .collect()
     }
 
+    /// Gives the daemon back real groups of ours that a refused change has removed. Their processes
+    /// were stopped, and stay so. Hands over what cannot be made, because only the daemon knew it.
+    pub(super) async fn add_back(&self, reals: &[&str]) -> Result<Vec<Event>, Refusal> {
+        let configured = self.configured_groups();
+        let (texts, lost) = self.with_registry(|registry| {
+            let mut texts = BTreeMap::new();
+            let mut lost = Vec::new();
+            for real in reals {
+                match stopped_group(registry, &configured, real) {
+                    Some(text) => drop(texts.insert(*real, text)),
+                    None => lost.extend(owner(registry, real).map(left)),
+                }
+            }
+            (texts, lost)
+        });
+        if !texts.is_empty() {
+            let names: Vec<&str> = texts.keys().copied().collect();
+            let text: String = texts.into_values().collect();
+            self.add_read(&text, &names).await?;
+        }
+        Ok(lost)
+    }
+
     /// Marks this life of the daemon. While the user's files are not valid it cannot be marked, and
     /// is taken for a new one the next time.
     pub(super) async fn mark_if_possible(&self) -> Result<(), Refusal> {
@@ -417,6 +442,41 @@ fn questions(registry: &Registry) -> Vec<Question> {
         .hidden()
         .map(|(group, name, _)| process(group, name));
     groups.chain(members).chain(hidden).collect()
+}
+
+/// The member that has this real group to itself.
+fn owner<'r>(registry: &'r Registry, real: &str) -> Option<&'r Member> {
+    let (group, process) = registry.owner(real)?;
+    registry.member(group, process)
+}
+
+/// A real group of ours whose processes are not started when it is added.
+fn stopped_group(
+    registry: &Registry,
+    configured: &[ConfiguredGroup],
+    real: &str,
+) -> Option<String> {
+    let (group, programs) = match owner(registry, real) {
+        Some(member) => {
+            let program = member_program(member, real)?;
+            (member.group.as_str(), vec![(real.to_owned(), program)])
+        }
+        None => {
+            registry.added_group(real)?;
+            let own = registry.members_of(real);
+            let own: Vec<&Member> = own.filter(|member| !member.is_placed()).collect();
+            (real, own_programs(real, &own))
+        }
+    };
+    let sections: Vec<&str> = programs.iter().map(|(name, _)| name.as_str()).collect();
+    let priority = plan::priority(registry, configured, group);
+    let mut text = program::render_group(real, priority, &sections);
+    for (_, program) in &programs {
+        // Of an option that is there twice, the daemon takes the latter.
+        text += program;
+        text += "autostart=false\n";
+    }
+    Some(text)
 }
 
 /// The file: every group that was added, and every member in the real group where it lives.

@@ -45,8 +45,9 @@ impl Twiddler {
                 self.take_up_new_life().await?;
             } else {
                 tracing::info!("supervisord was started again: its configuration file rules alone");
-                // A file of an earlier proxy is not there any more for it to read.
-                if !is_first {
+                // What an earlier proxy had begun may have been there for it to read; anything else
+                // of that is not there any more.
+                if !is_first || !self.open_ends().is_empty() {
                     self.remove_all().await?;
                 }
                 self.renew(Vec::new());

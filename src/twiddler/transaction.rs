@@ -12,6 +12,7 @@ use super::registry::Event;
 use super::{OnDisk, Twiddler};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
 use crate::program;
+use crate::seam;
 use crate::xmlrpc::{Fault, Value};
 
 /// Plans on their way through the daemon.
@@ -83,7 +84,9 @@ impl<'a> Transaction<'a> {
         let marker = roles
             .contains(&Role::Marker)
             .then(|| self.twiddler.marker_name());
+        seam::reach("planned");
         self.twiddler.begin(marker.as_deref(), &events)?;
+        seam::reach("begun");
         let (kept, staged) = match self.put_in_place(&text, &events).await {
             Ok(ready) => ready,
             Err(refusal) => {
@@ -106,6 +109,7 @@ impl<'a> Transaction<'a> {
             self.twiddler.leave_open(self.life, open);
         }
         self.end(kept)?;
+        seam::reach("kept");
         settled
     }
 
@@ -115,8 +119,11 @@ impl<'a> Transaction<'a> {
         calls: &[(&str, Vec<Value>)],
         staged: Option<OnDisk>,
     ) -> Result<Vec<Result<Value, Fault>>, Refusal> {
+        seam::reach("staged");
         let results = self.twiddler.multicall(calls).await?;
+        seam::reach("answered");
         drop(staged);
+        seam::reach("taken away");
         self.twiddler.lived_on_since(self.life).await?;
         Ok(results)
     }
@@ -127,6 +134,7 @@ impl<'a> Transaction<'a> {
         let events = std::mem::take(&mut self.events);
         let finished = std::mem::take(&mut self.finished);
         let ended = self.twiddler.end(self.life, events);
+        seam::reach("done");
         match &ended {
             Ok(()) => self.twiddler.keep(kept),
             Err(refusal) => {
@@ -147,6 +155,7 @@ impl<'a> Transaction<'a> {
     ) -> Result<(Option<Kept>, Option<OnDisk>), Refusal> {
         self.twiddler.lived_on_since(self.life).await?;
         let kept = self.twiddler.prepare_kept(events)?;
+        seam::reach("prepared");
         if text.is_empty() {
             return Ok((kept, None));
         }
@@ -178,6 +187,7 @@ impl<'a> Transaction<'a> {
             .flat_map(|(_, events)| events.clone())
             .collect();
         self.twiddler.begin(None, &events)?;
+        seam::reach("hiding");
         let kept = match self.put_in_place("", &events).await {
             Ok((kept, _)) => kept,
             Err(refusal) => {
@@ -295,7 +305,7 @@ impl<'a> Transaction<'a> {
         {
             self.events.push(Event::Marker(self.twiddler.marker_name()));
         }
-        self.settle_removals(roles, &results);
+        self.settle_removals(roles, &results).await?;
         match failed {
             None => self.settle_additions(roles, &results, &reloaded).await,
             Some(told) => {
@@ -307,24 +317,29 @@ impl<'a> Transaction<'a> {
     }
 
     /// Real groups that were to go: each says for itself what became of it.
-    fn settle_removals(&mut self, roles: &[Role], results: &[Result<Value, Fault>]) {
+    async fn settle_removals(
+        &mut self,
+        roles: &[Role],
+        results: &[Result<Value, Fault>],
+    ) -> Result<(), Refusal> {
         for index in 0..self.plans.len() {
-            let Some(plan) = &self.plans[index] else {
-                continue;
-            };
             let told = results_for(Role::Remove(index), roles, results);
-            match plan.clone() {
-                Plan::Drop { group, process, .. } => self.settle_drop(index, group, process, &told),
-                Plan::Dissolve {
+            match self.plans[index].clone() {
+                Some(Plan::Drop { group, process, .. }) => {
+                    self.settle_drop(index, group, process, &told);
+                }
+                Some(Plan::Dissolve {
                     group,
                     reals,
                     wording,
-                } => {
-                    self.settle_dissolve(index, &group, &reals, wording, &told);
+                }) => {
+                    self.settle_dissolve(index, &group, &reals, wording, &told)
+                        .await?;
                 }
                 _ => {}
             }
         }
+        Ok(())
     }
 
     fn settle_drop(
@@ -348,48 +363,35 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    fn settle_dissolve(
+    async fn settle_dissolve(
         &mut self,
         index: usize,
         group: &str,
         reals: &[String],
         wording: Wording,
         told: &[&Result<Value, Fault>],
-    ) {
-        let kept: Vec<&String> = reals
+    ) -> Result<(), Refusal> {
+        let (kept, gone): (Vec<_>, Vec<_>) = reals
             .iter()
             .zip(told)
-            .filter(|(_, told)| matches!(told, Err(told) if told.code != BAD_NAME))
-            .map(|(real, _)| real)
-            .collect();
-        let Some(first) = kept.first() else {
-            return self.finish(
-                index,
-                vec![Event::GroupGone {
-                    name: group.to_owned(),
-                }],
-            );
+            .partition(|(_, told)| matches!(told, Err(told) if told.code != BAD_NAME));
+        let Some((first, _)) = kept.first() else {
+            let name = group.to_owned();
+            self.finish(index, vec![Event::GroupGone { name }]);
+            return Ok(());
         };
-        let owner = |real: &str| {
-            self.twiddler.with_registry(|registry| {
-                registry.owner(real).map(|(_, process)| process.to_owned())
-            })
-        };
+        let gone: Vec<&str> = gone.iter().map(|(real, _)| real.as_str()).collect();
+        let lost = self.twiddler.add_back(&gone).await?;
         let name = match wording {
-            Wording::Process => owner(first).unwrap_or_else(|| (*first).clone()),
+            Wording::Process => self.twiddler.with_registry(|registry| {
+                let owner = registry.owner(first);
+                owner.map_or((*first).clone(), |(_, process)| process.to_owned())
+            }),
             Wording::Group => group.to_owned(),
         };
-        let left = reals
-            .iter()
-            .filter(|real| !kept.contains(real))
-            .filter_map(|real| owner(real))
-            .map(|process| Event::Left {
-                group: group.to_owned(),
-                process,
-            })
-            .collect();
-        self.finish(index, left);
+        self.finish(index, lost);
         self.refuse(index, fault(STILL_RUNNING, name));
+        Ok(())
     }
 
     async fn settle_additions(
@@ -412,8 +414,14 @@ impl<'a> Transaction<'a> {
                 }
                 Some(told) => {
                     let told = self.addition_fault(&plan, told, &cleared, reloaded);
-                    self.undo(&plan, &added).await?;
-                    self.refuse(index, told);
+                    self.undo(&plan, &cleared, &added).await?;
+                    match plan {
+                        // It is made anew, and empty, which is what was wanted.
+                        Plan::Reset { .. } if is_cleared(&cleared) => {
+                            self.finish(index, plan.events());
+                        }
+                        _ => self.refuse(index, told),
+                    }
                 }
             }
         }
@@ -465,8 +473,18 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Takes away what was added of a plan that failed half way.
-    async fn undo(&self, plan: &Plan, added: &[&Result<Value, Fault>]) -> Result<(), Refusal> {
+    /// Takes away what was added of a plan that failed half way, and gives back what was removed.
+    async fn undo(
+        &self,
+        plan: &Plan,
+        cleared: &[&Result<Value, Fault>],
+        added: &[&Result<Value, Fault>],
+    ) -> Result<(), Refusal> {
+        if let Some((group, text)) = plan.recreates()
+            && is_cleared(cleared)
+        {
+            return self.twiddler.add_read(&text, &[group]).await;
+        }
         let Plan::Place { members, .. } = plan else {
             return Ok(());
         };
@@ -532,6 +550,11 @@ impl<'a> Transaction<'a> {
             .into_iter()
             .for_each(|index| self.refuse(index, told.clone()));
     }
+}
+
+/// Whether the real group was taken away.
+fn is_cleared(cleared: &[&Result<Value, Fault>]) -> bool {
+    matches!(cleared.first(), Some(Ok(_)))
 }
 
 pub(super) const ADD: &str = "supervisor.addProcessGroup";
