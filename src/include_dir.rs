@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
+use crate::seam;
+
 /// Of files that are not in their place yet. The daemon's include pattern skips such names whatever
 /// it is, and what a proxy that died has left of them is taken away.
 pub const HIDDEN_PREFIX: &str = ".zz-twiddler-";
@@ -82,6 +84,7 @@ impl IncludeDir {
     /// When the directory or the disk does not allow it; nothing is left behind then.
     pub fn stage(&self, text: &str, delivery: Delivery) -> io::Result<Staged> {
         let file = self.write(text)?;
+        seam::reach("written");
         let visible = self.dir.join(&self.file_name);
         match delivery {
             Delivery::File => {
@@ -99,6 +102,7 @@ impl IncludeDir {
                 let link = self
                     .temporary()
                     .make_in(&self.dir, |path| symlink(&target, path))?;
+                seam::reach("linked");
                 link.persist(&visible).map_err(|error| error.error)?;
                 let paths = vec![TempPath::try_from_path(visible)?, file.into_temp_path()];
                 Ok(Staged {

@@ -33,6 +33,7 @@ pub mod policy;
 pub mod program;
 pub mod relay;
 pub mod rpc;
+mod seam;
 pub mod server;
 pub mod tls;
 pub mod twiddler;

@@ -4,15 +4,15 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use common::changes::{Change, Model, USER, View, ensure_nothing_astray, make};
-use common::process::{run, succeeded};
+use common::disk::{launcher, limit_files, set_mode};
+use common::process::run;
 use common::stuck::{GENERATED, slow_sections, stop_in_a_change};
 use common::view::ensure_include_holds;
 use common::{
@@ -22,18 +22,6 @@ use supervisor_twiddler::xmlrpc::Value;
 
 const FAILED: i32 = 30;
 const JOURNAL: &str = ".twiddler-journal";
-
-/// Runs the proxy so that it meets the limits that these tests set: a file that may not grow fails
-/// a write as a full disk does, rather than ending the process, and root is not above permissions.
-fn launcher() -> Result<Vec<&'static str>> {
-    let is_root = fs::metadata("/proc/self")?.uid() == 0;
-    let drop_rights: &[&str] = &["setpriv", "--bounding-set=-dac_override,-dac_read_search"];
-    let ignore = ["/bin/sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
-    Ok(match is_root {
-        true => [&ignore, drop_rights].concat(),
-        false => ignore.to_vec(),
-    })
-}
 
 fn front(arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
     let daemon = Daemon::start(USER)?;
@@ -46,24 +34,6 @@ fn front(arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
         },
     )?;
     Ok((daemon, sidecar))
-}
-
-/// Lets no file of the proxy grow beyond so many bytes. Only the soft limit, which anybody may
-/// raise again.
-fn limit_files(sidecar: &Sidecar, bytes: Option<u64>) -> Result<()> {
-    let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
-    let mut prlimit = Command::new("prlimit");
-    prlimit.args([
-        "--pid",
-        &sidecar.pid().to_string(),
-        &format!("--fsize={limit}:"),
-    ]);
-    succeeded(run(&mut prlimit)?).context("prlimit, of util-linux")?;
-    Ok(())
-}
-
-fn set_mode(path: &std::path::Path, mode: u32) -> Result<()> {
-    Ok(fs::set_permissions(path, Permissions::from_mode(mode))?)
 }
 
 fn sleeper() -> Value {

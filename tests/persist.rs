@@ -5,14 +5,15 @@
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use common::changes::{Model, Restart, USER, View, ensure_nothing_astray, neighbours};
 use common::dice::setting;
 use common::values::fault_in;
 use common::{
-    Client, Daemon, Dice, LIMIT, Row, Sidecar, eventually, options, rows, stdout_text, texts, value,
+    Client, Daemon, Dice, LIMIT, Row, Sidecar, eventually, items, member, number, options, rows,
+    stdout_text, text, texts, value,
 };
 use supervisor_twiddler::xmlrpc::Value;
 
@@ -396,6 +397,212 @@ fn a_lost_journal_loses_nothing_that_is_kept() -> Result<()> {
     daemon.kill_and_start_again()?;
     sidecar.start_again()?;
     ensure_all(&client)
+}
+
+/// One call of the twiddler namespace.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Group(&'static str, i32),
+    Add(&'static str, &'static str, &'static str),
+    Several(&'static str, &'static str),
+    Remove(&'static str, &'static str),
+    RemoveGroup(&'static str),
+}
+
+impl Step {
+    fn make(self, client: &Client) -> Result<()> {
+        let add = |group, name, options| {
+            client.call("twiddler.addProgramToGroup", (group, name, options))
+        };
+        let made = match self {
+            Step::Group(name, priority) => client.call("twiddler.addGroup", (name, priority)),
+            Step::Add(group, name, command) => add(group, name, options(&[("command", command)])),
+            Step::Several(group, name) => add(group, name, several()),
+            Step::Remove(group, process) => {
+                client.call("supervisor.stopProcess", (format!("{group}:{process}"),))?;
+                client.call("twiddler.removeProcessFromGroup", (group, process))
+            }
+            Step::RemoveGroup(name) => {
+                client.call("supervisor.stopProcessGroup", (name,))?;
+                client.call("twiddler.removeGroup", (name,))
+            }
+        };
+        made.map(drop).with_context(|| format!("{self:?}"))
+    }
+}
+
+const SLEEP: &str = "/bin/sleep 600";
+
+/// What there is before the daemon reads for the last time.
+const BEFORE: [Step; 15] = [
+    Step::Group("other", 1),
+    Step::Add("other", "other", SLEEP),
+    Step::Add("web", "goes", SLEEP),
+    Step::Group("gone", 5),
+    Step::Add("gone", "one", SLEEP),
+    Step::Add("gone", "two", SLEEP),
+    Step::Group("empty", 5),
+    Step::Group("fewer", 5),
+    Step::Several("fewer", "many"),
+    Step::Group("emptied", 5),
+    Step::Add("emptied", "one", SLEEP),
+    Step::Group("filled", 5),
+    Step::Group("another", 5),
+    Step::Add("another", "one", SLEEP),
+    Step::Group("priority", 5),
+];
+
+/// What it has not read of: members, a group, a program, a priority that are gone, new or different.
+const LATE: [Step; 13] = [
+    Step::Remove("web", "goes"),
+    Step::RemoveGroup("gone"),
+    Step::RemoveGroup("empty"),
+    Step::Remove("fewer", "many_1"),
+    Step::Remove("emptied", "one"),
+    Step::Add("filled", "one", SLEEP),
+    Step::Remove("another", "one"),
+    Step::Add("another", "one", "/bin/sleep 700"),
+    Step::RemoveGroup("priority"),
+    Step::Group("priority", 7),
+    Step::Add("priority", "one", SLEEP),
+    Step::Add("web", "joins", SLEEP),
+    Step::Several("pool", "join"),
+];
+
+/// What is seen, what it is made of, and what the daemon has.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    groups: Vec<String>,
+    shown: Vec<String>,
+    configs: BTreeMap<String, (i64, String)>,
+    there: Vec<String>,
+}
+
+fn seen(daemon: &Daemon, client: &Client) -> Result<Seen> {
+    let names = |rows: Vec<Row>| rows.iter().map(Row::namespec).collect::<Vec<_>>();
+    let shown = names(rows(client)?);
+    let mut configs = BTreeMap::new();
+    for config in items(&client.call("supervisor.getAllConfigInfo", ())?)? {
+        let word = |name| Ok::<_, anyhow::Error>(text(member(config, name)?)?.to_owned());
+        let priority = number(member(config, "group_prio")?)?;
+        let name = format!("{}:{}", word("group")?, word("name")?);
+        configs.insert(name, (priority, word("command")?));
+    }
+    configs.retain(|name, _| shown.contains(name));
+    let groups = client.call("twiddler.getGroupNames", ())?;
+    Ok(Seen {
+        groups: texts(&groups)?.into_iter().map(str::to_owned).collect(),
+        shown,
+        configs,
+        there: names(rows(&daemon.client())?),
+    })
+}
+
+/// What was answered holds although the daemon starts again with what was kept before, while the
+/// proxy is up or before it starts.
+fn what_was_read_too_early_is_put_right(proxy_is_up: bool) -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    BEFORE.iter().try_for_each(|step| step.make(&client))?;
+    let before = fs::read(kept_path(&daemon))?;
+    LATE.iter().try_for_each(|step| step.make(&client))?;
+    let (expected, after) = (seen(&daemon, &client)?, kept(&daemon)?);
+    if !proxy_is_up {
+        sidecar.kill()?;
+    }
+    daemon.kill()?;
+    fs::write(kept_path(&daemon), before)?;
+    daemon.start_again()?;
+    if !proxy_is_up {
+        sidecar.start_again()?;
+    }
+    for life in ["put right", "and then read"] {
+        let now = seen(&daemon, &client)?;
+        ensure!(now == expected, "{life}: {now:#?} was\n{expected:#?}");
+        ensure!(kept(&daemon)? == after, "{life}: {}", kept(&daemon)?);
+        daemon.wait_for_state("other:other", "RUNNING")?;
+        daemon.kill_and_start_again()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_read_too_early_gets_what_was_answered() -> Result<()> {
+    what_was_read_too_early_is_put_right(true)
+}
+
+#[test]
+fn a_daemon_that_read_too_early_gets_what_was_answered_when_the_proxy_comes() -> Result<()> {
+    what_was_read_too_early_is_put_right(false)
+}
+
+/// Restarts the daemon with what was kept before the last changes, while the proxy is down, after
+/// something else has happened meanwhile.
+fn start_both_with(
+    daemon: &Daemon,
+    sidecar: &Sidecar,
+    kept: &[u8],
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    sidecar.kill()?;
+    daemon.kill()?;
+    fs::write(kept_path(daemon), kept)?;
+    daemon.start_again()?;
+    meanwhile()?;
+    sidecar.start_again()
+}
+
+#[test]
+fn what_cannot_be_put_right_at_once_is_before_the_next_change() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    client.call("twiddler.addGroup", ("own", 5))?;
+    let before = fs::read(kept_path(&daemon))?;
+    client.call("twiddler.addProgramToGroup", ("own", "first", sleeper()))?;
+    client.call("twiddler.addProgramToGroup", ("web", "joined", sleeper()))?;
+    start_both_with(&daemon, &sidecar, &before, || {
+        daemon.write("conf.d/broken.conf", "[program:broken]\n")
+    })?;
+    client.call("supervisor.getProcessInfo", ("web:front",))?;
+    let fault = client.expect_fault("twiddler.addGroup", ("more", 1))?;
+    ensure!(
+        fault.code == 92 && fault.text.contains("broken"),
+        "{fault:?}"
+    );
+    fs::remove_file(daemon.dir().join("conf.d/broken.conf"))?;
+    client.call("twiddler.addGroup", ("more", 1))?;
+    for name in ["own:first", "web:joined"] {
+        let info = client.call("supervisor.getProcessInfo", (name,))?;
+        ensure!(text(member(&info, "statename")?)? == "RUNNING", "{info:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_daemon_takes_no_more_is_forgotten_and_keeps_it_from_nothing() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    let logs = daemon.dir().join("logs");
+    fs::create_dir(&logs)?;
+    let log = logs.join("out").to_string_lossy().into_owned();
+    let logging = options(&[("command", SLEEP), ("stdout_logfile", &log)]);
+    client.call("twiddler.addGroup", ("own", 5))?;
+    let before = fs::read(kept_path(&daemon))?;
+    client.call(
+        "twiddler.addProgramToGroup",
+        ("own", "logs", logging.clone()),
+    )?;
+    client.call("twiddler.addProgramToGroup", ("web", "logs", logging))?;
+    client.call("twiddler.addProgramToGroup", ("web", "joined", sleeper()))?;
+    start_both_with(&daemon, &sidecar, &before, || {
+        Ok(fs::remove_dir_all(&logs)?)
+    })?;
+    for restarted in [false, true] {
+        let mut shown: Vec<String> = rows(&client)?.iter().map(Row::namespec).collect();
+        shown.retain(|name| !name.starts_with("pool"));
+        let case = format!("after another restart: {restarted}: {shown:?}");
+        ensure!(shown == ["web:back", "web:front", "web:joined"], "{case}");
+        daemon.kill_and_start_again()?;
+    }
+    sidecar.wait_for_stderr("cannot be added again, and is forgotten")?;
+    Ok(())
 }
 
 #[test]

@@ -12,8 +12,8 @@ use super::supervisor::{Back, Translation};
 use super::{Answer, Caller, Failure, Rpc, namespace, read_entry, reply, system};
 use crate::names::{Shape, shape};
 use crate::relay;
-use crate::twiddler::Change;
 use crate::twiddler::methods::Request;
+use crate::twiddler::{Change, Refusal};
 use crate::xmlrpc::{Fault, MethodCall, Value};
 
 /// Calls in one multicall: the daemon carries them out one after the other and serves nobody
@@ -25,7 +25,8 @@ struct Progress<'a> {
     rpc: &'a Rpc,
     caller: &'a Caller<'a>,
     results: Vec<Value>,
-    asked: Vec<(Value, Option<Back>)>,
+    /// With the way back into the client's names, and the daemon's life in which it is one.
+    asked: Vec<(Value, Option<(Back, u64)>)>,
     changes: Vec<Change>,
 }
 
@@ -132,14 +133,15 @@ impl Progress<'_> {
     ) -> Result<(), Failure> {
         // What goes before may change what names mean.
         self.flush_changes().await?;
-        match self.rpc.translate(self.caller, name, &call.params).await {
+        let (translation, life) = self.rpc.translate(self.caller, name, &call.params).await;
+        match translation {
             Translation::Same => self.ask(entry.clone(), None).await,
             Translation::Ask(params, back) => {
                 let entry = Value::Struct(vec![
                     ("methodName".to_owned(), call.method.as_str().into()),
                     ("params".to_owned(), Value::Array(params)),
                 ]);
-                self.ask(entry, Some(back)).await
+                self.ask(entry, Some((back, life))).await
             }
             Translation::Change(change) => self.change(change).await,
             other => {
@@ -150,7 +152,7 @@ impl Progress<'_> {
         }
     }
 
-    async fn ask(&mut self, entry: Value, back: Option<Back>) -> Result<(), Failure> {
+    async fn ask(&mut self, entry: Value, back: Option<(Back, u64)>) -> Result<(), Failure> {
         self.flush_changes().await?;
         self.asked.push((entry, back));
         Ok(())
@@ -195,12 +197,18 @@ impl Progress<'_> {
         let Value::Array(results) = answer else {
             return Ok(());
         };
+        for (_, life) in backs.iter().flatten() {
+            let lived_on = self.rpc.twiddler.lived_on_since(*life).await;
+            if let Err(Refusal::Unreachable(reason)) = lived_on {
+                return Err(Failure::http(relay::bad_gateway(&reason)));
+            }
+        }
         for (result, back) in results.into_iter().zip(backs) {
             let result = match back {
                 None => Ok(result),
-                Some(back) => {
+                Some((back, life)) => {
                     let answer = crate::daemon::multicall_result(result);
-                    self.rpc.back(self.caller, answer, &back).await
+                    self.rpc.back(self.caller, answer, &back, life).await
                 }
             };
             self.push(result.map_err(Failure::Fault))?;

@@ -60,42 +60,44 @@ impl Rpc {
             _ => None,
         };
         if caller.update.covers(name, &call.params) {
+            let life = self.twiddler.life_number();
             let response = self.pass(caller, body).await;
             caller.update.touch();
             return match (name, call.params.first()) {
                 ("removeProcessGroup", Some(Value::String(group))) => {
-                    self.show_all_of(group, response).await
+                    self.show_all_of(group, response, life).await
                 }
                 _ => response,
             };
         }
-        match self.translate(caller, name, &call.params).await {
+        let (translation, life) = self.translate(caller, name, &call.params).await;
+        match translation {
             Translation::Same => {
                 let response = self.pass(caller, body).await;
                 // The first change of all may have come before the daemon's answer.
                 match back_of_list(shape(name), &call.params) {
                     Some(back) if !self.twiddler.with_registry(Registry::is_plain) => {
-                        self.put_back(caller, response, &back).await
+                        self.put_back(caller, response, &back, life).await
                     }
                     _ => response,
                 }
             }
             Translation::Ask(params, back) => {
-                let life = self.twiddler.life_number();
                 let asked = xmlrpc::write::call(&call.method, &params);
                 let response = self.pass(caller, asked.into()).await;
-                // Names of one life of the daemon mean something else in the next.
-                match self.twiddler.lived_on_since(life).await {
-                    Err(Refusal::Unreachable(reason)) => relay::bad_gateway(&reason),
-                    _ => self.put_back(caller, response, &back).await,
-                }
+                self.put_back(caller, response, &back, life).await
             }
             other => reply(self.carry_out(caller, other).await),
         }
     }
 
     /// A group that was removed comes back as the user's file has it, with what was hidden.
-    async fn show_all_of(&self, group: &str, response: Response<Body>) -> Response<Body> {
+    async fn show_all_of(
+        &self,
+        group: &str,
+        response: Response<Body>,
+        life: u64,
+    ) -> Response<Body> {
         let (head, body) = response.into_parts();
         let body = match collect(body).await {
             Ok(body) => body,
@@ -107,7 +109,7 @@ impl Rpc {
                 let names = hidden.map(|(_, process, _)| (group.to_owned(), process.to_owned()));
                 names.collect()
             });
-            self.twiddler.show(hidden);
+            self.twiddler.show(life, hidden);
         }
         Response::from_parts(head, Body::from(body))
     }
@@ -122,8 +124,24 @@ impl Rpc {
         }
     }
 
-    /// Decides what becomes of a call.
+    /// Decides what becomes of a call, and for which life of the daemon: names of one mean something
+    /// else in the next.
     pub(super) async fn translate(
+        &self,
+        caller: &Caller<'_>,
+        name: &str,
+        params: &[Value],
+    ) -> (Translation, u64) {
+        loop {
+            let life = self.twiddler.life_number();
+            let translation = self.translate_now(caller, name, params).await;
+            if self.twiddler.life_number() == life {
+                return (translation, life);
+            }
+        }
+    }
+
+    async fn translate_now(
         &self,
         caller: &Caller<'_>,
         name: &str,
@@ -148,8 +166,8 @@ impl Rpc {
             .with_registry(|registry| decide(registry, shape, params))
     }
 
-    /// Whether anything was changed in the daemon's present life. Where the daemon does not want to
-    /// say so, it tells the caller the same.
+    /// Whether anything may have been changed in the daemon's present life. Where the daemon does
+    /// not let the proxy in, it tells the caller the same.
     pub(super) async fn needs_translation(&self, caller: &Caller<'_>) -> Result<bool, Failure> {
         if self.twiddler.knows_nothing() {
             return Ok(false);
@@ -160,8 +178,9 @@ impl Rpc {
             settled = self.twiddler.same_life().await;
         }
         match settled {
-            Ok(()) => Ok(true),
-            Err(Refusal::Fault(_) | Refusal::Status(_)) => Ok(false),
+            // A daemon that shuts down may be back before it is asked.
+            Ok(()) | Err(Refusal::Fault(_)) => Ok(true),
+            Err(Refusal::Status(_)) => Ok(false),
             Err(Refusal::Unreachable(reason)) => Err(Failure::http(relay::bad_gateway(&reason))),
         }
     }
@@ -201,6 +220,7 @@ impl Rpc {
         caller: &Caller<'_>,
         hidden: Vec<(String, String, i64)>,
     ) -> Result<(), Failure> {
+        let life = self.twiddler.life_number();
         let calls: Vec<_> = hidden
             .iter()
             .map(|(group, process, _)| {
@@ -214,16 +234,17 @@ impl Rpc {
             let info = info.ok()?;
             (!names::is_still_hidden(&info, start)).then_some((group, process))
         });
-        self.twiddler.show(shown);
+        self.twiddler.show(life, shown);
         Ok(())
     }
 
-    /// Puts the daemon's reply into the client's names.
+    /// Puts the daemon's reply into the client's names, if it is of this life of the daemon.
     async fn put_back(
         &self,
         caller: &Caller<'_>,
         response: Response<Body>,
         back: &Back,
+        life: u64,
     ) -> Response<Body> {
         if response.status() != StatusCode::OK {
             return response;
@@ -236,8 +257,11 @@ impl Rpc {
         if matches!(back, Back::Alias(_)) && !may_name_the_process(&body) {
             return Response::from_parts(head, Body::from(body));
         }
+        if let Err(Refusal::Unreachable(reason)) = self.twiddler.lived_on_since(life).await {
+            return relay::bad_gateway(&reason);
+        }
         match xmlrpc::read::response(&body) {
-            Ok(answer) => with_answer(head, self.back(caller, answer, back).await),
+            Ok(answer) => with_answer(head, self.back(caller, answer, back, life).await),
             Err(error) => {
                 tracing::warn!(%error, "a reply of supervisord cannot be read and is passed on as it is");
                 Response::from_parts(head, Body::from(body))
@@ -251,6 +275,7 @@ impl Rpc {
         caller: &Caller<'_>,
         answer: Result<Value, Fault>,
         back: &Back,
+        life: u64,
     ) -> Result<Value, Fault> {
         match back {
             Back::Alias(alias) => return alias.back(answer),
@@ -280,7 +305,7 @@ impl Rpc {
             }
             Back::Alias(_) | Back::Added(_) => Vec::new(),
         });
-        self.twiddler.show(shown);
+        self.twiddler.show(life, shown);
         match (back, &mut value) {
             (Back::Reloaded, reloaded) => caller.update.begin(reloaded),
             (Back::Configs, Value::Array(list)) => {

@@ -242,6 +242,7 @@ impl Rpc {
             ("supervisor.getAllProcessInfo", vec![]),
             ("supervisor.getAllConfigInfo", vec![]),
         ];
+        let life = self.twiddler.life_number();
         let mut results = self.multicall_as(caller, &calls).await?.into_iter();
         let mut next = || results.next().unwrap_or(Ok(Value::Nil));
         let infos = next()?;
@@ -261,7 +262,7 @@ impl Rpc {
                 .collect();
             (targets, shown)
         });
-        self.twiddler.show(shown);
+        self.twiddler.show(life, shown);
         if let Some(group) = &whole.group
             && targets.is_empty()
         {

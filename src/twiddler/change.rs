@@ -105,8 +105,8 @@ async fn prepare<'a>(
     twiddler: &'a Twiddler,
     changes: &[Change],
 ) -> Result<Transaction<'a>, Refusal> {
-    twiddler.same_life().await?;
-    let life = twiddler.life_number();
+    let life = twiddler.present_life().await?;
+    twiddler.catch_up().await?;
     let configured = twiddler.configured_groups();
     let names = process_names(twiddler, changes).await;
     let known: Vec<Vec<String>> = names
@@ -123,14 +123,15 @@ async fn prepare<'a>(
         |answers: &Answers| Draft::new(twiddler, changes, &configured, &names, answers, first);
     let guess = draft(&expected);
     twiddler.reserve_numbers(guess.next);
-    let (answers, ahead) = ask_reading_ahead(twiddler, questions, guess.plans).await?;
+    let (answers, ahead) = ask_reading_ahead(twiddler, life, questions, guess.plans).await?;
     let Draft {
         plans,
         corrections,
         next,
     } = draft(&answers);
-    if !corrections.is_empty() {
-        twiddler.note(corrections);
+    // What a daemon lacks that has just started again is no news.
+    if !corrections.is_empty() && twiddler.is_settled() {
+        twiddler.note_in(life, corrections);
     }
     twiddler.reserve_numbers(next);
     Ok(Transaction::new(twiddler, life, plans, ahead))
@@ -178,12 +179,13 @@ impl Draft {
 /// asks.
 async fn ask_reading_ahead(
     twiddler: &Twiddler,
+    life: u64,
     questions: Vec<Question>,
     guess: Vec<Result<Plan, Refusal>>,
 ) -> Result<(Answers, Option<Reading>), Refusal> {
     let plans: Vec<Plan> = guess.into_iter().flatten().collect();
     if let Some(text) = transaction::text_ahead(twiddler, &plans)
-        && let Ok(staged) = Announced::begin(twiddler, text, plan::events(&plans)).await
+        && let Ok(staged) = Announced::begin(twiddler, life, text, plan::events(&plans)).await
     {
         let (answers, reading) = staged.read(twiddler, questions).await?;
         return Ok((answers, Some(reading)));

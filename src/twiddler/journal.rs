@@ -27,8 +27,8 @@ enum Line {
     Done(Vec<Event>),
     /// Did happen beside whatever is about to.
     Also(Vec<Event>),
-    /// The daemon started again: nothing of the above holds.
-    Clear,
+    /// The daemon started again: of all the above, this alone holds.
+    Life(Vec<Event>),
 }
 
 /// The registry together with its file.
@@ -113,11 +113,13 @@ impl Journal {
         self.write(&Line::Also(events));
     }
 
-    /// Forgets all: the daemon started again.
-    pub fn clear(&mut self) {
+    /// Forgets all but these: the daemon started again. One line, so that a proxy that dies here
+    /// has either life on disk and not a part of one.
+    pub fn renew(&mut self, events: Vec<Event>) {
         self.begun.clear();
         self.registry.clear();
-        self.write(&Line::Clear);
+        self.apply(&events);
+        self.write(&Line::Life(events));
     }
 
     /// Writes the journal anew, as short as what it says.
@@ -211,9 +213,10 @@ fn read_lines(
                 events.into_iter().for_each(|event| registry.apply(event));
             }
             Ok(Line::Also(events)) => events.into_iter().for_each(|event| registry.apply(event)),
-            Ok(Line::Clear) => {
+            Ok(Line::Life(events)) => {
                 unfinished.clear();
                 registry.clear();
+                events.into_iter().for_each(|event| registry.apply(event));
             }
             Err(error) => {
                 tracing::warn!(line = number + 1, %error, "a line of the journal cannot be read and is skipped");
@@ -299,17 +302,16 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_started_again_leaves_nothing_but_numbers() {
+    fn a_daemon_that_started_again_leaves_what_it_has_and_numbers() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(dir.path()).unwrap().journal;
         journal.done(vec![Event::Marker("m".into()), group("a"), Event::Next(3)]);
-        journal.clear();
-        let registry = Journal::open(dir.path())
-            .unwrap()
-            .journal
-            .registry()
-            .clone();
-        assert!(registry.is_empty());
-        assert_eq!(registry.next(), 3);
+        for left in [vec![group("b")], Vec::new()] {
+            journal.renew(left.clone());
+            let opened = Journal::open(dir.path()).unwrap().journal;
+            let mut expected = vec![Event::Next(3)];
+            expected.extend(left);
+            assert_eq!(opened.registry().snapshot(), expected);
+        }
     }
 }

@@ -226,20 +226,35 @@ impl Twiddler {
         settled
     }
 
-    /// Takes note that hidden processes are to be seen again.
-    pub fn show(&self, processes: impl IntoIterator<Item = (String, String)>) {
+    /// Takes note that hidden processes are to be seen again, according to what the daemon said in
+    /// this life: in a new one its file has started them, and nobody else has.
+    pub fn show(&self, life: u64, processes: impl IntoIterator<Item = (String, String)>) {
         let events: Vec<Event> = processes
             .into_iter()
             .map(|(group, process)| Event::Shown { group, process })
             .collect();
-        if !events.is_empty() {
-            self.note(events);
+        if !events.is_empty() && self.is_settled() {
+            self.note_in(life, events);
         }
     }
 
     /// Tells the lives of the daemon apart that were noticed.
     pub fn life_number(&self) -> u64 {
         self.lives.load(Ordering::Relaxed)
+    }
+
+    /// The number of the daemon's present life, once what is known is about that.
+    ///
+    /// # Errors
+    /// When the daemon is away or shuts down.
+    pub async fn present_life(&self) -> Result<u64, Refusal> {
+        loop {
+            let life = self.life_number();
+            self.same_life().await?;
+            if self.life_number() == life {
+                return Ok(life);
+            }
+        }
     }
 
     /// Makes sure that the daemon has not started again since its life had this number.
@@ -251,9 +266,7 @@ impl Twiddler {
         if self.life_number() == life {
             return Ok(());
         }
-        Err(Refusal::Unreachable(
-            "supervisord was started again meanwhile".to_owned(),
-        ))
+        Err(started_again())
     }
 
     /// The names of all active groups: those with processes, and empty ones that were added here or
@@ -361,10 +374,19 @@ impl Twiddler {
             .map_err(|error| self.cannot_write(&error))
     }
 
-    /// Takes note of what came of that which was begun.
-    fn end(&self, events: Vec<Event>) {
+    /// Takes note of what came of that which was begun in this life of the daemon.
+    ///
+    /// # Errors
+    /// When it is another life by now: what was taken up of that does not include it.
+    fn end(&self, life: u64, events: Vec<Event>) -> Result<(), Refusal> {
         let events = self.completed(events);
-        self.journal_mut().done(events);
+        let mut journal = self.journal_mut();
+        // Under the lock, so that whoever takes up another life has either counted it or finds this.
+        if self.life_number() != life {
+            return Err(started_again());
+        }
+        journal.done(events);
+        Ok(())
     }
 
     /// Takes note of something else.
@@ -373,14 +395,34 @@ impl Twiddler {
         self.journal_mut().also(events);
     }
 
+    /// The same for what is so in this life of the daemon, and nothing in another.
+    fn note_in(&self, life: u64, events: Vec<Event>) {
+        let events = self.completed(events);
+        let mut journal = self.journal_mut();
+        if self.life_number() == life {
+            journal.also(events);
+        }
+    }
+
     fn completed(&self, mut events: Vec<Event>) -> Vec<Event> {
         self.configs.forget(&events);
         events.push(Event::Next(self.next_number()));
         events
     }
 
-    fn leave_open(&self, events: Vec<Event>) {
-        self.open_ends().extend(events);
+    /// Takes note that the daemon started again and has this of ours.
+    fn renew(&self, events: Vec<Event>) {
+        self.configs.clear();
+        self.journal_mut().renew(events);
+    }
+
+    /// Leaves open what became of steps that were begun in this life of the daemon. In another one
+    /// nothing is left of them.
+    fn leave_open(&self, life: u64, events: Vec<Event>) {
+        let mut open_ends = self.open_ends();
+        if self.life_number() == life {
+            open_ends.extend(events);
+        }
     }
 
     fn needs_marker(&self) -> bool {
@@ -475,6 +517,10 @@ fn not_shutting_down(told: Option<&Fault>) -> Result<(), Refusal> {
         Some(told) if told.code == SHUTDOWN_STATE => Err(Refusal::Fault(told.clone())),
         _ => Ok(()),
     }
+}
+
+fn started_again() -> Refusal {
+    Refusal::Unreachable("supervisord was started again meanwhile".to_owned())
 }
 
 /// A name of its own for each proxy, so that the marker of an earlier life is never mistaken.

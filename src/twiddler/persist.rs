@@ -3,13 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::plan::{Answers, Found, Question};
+use super::change::blames;
+use super::plan::{Answers, Question};
 use super::registry::{Event, Member, Registry};
+use super::settle::left;
+use super::transaction::ADD;
 use super::{Refusal, Twiddler, ask, plan};
+use crate::daemon::Reloaded;
 use crate::daemon::conf::ConfiguredGroup;
-use crate::daemon::fault::SHUTDOWN_STATE;
+use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE};
 use crate::include_dir::Prepared;
 use crate::program::{self, Scope};
+use crate::seam;
 use crate::xmlrpc::Value;
 
 const HEADER: &str = "\
@@ -19,22 +24,38 @@ const HEADER: &str = "\
 ";
 
 impl Twiddler {
-    /// Before a change: makes sure that what is to be kept after it can be written.
+    /// Before a change: makes sure that what is to be kept after it can be written. What is to go is
+    /// kept no longer from here on: a daemon that starts again once it has made the change must not
+    /// bring it back. What does not go after all is kept again afterwards.
     pub(super) fn prepare_kept(&self, events: &[Event]) -> Result<Option<Kept>, Refusal> {
         if !self.persists {
             return Ok(None);
         }
         let configured = self.configured_groups();
-        let text = self.with_registry(|registry| {
-            let mut after = registry.clone();
-            events.iter().for_each(|event| after.apply(event.clone()));
-            render(&after, &configured)
+        let (without, after) = self.with_registry(|registry| {
+            let mut registry = registry.clone();
+            let (going, coming): (Vec<&Event>, Vec<&Event>) =
+                events.iter().partition(|event| event.takes_away());
+            going
+                .into_iter()
+                .for_each(|event| registry.apply(event.clone()));
+            let without = render(&registry, &configured);
+            coming
+                .into_iter()
+                .for_each(|event| registry.apply(event.clone()));
+            (without, render(&registry, &configured))
         });
-        let prepared = self
-            .include
-            .prepare(&text)
-            .map_err(|error| self.cannot_write(&error))?;
-        Ok(Some(Kept { text, prepared }))
+        let prepared = || {
+            self.keep_text(&without, None)?;
+            seam::reach("kept without");
+            if after == without {
+                return Ok(None);
+            }
+            let prepared = self.include.prepare(&after)?;
+            let text = after;
+            Ok(Some(Kept { text, prepared }))
+        };
+        prepared().map_err(|error| self.cannot_write(&error))
     }
 
     /// After a change: keeps what it came to.
@@ -44,127 +65,204 @@ impl Twiddler {
         }
         let configured = self.configured_groups();
         let text = self.with_registry(|registry| render(registry, &configured));
-        if self.include.kept().as_ref() == Some(&text) {
-            return;
-        }
-        let prepared = match kept {
-            Some(kept) if kept.text == text => Ok(kept.prepared),
-            _ => self.include.prepare(&text),
-        };
-        if let Err(error) = prepared.and_then(|prepared| self.include.keep(prepared)) {
+        if let Err(error) = self.keep_text(&text, kept) {
             tracing::error!(%error, dir = %self.include.path().display(), "what was changed will not outlive supervisord");
         }
     }
 
-    /// The daemon started again and read what was kept: what it has of that is known from now on,
-    /// what it lacks is added again, and configured processes that were removed are stopped again.
+    /// Keeps `text`, which may be what was prepared.
+    fn keep_text(&self, text: &str, kept: Option<Kept>) -> std::io::Result<()> {
+        if self.include.kept().as_deref() == Some(text) {
+            return Ok(());
+        }
+        let prepared = match kept {
+            Some(kept) if kept.text == text => kept.prepared,
+            _ => self.include.prepare(text)?,
+        };
+        self.include.keep(prepared)
+    }
+
+    /// The daemon started again and read what was kept. What it has is made to be what was answered,
+    /// and no more and no less than that: it may have read a file that a change had not reached yet,
+    /// or that somebody has put there. All of it can be done twice, and is when it is cut short.
     pub(super) async fn take_up_new_life(&self) -> Result<(), Refusal> {
         let before = self.with_registry(Registry::clone);
         let answers = ask(self, questions(&before)).await?;
-        let is_there = |member: &&Member| answers.found(&member.real, &member.process).is_some();
-        let (there, missing): (Vec<&Member>, Vec<&Member>) = before.members().partition(is_there);
-        let group = |name: &str| {
-            Some(Event::Group {
-                name: name.to_owned(),
-                priority: before.added_group(name)?,
-            })
+        let mut now = self.in_new_life(&before, &answers);
+        // Configured processes that were removed: the file has started them again.
+        let hidden = now.hidden();
+        self.stop(hidden.filter_map(|(group, process, _)| answers.found(group, process)))
+            .await?;
+        let settled = match self.persists {
+            true => self.put_right(&mut now).await,
+            false => Ok(()),
         };
-        let (groups, lost): (Vec<&str>, Vec<&str>) = before
-            .added_groups()
-            .partition(|name| answers.is_active(name));
-        let hidden: Vec<&Found> = before
-            .hidden()
-            .filter_map(|(group, process, _)| answers.found(group, process))
-            .collect();
-        let mut events: Vec<Event> = groups.iter().filter_map(|name| group(name)).collect();
+        if let Err(refusal) = &settled
+            && !is_about_files(refusal)
+        {
+            return settled;
+        }
+        self.renew(now.snapshot());
+        if self.persists {
+            self.open_ends().clear();
+        }
+        match settled {
+            Ok(()) => self.mark_if_possible().await,
+            Err(refusal) => {
+                tracing::error!(%refusal, "supervisord lacks what it did not read when it started: it is added again before the next change");
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts right what could not be when the daemon's present life was taken up. Until then that is
+    /// not marked.
+    pub(super) async fn catch_up(&self) -> Result<(), Refusal> {
+        let _settling = self.settling.lock().await;
+        let mut now = self.with_registry(Registry::clone);
+        if !self.persists || now.marker().is_some() || now.is_empty() {
+            return Ok(());
+        }
+        self.put_right(&mut now).await?;
+        self.mark().await
+    }
+
+    /// What is known of a daemon that started again, according to its answers.
+    fn in_new_life(&self, before: &Registry, answers: &Answers) -> Registry {
+        let mut events = vec![Event::Next(before.next())];
+        for name in before.added_groups() {
+            if (self.persists || answers.is_active(name))
+                && let Some(priority) = before.added_group(name)
+            {
+                let name = name.to_owned();
+                events.push(Event::Group { name, priority });
+            }
+        }
         // Before those that joined: one of them may bear the name of a hidden one.
-        events.extend(hidden.iter().map(|found| Event::Hidden {
+        let hidden = before
+            .hidden()
+            .filter(|(group, _, _)| !self.persists || before.added_group(group).is_none())
+            .filter_map(|(group, process, _)| answers.found(group, process));
+        events.extend(hidden.map(|found| Event::Hidden {
             group: found.real.clone(),
             process: found.process.clone(),
             start: found.start,
         }));
-        events.extend(
-            there
-                .into_iter()
-                .map(|member| Event::Joined(Box::new(member.clone()))),
-        );
-        self.stop_again(&hidden).await?;
-        self.journal_mut().clear();
-        self.note(events);
-        if self.persists {
-            let again = lost.iter().filter_map(|name| group(name)).collect();
-            self.add_again(again, missing).await?;
-            self.keep(None);
-        }
-        self.mark_if_possible().await
+        let members = before
+            .members()
+            .filter_map(|member| self.member_in_new_life(before, member, answers));
+        events.extend(members.map(|member| Event::Joined(Box::new(member))));
+        let mut now = Registry::default();
+        events.into_iter().for_each(|event| now.apply(event));
+        now
     }
 
-    /// Adds what the daemon did not read when it started: a change was kept too late for it, or was
-    /// made while nothing was kept.
-    async fn add_again(
+    /// The member as it is to be, if it can be.
+    fn member_in_new_life(
         &self,
-        mut events: Vec<Event>,
-        missing: Vec<&Member>,
-    ) -> Result<(), Refusal> {
+        before: &Registry,
+        member: &Member,
+        answers: &Answers,
+    ) -> Option<Member> {
+        let there = answers.found(&member.real, &member.process).is_some();
+        if there {
+            return Some(member.clone());
+        }
+        let can_be_made = member.program.is_some() || member.section.is_some();
+        if !self.persists || !can_be_made {
+            return None;
+        }
+        let mut member = member.clone();
+        if !member.is_placed() && before.added_group(&member.group).is_none() {
+            // A group of the user's is as his file says.
+            member.real = self.take_number(&member.group);
+        }
+        Some(member)
+    }
+
+    /// Makes the daemon have of ours what `now` says, and keeps that. A member that the daemon does
+    /// not take any more is taken out of `now`.
+    async fn put_right(&self, now: &mut Registry) -> Result<(), Refusal> {
         let configured = self.configured_groups();
-        let mut text = String::new();
-        let mut names = Vec::new();
-        for event in &events {
-            if let Event::Group { name, priority } = event {
-                text += &program::render_group(name, *priority, &[]);
-                names.push(name.clone());
+        self.remove_strays(self.names_kept(), &real_groups(now))
+            .await?;
+        loop {
+            self.keep_text(&render(now, &configured), None)
+                .map_err(|error| self.cannot_write(&error))?;
+            match self.read_what_is_kept(now).await {
+                Err(Refusal::Fault(told)) if told.code == CANT_REREAD => {
+                    let event = refused_member(now, &told.text).ok_or(told.clone())?;
+                    tracing::error!(
+                        fault = told.text,
+                        ?event,
+                        "it cannot be added again, and is forgotten"
+                    );
+                    self.note(vec![event.clone()]);
+                    now.apply(event);
+                }
+                other => return other,
             }
         }
-        for member in missing {
-            let real = match member.is_placed() {
-                true => member.real.clone(),
-                false => self.take_number(&member.group),
-            };
-            let Some(program) = member_program(member, &real) else {
-                continue;
-            };
-            let priority =
-                self.with_registry(|registry| plan::priority(registry, &configured, &member.group));
-            text += &program::render_group(&real, priority, &[&real]);
-            text += &program;
-            names.push(real.clone());
-            events.push(Event::Joined(Box::new(Member {
-                real,
-                ..member.clone()
-            })));
-        }
-        if names.is_empty() {
+    }
+
+    /// Lets the daemon read what is kept, and adds what it has not or has otherwise.
+    async fn read_what_is_kept(&self, now: &Registry) -> Result<(), Refusal> {
+        // Not while a generated file is there.
+        let _turn = self.staging.lock().await;
+        let reloaded = self.call("supervisor.reloadConfig", &[]).await?;
+        let reloaded = Reloaded::read(&reloaded);
+        let ours = real_groups(now);
+        let ours = || ours.iter().map(String::as_str);
+        // Groups of one member bear a number that no other member has had.
+        let changed: BTreeSet<&str> = ours()
+            .filter(|name| reloaded.changed.contains(*name) && now.added_group(name).is_some())
+            .collect();
+        let lacking: Vec<&str> = ours()
+            .filter(|name| reloaded.added.contains(*name) || changed.contains(name))
+            .collect();
+        if lacking.is_empty() {
             return Ok(());
         }
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        tracing::warn!(groups = ?names, "adding again what supervisord did not read when it started");
-        match self.add_read(&text, &names).await {
-            Ok(()) => self.note(events),
-            Err(Refusal::Fault(told)) if told.code != SHUTDOWN_STATE => {
-                tracing::error!(
-                    fault = told.text,
-                    "it cannot be added again, and is forgotten"
-                );
-            }
-            Err(refusal) => return Err(refusal),
-        }
-        Ok(())
-    }
-
-    async fn stop_again(&self, hidden: &[&Found]) -> Result<(), Refusal> {
-        let calls: Vec<(&str, Vec<Value>)> = hidden
-            .iter()
-            .filter(|found| !found.is_stopped())
-            .map(|found| {
-                let name = format!("{}:{}", found.real, found.process);
-                (
-                    "supervisor.stopProcess",
-                    vec![name.into(), Value::Bool(false)],
-                )
-            })
+        tracing::warn!(groups = ?lacking, "adding what supervisord did not read when it started");
+        self.stop_and_remove(&changed).await?;
+        let calls: Vec<_> = lacking
+            .into_iter()
+            .map(|name| (ADD, vec![Value::from(name)]))
             .collect();
         self.multicall(&calls).await?;
         Ok(())
+    }
+
+    /// Groups that the daemon may have read from what was kept, now or when this proxy started.
+    fn names_kept(&self) -> BTreeSet<String> {
+        let now = self.include.kept();
+        let texts = now.iter().chain(&self.kept_before);
+        texts
+            .flat_map(|text| KeptBefore::read(text).groups.into_keys())
+            .collect()
+    }
+
+    /// Gives the daemon back real groups of ours that a refused change has removed. Their processes
+    /// were stopped, and stay so. Hands over what cannot be made, because only the daemon knew it.
+    pub(super) async fn add_back(&self, reals: &[&str]) -> Result<Vec<Event>, Refusal> {
+        let configured = self.configured_groups();
+        let (texts, lost) = self.with_registry(|registry| {
+            let mut texts = BTreeMap::new();
+            let mut lost = Vec::new();
+            for real in reals {
+                match stopped_group(registry, &configured, real) {
+                    Some(text) => drop(texts.insert(*real, text)),
+                    None => lost.extend(owner(registry, real).map(left)),
+                }
+            }
+            (texts, lost)
+        });
+        if !texts.is_empty() {
+            let names: Vec<&str> = texts.keys().copied().collect();
+            let text: String = texts.into_values().collect();
+            self.add_read(&text, &names).await?;
+        }
+        Ok(lost)
     }
 
     /// Marks this life of the daemon. While the user's files are not valid it cannot be marked, and
@@ -193,6 +291,34 @@ impl Twiddler {
         self.note(vec![Event::Marker(marker)]);
         Ok(())
     }
+}
+
+/// Whether the user's files or the disk are what is in the way.
+fn is_about_files(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Fault(told) if told.code != SHUTDOWN_STATE)
+}
+
+/// The daemon's groups that are ours: those that were added, and those that hold one member.
+fn real_groups(registry: &Registry) -> BTreeSet<String> {
+    let placed = registry.members().filter(|member| member.is_placed());
+    let placed = placed.map(|member| member.real.clone());
+    let added = registry.added_groups().map(str::to_owned);
+    added.chain(placed).collect()
+}
+
+/// Takes the member away whose section the daemon complains about.
+fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
+    let placed = registry.members().filter(|member| member.is_placed());
+    let placed = placed.map(|member| (member.real.clone(), member));
+    let own = registry.added_groups().flat_map(|name| {
+        let own = registry
+            .members_of(name)
+            .filter(|member| !member.is_placed());
+        (0..).map(move |number| own_section(name, number)).zip(own)
+    });
+    let mut sections = placed.chain(own);
+    let (_, member) = sections.find(|(section, _)| blames(complaint, section))?;
+    Some(left(member))
 }
 
 /// What an earlier proxy kept, for the case that its journal is lost.
@@ -317,6 +443,41 @@ fn questions(registry: &Registry) -> Vec<Question> {
         .hidden()
         .map(|(group, name, _)| process(group, name));
     groups.chain(members).chain(hidden).collect()
+}
+
+/// The member that has this real group to itself.
+fn owner<'r>(registry: &'r Registry, real: &str) -> Option<&'r Member> {
+    let (group, process) = registry.owner(real)?;
+    registry.member(group, process)
+}
+
+/// A real group of ours whose processes are not started when it is added.
+fn stopped_group(
+    registry: &Registry,
+    configured: &[ConfiguredGroup],
+    real: &str,
+) -> Option<String> {
+    let (group, programs) = match owner(registry, real) {
+        Some(member) => {
+            let program = member_program(member, real)?;
+            (member.group.as_str(), vec![(real.to_owned(), program)])
+        }
+        None => {
+            registry.added_group(real)?;
+            let own = registry.members_of(real);
+            let own: Vec<&Member> = own.filter(|member| !member.is_placed()).collect();
+            (real, own_programs(real, &own))
+        }
+    };
+    let sections: Vec<&str> = programs.iter().map(|(name, _)| name.as_str()).collect();
+    let priority = plan::priority(registry, configured, group);
+    let mut text = program::render_group(real, priority, &sections);
+    for (_, program) in &programs {
+        // Of an option that is there twice, the daemon takes the latter.
+        text += program;
+        text += "autostart=false\n";
+    }
+    Some(text)
 }
 
 /// The file: every group that was added, and every member in the real group where it lives.

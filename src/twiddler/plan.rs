@@ -235,10 +235,15 @@ impl Plan {
         )
     }
 
-    /// The group whose real one is made anew.
-    pub fn recreates(&self) -> Option<&str> {
+    /// The group whose real one is made anew, together with what it must be if that fails half way.
+    pub fn recreates(&self) -> Option<(&str, String)> {
         match self {
-            Plan::Fill { group, .. } | Plan::Reset { group, .. } => Some(group),
+            Plan::Fill {
+                group, priority, ..
+            }
+            | Plan::Reset {
+                group, priority, ..
+            } => Some((group, program::render_group(group, *priority, &[]))),
             _ => None,
         }
     }

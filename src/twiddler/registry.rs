@@ -72,6 +72,16 @@ pub enum Event {
     Next(u64),
 }
 
+impl Event {
+    /// Whether there is less to be seen after it.
+    pub fn takes_away(&self) -> bool {
+        matches!(
+            self,
+            Event::GroupGone { .. } | Event::Left { .. } | Event::Hidden { .. }
+        )
+    }
+}
+
 /// A process that was added.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Member {

@@ -15,15 +15,19 @@ use super::persist::KeptBefore;
 use super::plan::{self, Answers, Found, Question, group_of_real_name};
 use super::registry::{Event, Member, Registry};
 use super::transaction::{ADD, REMOVE};
-use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME};
+use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, STILL_RUNNING};
 use crate::program;
 use crate::xmlrpc::Value;
+
+/// How often processes that are to go are looked at until they have stopped.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How often a daemon is asked that is away. Whoever calls asks anyway.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The same for one that does not take the proxy's credentials, until a caller lends his.
 const ASK_WITHOUT_CREDENTIALS: Duration = Duration::from_secs(5);
+
 impl Twiddler {
     pub(super) async fn settle(&self) -> Result<(), Refusal> {
         let is_first = !self.looked_around.load(Ordering::Relaxed);
@@ -39,12 +43,14 @@ impl Twiddler {
             if outlived {
                 tracing::info!("supervisord was started again with what was kept");
                 self.take_up_new_life().await?;
-                self.remove_strays(is_first, outlived).await?;
             } else {
                 tracing::info!("supervisord was started again: its configuration file rules alone");
-                self.remove_strays(is_first, outlived).await?;
-                self.journal_mut().clear();
-                self.configs.clear();
+                // What an earlier proxy had begun may have been there for it to read; anything else
+                // of that is not there any more.
+                if !is_first || !self.open_ends().is_empty() {
+                    self.remove_all().await?;
+                }
+                self.renew(Vec::new());
                 self.open_ends().clear();
             }
         }
@@ -69,53 +75,104 @@ impl Twiddler {
     }
 
     /// Takes away what a daemon that started again has of ours: it has read a file that was there
-    /// for its former life. An earlier proxy's is not there any more for it to read. Where what was
-    /// added `outlived` the former life, so did the change that was under way.
-    pub(super) async fn remove_strays(
-        &self,
-        is_first: bool,
-        outlived: bool,
-    ) -> Result<(), Refusal> {
-        if is_first {
-            return Ok(());
-        }
-        let configured = self.configured_groups();
-        let known = self.known_names();
-        let begun = self.under_way();
-        let mut questions = vec![Question::AllProcesses];
-        questions.extend(known.iter().cloned().map(Question::Group));
-        let answers = ask(self, questions).await?;
-        let generated = answers.processes.keys().map(|(real, _)| real);
-        let generated = generated.filter(|real| is_generated(real) && !known.contains(*real));
-        let known_there = known
-            .iter()
-            .filter(|name| !outlived && answers.is_active(name));
-        let mut strays: BTreeSet<&str> = generated.chain(known_there).map(String::as_str).collect();
-        strays.retain(|name| configured.iter().all(|group| group.name != *name));
+    /// for its former life.
+    async fn remove_all(&self) -> Result<(), Refusal> {
+        self.remove_strays(self.known_names(), &BTreeSet::new())
+            .await?;
         // Of the user's own, those that are empty by his file and were made to hold something.
+        let begun = self.under_way();
+        let answers = ask(self, vec![Question::AllProcesses]).await?;
+        let is_filled = |name: &str| begun.iter().any(|event| is_in(event, name, &answers));
+        let configured = self.configured_groups();
         let filled: BTreeSet<&str> = configured
             .iter()
-            .filter(|group| group.empty && !outlived)
-            .filter(|group| {
-                begun
-                    .iter()
-                    .any(|event| is_in(event, &group.name, &answers))
-            })
+            .filter(|group| group.empty && is_filled(&group.name))
             .map(|group| group.name.as_str())
             .collect();
-        if strays.is_empty() && filled.is_empty() {
+        self.remove(&filled, &filled).await
+    }
+
+    /// Takes away of `ours`, and of all that bears a name that only we give, what is not one of
+    /// `known`.
+    pub(super) async fn remove_strays(
+        &self,
+        mut ours: BTreeSet<String>,
+        known: &BTreeSet<String>,
+    ) -> Result<(), Refusal> {
+        ours.extend(self.known_names());
+        let configured = self.configured_groups();
+        let mut questions = vec![Question::AllProcesses];
+        questions.extend(ours.iter().cloned().map(Question::Group));
+        let answers = ask(self, questions).await?;
+        let generated = answers.processes.keys().map(|(real, _)| real);
+        let generated = generated.filter(|real| is_generated(real));
+        let active = ours.iter().filter(|name| answers.is_active(name));
+        let strays: BTreeSet<&str> = generated
+            .chain(active)
+            .filter(|name| !known.contains(*name))
+            .filter(|name| configured.iter().all(|group| group.name != **name))
+            .map(String::as_str)
+            .collect();
+        self.remove(&strays, &BTreeSet::new()).await
+    }
+
+    /// Removes groups from the daemon, and lets it add some of them as its files have them.
+    async fn remove(&self, groups: &BTreeSet<&str>, anew: &BTreeSet<&str>) -> Result<(), Refusal> {
+        if groups.is_empty() {
             return Ok(());
         }
         // Not while the file is there, or the daemon would read it again.
         let _turn = self.staging.lock().await;
-        tracing::warn!(groups = ?strays.union(&filled), "removing what supervisord read when it started in the middle of a change");
-        let name = |name: &str| vec![Value::from(name)];
-        let mut calls = vec![("supervisor.reloadConfig", vec![])];
-        for group in strays.union(&filled) {
-            calls.push(("supervisor.stopProcessGroup", name(group)));
-            calls.push((REMOVE, name(group)));
+        tracing::warn!(
+            ?groups,
+            "removing what supervisord read when it started, and is not to have"
+        );
+        self.call("supervisor.reloadConfig", &[]).await.ok();
+        self.stop_and_remove(groups).await?;
+        let name = |name: &&str| (ADD, vec![Value::from(*name)]);
+        self.multicall(&anew.iter().map(name).collect::<Vec<_>>())
+            .await?;
+        Ok(())
+    }
+
+    /// Stops groups, all at once, and removes each as soon as it is stopped.
+    pub(super) async fn stop_and_remove(&self, groups: &BTreeSet<&str>) -> Result<(), Refusal> {
+        let answers = ask(self, vec![Question::AllProcesses]).await?;
+        let processes = answers.processes.values();
+        self.stop(processes.filter(|found| groups.contains(found.real.as_str())))
+            .await?;
+        let mut left: Vec<&str> = groups.iter().copied().collect();
+        loop {
+            let calls: Vec<_> = left
+                .iter()
+                .map(|name| (REMOVE, vec![Value::from(*name)]))
+                .collect();
+            let mut results = self.multicall(&calls).await?.into_iter();
+            left.retain(
+                |_| matches!(results.next(), Some(Err(told)) if told.code == STILL_RUNNING),
+            );
+            if left.is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
-        calls.extend(filled.iter().map(|group| (ADD, name(group))));
+    }
+
+    /// Tells processes to stop, and waits for none of them.
+    pub(super) async fn stop(
+        &self,
+        processes: impl Iterator<Item = &Found>,
+    ) -> Result<(), Refusal> {
+        let calls: Vec<(&str, Vec<Value>)> = processes
+            .filter(|found| !found.is_stopped())
+            .map(|found| {
+                let name = format!("{}:{}", found.real, found.process);
+                (
+                    "supervisor.stopProcess",
+                    vec![name.into(), Value::Bool(false)],
+                )
+            })
+            .collect();
         self.multicall(&calls).await?;
         Ok(())
     }
@@ -273,7 +330,7 @@ impl Twiddler {
             return Ok(open_ends);
         }
         match self.busy.try_lock() {
-            Ok(_idle) => self.end(happened),
+            Ok(_idle) => self.end(self.life_number(), happened)?,
             // What the change under way has begun is not to end by this.
             Err(_) => self.note(happened),
         }

@@ -8,12 +8,14 @@ use std::ops::Range;
 
 use super::ask::ask_and_reload;
 use super::change::{Outcome, Refusal, Wording, blames, not_read, reread_fault};
+use super::persist::Kept;
 use super::plan::{self, Answers, Plan, Planner, Question};
 use super::registry::Event;
 use super::{OnDisk, Twiddler};
 use crate::daemon::Reloaded;
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
 use crate::program;
+use crate::seam;
 use crate::xmlrpc::{Fault, Value};
 
 pub(super) const ADD: &str = "supervisor.addProcessGroup";
@@ -34,6 +36,8 @@ pub(super) struct Transaction<'a> {
     ahead: Option<Reading>,
     /// What happened in this round: noted in one piece, because that ends what was begun.
     events: Vec<Event>,
+    /// The plans that were carried out in this round.
+    finished: Vec<usize>,
     /// Something is written down as about to happen.
     is_begun: bool,
 }
@@ -41,6 +45,7 @@ pub(super) struct Transaction<'a> {
 /// A generated file that is there for the daemon to read, and written down what it is for: a daemon
 /// that starts at this moment reads it too.
 pub(super) struct Announced {
+    life: u64,
     text: String,
     events: Vec<Event>,
     marker: Option<String>,
@@ -54,23 +59,28 @@ pub(super) struct Reading {
 }
 
 impl Announced {
-    /// Writes down that `events` are about to happen, and puts `text` in place for it.
+    /// Writes down that `events` are about to happen in this `life` of the daemon, and puts `text` in
+    /// place for it.
     pub(super) async fn begin(
         twiddler: &Twiddler,
+        life: u64,
         text: String,
         events: Vec<Event>,
     ) -> Result<Self, Refusal> {
         let marker = twiddler.needs_marker().then(|| twiddler.marker_name());
+        seam::reach("planned");
         twiddler.begin(marker.as_deref(), &events)?;
+        seam::reach("begun");
         match twiddler.stage(&text).await {
             Ok(file) => Ok(Announced {
+                life,
                 text,
                 events,
                 marker,
                 _file: file,
             }),
             Err(refusal) => {
-                twiddler.end(Vec::new());
+                twiddler.end(life, Vec::new())?;
                 Err(refusal)
             }
         }
@@ -82,11 +92,15 @@ impl Announced {
         twiddler: &Twiddler,
         questions: Vec<Question>,
     ) -> Result<(Answers, Reading), Refusal> {
-        match ask_and_reload(twiddler, questions).await {
+        seam::reach("staged");
+        let heard = ask_and_reload(twiddler, questions).await;
+        seam::reach("read");
+        match heard {
             Ok((answers, said)) => Ok((answers, Reading { staged: self, said })),
             Err(refusal) => {
                 let marker = self.marker.map(Event::Marker);
-                twiddler.leave_open(marker.into_iter().chain(self.events).collect());
+                let open = marker.into_iter().chain(self.events).collect();
+                twiddler.leave_open(self.life, open);
                 Err(refusal)
             }
         }
@@ -142,6 +156,7 @@ impl<'a> Transaction<'a> {
             is_begun: ahead.is_some(),
             ahead,
             events: Vec::new(),
+            finished: Vec::new(),
         }
     }
 
@@ -154,7 +169,9 @@ impl<'a> Transaction<'a> {
             }
         }
         self.ahead = None;
-        self.end();
+        if let Err(refusal) = self.end(None) {
+            tracing::debug!(%refusal, "nothing is left of what was begun");
+        }
         self.outcomes
     }
 
@@ -165,11 +182,25 @@ impl<'a> Transaction<'a> {
         self.act(staged).await
     }
 
-    /// Ends what was begun with what came of it.
-    fn end(&mut self) {
-        if std::mem::take(&mut self.is_begun) {
-            self.twiddler.end(std::mem::take(&mut self.events));
+    /// Takes note of what came of what was begun, and keeps that. What was done in a former life of
+    /// the daemon has come to nothing.
+    fn end(&mut self, kept: Option<Kept>) -> Result<(), Refusal> {
+        if !std::mem::take(&mut self.is_begun) {
+            return Ok(());
         }
+        let events = std::mem::take(&mut self.events);
+        let finished = std::mem::take(&mut self.finished);
+        let ended = self.twiddler.end(self.life, events);
+        seam::reach("done");
+        match &ended {
+            Ok(()) => self.twiddler.keep(kept),
+            Err(refusal) => {
+                for index in finished {
+                    self.refuse(index, refusal.clone());
+                }
+            }
+        }
+        ended
     }
 
     /// Hiding asks nothing of the daemon, but must be known to be about its present life.
@@ -184,7 +215,7 @@ impl<'a> Transaction<'a> {
         }
         // What follows may take a file of its own, and is begun and ended by itself.
         self.ahead = None;
-        self.end();
+        self.end(None)?;
         if self.twiddler.needs_marker() {
             self.twiddler.mark().await?;
         }
@@ -193,12 +224,13 @@ impl<'a> Transaction<'a> {
             .flat_map(|(_, events)| events.clone())
             .collect();
         self.begin(None, &events)?;
+        seam::reach("hiding");
+        self.twiddler.lived_on_since(self.life).await?;
+        let kept = self.twiddler.prepare_kept(&events)?;
         for (index, events) in hides {
             self.finish(index, events);
         }
-        self.end();
-        self.twiddler.keep(None);
-        Ok(())
+        self.end(kept)
     }
 
     fn begin(&mut self, marker: Option<&str>, events: &[Event]) -> Result<(), Refusal> {
@@ -258,7 +290,8 @@ impl<'a> Transaction<'a> {
                 Some(ahead) => ahead,
                 None => {
                     let events = plan::events(pending());
-                    let announced = Announced::begin(self.twiddler, text, events).await?;
+                    let announced =
+                        Announced::begin(self.twiddler, self.life, text, events).await?;
                     // Its failure leaves it open whether anything has happened.
                     self.is_begun = false;
                     announced.read(self.twiddler, Vec::new()).await?.1
@@ -319,31 +352,58 @@ impl<'a> Transaction<'a> {
         if staged.as_ref().is_none_or(|staged| staged.events != events) {
             self.begin(marker.as_deref(), &events)?;
         }
-        let kept = self.twiddler.prepare_kept(&events)?;
-        if !self.twiddler.is_settled() || self.twiddler.life_number() != self.life {
+        let Some(kept) = self.prepare_kept(&events)? else {
             // Not while a file is there: finding out about the daemon's life may need one too.
             drop(staged);
             return self.twiddler.lived_on_since(self.life).await;
-        }
-        let results = match self.twiddler.multicall(&script.calls).await {
+        };
+        let results = match self.carry_out(&script.calls, staged).await {
             Ok(results) => results,
             Err(refusal) => {
                 let marker = marker.map(Event::Marker);
-                self.twiddler
-                    .leave_open(marker.into_iter().chain(events).collect());
+                let open = marker.into_iter().chain(events).collect();
+                self.twiddler.leave_open(self.life, open);
                 self.is_begun = false;
                 return Err(refusal);
             }
         };
-        drop(staged);
         let settled = self.settle(&script, &results).await;
         if settled.is_err() {
             let open = plan::events(self.pending().map(|(_, plan)| plan));
-            self.twiddler.leave_open(open);
+            self.twiddler.leave_open(self.life, open);
         }
-        self.end();
-        self.twiddler.keep(kept);
+        self.end(kept)?;
+        seam::reach("kept");
         settled
+    }
+
+    /// What is to be kept after these; nothing at all if the daemon may have started again since it
+    /// was decided what to do.
+    fn prepare_kept(&self, events: &[Event]) -> Result<Option<Option<Kept>>, Refusal> {
+        if !self.lives_on() {
+            return Ok(None);
+        }
+        let kept = self.twiddler.prepare_kept(events)?;
+        seam::reach("prepared");
+        Ok(self.lives_on().then_some(kept))
+    }
+
+    fn lives_on(&self) -> bool {
+        self.twiddler.is_settled() && self.twiddler.life_number() == self.life
+    }
+
+    /// The daemon's answers, if they are of the life in which it was decided what to ask.
+    async fn carry_out(
+        &self,
+        calls: &[(&str, Vec<Value>)],
+        staged: Option<Announced>,
+    ) -> Result<Vec<Told>, Refusal> {
+        let results = self.twiddler.multicall(calls).await?;
+        seam::reach("answered");
+        drop(staged);
+        seam::reach("taken away");
+        self.twiddler.lived_on_since(self.life).await?;
+        Ok(results)
     }
 
     fn compose(&self) -> Script {
@@ -367,6 +427,7 @@ impl<'a> Transaction<'a> {
 
     fn finish(&mut self, index: usize, events: Vec<Event>) {
         self.plans[index] = None;
+        self.finished.push(index);
         self.events.extend(events);
     }
 
@@ -389,26 +450,37 @@ impl<'a> Transaction<'a> {
         }
         for (index, calls) in &script.steps {
             let told = results.get(calls.clone()).unwrap_or_default();
-            let Some(plan) = self.plans[*index].take() else {
-                continue;
-            };
-            match &plan {
-                Plan::Drop { group, process, .. } => self.settle_drop(*index, group, process, told),
-                Plan::Dissolve {
-                    group,
-                    reals,
-                    wording,
-                } => self.settle_dissolve(*index, group, reals, *wording, told),
-                _ => {
-                    let settled = self.settle_addition(*index, &plan, told).await;
-                    if settled.is_err() {
-                        self.plans[*index] = Some(plan);
-                        return settled;
-                    }
-                }
+            if let Some(plan) = self.plans[*index].take()
+                && let Err(refusal) = self.settle_plan(*index, &plan, told).await
+            {
+                self.plans[*index] = Some(plan);
+                return Err(refusal);
             }
         }
         Ok(())
+    }
+
+    async fn settle_plan(
+        &mut self,
+        index: usize,
+        plan: &Plan,
+        told: &[Told],
+    ) -> Result<(), Refusal> {
+        match plan {
+            Plan::Drop { group, process, .. } => {
+                self.settle_drop(index, group, process, told);
+                Ok(())
+            }
+            Plan::Dissolve {
+                group,
+                reals,
+                wording,
+            } => {
+                self.settle_dissolve(index, group, reals, *wording, told)
+                    .await
+            }
+            _ => self.settle_addition(index, plan, told).await,
+        }
     }
 
     fn settle_drop(&mut self, index: usize, group: &str, process: &str, told: &[Told]) {
@@ -429,48 +501,35 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    fn settle_dissolve(
+    async fn settle_dissolve(
         &mut self,
         index: usize,
         group: &str,
         reals: &[String],
         wording: Wording,
         told: &[Told],
-    ) {
-        let kept: Vec<&String> = reals
+    ) -> Result<(), Refusal> {
+        let (kept, gone): (Vec<_>, Vec<_>) = reals
             .iter()
             .zip(told)
-            .filter(|(_, told)| matches!(told, Err(told) if told.code != BAD_NAME))
-            .map(|(real, _)| real)
-            .collect();
-        let Some(first) = kept.first() else {
-            return self.finish(
-                index,
-                vec![Event::GroupGone {
-                    name: group.to_owned(),
-                }],
-            );
+            .partition(|(_, told)| matches!(told, Err(told) if told.code != BAD_NAME));
+        let Some((first, _)) = kept.first() else {
+            let name = group.to_owned();
+            self.finish(index, vec![Event::GroupGone { name }]);
+            return Ok(());
         };
-        let owner = |real: &str| {
-            self.twiddler.with_registry(|registry| {
-                registry.owner(real).map(|(_, process)| process.to_owned())
-            })
-        };
+        let gone: Vec<&str> = gone.iter().map(|(real, _)| real.as_str()).collect();
+        let lost = self.twiddler.add_back(&gone).await?;
         let name = match wording {
-            Wording::Process => owner(first).unwrap_or_else(|| (*first).clone()),
+            Wording::Process => self.twiddler.with_registry(|registry| {
+                let owner = registry.owner(first);
+                owner.map_or((*first).clone(), |(_, process)| process.to_owned())
+            }),
             Wording::Group => group.to_owned(),
         };
-        let left = reals
-            .iter()
-            .filter(|real| !kept.contains(real))
-            .filter_map(|real| owner(real))
-            .map(|process| Event::Left {
-                group: group.to_owned(),
-                process,
-            })
-            .collect();
-        self.finish(index, left);
+        self.finish(index, lost);
         self.refuse(index, fault(STILL_RUNNING, name));
+        Ok(())
     }
 
     async fn settle_addition(
@@ -494,15 +553,19 @@ impl<'a> Transaction<'a> {
             self.finish(index, events);
             return Ok(());
         };
-        let refusal = addition_fault(plan, failed, told.first());
-        self.undo(plan, added).await?;
-        self.refuse(index, refusal);
+        let is_cleared = plan.recreates().is_some() && matches!(told.first(), Some(Ok(_)));
+        self.undo(plan, is_cleared, added).await?;
+        match plan {
+            // It is made anew, and empty, which is what was wanted.
+            Plan::Reset { .. } if is_cleared => self.finish(index, plan.events()),
+            _ => self.refuse(index, addition_fault(plan, failed, told.first())),
+        }
         Ok(())
     }
 
     /// A group that is made anew holds no hidden processes any more.
     fn uncovered(&self, plan: &Plan) -> Vec<Event> {
-        let Some(group) = plan.recreates() else {
+        let Some((group, _)) = plan.recreates() else {
             return Vec::new();
         };
         self.twiddler.with_registry(|registry| {
@@ -517,8 +580,13 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    /// Takes away what was added of a plan that failed half way.
-    async fn undo(&self, plan: &Plan, added: &[Told]) -> Result<(), Refusal> {
+    /// Takes away what was added of a plan that failed half way, and gives back what was removed.
+    async fn undo(&self, plan: &Plan, is_cleared: bool, added: &[Told]) -> Result<(), Refusal> {
+        if let Some((group, text)) = plan.recreates()
+            && is_cleared
+        {
+            return self.twiddler.add_read(&text, &[group]).await;
+        }
         let Plan::Place { members, .. } = plan else {
             return Ok(());
         };

@@ -318,6 +318,12 @@ impl Daemon {
         Ok(status)
     }
 
+    /// Ends the programs that it has left behind, when it has ended by itself.
+    pub fn end_children(&self) -> Result<()> {
+        self.process().wait()?;
+        self.dir.end_all()
+    }
+
     /// Starts it again after [`Daemon::stop`] or [`Daemon::kill`], at the same addresses and with
     /// its configuration as it is now, and waits until it answers.
     pub fn start_again(&self) -> Result<()> {

@@ -9,6 +9,7 @@
 //! - `view`: what a daemon shows of its processes, and [`Picture`], to see that nothing has changed
 //! - `pair`: the same calls to the sidecar and to an [`Oracle`], whose answers must be the same
 //! - `dice`: [`Dice`], random choices that can be made again
+//! - `disk`: disks that fail the proxy
 //! - `changes`: changes made at random, and what must be there after them
 //! - `stuck`: a daemon that is stopped while it reads a generated file
 //! - `ctl`: supervisorctl and Python scripts as clients
@@ -30,6 +31,7 @@ pub mod client;
 pub mod ctl;
 pub mod daemon;
 pub mod dice;
+pub mod disk;
 pub mod http;
 pub mod leftovers;
 pub mod pages;
