@@ -498,16 +498,25 @@ fn render(registry: &Registry, configured: &[ConfiguredGroup]) -> String {
         text.extend(programs.iter().map(|(_, program)| program.as_str()));
     }
     for member in registry.members().filter(|member| member.is_placed()) {
-        let Some(program) = member_program(member, &member.real) else {
+        let priority = plan::priority(registry, configured, &member.group);
+        let Some(sections) = placed_member(member, priority) else {
             continue;
         };
-        let priority = plan::priority(registry, configured, &member.group);
         // The comment is for people; the names cannot hold a line break.
         let _ = write!(text, "\n; {}:{}\n", member.group, member.process);
-        text += &program::render_group(&member.real, priority, &[&member.real]);
-        text += &program;
+        text += &sections;
     }
     text
+}
+
+/// The sections of a member in a real group of its own; none where [`member_program`] has none.
+fn placed_member(member: &Member, priority: i64) -> Option<String> {
+    let real = &member.real;
+    if let Some(program) = &member.program {
+        return Some(program.render_alone(real, member.index, priority));
+    }
+    let program = member_program(member, real)?;
+    Some(program::render_group(real, priority, &[real]) + &program)
 }
 
 /// The sections of the processes that a group holds itself, which are all of one program. While none
