@@ -17,7 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use measure::{Effort, Line, table};
-use rows::{changes, forwarding, resources, tail};
+use rows::{changes, forwarding, persist, resources, tail};
 
 /// A row's name, and what measures it.
 type Row = (&'static str, fn(Effort) -> Result<Vec<Line>>);
@@ -32,6 +32,7 @@ const ROWS: &[Row] = &[
     ("multicall", changes::one_multicall),
     ("population", changes::population),
     ("bystanders", changes::bystanders),
+    ("persist", persist::price),
     ("tail", tail::followers),
     ("memory", resources::memory),
     ("program", resources::program),

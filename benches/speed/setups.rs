@@ -50,12 +50,17 @@ pub(crate) struct Ours {
 
 impl Ours {
     pub(crate) fn start(body: &str) -> Result<Ours> {
+        Ours::start_with(body, &[])
+    }
+
+    /// The same, with further arguments.
+    pub(crate) fn start_with(body: &str, arguments: &[&str]) -> Result<Ours> {
         let daemon = Daemon::start_with(DaemonOptions {
             body,
             tcp: true,
             ..DaemonOptions::default()
         })?;
-        let sidecar = Sidecar::start(&daemon)?;
+        let sidecar = Sidecar::start_with(&daemon, arguments)?;
         let ours = Ours { sidecar, daemon };
         // So that it knows the daemon before the first turn.
         Wire::open(&ours.addr())?.call(&request("twiddler.getGroupNames", &[]))?;

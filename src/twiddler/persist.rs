@@ -118,11 +118,12 @@ impl Twiddler {
     /// Puts right what could not be when the daemon's present life was taken up. Until then that is
     /// not marked.
     pub(super) async fn catch_up(&self) -> Result<(), Refusal> {
-        let _settling = self.settling.lock().await;
-        let mut now = self.with_registry(Registry::clone);
-        if !self.persists || now.marker().is_some() || now.is_empty() {
+        let is_behind = |known: &Registry| known.marker().is_none() && !known.is_empty();
+        if !self.persists || !self.with_registry(is_behind) {
             return Ok(());
         }
+        let _settling = self.settling.lock().await;
+        let mut now = self.with_registry(Registry::clone);
         self.put_right(&mut now).await?;
         self.mark().await
     }
@@ -226,10 +227,14 @@ impl Twiddler {
         tracing::warn!(groups = ?lacking, "adding what supervisord did not read when it started");
         self.stop_and_remove(&changed).await?;
         let calls: Vec<_> = lacking
-            .into_iter()
-            .map(|name| (ADD, vec![Value::from(name)]))
+            .iter()
+            .map(|name| (ADD, vec![Value::from(*name)]))
             .collect();
-        self.multicall(&calls).await?;
+        for (group, added) in lacking.into_iter().zip(self.multicall(&calls).await?) {
+            if let Err(told) = added {
+                tracing::error!(group, fault = told.text, "it cannot be added again");
+            }
+        }
         Ok(())
     }
 

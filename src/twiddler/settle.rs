@@ -137,12 +137,13 @@ impl Twiddler {
 
     /// Stops groups, all at once, and removes each as soon as it is stopped.
     pub(super) async fn stop_and_remove(&self, groups: &BTreeSet<&str>) -> Result<(), Refusal> {
-        let answers = ask(self, vec![Question::AllProcesses]).await?;
-        let processes = answers.processes.values();
-        self.stop(processes.filter(|found| groups.contains(found.real.as_str())))
-            .await?;
         let mut left: Vec<&str> = groups.iter().copied().collect();
-        loop {
+        while !left.is_empty() {
+            // Each time, because the daemon may start again what had exited.
+            let answers = ask(self, vec![Question::AllProcesses]).await?;
+            let processes = answers.processes.values();
+            self.stop(processes.filter(|found| left.contains(&found.real.as_str())))
+                .await?;
             let calls: Vec<_> = left
                 .iter()
                 .map(|name| (REMOVE, vec![Value::from(*name)]))
@@ -151,11 +152,11 @@ impl Twiddler {
             left.retain(
                 |_| matches!(results.next(), Some(Err(told)) if told.code == STILL_RUNNING),
             );
-            if left.is_empty() {
-                return Ok(());
+            if !left.is_empty() {
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
         }
+        Ok(())
     }
 
     /// Tells processes to stop, and waits for none of them.

@@ -2,5 +2,6 @@
 
 pub(crate) mod changes;
 pub(crate) mod forwarding;
+pub(crate) mod persist;
 pub(crate) mod resources;
 pub(crate) mod tail;
