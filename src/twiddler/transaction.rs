@@ -38,8 +38,8 @@ pub(super) struct Transaction<'a> {
     events: Vec<Event>,
     /// The plans that were carried out in this round.
     finished: Vec<usize>,
-    /// Something is written down as about to happen.
-    is_begun: bool,
+    /// What is written down as about to happen, if anything.
+    begun: Option<Vec<Event>>,
 }
 
 /// A generated file that is there for the daemon to read, and written down what it is for: a daemon
@@ -98,12 +98,15 @@ impl Announced {
         match heard {
             Ok((answers, said)) => Ok((answers, Reading { staged: self, said })),
             Err(refusal) => {
-                let marker = self.marker.map(Event::Marker);
-                let open = marker.into_iter().chain(self.events).collect();
-                twiddler.leave_open(self.life, open);
+                twiddler.leave_open(self.life, self.steps());
                 Err(refusal)
             }
         }
+    }
+
+    /// All that it is for.
+    fn steps(&self) -> Vec<Event> {
+        steps(self.marker.as_deref(), &self.events)
     }
 }
 
@@ -127,6 +130,12 @@ fn text<'p>(twiddler: &Twiddler, plans: impl IntoIterator<Item = &'p Plan>) -> O
         true => empty_group(&twiddler.marker_name(), plan::DEFAULT_PRIORITY) + &sections,
         false => sections,
     })
+}
+
+/// What is about to happen where a marker comes with it.
+fn steps(marker: Option<&str>, events: &[Event]) -> Vec<Event> {
+    let marker = marker.map(|name| Event::Marker(name.to_owned()));
+    marker.into_iter().chain(events.iter().cloned()).collect()
 }
 
 fn empty_group(name: &str, priority: i64) -> String {
@@ -153,7 +162,7 @@ impl<'a> Transaction<'a> {
             life,
             plans,
             outcomes,
-            is_begun: ahead.is_some(),
+            begun: ahead.as_ref().map(|ahead| ahead.staged.steps()),
             ahead,
             events: Vec::new(),
             finished: Vec::new(),
@@ -185,7 +194,12 @@ impl<'a> Transaction<'a> {
     /// Takes note of what came of what was begun, and keeps that. What was done in a former life of
     /// the daemon has come to nothing.
     fn end(&mut self, kept: Option<Kept>) -> Result<(), Refusal> {
-        if !std::mem::take(&mut self.is_begun) {
+        let Some(begun) = self.begun.take() else {
+            return Ok(());
+        };
+        if self.events.is_empty() && !self.lives_on() {
+            // If it has started again while the file was there, it has read it.
+            self.twiddler.leave_open(self.life, begun);
             return Ok(());
         }
         let events = std::mem::take(&mut self.events);
@@ -235,7 +249,7 @@ impl<'a> Transaction<'a> {
 
     fn begin(&mut self, marker: Option<&str>, events: &[Event]) -> Result<(), Refusal> {
         self.twiddler.begin(marker, events)?;
-        self.is_begun = true;
+        self.begun = Some(steps(marker, events));
         Ok(())
     }
 
@@ -293,11 +307,11 @@ impl<'a> Transaction<'a> {
                     let announced =
                         Announced::begin(self.twiddler, self.life, text, events).await?;
                     // Its failure leaves it open whether anything has happened.
-                    self.is_begun = false;
+                    self.begun = None;
                     announced.read(self.twiddler, Vec::new()).await?.1
                 }
             };
-            self.is_begun = true;
+            self.begun = Some(staged.steps());
             match said {
                 Ok(reloaded) => {
                     self.refuse_unread(&reloaded);
@@ -360,10 +374,8 @@ impl<'a> Transaction<'a> {
         let results = match self.carry_out(&script.calls, staged).await {
             Ok(results) => results,
             Err(refusal) => {
-                let marker = marker.map(Event::Marker);
-                let open = marker.into_iter().chain(events).collect();
+                let open = self.begun.take().unwrap_or_default();
                 self.twiddler.leave_open(self.life, open);
-                self.is_begun = false;
                 return Err(refusal);
             }
         };
