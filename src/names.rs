@@ -218,11 +218,15 @@ pub fn configs_back(registry: &Registry, value: &mut Value) {
         let (Some(real), Some(process)) = (text(config, "group"), text(config, "name")) else {
             return true;
         };
-        if let Some((group, _)) = registry.owner(&real) {
+        // The daemon lists what it read last: also what has left since, or was not added after all.
+        if let Some((group, process)) = registry.owner(&real) {
+            let member = registry.member(group, process);
             set(config, "group", group);
-            return true;
+            return member.is_some_and(|member| member.real == real);
         }
-        registry.hidden_start(&real, &process).is_none()
+        let number = twiddler::number_of_real_name(&real);
+        number.is_none_or(|number| number >= registry.next())
+            && registry.hidden_start(&real, &process).is_none()
     });
 }
 

@@ -105,6 +105,8 @@ struct Stage {
     sidecar: Sidecar,
     model: Model,
     persists: bool,
+    /// Whether a group gets its first process. Where none does, the daemon reads ahead.
+    fills: bool,
     /// Names are not used twice.
     serial: usize,
 }
@@ -133,6 +135,7 @@ impl Stage {
             sidecar,
             model: Model::new(),
             persists,
+            fills: true,
             serial: 0,
         })
     }
@@ -173,16 +176,19 @@ impl Stage {
         };
         self.make(&[group(&fills), group(&goes), program("pool", &leaves, 1)])?;
         self.make(&[program(&goes, "own", 1), program(&goes, "placed", 2)])?;
-        Ok(vec![
+        let mut changes = vec![
             program("web", &member, 2),
             group(&new),
-            program(&fills, "first", 1),
             Change::RemoveGroup { group: goes },
             Change::RemoveProcess {
                 group: "pool".to_owned(),
                 process: leaves,
             },
-        ])
+        ];
+        if self.fills {
+            changes.push(program(&fills, "first", 1));
+        }
+        Ok(changes)
     }
 
     /// Removes what was added before.
@@ -337,12 +343,18 @@ fn answers(connection: &mut Connection) -> Result<Vec<bool>> {
         .collect())
 }
 
-/// Runs the case at each point, with and without `--persist`.
+/// Runs the case at each point, with and without `--persist`, where a group is filled and where the
+/// daemon reads ahead.
 fn at_each_point(case: impl Fn(&mut Stage, &str) -> Result<()>) -> Result<()> {
     for persists in [false, true] {
         let mut stage = Stage::set(persists)?;
-        for point in stage.points() {
-            case(&mut stage, point).with_context(|| format!("{point}, --persist: {persists}"))?;
+        for (point, fills) in stage
+            .points()
+            .flat_map(|point| [(point, true), (point, false)])
+        {
+            stage.fills = fills;
+            case(&mut stage, point)
+                .with_context(|| format!("{point}, --persist: {persists}, fills: {fills}"))?;
         }
     }
     Ok(())

@@ -110,6 +110,63 @@ fn real_name(daemon: &Daemon, group: &str, process: &str) -> Result<String> {
 // --- Groups ---
 
 #[test]
+fn one_multicall_may_reload_and_list_the_configuration() -> Result<()> {
+    let (_daemon, _sidecar, client) = front("[program:web]\ncommand=/bin/cat\n")?;
+    client.call("twiddler.addProgramToGroup", ("web", "job", program(&[])))?;
+    let calls = [
+        ("supervisor.reloadConfig", params![]),
+        ("supervisor.getAllConfigInfo", params![]),
+    ];
+    let results = client.multicall(&calls)?;
+    let listed = column(&results[1], "name")?;
+    ensure!(listed == ["job", "web"], "{listed:?}");
+    // Nobody waits for ever after it.
+    client.call("twiddler.addProgramToGroup", ("web", "next", program(&[])))?;
+    Ok(())
+}
+
+#[test]
+fn a_refused_program_is_not_among_the_configured_ones() -> Result<()> {
+    let (daemon, _sidecar, client) =
+        front("[group:web]\nprograms=front\n[program:front]\ncommand=/bin/cat\n")?;
+    // Not more of it: what is read again has its automatic logs not yet.
+    let configs = |client: &Client| -> Result<Vec<String>> {
+        let configs = client.call("supervisor.getAllConfigInfo", ())?;
+        let name = |config| {
+            Ok(format!(
+                "{}:{}",
+                text(member(config, "group")?)?,
+                text(member(config, "name")?)?
+            ))
+        };
+        items(&configs)?.iter().map(name).collect()
+    };
+    let ensure_are = |wanted: &[String]| {
+        let there = configs(&client)?;
+        ensure!(there == wanted, "{there:#?}");
+        Ok(())
+    };
+    let before = configs(&client)?;
+    let add = |name: &str| client.call("twiddler.addProgramToGroup", ("web", name, program(&[])));
+    let fault =
+        client.expect_fault("twiddler.addProgramToGroup", ("web", "front", program(&[])))?;
+    ensure!(fault.code == 10, "{fault:?}");
+    ensure_are(&before)?;
+    let there = configs(&daemon.client())?;
+    ensure!(there == before, "{there:?}");
+    // The same when names are translated anyway, and for a process that has left.
+    add("job")?;
+    let with_job = configs(&client)?;
+    client.expect_fault("twiddler.addProgramToGroup", ("web", "front", program(&[])))?;
+    ensure_are(&with_job)?;
+    client.call("twiddler.removeProcessFromGroup", ("web", "job"))?;
+    ensure_are(&before)?;
+    add("job")?;
+    ensure_are(&with_job)?;
+    Ok(())
+}
+
+#[test]
 fn a_process_joins_any_group_and_no_neighbour_notices() -> Result<()> {
     let (daemon, _sidecar, client) = front(USER)?;
     let users = ["web:a", "lone", "fast", "ears"];

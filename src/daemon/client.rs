@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base64::Engine;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -36,6 +37,8 @@ pub enum CallError {
 /// So many replies may be read to their ends at a time while nobody waits for them: each holds a
 /// connection of the daemon's.
 const MAX_LEFT_OVER: usize = 8;
+/// How long one of them may take.
+const LEFT_OVER_TIME: Duration = Duration::from_secs(30);
 
 /// The way to one supervisord.
 pub struct Daemon {
@@ -259,7 +262,8 @@ impl Daemon {
             if body.is_some() {
                 tokio::spawn(async move {
                     let _left_over = left_over;
-                    while let Ok(Some(_)) = reply.chunk().await {}
+                    let rest = async { while let Ok(Some(_)) = reply.chunk().await {} };
+                    let _ = tokio::time::timeout(LEFT_OVER_TIME, rest).await; // closed then
                 });
                 break;
             }

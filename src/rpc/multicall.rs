@@ -186,7 +186,7 @@ impl Progress<'_> {
         }
         let (entries, backs): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.asked).into_iter().unzip();
-        let _quiet = match entries.iter().any(reloads) {
+        let quiet = match entries.iter().any(reloads) {
             true => Some(self.rpc.twiddler.quiet().await),
             false => None,
         };
@@ -194,6 +194,8 @@ impl Progress<'_> {
             .rpc
             .ask(self.caller, "system.multicall", &[Value::Array(entries)])
             .await?;
+        // What comes back may have to be completed by a reading of our own.
+        drop(quiet);
         let Value::Array(results) = answer else {
             return Ok(());
         };

@@ -106,6 +106,7 @@ async fn prepare<'a>(
     changes: &[Change],
 ) -> Result<Transaction<'a>, Refusal> {
     let life = twiddler.present_life().await?;
+    twiddler.end_what_is_settled(life)?;
     twiddler.catch_up().await?;
     let configured = twiddler.configured_groups();
     let names = process_names(twiddler, changes).await;

@@ -26,7 +26,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 pub use change::{Change, Outcome, Refusal, Wording};
 pub use log::MainLog;
-pub use plan::{Found, group_of_real_name};
+pub use plan::{Found, group_of_real_name, number_of_real_name};
 pub use registry::{Event, Member, Place, Registry, is_still_hidden};
 
 use crate::daemon::conf::{self, ConfiguredGroup};
@@ -386,6 +386,14 @@ impl Twiddler {
             return Err(started_again());
         }
         journal.done(events);
+        Ok(())
+    }
+
+    /// Ends what an earlier change had begun, once it is known what came of it.
+    fn end_what_is_settled(&self, life: u64) -> Result<(), Refusal> {
+        if self.open_ends().is_empty() && !self.journal_mut().begun().is_empty() {
+            self.end(life, Vec::new())?;
+        }
         Ok(())
     }
 

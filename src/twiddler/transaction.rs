@@ -40,6 +40,8 @@ pub(super) struct Transaction<'a> {
     finished: Vec<usize>,
     /// What is written down as about to happen, if anything.
     begun: Option<Vec<Event>>,
+    /// The daemon has read something last that was not added after all.
+    is_stale: bool,
 }
 
 /// A generated file that is there for the daemon to read, and written down what it is for: a daemon
@@ -113,8 +115,9 @@ impl Announced {
 /// What the daemon has to read for these plans, where that may be before it is known for sure that
 /// they are right: not where a group has to be looked into first.
 pub(super) fn text_ahead(twiddler: &Twiddler, plans: &[Plan]) -> Option<String> {
-    let fills = |plan: &Plan| matches!(plan, Plan::Fill { .. });
-    if plans.iter().any(fills) {
+    // Nor where something is hidden, which is done before anything is read.
+    let waits = |plan: &Plan| matches!(plan, Plan::Fill { .. } | Plan::Hide { .. });
+    if plans.iter().any(waits) {
         return None;
     }
     text(twiddler, plans)
@@ -163,6 +166,7 @@ impl<'a> Transaction<'a> {
             plans,
             outcomes,
             begun: ahead.as_ref().map(|ahead| ahead.staged.steps()),
+            is_stale: ahead.is_some(),
             ahead,
             events: Vec::new(),
             finished: Vec::new(),
@@ -181,7 +185,18 @@ impl<'a> Transaction<'a> {
         if let Err(refusal) = self.end(None) {
             tracing::debug!(%refusal, "nothing is left of what was begun");
         }
+        self.refresh().await;
         self.outcomes
+    }
+
+    /// Lets the daemon read its files without what was refused: it lists what it read last, and would
+    /// add it for anybody.
+    async fn refresh(&self) {
+        if self.is_stale
+            && let Err(refusal) = ask_and_reload(self.twiddler, Vec::new()).await
+        {
+            tracing::debug!(%refusal, "supervisord may still list what it read last");
+        }
     }
 
     async fn round(&mut self) -> Result<(), Refusal> {
@@ -270,6 +285,7 @@ impl<'a> Transaction<'a> {
         }
         self.ahead = None;
         let file = self.twiddler.stage(&sections).await?;
+        self.is_stale = true;
         let (_, said) = ask_and_reload(self.twiddler, Vec::new()).await?;
         drop(file);
         match said {
@@ -304,14 +320,20 @@ impl<'a> Transaction<'a> {
                 Some(ahead) => ahead,
                 None => {
                     let events = plan::events(pending());
+                    self.end(None)?;
                     let announced =
                         Announced::begin(self.twiddler, self.life, text, events).await?;
-                    // Its failure leaves it open whether anything has happened.
-                    self.begun = None;
                     announced.read(self.twiddler, Vec::new()).await?.1
                 }
             };
             self.begun = Some(staged.steps());
+            self.is_stale = true;
+            if !self.lives_on() {
+                // Not while a file is there: finding out about the daemon's life may need one too.
+                drop(staged);
+                self.twiddler.lived_on_since(self.life).await?;
+                continue;
+            }
             match said {
                 Ok(reloaded) => {
                     self.refuse_unread(&reloaded);
@@ -379,6 +401,7 @@ impl<'a> Transaction<'a> {
                 return Err(refusal);
             }
         };
+        self.is_stale = false;
         let settled = self.settle(&script, &results).await;
         if settled.is_err() {
             let open = plan::events(self.pending().map(|(_, plan)| plan));
