@@ -223,9 +223,10 @@ pub fn configs_back(registry: &Registry, value: &mut Value) {
         let (Some(real), Some(process)) = (text(config, "group"), text(config, "name")) else {
             return true;
         };
-        if let Some((group, _)) = registry.owner(&real) {
+        if let Some((group, process)) = registry.owner(&real) {
             set(config, "group", group);
-            return true;
+            // The daemon lists what it read last, also what has left since.
+            return registry.member(group, process).is_some();
         }
         registry.hidden_start(&real, &process).is_none()
     });
