@@ -488,7 +488,6 @@ fn seen(daemon: &Daemon, client: &Client) -> Result<Seen> {
         let name = format!("{}:{}", word("group")?, word("name")?);
         configs.insert(name, (priority, word("command")?));
     }
-    configs.retain(|name, _| shown.contains(name));
     let groups = client.call("twiddler.getGroupNames", ())?;
     Ok(Seen {
         groups: texts(&groups)?.into_iter().map(str::to_owned).collect(),
