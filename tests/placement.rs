@@ -163,6 +163,18 @@ fn a_refused_program_is_not_among_the_configured_ones() -> Result<()> {
     ensure_are(&before)?;
     add("job")?;
     ensure_are(&with_job)?;
+    // Beside a removal, for which the daemon reads nothing.
+    let calls = [
+        (
+            "twiddler.addProgramToGroup",
+            params!["web", "front", program(&[])],
+        ),
+        ("twiddler.removeProcessFromGroup", params!["web", "job"]),
+    ];
+    client.multicall(&calls)?;
+    ensure_are(&before)?;
+    let there = configs(&daemon.client())?;
+    ensure!(there == before, "{there:?}");
     Ok(())
 }
 

@@ -393,6 +393,7 @@ impl<'a> Transaction<'a> {
             drop(staged);
             return self.twiddler.lived_on_since(self.life).await;
         };
+        let is_read = staged.is_some();
         let results = match self.carry_out(&script.calls, staged).await {
             Ok(results) => results,
             Err(refusal) => {
@@ -401,7 +402,7 @@ impl<'a> Transaction<'a> {
                 return Err(refusal);
             }
         };
-        self.is_stale = false;
+        self.is_stale &= !is_read;
         let settled = self.settle(&script, &results).await;
         if settled.is_err() {
             let open = plan::events(self.pending().map(|(_, plan)| plan));
