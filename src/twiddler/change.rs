@@ -6,8 +6,9 @@ use http::StatusCode;
 use super::Twiddler;
 use super::ask::ask;
 use super::plan::{self, Answers, Plan, Planner, Question};
+use super::reading::{Announced, Reading, text_ahead};
 use super::registry::Event;
-use super::transaction::{self, Announced, Reading, Transaction};
+use super::transaction::Transaction;
 use crate::daemon::CallError;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, FAILED, INCORRECT_PARAMETERS, fault};
@@ -185,7 +186,7 @@ async fn ask_reading_ahead(
     guess: Vec<Result<Plan, Refusal>>,
 ) -> Result<(Answers, Option<Reading>), Refusal> {
     let plans: Vec<Plan> = guess.into_iter().flatten().collect();
-    if let Some(text) = transaction::text_ahead(twiddler, &plans)
+    if let Some(text) = text_ahead(twiddler, &plans)
         && let Ok(staged) = Announced::begin(twiddler, life, text, plan::events(&plans)).await
     {
         let (answers, reading) = staged.read(twiddler, questions).await?;

@@ -14,7 +14,7 @@ use super::change::{Refusal, not_read};
 use super::persist::KeptBefore;
 use super::plan::{self, Answers, Found, Question, group_of_real_name};
 use super::registry::{Event, Member, Registry};
-use super::transaction::{ADD, REMOVE};
+use super::script::{ADD, REMOVE};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, STILL_RUNNING};
 use crate::program;
 use crate::xmlrpc::Value;

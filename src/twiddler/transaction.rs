@@ -4,23 +4,18 @@
 //! taken out and the others are tried again. Then all that is right is done in one multicall, while
 //! the file is still there: whoever else lets the daemon read its files reads the same.
 
-use std::ops::Range;
-
+use super::Twiddler;
 use super::ask::ask_and_reload;
 use super::change::{Outcome, Refusal, Wording, blames, not_read, reread_fault};
 use super::persist::Kept;
-use super::plan::{self, Answers, Plan, Planner, Question};
+use super::plan::{self, Plan, Planner};
+use super::reading::{Announced, Reading, empty_group, steps, text};
 use super::registry::Event;
-use super::{OnDisk, Twiddler};
+use super::script::{ADD, REMOVE, Script};
 use crate::daemon::Reloaded;
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
-use crate::program;
 use crate::seam;
 use crate::xmlrpc::{Fault, Value};
-
-pub(super) const ADD: &str = "supervisor.addProcessGroup";
-
-pub(super) const REMOVE: &str = "supervisor.removeProcessGroup";
 
 /// What the daemon answered to one call of a multicall.
 type Told = Result<Value, Fault>;
@@ -42,107 +37,6 @@ pub(super) struct Transaction<'a> {
     begun: Option<Vec<Event>>,
     /// The daemon has read something last that was not added after all.
     is_stale: bool,
-}
-
-/// A generated file that is there for the daemon to read, and written down what it is for: a daemon
-/// that starts at this moment reads it too.
-pub(super) struct Announced {
-    life: u64,
-    text: String,
-    events: Vec<Event>,
-    marker: Option<String>,
-    _file: OnDisk,
-}
-
-/// The same when the daemon has read it, and what it said.
-pub(super) struct Reading {
-    staged: Announced,
-    said: Result<Reloaded, Fault>,
-}
-
-impl Announced {
-    /// Writes down that `events` are about to happen in this `life` of the daemon, and puts `text` in
-    /// place for it.
-    pub(super) async fn begin(
-        twiddler: &Twiddler,
-        life: u64,
-        text: String,
-        events: Vec<Event>,
-    ) -> Result<Self, Refusal> {
-        let marker = twiddler.needs_marker().then(|| twiddler.marker_name());
-        seam::reach("planned");
-        twiddler.begin(marker.as_deref(), &events)?;
-        seam::reach("begun");
-        match twiddler.stage(&text).await {
-            Ok(file) => Ok(Announced {
-                life,
-                text,
-                events,
-                marker,
-                _file: file,
-            }),
-            Err(refusal) => {
-                twiddler.end(life, Vec::new())?;
-                Err(refusal)
-            }
-        }
-    }
-
-    /// Lets the daemon read it, and answer `questions`.
-    pub(super) async fn read(
-        self,
-        twiddler: &Twiddler,
-        questions: Vec<Question>,
-    ) -> Result<(Answers, Reading), Refusal> {
-        seam::reach("staged");
-        let heard = ask_and_reload(twiddler, questions).await;
-        seam::reach("read");
-        match heard {
-            Ok((answers, said)) => Ok((answers, Reading { staged: self, said })),
-            Err(refusal) => {
-                twiddler.leave_open(self.life, self.steps());
-                Err(refusal)
-            }
-        }
-    }
-
-    /// All that it is for.
-    fn steps(&self) -> Vec<Event> {
-        steps(self.marker.as_deref(), &self.events)
-    }
-}
-
-/// What the daemon has to read for these plans, where that may be before it is known for sure that
-/// they are right: not where a group has to be looked into first.
-pub(super) fn text_ahead(twiddler: &Twiddler, plans: &[Plan]) -> Option<String> {
-    // Nor where something is hidden, which is done before anything is read.
-    let waits = |plan: &Plan| matches!(plan, Plan::Fill { .. } | Plan::Hide { .. });
-    if plans.iter().any(waits) {
-        return None;
-    }
-    text(twiddler, plans)
-}
-
-/// What the daemon has to read for these plans, if anything.
-fn text<'p>(twiddler: &Twiddler, plans: impl IntoIterator<Item = &'p Plan>) -> Option<String> {
-    let sections: String = plans.into_iter().map(Plan::sections).collect();
-    if sections.is_empty() {
-        return None;
-    }
-    Some(match twiddler.needs_marker() {
-        true => empty_group(&twiddler.marker_name(), plan::DEFAULT_PRIORITY) + &sections,
-        false => sections,
-    })
-}
-
-/// What is about to happen where a marker comes with it.
-fn steps(marker: Option<&str>, events: &[Event]) -> Vec<Event> {
-    let marker = marker.map(|name| Event::Marker(name.to_owned()));
-    marker.into_iter().chain(events.iter().cloned()).collect()
-}
-
-fn empty_group(name: &str, priority: i64) -> String {
-    program::render_group(name, priority, &[])
 }
 
 impl<'a> Transaction<'a> {
@@ -661,45 +555,5 @@ fn addition_fault(plan: &Plan, told: &Fault, first: Option<&Told>) -> Fault {
             FAILED,
             format!("the group changed meanwhile, call again ({})", told.text),
         ),
-    }
-}
-
-/// The calls of one multicall, and whose they are.
-#[derive(Default)]
-struct Script {
-    calls: Vec<(&'static str, Vec<Value>)>,
-    /// The first call adds the group by which the daemon's life is known.
-    marks: bool,
-    /// Each plan's number, and which calls are made for it.
-    steps: Vec<(usize, Range<usize>)>,
-}
-
-impl Script {
-    fn push(&mut self, method: &'static str, group: &str) {
-        self.calls.push((method, vec![group.into()]));
-    }
-
-    fn plan(&mut self, index: usize, plan: &Plan) {
-        let first = self.calls.len();
-        match plan {
-            Plan::Create { group, .. } => self.push(ADD, group),
-            Plan::Fill { group, .. } | Plan::Reset { group, .. } => {
-                self.push(REMOVE, group);
-                self.push(ADD, group);
-            }
-            Plan::Place { members, .. } => {
-                for member in members {
-                    self.push(ADD, &member.real);
-                }
-            }
-            Plan::Drop { real, .. } => self.push(REMOVE, real),
-            Plan::Dissolve { reals, .. } => {
-                for real in reals {
-                    self.push(REMOVE, real);
-                }
-            }
-            Plan::Hide { .. } => {}
-        }
-        self.steps.push((index, first..self.calls.len()));
     }
 }
