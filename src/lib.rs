@@ -16,6 +16,7 @@
 //! - [`config`], [`cli`]: what the proxy was told
 //! - [`daemon`]: the supervisord on the other side, and its configuration file
 //! - [`include_dir`], [`program`], [`xmlrpc`]: files, program sections, the wire format
+//! - `python`: text and numbers as Python reads and prints them
 //! - [`password`], [`policy`]: what callers must present, and which methods there are for them
 
 pub mod check;
@@ -31,6 +32,7 @@ pub mod pages;
 pub mod password;
 pub mod policy;
 pub mod program;
+mod python;
 pub mod relay;
 pub mod rpc;
 mod seam;

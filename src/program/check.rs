@@ -4,9 +4,9 @@
 //! All else is left to the daemon to judge when it reads the section.
 
 use super::options::{KNOWN_OPTIONS, Options, plain_number};
-use super::python::repr;
 use super::section::group_setting;
 use super::{MAX_NUMPROCS, Program, Refusal, expansion, limits, process_names};
+use crate::python::repr;
 
 /// Checks a program whose counts have been read.
 pub(super) fn check(program: &Program) -> Result<(), Refusal> {

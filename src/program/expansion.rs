@@ -2,9 +2,9 @@
 
 use super::name::is_carried;
 use super::options::Reading;
-use super::python::repr;
 use super::template::{Conversion, FormatError, Piece, Template};
 use super::{Program, Refusal};
+use crate::python::repr;
 
 /// Checks that the daemon can expand an option, and will not put more into it than was asked for.
 pub(super) fn check(program: &Program, option: &str, reading: Reading) -> Result<(), Refusal> {

@@ -1,8 +1,8 @@
 //! The daemon's faults about generated sections, told about the client's.
 
-use super::python::repr;
 use super::section::group_setting;
 use super::{Program, Scope, daemons_ending};
+use crate::python::repr;
 
 /// The variable that generated sections set, as the daemon lists it.
 const GROUP_VARIABLE: &str = "ENV_SUPERVISOR_GROUP_NAME";

@@ -1,7 +1,7 @@
 //! Formatting a value as Python's `%` does.
 
-use super::python::repr;
 use super::template::Conversion;
+use crate::python::repr;
 
 impl Conversion {
     /// What comes out for a name; `None` if Python would raise an error.

@@ -5,8 +5,8 @@
 //! value is expanded, so a conversion that expands to nothing can stand where a character must not
 //! be seen.
 
-use super::python::is_space;
 use super::template::Piece;
+use crate::python::is_space;
 
 /// Expands to nothing, in the sections of groups as well as of programs, and is not what
 /// `expand_here` looks for.

@@ -2,9 +2,9 @@
 
 use std::path::{Component, Path};
 
-use super::python::{Int, byte_size, int, is_space};
 use super::template::{Piece, Template};
 use super::{Program, Refusal};
+use crate::python::{Int, byte_size, int, is_space};
 
 /// A rollover looks for every backup by name while the daemon does nothing else: 5 ms for each
 /// thousand.

@@ -15,7 +15,6 @@ mod limits;
 mod name;
 mod options;
 mod process_names;
-mod python;
 mod section;
 mod template;
 
@@ -30,8 +29,8 @@ use crate::xmlrpc::Value;
 pub use name::{Name, NameError};
 pub use section::render_group;
 
+use crate::python::{Int, int, repr, strip};
 use options::{Options, Reading};
-use python::{Int, int, repr, strip};
 use template::{Known, Template};
 
 /// More processes in one program are refused. A thousand take the daemon half a second to list,

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::python::{repr, strip};
+use crate::python::{repr, strip};
 
 /// The name of a group or program that the daemon accepts, reads back whole from a section header
 /// and from `programs=`, and can be asked about afterwards.

@@ -6,7 +6,7 @@ use crate::xmlrpc::Value;
 
 use super::Refusal;
 use super::name::is_carried;
-use super::python::{Int, float_repr, int, is_space, repr};
+use crate::python::{Int, float_repr, int, is_space, repr};
 
 /// Options by their lower-cased names, with values as they would stand in a file.
 pub(super) type Options = BTreeMap<String, String>;

@@ -5,9 +5,9 @@ use std::hash::Hash;
 
 use super::name::{NameError, check_process_name};
 use super::options::Reading;
-use super::python::strip;
 use super::template::{Piece, Template};
 use super::{Program, Refusal};
+use crate::python::strip;
 
 /// The daemon puts a process name into the name of an automatic log file, with some 30 bytes around
 /// it and the identifier it was given; a file name has 255. Where that fails the group is not

@@ -4,7 +4,7 @@
 
 use thiserror::Error;
 
-use super::python::{is_space, repr};
+use crate::python::{is_space, repr};
 
 /// Widths and precisions above this are refused: the daemon would build the padding in memory.
 const MAX_WIDTH: usize = 1000;

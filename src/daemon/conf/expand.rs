@@ -1,8 +1,7 @@
-//! Values to what they stand for: Python's `%` formatting, numbers, paths, and the `KEY=value`
+//! Values to what they stand for: Python's `%` formatting, paths, and the `KEY=value`
 //! lists of `environment`.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use nix::unistd::{Uid, User};
 
 use super::Environment;
 
@@ -10,29 +9,6 @@ use super::Environment;
 const MAX_WIDTH: usize = 4096;
 
 const LONE_PERCENT: &str = "a % alone stands for nothing; write %% for a percent sign";
-
-/// What Python takes for white space.
-pub(super) fn is_space(letter: char) -> bool {
-    letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
-}
-
-pub(super) fn strip(text: &str) -> &str {
-    text.trim_matches(is_space)
-}
-
-/// A whole number as Python's `int` reads it.
-pub(super) fn integer(text: &str) -> Option<i64> {
-    let text = strip(text);
-    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let grouped = digits
-        .split('_')
-        .all(|group| !group.is_empty() && group.bytes().all(|digit| digit.is_ascii_digit()));
-    if grouped {
-        text.replace('_', "").parse().ok()
-    } else {
-        None
-    }
-}
 
 /// `text % names` (supervisor/options.py, `expand`), but for a bare `%s`: the daemon would put
 /// in its whole environment.
@@ -210,8 +186,8 @@ pub(super) fn home(path: &str, env: &Environment<'_>) -> String {
     };
     let (user, rest) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let home = match user {
-        "" => env("HOME").or_else(|| home_of(|_, uid| own_uid().is_some_and(|own| own == uid))),
-        user => home_of(|name, _| name == user),
+        "" => env("HOME").or_else(|| home_of(User::from_uid(Uid::current()))),
+        user => home_of(User::from_name(user)),
     };
     let Some(home) = home else {
         return path.to_owned();
@@ -224,19 +200,9 @@ pub(super) fn home(path: &str, env: &Environment<'_>) -> String {
     }
 }
 
-fn home_of(is_wanted: impl Fn(&str, &str) -> bool) -> Option<String> {
-    let accounts = fs::read_to_string("/etc/passwd").ok()?;
-    accounts.lines().find_map(|line| {
-        let fields: Vec<_> = line.split(':').collect();
-        let wanted = fields.len() > 5 && is_wanted(fields[0], fields[2]);
-        wanted.then(|| fields[5].to_owned())
-    })
-}
-
-fn own_uid() -> Option<String> {
-    fs::metadata("/proc/self")
-        .ok()
-        .map(|process| process.uid().to_string())
+fn home_of(user: nix::Result<Option<User>>) -> Option<String> {
+    let dir = user.ok()??.dir;
+    dir.into_os_string().into_string().ok()
 }
 
 /// Python's `os.path.normpath`: a matter of text, which follows no links.
@@ -341,24 +307,6 @@ mod tests {
                     .collect::<Vec<_>>()
             });
             assert_eq!(pairs(text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn numbers_are_read_as_python_reads_them() {
-        for (text, expected) in [
-            ("5", Some(5)),
-            (" -5\n", Some(-5)),
-            ("+1_000", Some(1000)),
-            ("007", Some(7)),
-            ("", None),
-            ("1__0", None),
-            ("_1", None),
-            ("+-1", None),
-            ("0x10", None),
-            ("1.0", None),
-        ] {
-            assert_eq!(integer(text), expected, "{text:?}");
         }
     }
 

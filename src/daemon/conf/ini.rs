@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ::ini::{Ini, ParseOption, Properties};
 
-use super::expand::{is_space, strip};
+use crate::python::{is_space, strip};
 
 /// The section whose options all others inherit.
 const DEFAULTS: &str = "DEFAULT";

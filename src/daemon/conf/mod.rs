@@ -11,8 +11,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use self::expand::{integer, is_space, normal_path, pairs, strip};
+use self::expand::{normal_path, pairs};
 use self::ini::{Section, Sections, Setting};
+use crate::python::{int, is_space, strip};
 
 pub use self::pattern::{has_wildcard, name_matches};
 
@@ -505,7 +506,7 @@ impl<'a> Reader<'a> {
         let (value, file) =
             self.required(&section.name, "port", &section.file, "127.0.0.1:9001")?;
         let (host, port) = value.rsplit_once(':').unwrap_or(("", &value));
-        let port = integer(port).and_then(|port| u16::try_from(port).ok());
+        let port = int(port).value().and_then(|port| u16::try_from(port).ok());
         let Some(port) = port.filter(|port| *port > 0) else {
             let problem = format!(
                 "port: `{value}` is no port from 1 to 65535, alone or after a host and a colon; write port = 127.0.0.1:9001"
@@ -615,12 +616,12 @@ impl<'a> Reader<'a> {
             "group_name" => Some(group.to_owned()),
             _ => self.names.get(name),
         });
-        text.ok().and_then(|text| integer(&text)).unwrap_or(1)
+        text.ok().and_then(|text| int(&text).value()).unwrap_or(1)
     }
 
     fn number(&self, section: &str, key: &str) -> Option<i64> {
         let (value, _) = self.value(section, key).ok()??;
-        integer(&value)
+        int(&value).value()
     }
 
     fn twiddler(&mut self) -> Vec<TwiddlerKey> {
@@ -729,8 +730,9 @@ fn read_text(file: &Path) -> io::Result<String> {
 }
 
 fn host_name() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim_end().to_owned()
+    nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn absolute(path: &str) -> String {

@@ -1,41 +1,9 @@
-//! What Python makes of an element's text: `int()`, `float()`, `time.strptime` and
-//! `base64.decodebytes`, which is what the daemon hands it to (`supervisor/xmlrpc.py`,
-//! `unmarshallers`).
-//!
-//! Narrower in one point: digits are ASCII. Which others Python takes changes with its version.
-
-use std::borrow::Cow;
+//! What the daemon makes of the text of dates and base64 (`supervisor/xmlrpc.py`, `unmarshallers`):
+//! Python's `time.strptime` and `base64.decodebytes`.
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-
-/// The number in the text, white space around it and underscores between digits aside; nothing if
-/// it is no integer or exceeds 64 bits.
-pub(super) fn integer(text: &str) -> Option<i64> {
-    without_underscores(text.trim())?.parse().ok()
-}
-
-/// The number in the text, under the same rules; `inf` and `nan` are numbers too.
-pub(super) fn double(text: &str) -> Option<f64> {
-    without_underscores(text.trim())?.parse().ok()
-}
-
-/// The text without its underscores; nothing if one of them is not between two digits.
-fn without_underscores(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('_') {
-        return Some(Cow::Borrowed(text));
-    }
-    let bytes = text.as_bytes();
-    let is_digit = |at: Option<usize>| {
-        at.and_then(|at| bytes.get(at))
-            .is_some_and(u8::is_ascii_digit)
-    };
-    let between_digits = text
-        .match_indices('_')
-        .all(|(at, _)| is_digit(at.checked_sub(1)) && is_digit(at.checked_add(1)));
-    between_digits.then(|| Cow::Owned(text.replace('_', "")))
-}
 
 /// Whether the text is a point in time by the pattern `%Y%m%dT%H:%M:%S`.
 ///
@@ -145,63 +113,6 @@ fn base64_characters(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn integers_follow_python() {
-        for (text, expected) in [
-            ("5", Some(5)),
-            ("-5", Some(-5)),
-            ("+5", Some(5)),
-            (" \t\n\u{a0}5\u{2003}", Some(5)),
-            ("1_000_0", Some(10000)),
-            ("0005", Some(5)),
-            ("9223372036854775807", Some(i64::MAX)),
-            ("-9223372036854775808", Some(i64::MIN)),
-            ("9223372036854775808", None),
-            ("", None),
-            (" ", None),
-            ("_5", None),
-            ("5_", None),
-            ("5__5", None),
-            ("+_5", None),
-            ("- 5", None),
-            ("+-5", None),
-            ("5.0", None),
-            ("0x5", None),
-            ("5 5", None),
-            ("\u{663}", None),
-        ] {
-            assert_eq!(integer(text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn doubles_follow_python() {
-        for (text, expected) in [
-            ("1", Some(1.0)),
-            (" 1.5\n", Some(1.5)),
-            ("1.", Some(1.0)),
-            (".5", Some(0.5)),
-            ("-1e-1_0", Some(-1e-10)),
-            ("1_0.2_5", Some(10.25)),
-            ("1E5", Some(1e5)),
-            ("1e999", Some(f64::INFINITY)),
-            ("-iNf", Some(f64::NEG_INFINITY)),
-            ("+Infinity", Some(f64::INFINITY)),
-            ("", None),
-            (".", None),
-            ("e5", None),
-            ("1e", None),
-            ("1_.5", None),
-            ("1e_5", None),
-            ("infinit", None),
-            ("0x1p3", None),
-            ("1,5", None),
-        ] {
-            assert_eq!(double(text), expected, "{text:?}");
-        }
-        assert!(double("nan").is_some_and(f64::is_nan));
-    }
 
     #[test]
     fn dates_follow_python() {

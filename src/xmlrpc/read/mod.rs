@@ -16,6 +16,7 @@ use quick_xml::errors::{Error as TokenError, IllFormedError};
 use quick_xml::events::Event;
 
 use super::{Fault, Limits, MethodCall, Value};
+use crate::python;
 use markup::{Checked, Namespaces};
 
 mod literal;
@@ -231,10 +232,11 @@ impl<'a> Element<'a> {
         let Self { at, tag, text, .. } = self;
         let refused = |element, what| ReadError::Content { at, element, what };
         match tag {
-            Tag::Int => literal::integer(&text)
+            Tag::Int => python::int(&text)
+                .value()
                 .map(Value::Int)
                 .ok_or_else(|| refused("int", "is not an integer of 64 bits")),
-            Tag::Double => literal::double(&text)
+            Tag::Double => python::float(&text)
                 .map(Value::Double)
                 .ok_or_else(|| refused("double", "is not a number")),
             Tag::DateTime if literal::is_date_time(&text) => Ok(Value::DateTime(text.into())),

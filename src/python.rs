@@ -1,8 +1,11 @@
-//! Text and numbers as Python sees them, because the daemon's parser and its fault texts do.
+//! Text and numbers as Python reads and prints them. The daemon is written in Python, so its parser,
+//! its fault texts and its XML-RPC follow these rules.
+
+use std::borrow::Cow;
 
 /// What `int()` makes of a text.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Int {
+pub(crate) enum Int {
     /// A number.
     Value(i64),
     /// A number beyond 64 bits.
@@ -13,32 +16,57 @@ pub(super) enum Int {
     Invalid,
 }
 
+impl Int {
+    /// The number, if it fits into 64 bits.
+    pub(crate) fn value(self) -> Option<i64> {
+        match self {
+            Int::Value(value) => Some(value),
+            Int::Huge | Int::Foreign | Int::Invalid => None,
+        }
+    }
+}
+
 /// Reads `text` as `int(text)` does: stripped, with a sign, single underscores between digits.
-pub(super) fn int(text: &str) -> Int {
+pub(crate) fn int(text: &str) -> Int {
     let text = strip(text);
-    let (negative, digits) = match text.strip_prefix(['+', '-']) {
-        Some(rest) => (text.starts_with('-'), rest),
-        None => (false, text),
-    };
     if text.chars().any(|c| !c.is_ascii() && c.is_numeric()) {
         return Int::Foreign;
     }
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     let grouped = digits
         .split('_')
         .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
     if !grouped {
         return Int::Invalid;
     }
-    match digits.replace('_', "").parse::<i64>() {
-        Ok(value) if negative => Int::Value(-value),
-        Ok(value) => Int::Value(value),
-        Err(_) => Int::Huge,
+    text.replace('_', "").parse().map_or(Int::Huge, Int::Value)
+}
+
+/// Reads `text` as `float(text)` does, under the same rules; `inf` and `nan` are numbers too.
+/// Digits are ASCII: which others Python takes changes with its version.
+pub(crate) fn float(text: &str) -> Option<f64> {
+    without_underscores(strip(text))?.parse().ok()
+}
+
+/// The text without its underscores; nothing if one of them is not between two digits.
+fn without_underscores(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('_') {
+        return Some(Cow::Borrowed(text));
     }
+    let bytes = text.as_bytes();
+    let is_digit = |at: Option<usize>| {
+        at.and_then(|at| bytes.get(at))
+            .is_some_and(u8::is_ascii_digit)
+    };
+    let between_digits = text
+        .match_indices('_')
+        .all(|(at, _)| is_digit(at.checked_sub(1)) && is_digit(at.checked_add(1)));
+    between_digits.then(|| Cow::Owned(text.replace('_', "")))
 }
 
 /// Reads `text` as the daemon reads a size: a number, perhaps with KB, MB or GB behind it
 /// (`supervisor/datatypes.py`, `SuffixMultiplier`).
-pub(super) fn byte_size(text: &str) -> Int {
+pub(crate) fn byte_size(text: &str) -> Int {
     let lower = text.to_lowercase();
     for (suffix, factor) in [("kb", 1 << 10), ("mb", 1 << 20), ("gb", 1 << 30)] {
         if let Some(number) = lower.strip_suffix(suffix) {
@@ -53,17 +81,17 @@ pub(super) fn byte_size(text: &str) -> Int {
 
 /// `str.isspace()`. The four separators that Unicode does not count among its white space make
 /// the difference to [`char::is_whitespace`].
-pub(super) fn is_space(c: char) -> bool {
+pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 /// `str.strip()`.
-pub(super) fn strip(text: &str) -> &str {
+pub(crate) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
 /// `repr()` of a string.
-pub(super) fn repr(text: &str) -> String {
+pub(crate) fn repr(text: &str) -> String {
     let quote = match text.contains('\'') && !text.contains('"') {
         true => '"',
         false => '\'',
@@ -102,24 +130,29 @@ fn is_printable(c: char) -> bool {
     }
 }
 
-/// `repr()` of a float.
-pub(super) fn float_repr(value: f64) -> String {
-    if value.is_nan() {
+/// `repr()` of a float: the fewest digits that read back as the same number, in full from 1e-4 up to
+/// 1e16, and otherwise with a signed exponent of at least two digits.
+pub(crate) fn float_repr(number: f64) -> String {
+    if number.is_nan() {
         return "nan".to_owned();
     }
-    let scientific = format!("{value:e}");
-    let Some((mantissa, Ok(exponent))) = scientific
-        .split_once('e')
-        .map(|(mantissa, exponent)| (mantissa, exponent.parse::<i32>()))
-    else {
-        return scientific; // inf, -inf
+    let shortest = format!("{number:e}");
+    let Some((digits, exponent)) = shortest.split_once('e') else {
+        return shortest; // an infinity has no exponent
     };
-    match exponent {
-        -4..16 => Some(value.to_string())
-            .filter(|plain| plain.contains('.'))
-            .unwrap_or_else(|| format!("{value}.0")),
-        _ => format!("{mantissa}e{exponent:+03}"),
+    let Ok(exponent) = exponent.parse::<i32>() else {
+        return shortest;
+    };
+    // Only the count of digits is used. Where two numbers of that length are equally near, Python
+    // takes the even one, and so does formatting to a given length.
+    let decimals = digits.bytes().filter(u8::is_ascii_digit).count() as i32 - 1;
+    if (-4..16).contains(&exponent) {
+        let decimals = (decimals - exponent).max(1) as usize;
+        return format!("{number:.decimals$}");
     }
+    let scientific = format!("{number:.*e}", decimals as usize);
+    let digits = scientific.split('e').next().unwrap_or_default();
+    format!("{digits}e{exponent:+03}")
 }
 
 #[cfg(test)]
@@ -134,6 +167,9 @@ mod tests {
             ("+1_000", Int::Value(1000)),
             ("\u{a0}7\u{3000}", Int::Value(7)),
             ("007", Int::Value(7)),
+            ("9223372036854775807", Int::Value(i64::MAX)),
+            ("-9223372036854775808", Int::Value(i64::MIN)),
+            ("9223372036854775808", Int::Huge),
             ("99999999999999999999", Int::Huge),
             ("٣", Int::Foreign),
             ("", Int::Invalid),
@@ -142,12 +178,44 @@ mod tests {
             ("1__0", Int::Invalid),
             ("_1", Int::Invalid),
             ("1.0", Int::Invalid),
+            ("5_", Int::Invalid),
+            ("+_5", Int::Invalid),
+            ("5 5", Int::Invalid),
             ("0x10", Int::Invalid),
             ("- 5", Int::Invalid),
         ];
         for (text, expected) in table {
             assert_eq!(int(text), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn floats_are_read_as_python_reads_them() {
+        let table = [
+            ("1", Some(1.0)),
+            (" 1.5\n", Some(1.5)),
+            ("1.", Some(1.0)),
+            (".5", Some(0.5)),
+            ("-1e-1_0", Some(-1e-10)),
+            ("1_0.2_5", Some(10.25)),
+            ("1E5", Some(1e5)),
+            ("1e999", Some(f64::INFINITY)),
+            ("-iNf", Some(f64::NEG_INFINITY)),
+            ("+Infinity", Some(f64::INFINITY)),
+            ("", None),
+            (".", None),
+            ("e5", None),
+            ("1e", None),
+            ("1_.5", None),
+            ("1e_5", None),
+            ("infinit", None),
+            ("0x1p3", None),
+            ("1,5", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(float(text), expected, "{text:?}");
+        }
+        assert!(float("nan").is_some_and(f64::is_nan));
     }
 
     #[test]
@@ -183,21 +251,33 @@ mod tests {
 
     #[test]
     fn floats_are_shown_as_python_shows_them() {
-        let table = [
-            (1.0, "1.0"),
+        for (number, expected) in [
+            (0.0, "0.0"),
             (-0.0, "-0.0"),
+            (-1.5, "-1.5"),
             (0.1, "0.1"),
+            (100.0, "100.0"),
+            (123456.789, "123456.789"),
+            (1.0 / 3.0, "0.3333333333333333"),
             (1e15, "1000000000000000.0"),
+            (230252040407711.0 + 0.125, "230252040407711.12"),
+            (230252040407711.0 + 0.375, "230252040407711.38"),
+            (9999999999999998.0, "9999999999999998.0"),
             (1e16, "1e+16"),
+            (123456789012345680.0, "1.2345678901234568e+17"),
+            (1e23, "1e+23"),
+            (1e-4, "0.0001"),
+            (0.00012345, "0.00012345"),
+            (1e-5, "1e-05"),
+            (1.5e-7, "1.5e-07"),
             (1.5e300, "1.5e+300"),
-            (0.0001, "0.0001"),
-            (0.00001, "1e-05"),
+            (5e-324, "5e-324"),
+            (f64::MAX, "1.7976931348623157e+308"),
             (f64::INFINITY, "inf"),
             (f64::NEG_INFINITY, "-inf"),
             (f64::NAN, "nan"),
-        ];
-        for (value, shown) in table {
-            assert_eq!(float_repr(value), shown);
+        ] {
+            assert_eq!(float_repr(number), expected);
         }
     }
 }
