@@ -263,6 +263,59 @@ fn one_caller_never_acts_by_what_another_presented() -> Result<()> {
     Ok(())
 }
 
+/// So often each order of callers meets a daemon that is busy when the proxy starts.
+const RACES: usize = 6;
+
+#[test]
+fn a_change_that_nobody_judged_is_never_made_with_what_another_caller_brings() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        credentials: Some(DAEMONS),
+        body: LONG_RUNNING,
+        ..DaemonOptions::default()
+    })?;
+    let (user, password) = DAEMONS;
+    let conf = daemon.read("supervisord.conf")?;
+    let open = conf.replace(&format!("username = {user}\npassword = {password}\n"), "");
+    assert_ne!(open, conf);
+    daemon.write("supervisord.conf", &open)?;
+    for order in ["sk", "ks", "sks", "ksk", "ssk", "kks"] {
+        for attempt in 0..RACES {
+            let group = format!("sneaked-{order}-{attempt}");
+            let groups = groups_after_a_race(&daemon, order, &group)?;
+            assert_eq!(groups, ["cat"], "{group}");
+        }
+    }
+    Ok(())
+}
+
+/// The daemon's groups after callers were answered who came while it did nothing: `s` a stranger
+/// who wants a group, `k` one whom the daemon knows.
+fn groups_after_a_race(daemon: &Daemon, order: &str, group: &str) -> Result<Vec<String>> {
+    daemon.signal("STOP")?;
+    let sidecar = Sidecar::start(daemon)?;
+    let known = sidecar.client();
+    let stranger = Client::new(sidecar.tcp_addr());
+    let addition = write::call("twiddler.addGroup", &[value(group), value(1)]);
+    let question = write::call("twiddler.getAPIVersion", &[]);
+    let mut callers = Vec::new();
+    for caller in order.chars() {
+        let (client, body, expected) = match caller {
+            's' => (&stranger, &addition, 401),
+            _ => (&known, &question, 200),
+        };
+        let mut connection = client.connect()?;
+        connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(body)))?;
+        callers.push((connection, expected));
+    }
+    daemon.signal("CONT")?;
+    for (connection, expected) in &mut callers {
+        assert_eq!(connection.read_reply()?.status, *expected, "{group}");
+    }
+    let names = known.call("twiddler.getGroupNames", ())?;
+    let names = names.as_array().unwrap_or_default().iter();
+    names.map(|name| Ok(text(name)?.to_owned())).collect()
+}
+
 #[test]
 fn half_of_the_credentials_and_hashes_that_cannot_be_presented_are_mistakes() -> Result<()> {
     let daemon = Daemon::start("")?;

@@ -40,6 +40,11 @@ const MAX_LEFT_OVER: usize = 8;
 /// How long one of them may take.
 const LEFT_OVER_TIME: Duration = Duration::from_secs(30);
 
+tokio::task_local! {
+    /// What the calls of a piece of work present, from its first to its last.
+    static PRESENTED: Option<HeaderValue>;
+}
+
 /// The way to one supervisord.
 pub struct Daemon {
     address: DaemonAddress,
@@ -124,7 +129,23 @@ impl Daemon {
         }
     }
 
+    /// Makes all of `work`'s own calls present `authorization`, whatever is lent meanwhile.
+    pub async fn presenting<T>(
+        &self,
+        authorization: Option<HeaderValue>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        PRESENTED.scope(authorization, work).await
+    }
+
     fn authorization(&self) -> Option<HeaderValue> {
+        PRESENTED
+            .try_with(Clone::clone)
+            .unwrap_or_else(|_| self.known_authorization())
+    }
+
+    /// What the proxy has of its own, or was lent last.
+    fn known_authorization(&self) -> Option<HeaderValue> {
         self.own_authorization.clone().or_else(|| {
             self.lent
                 .lock()
@@ -147,6 +168,14 @@ impl Daemon {
             .send(request, reuse)
             .await
             .map_err(|error| self.unreachable(error.as_ref()))
+    }
+
+    /// What a call presents that is made for a caller whom the daemon let in with `authorization`:
+    /// the proxy's own credentials, where it has any.
+    pub fn authorization_for(&self, authorization: Option<&HeaderValue>) -> Option<HeaderValue> {
+        let mut presented = self.own_authorization.as_ref().or(authorization)?.clone();
+        presented.set_sensitive(true);
+        Some(presented)
     }
 
     /// Calls `method` with the proxy's own credentials.

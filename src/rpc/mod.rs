@@ -199,7 +199,13 @@ impl Rpc {
             return self.change(caller, change, Caution::Unjudged).await;
         }
         self.gate(caller).await?;
-        self.change(caller, change, Caution::Judged).await
+        self.change(caller, change, self.judged(caller)).await
+    }
+
+    /// For a change of a caller whom the daemon let in.
+    fn judged(&self, caller: &Caller<'_>) -> Caution {
+        let presented = caller.head.headers.get(AUTHORIZATION);
+        Caution::Judged(self.daemon.authorization_for(presented))
     }
 
     fn read(&self, name: &str, params: &[Value]) -> Result<Request, Fault> {
@@ -249,7 +255,7 @@ impl Rpc {
             self.gate(caller).await?;
             outcome = self
                 .twiddler
-                .change(vec![change], Caution::Judged)
+                .change(vec![change], self.judged(caller))
                 .await
                 .pop();
         }
@@ -287,7 +293,7 @@ impl Rpc {
     /// answer for each.
     async fn changes(&self, caller: &Caller<'_>, changes: Vec<Change>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(changes.len());
-        for outcome in self.twiddler.change(changes, Caution::Judged).await {
+        for outcome in self.twiddler.change(changes, self.judged(caller)).await {
             answers.push(self.outcome(caller, outcome).await);
         }
         answers

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::sync::{OnceCell, mpsc};
 
 pub use change::{Change, Outcome, Refusal, Wording};
@@ -43,14 +44,25 @@ use journal::{Journal, Opened};
 use plan::{Answers, Question};
 use worker::Job;
 
-/// Whether the daemon let the one in who wants a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether the daemon let the one in who wants a change, and so what the change presents to the
+/// daemon from its first call to its last, whatever other callers bring meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caution {
-    /// It did.
-    Judged,
-    /// It was not asked, because it asks nobody for credentials as far as is known. The change must
-    /// not be made with credentials that somebody else brought meanwhile.
+    /// It did, with these credentials. The header is marked as sensitive.
+    Judged(Option<HeaderValue>),
+    /// It was not asked, because it asks nobody for credentials as far as is known. The change
+    /// presents none.
     Unjudged,
+}
+
+impl Caution {
+    /// What the change presents to the daemon.
+    fn presented(&self) -> Option<HeaderValue> {
+        match self {
+            Caution::Judged(presented) => presented.clone(),
+            Caution::Unjudged => None,
+        }
+    }
 }
 
 /// Everything about what was changed in the daemon's present life.
@@ -159,7 +171,7 @@ impl Twiddler {
     pub async fn change(&self, changes: Vec<Change>, caution: Caution) -> Vec<Outcome> {
         let waiting: Vec<_> = changes
             .into_iter()
-            .map(|change| self.submit(change, caution))
+            .map(|change| self.submit(change, caution.clone()))
             .collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
         for outcome in waiting {

@@ -31,7 +31,7 @@ impl Twiddler {
 
     /// Turns away a change that nobody judged once it is known that the daemon judges.
     pub(super) fn admit(&self, job: Job) -> Option<Job> {
-        if job.caution == Caution::Judged || self.daemon.is_open() {
+        if matches!(job.caution, Caution::Judged(_)) || self.daemon.is_open() {
             return Some(job);
         }
         let _ = job
@@ -74,13 +74,16 @@ pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedRecei
     let mut crowd = 1;
     while gather(&mut jobs, &mut waiting, crowd).await.is_some() {
         let _busy = twiddler.busy.lock().await;
-        let (changes, answers): (Vec<_>, Vec<_>) = take_together(&mut waiting)
+        let jobs = take_together(&mut waiting);
+        let presented = jobs.first().and_then(|job| job.caution.presented());
+        let (changes, answers): (Vec<_>, Vec<_>) = jobs
             .into_iter()
             .filter_map(|job| twiddler.admit(job))
             .map(|job| (job.change, job.outcome))
             .unzip();
         crowd = changes.len();
-        let outcomes = change::transact(&twiddler, &changes).await;
+        let transaction = change::transact(&twiddler, &changes);
+        let outcomes = twiddler.daemon.presenting(presented, transaction).await;
         for ((change, answer), outcome) in changes.iter().zip(answers).zip(outcomes) {
             tell(change, &outcome);
             // The client may have hung up; the change holds all the same.
@@ -90,15 +93,21 @@ pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedRecei
 }
 
 /// Takes changes from the front that do not concern each other: of one group only additions of
-/// different processes, or only removals of different processes. What stays keeps its order.
+/// different processes, or only removals of different processes. What stays keeps its order, and so
+/// does whatever is not made with the credentials of the first.
 pub(super) fn take_together(waiting: &mut VecDeque<Job>) -> Vec<Job> {
     let mut touched: HashMap<String, Touched> = HashMap::new();
+    let caution = waiting.front().map(|job| job.caution.clone());
     let (taken, kept): (Vec<Job>, Vec<Job>) = waiting.drain(..).partition(|job| {
-        let touch = Touched::by(&job.change);
+        let presents_the_same = caution.as_ref() == Some(&job.caution);
+        let touch = match presents_the_same {
+            true => Touched::by(&job.change),
+            false => Touched::Alone,
+        };
         match touched.entry(job.change.group().to_owned()) {
             Entry::Vacant(entry) => {
                 entry.insert(touch);
-                true
+                presents_the_same
             }
             Entry::Occupied(mut entry) => entry.get_mut().admit(touch),
         }
