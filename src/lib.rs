@@ -13,6 +13,7 @@
 //! - [`names`]: between the names of clients and those of the daemon
 //! - [`relay`]: passing a request on and its reply back
 //! - [`twiddler`]: what was changed at run time, and how it is changed
+//! - [`logging`]: the proxy's own log
 //! - [`config`], [`cli`]: what the proxy was told
 //! - [`daemon`]: the supervisord on the other side, and its configuration file
 //! - [`include_dir`], [`program`], [`xmlrpc`]: files, program sections, the wire format
@@ -26,6 +27,7 @@ pub mod daemon;
 pub mod doors;
 pub mod http;
 pub mod include_dir;
+pub mod logging;
 pub mod names;
 pub mod pace;
 pub mod pages;

@@ -7,10 +7,11 @@ use anyhow::Context;
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use supervisor_twiddler::cli::{Args, Command};
-use supervisor_twiddler::config::{self, Config, LogFormat};
+use supervisor_twiddler::config::{self, Config};
 use supervisor_twiddler::daemon::Daemon;
 use supervisor_twiddler::doors::Doors;
 use supervisor_twiddler::include_dir::IncludeDir;
+use supervisor_twiddler::logging;
 use supervisor_twiddler::password::Login;
 use supervisor_twiddler::rpc::Rpc;
 use supervisor_twiddler::server::{self, Listener};
@@ -19,7 +20,6 @@ use supervisor_twiddler::twiddler::{MainLog, Twiddler};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
 
 /// Marks the file of what outlives the daemon. It sorts before that of a change, which may say
 /// otherwise.
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Serve(_) => {
-            start_logging(&config);
+            logging::start(config.log_level, config.log_format);
             raise_file_limit();
             serve(config)
         }
@@ -91,19 +91,6 @@ async fn check(config: &Config) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(BAD_CONFIGURATION)
-    }
-}
-
-fn start_logging(config: &Config) {
-    let logger = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(format!(
-            "warn,supervisor_twiddler={0},twiddler={0}",
-            config.log_level.name()
-        )))
-        .with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Json => logger.json().init(),
-        LogFormat::Text => logger.with_ansi(false).init(),
     }
 }
 

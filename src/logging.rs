@@ -1,0 +1,107 @@
+//! The proxy's own log on standard error: text or JSON, at a level that can be changed.
+//!
+//! Where standard error is a stream of the journal (systemd.exec(5), `JOURNAL_STREAM`), each line
+//! begins with its priority (sd-daemon(3)) and has no time: the journal stamps lines itself.
+
+use std::io::IsTerminal;
+
+use nix::sys::stat::fstat;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+use crate::config::{LogFormat, Verbosity};
+
+/// Changes the level of a log that is running.
+#[derive(Clone, Debug)]
+pub struct LevelHandle(reload::Handle<EnvFilter, Registry>);
+
+impl LevelHandle {
+    /// Logs from now on what `level` says.
+    pub fn set(&self, level: Verbosity) {
+        if let Err(error) = self.0.reload(filter(level)) {
+            tracing::error!(%error, "the log level stays as it is");
+        }
+    }
+}
+
+/// Starts logging on standard error.
+///
+/// # Panics
+/// When the process logs already.
+pub fn start(level: Verbosity, format: LogFormat) -> LevelHandle {
+    let (filter, handle) = reload::Layer::new(filter(level));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines: Box<dyn Layer<_> + Send + Sync> = match (format, is_journal()) {
+        (LogFormat::Text, false) => lines.with_target(false).boxed(),
+        (LogFormat::Text, true) => lines
+            .with_target(false)
+            .without_time()
+            .map_event_format(Prioritized)
+            .boxed(),
+        (LogFormat::Json, false) => lines.json().flatten_event(true).boxed(),
+        (LogFormat::Json, true) => lines
+            .json()
+            .flatten_event(true)
+            .without_time()
+            .map_event_format(Prioritized)
+            .boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .init();
+    LevelHandle(handle)
+}
+
+/// Other crates are heard from when something is wrong.
+fn filter(level: Verbosity) -> EnvFilter {
+    EnvFilter::new(format!(
+        "warn,supervisor_twiddler={0},twiddler={0}",
+        level.name()
+    ))
+}
+
+/// Whether standard error goes to the journal. A child inherits the variable and may have another
+/// standard error.
+fn is_journal() -> bool {
+    let stderr = std::io::stderr();
+    !stderr.is_terminal()
+        && std::env::var("JOURNAL_STREAM").is_ok_and(|stream| {
+            fstat(&stderr).is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
+        })
+}
+
+/// Lines of another format behind their priorities.
+struct Prioritized<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Prioritized<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// The priority of syslog(3) for a level.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
