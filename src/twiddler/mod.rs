@@ -44,6 +44,9 @@ use journal::{Journal, Opened};
 use plan::{Answers, Question};
 use worker::Job;
 
+/// How often the daemon is looked at that has started again since the last look.
+const LOOKS: usize = 5;
+
 /// Whether the daemon let the one in who wants a change, and so what the change presents to the
 /// daemon from its first call to its last, whatever other callers bring meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -260,15 +263,16 @@ impl Twiddler {
     /// The number of the daemon's present life, once what is known is about that.
     ///
     /// # Errors
-    /// When the daemon is away or shuts down.
+    /// When the daemon is away or shuts down, or starts again each time that it is looked at.
     pub async fn present_life(&self) -> Result<u64, Refusal> {
-        loop {
+        for _ in 0..LOOKS {
             let life = self.life_number();
             self.same_life().await?;
             if self.life_number() == life {
                 return Ok(life);
             }
         }
+        Err(started_again())
     }
 
     /// Makes sure that the daemon has not started again since its life had this number.

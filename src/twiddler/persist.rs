@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::change::blames;
+use super::change::{blames, not_read};
 use super::plan::{Answers, Question};
 use super::registry::{Event, Member, Registry};
 use super::script::ADD;
@@ -187,7 +187,8 @@ impl Twiddler {
         let configured = self.configured_groups();
         self.remove_strays(self.names_kept(), &real_groups(now))
             .await?;
-        loop {
+        // Each time without one member.
+        for _ in 0..=now.members().count() {
             self.keep_text(&render(now, &configured), None)
                 .map_err(|error| self.cannot_write(&error))?;
             match self.read_what_is_kept(now).await {
@@ -204,6 +205,7 @@ impl Twiddler {
                 other => return other,
             }
         }
+        Err(not_read(self).into())
     }
 
     /// Lets the daemon read what is kept, and adds what it has not or has otherwise.

@@ -22,6 +22,9 @@ use crate::xmlrpc::Value;
 /// How often processes that are to go are looked at until they have stopped.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// How long that takes at most. They are told to stop each time, and the next attempt goes on.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
 /// How often a daemon is asked that is away. Whoever calls asks anyway.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -136,8 +139,12 @@ impl Twiddler {
     }
 
     /// Stops groups, all at once, and removes each as soon as it is stopped.
+    ///
+    /// # Errors
+    /// When some have not stopped after [`STOP_LIMIT`], or the daemon does not answer.
     pub(super) async fn stop_and_remove(&self, groups: &BTreeSet<&str>) -> Result<(), Refusal> {
         let mut left: Vec<&str> = groups.iter().copied().collect();
+        let deadline = tokio::time::Instant::now() + STOP_LIMIT;
         while !left.is_empty() {
             // Each time, because the daemon may start again what had exited.
             let answers = ask(self, vec![Question::AllProcesses]).await?;
@@ -153,6 +160,12 @@ impl Twiddler {
                 |_| matches!(results.next(), Some(Err(told)) if told.code == STILL_RUNNING),
             );
             if !left.is_empty() {
+                if tokio::time::Instant::now() >= deadline {
+                    return Err(Refusal::Unreachable(format!(
+                        "supervisord has not stopped {} in {STOP_LIMIT:?}: stop their processes",
+                        left.join(", ")
+                    )));
+                }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         }

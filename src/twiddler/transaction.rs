@@ -4,6 +4,8 @@
 //! taken out and the others are tried again. Then all that is right is done in one multicall, while
 //! the file is still there: whoever else lets the daemon read its files reads the same.
 
+use std::time::Duration;
+
 use super::Twiddler;
 use super::ask::ask_and_reload;
 use super::change::{Outcome, Refusal, Wording, blames, not_read, reread_fault};
@@ -16,6 +18,12 @@ use crate::daemon::Reloaded;
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
 use crate::seam;
 use crate::xmlrpc::{Fault, Value};
+
+/// How often a transaction begins again because the daemon broke the connection by which its life is
+/// known. One that idled too long is broken once; a daemon that breaks each is not fit for a change.
+const RETRIES: u32 = 5;
+/// The pause before the first of them. Each later one is twice as long.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the daemon answered to one call of a multicall.
 type Told = Result<Value, Fault>;
@@ -37,6 +45,8 @@ pub(super) struct Transaction<'a> {
     begun: Option<Vec<Event>>,
     /// The daemon has read something last that was not added after all.
     is_stale: bool,
+    /// How often it has begun again.
+    retries: u32,
 }
 
 impl<'a> Transaction<'a> {
@@ -64,16 +74,23 @@ impl<'a> Transaction<'a> {
             ahead,
             events: Vec::new(),
             finished: Vec::new(),
+            retries: 0,
         }
     }
 
     /// Goes on until every plan is carried out or refused; each round without one that spoils it
-    /// settles all.
+    /// settles all. A round that settles none is a retry, and those are bounded.
     pub(super) async fn run(mut self) -> Vec<Outcome> {
-        while self.plans.iter().any(Option::is_some) {
-            if let Err(refusal) = self.round().await {
+        let mut left = self.pending().count();
+        while left > 0 {
+            let mut ended = self.round().await;
+            if ended.is_ok() && self.pending().count() == left {
+                ended = self.retry().await;
+            }
+            if let Err(refusal) = ended {
                 self.refuse_rest(&refusal);
             }
+            left = self.pending().count();
         }
         self.ahead = None;
         if let Err(refusal) = self.end(None) {
@@ -91,6 +108,22 @@ impl<'a> Transaction<'a> {
         {
             tracing::debug!(%refusal, "supervisord may still list what it read last");
         }
+    }
+
+    /// Waits before it begins again, in case the daemon is about to keep its connections.
+    ///
+    /// # Errors
+    /// When it has begun again often enough.
+    async fn retry(&mut self) -> Result<(), Refusal> {
+        if self.retries == RETRIES {
+            let address = self.twiddler.daemon.address();
+            return Err(Refusal::Unreachable(format!(
+                "supervisord at {address} closes new connections at once: restart it if that goes on"
+            )));
+        }
+        tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(self.retries)).await;
+        self.retries += 1;
+        Ok(())
     }
 
     async fn round(&mut self) -> Result<(), Refusal> {
@@ -226,6 +259,7 @@ impl<'a> Transaction<'a> {
                 // Not while a file is there: finding out about the daemon's life may need one too.
                 drop(staged);
                 self.twiddler.lived_on_since(self.life).await?;
+                self.retry().await?;
                 continue;
             }
             match said {

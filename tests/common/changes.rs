@@ -288,7 +288,7 @@ fn is_neighbour(group: &str, process: &str) -> bool {
 }
 
 /// What a client sees.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     pub groups: BTreeSet<String>,
     pub processes: BTreeSet<(String, String)>,

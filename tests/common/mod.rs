@@ -12,6 +12,7 @@
 //! - `disk`: disks that fail the proxy
 //! - `changes`: changes made at random, and what must be there after them
 //! - `stuck`: a daemon that is stopped while it reads a generated file
+//! - `relay`: [`Relay`](relay::Relay), between the sidecar and a daemon, which drops connections
 //! - `ctl`: supervisorctl and Python scripts as clients
 //! - `process`: commands that end in time, and child processes that are watched
 //! - `leftovers`: temporary directories and whatever still runs on their behalf
@@ -38,6 +39,7 @@ pub mod pages;
 pub mod pair;
 pub mod process;
 pub mod provision;
+pub mod relay;
 pub mod sidecar;
 pub mod stuck;
 pub mod values;

@@ -21,8 +21,13 @@ const ATTEMPTS: usize = 20;
 
 /// Sections that make each reading slow.
 pub fn slow_sections() -> String {
+    sections(PROGRAMS)
+}
+
+/// Sections of so many programs that never run.
+pub fn sections(programs: usize) -> String {
     let mut sections = String::new();
-    for number in 0..PROGRAMS {
+    for number in 0..programs {
         let _ = write!(
             sections,
             "[program:slow{number}]\ncommand = /bin/cat\nautostart = false\n\
