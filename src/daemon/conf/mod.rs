@@ -56,8 +56,19 @@ pub struct DaemonConf {
     pub loglevel: LogLevel,
     /// Every group that the files define, in their order.
     pub groups: Vec<ConfiguredGroup>,
+    /// What `[supervisorctl]` tells its clients.
+    pub supervisorctl: Supervisorctl,
     /// The keys of `[twiddler]`.
     pub twiddler: Vec<TwiddlerKey>,
+}
+
+/// What `[supervisorctl]` says (`supervisor/options.py`, `ClientOptions.read_config`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Supervisorctl {
+    /// Where supervisorctl connects, as written and expanded.
+    pub serverurl: Option<String>,
+    /// What supervisorctl presents; none where neither name nor password is set.
+    pub credentials: Option<Credentials>,
 }
 
 /// One section that makes the daemon listen.
@@ -284,6 +295,7 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
     let conf = DaemonConf {
         servers: reader.servers(),
         groups: reader.groups(),
+        supervisorctl: reader.supervisorctl(),
         twiddler: reader.twiddler(),
         here: reader.names.here.clone().into(),
         include,
@@ -622,6 +634,20 @@ impl<'a> Reader<'a> {
     fn number(&self, section: &str, key: &str) -> Option<i64> {
         let (value, _) = self.value(section, key).ok()??;
         int(&value).value()
+    }
+
+    /// Values that cannot be expanded here are left out: the proxy does not need them.
+    fn supervisorctl(&self) -> Supervisorctl {
+        let text = |key: &str| Some(self.value("supervisorctl", key).ok()??.0);
+        let (username, password) = (text("username"), text("password"));
+        let credentials = (username.is_some() || password.is_some()).then(|| Credentials {
+            username: username.unwrap_or_default(),
+            password: password.unwrap_or_default(),
+        });
+        Supervisorctl {
+            serverurl: text("serverurl"),
+            credentials,
+        }
     }
 
     fn twiddler(&mut self) -> Vec<TwiddlerKey> {
