@@ -22,7 +22,7 @@ use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
 
-use crate::password::{Doorkeeper, Login};
+use crate::password::{Doorkeeper, Login, Verdict};
 use crate::relay;
 
 /// What everybody may ask.
@@ -258,15 +258,26 @@ async fn enter(State(doors): State<Arc<Doors>>, mut request: Request, next: Next
     let Some(keeper) = &doors.keeper else {
         let reply = next.run(request).await;
         return match &doors.known {
-            Some(known) if is_away(&reply) && !known.admits(presented.as_bytes()).await => {
+            Some(known)
+                if is_away(&reply) && known.judge(presented.as_bytes()).await != Verdict::Right =>
+            {
                 relay::own_reply(StatusCode::BAD_GATEWAY, AWAY)
             }
             _ => reply,
         };
     };
-    if !keeper.admits(presented.as_bytes()).await {
-        let (head, _) = request.into_parts();
-        return challenge(&head).await;
+    match keeper.judge(presented.as_bytes()).await {
+        Verdict::Right => {}
+        Verdict::Wrong => {
+            let (head, _) = request.into_parts();
+            return challenge(&head).await;
+        }
+        Verdict::Unknown => {
+            return relay::own_reply(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many passwords are being checked: try again",
+            );
+        }
     }
     request.headers_mut().remove(AUTHORIZATION);
     if let Some(presented) = &doors.presented {

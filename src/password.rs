@@ -30,6 +30,11 @@ const MAX_HASH_MEMORY: u32 = 256 * 1024;
 /// The largest time cost for the same reason.
 const MAX_HASH_PASSES: u32 = 64;
 
+/// So many may wait until their passwords are checked. Whoever hangs up gives up his place, after
+/// the moment that one is given who only says that he has sent everything; so this is more than
+/// can knock in that moment from one machine, and leaves half of all connections to others.
+const MAX_WAITING: usize = 512;
+
 /// A digest of what is compared, so that all that is compared has the same length.
 type Mark = [u8; 32];
 
@@ -116,7 +121,29 @@ pub struct Doorkeeper {
     /// Who was let in last: a strong hash is costly, and its check need not be made twice.
     last: Mutex<Option<Mark>>,
     /// Strong hashes are checked one at a time, so that guessing cannot take the whole machine.
-    hashing: Semaphore,
+    hashing: Arc<Semaphore>,
+    /// Those who may wait for that.
+    waiting: Semaphore,
+}
+
+/// Whether somebody comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// With the right credentials.
+    Right,
+    /// With others, or none.
+    Wrong,
+    /// Nobody has looked: too many wait for that already.
+    Unknown,
+}
+
+impl Verdict {
+    fn of(is_right: bool) -> Self {
+        match is_right {
+            true => Verdict::Right,
+            false => Verdict::Wrong,
+        }
+    }
 }
 
 impl Doorkeeper {
@@ -125,47 +152,55 @@ impl Doorkeeper {
         Doorkeeper {
             login,
             last: Mutex::default(),
-            hashing: Semaphore::new(1),
+            hashing: Arc::new(Semaphore::new(1)),
+            waiting: Semaphore::new(MAX_WAITING),
         }
     }
 
-    /// Whether these are the right credentials: the value of an `Authorization` header.
-    pub async fn admits(&self, authorization: &[u8]) -> bool {
+    /// Whether these are the right credentials: the value of an `Authorization` header. Whoever was
+    /// let in before is let in at once, however many others are being looked at.
+    pub async fn judge(&self, authorization: &[u8]) -> Verdict {
         let Some(pair) = basic(authorization) else {
-            return false;
+            return Verdict::Wrong;
         };
         let (username, password) = match pair.iter().position(|byte| *byte == b':') {
             Some(colon) => (&pair[..colon], &pair[colon + 1..]),
-            None => return false,
+            None => return Verdict::Wrong,
         };
         let named: bool = mark(username).ct_eq(&self.login.username).into();
-        let known = match &self.login.password {
-            Password::Argon2(_) => self.knows_strongly(&pair, password, named).await,
-            quick => quick.is(password),
-        };
-        // Both were looked at, whichever is wrong.
-        named & known
+        match &self.login.password {
+            Password::Argon2(_) => self.judge_strongly(&pair, password, named).await,
+            // Both were looked at, whichever is wrong.
+            quick => Verdict::of(named & quick.is(password)),
+        }
     }
 
     /// Checks a strong hash beside the runtime, whether the name was right or not.
-    async fn knows_strongly(&self, pair: &[u8], password: &[u8], named: bool) -> bool {
+    async fn judge_strongly(&self, pair: &[u8], password: &[u8], named: bool) -> Verdict {
         let presented = mark(pair);
         if self.was_last(&presented) {
-            return true;
+            return Verdict::Right;
         }
-        let Ok(_turn) = self.hashing.acquire().await else {
-            return false;
+        let Ok(_place) = self.waiting.try_acquire() else {
+            return Verdict::Unknown;
+        };
+        let Ok(turn) = self.hashing.clone().acquire_owned().await else {
+            return Verdict::Unknown;
         };
         if self.was_last(&presented) {
-            return true;
+            return Verdict::Right;
         }
         let (expected, password) = (self.login.password.clone(), password.to_vec());
-        let checked = tokio::task::spawn_blocking(move || expected.is(&password)).await;
-        let known = checked.unwrap_or(false);
-        if named && known {
+        let checked = tokio::task::spawn_blocking(move || {
+            // The turn ends with the work, not with whoever began it: he may hang up.
+            let _turn = turn;
+            expected.is(&password)
+        });
+        let is_right = named & checked.await.unwrap_or(false);
+        if is_right {
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented);
         }
-        known
+        Verdict::of(is_right)
     }
 
     fn was_last(&self, presented: &Mark) -> bool {
@@ -231,8 +266,13 @@ mod tests {
 
     /// argon2id of `secret`, cheap on purpose.
     fn strong() -> String {
+        strong_with(64)
+    }
+
+    /// argon2id of `secret` that takes so many KiB.
+    fn strong_with(memory: u32) -> String {
         use argon2::password_hash::PasswordHasher;
-        let argon2 = Argon2::from(Params::new(64, 1, 1, None).unwrap());
+        let argon2 = Argon2::from(Params::new(memory, 1, 1, None).unwrap());
         argon2
             .hash_password_with_salt(b"secret", b"salt of tests")
             .unwrap()
@@ -262,8 +302,8 @@ mod tests {
                 ("user:secret", true),
             ] {
                 assert_eq!(
-                    keeper.admits(&header(pair)).await,
-                    expected,
+                    keeper.judge(&header(pair)).await,
+                    Verdict::of(expected),
                     "{pair} for {password}"
                 );
             }
@@ -283,10 +323,18 @@ mod tests {
             &good,
             &format!("Digest {good}"),
         ] {
-            assert!(!keeper.admits(header.as_bytes()).await, "{header}");
+            assert_eq!(
+                keeper.judge(header.as_bytes()).await,
+                Verdict::Wrong,
+                "{header}"
+            );
         }
         for header in [format!("basic {good}"), format!("BASIC  {good} ")] {
-            assert!(keeper.admits(header.as_bytes()).await, "{header}");
+            assert_eq!(
+                keeper.judge(header.as_bytes()).await,
+                Verdict::Right,
+                "{header}"
+            );
         }
     }
 
@@ -294,8 +342,53 @@ mod tests {
     async fn a_wrong_name_is_not_remembered_for_its_right_password() {
         let keeper = Doorkeeper::new(Login::new("user", &strong()).unwrap());
         for _ in 0..2 {
-            assert!(!keeper.admits(&header("other:secret")).await);
+            assert_eq!(keeper.judge(&header("other:secret")).await, Verdict::Wrong);
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_was_let_in_passes_by_all_who_wait() {
+        let keeper = Doorkeeper::new(Login::new("user", &strong()).unwrap());
+        let known = header("user:secret");
+        assert_eq!(keeper.judge(&known).await, Verdict::Right);
+        let turn = keeper.hashing.clone().acquire_owned().await.unwrap();
+        let guess = header("user:guess");
+        let mut waiting: Vec<_> = (0..MAX_WAITING)
+            .map(|_| Box::pin(keeper.judge(&guess)))
+            .collect();
+        for guess in &mut waiting {
+            assert!(poll(guess.as_mut()).await.is_none());
+        }
+        assert_eq!(keeper.judge(&guess).await, Verdict::Unknown);
+        assert_eq!(keeper.judge(&known).await, Verdict::Right);
+        // One hangs up, and another may wait in his place.
+        drop(waiting.pop());
+        let mut last = Box::pin(keeper.judge(&guess));
+        assert!(poll(last.as_mut()).await.is_none());
+        drop(turn);
+        assert_eq!(waiting.swap_remove(0).await, Verdict::Wrong);
+    }
+
+    #[tokio::test]
+    async fn a_check_whose_caller_hung_up_stays_counted_until_it_ends() {
+        let strong = strong_with(16 * 1024); // milliseconds at least
+        let keeper = Doorkeeper::new(Login::new("user", &strong).unwrap());
+        let guess = header("user:guess");
+        let mut abandoned = Box::pin(keeper.judge(&guess));
+        assert!(poll(abandoned.as_mut()).await.is_none());
+        drop(abandoned);
+        assert!(keeper.hashing.try_acquire().is_err());
+        assert_eq!(keeper.judge(&guess).await, Verdict::Wrong);
+        assert_eq!(keeper.hashing.available_permits(), 1);
+    }
+
+    /// What a future has come to without any waiting.
+    async fn poll<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+            std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
+            std::task::Poll::Pending => std::task::Poll::Ready(None),
+        })
+        .await
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use common::{
-    Client, Connection, Daemon, Reply, Sidecar, Until, eventually, exchange, options, text, value,
+    Client, Connection, Daemon, Reply, Sidecar, Until, eventually, exchange, options, peak_memory,
+    text, value,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use supervisor_twiddler::http::{BODY_PAUSE, MAX_BODY, MAX_HELD, MAX_TAILS};
@@ -83,6 +83,10 @@ fn documents_have_limits() -> Result<()> {
         "<methodCall><methodName>a.b</methodName>{}</methodCall>",
         "<a/>".repeat(Limits::DEFAULT.elements)
     );
+    let attributes = format!(
+        "<methodCall{}><methodName>a.b</methodName></methodCall>",
+        " a=''".repeat(Limits::DEFAULT.elements)
+    );
     let entry = options(&[("methodName", "supervisor.getState")]);
     let calls = write::call("system.multicall", &[Value::Array(vec![entry; 10_001])]);
     let entity = "<!DOCTYPE a [<!ENTITY x 'y'>]><methodCall><methodName>supervisor.getState</methodName><params>&x;</params></methodCall>";
@@ -92,6 +96,7 @@ fn documents_have_limits() -> Result<()> {
         (deep(Limits::DEFAULT.depth).into_bytes(), 400),
         (deep(100_000).into_bytes(), 400),
         (many.into_bytes(), 413),
+        (attributes.into_bytes(), 413),
         (calls, 413),
         (entity.into(), 400),
         (bomb.into(), 400),
@@ -266,16 +271,6 @@ fn memory_for_bodies_is_limited() -> Result<()> {
         );
         Ok(())
     })
-}
-
-fn peak_memory(pid: u32) -> Result<usize> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("no VmHWM")?;
-    let kilobytes: usize = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kilobytes << 10)
 }
 
 #[test]

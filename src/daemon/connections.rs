@@ -20,6 +20,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::AbortHandle;
 
 use super::conf::DaemonAddress;
 
@@ -61,12 +62,24 @@ pub(super) struct Connections {
 
 type Idle = Arc<Mutex<Vec<Way>>>;
 
-/// A connection on which one request can be sent.
+/// A connection on which one request can be sent. It ends when this is dropped, with whatever the
+/// daemon has not taken of a request's body: the daemon drains slowly what follows a head that it has
+/// refused.
 struct Way {
     sender: SendRequest<Body>,
+    _connection: Serving,
     /// The same socket once more, to ask the kernel about it; only where the way may be kept.
     socket: Option<File>,
     since: Instant,
+}
+
+/// The task that reads and writes on a connection, ended on drop.
+struct Serving(AbortHandle);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Connections {
@@ -158,13 +171,14 @@ where
         .max_buf_size(MAX_REPLY_HEAD)
         .handshake(TokioIo::new(stream))
         .await?;
-    tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to supervisord ended");
         }
     });
     Ok(Way {
         sender,
+        _connection: Serving(serving.abort_handle()),
         socket,
         since: Instant::now(),
     })

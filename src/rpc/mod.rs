@@ -123,7 +123,7 @@ impl Rpc {
         let call = match read_call(&body).await {
             Ok(call) => call,
             Err(ReadError::TooMany(limit)) => {
-                let text = format!("a call may have {limit} elements");
+                let text = format!("a call may have {limit} elements and attributes");
                 return relay::own_reply(StatusCode::PAYLOAD_TOO_LARGE, &text);
             }
             Err(_) => return self.pass(caller, Bytes::from_static(UNREADABLE)).await,

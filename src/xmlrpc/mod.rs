@@ -149,7 +149,7 @@ pub struct Fault {
 pub struct Limits {
     /// How many elements may be open at once.
     pub depth: usize,
-    /// How many elements there may be in all.
+    /// How many elements and attributes there may be in all.
     pub elements: usize,
 }
 

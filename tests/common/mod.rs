@@ -18,6 +18,7 @@
 //! - `leftovers`: temporary directories and whatever still runs on their behalf
 //! - `pages`: the daemon's web interface taken apart
 //! - `browser`: [`Browser`], a Chromium without a window
+//! - `usage`: memory and descriptors of a process
 //! - `wait`: [`eventually`]
 //!
 //! Everything is owned: a value that goes out of scope ends its processes and removes its files.
@@ -42,6 +43,7 @@ pub mod provision;
 pub mod relay;
 pub mod sidecar;
 pub mod stuck;
+pub mod usage;
 pub mod values;
 pub mod view;
 pub mod wait;
@@ -58,6 +60,7 @@ pub use self::{
     process::{Process, run, stderr_text, stdout_text},
     provision::{Venv, Version, venv, with_both_releases},
     sidecar::{Sidecar, SidecarOptions, twiddler},
+    usage::{MIB, descriptors, memory, peak_memory},
     values::{IntoParams, IntoValue, items, member, number, options, text, texts, value},
     view::{Picture, Row, infos, rows},
     wait::{LIMIT, eventually},

@@ -79,12 +79,17 @@ fn numbered(name: &str) -> Checked<char> {
         .ok_or("a reference to a character XML does not have")
 }
 
+/// A version, an encoding, and whether the document stands alone.
+const MAX_DECLARED: usize = 3;
+
 /// Checks an XML declaration, given what is between its `<?` and its `?>`.
 ///
 /// What it declares makes no difference: the daemon decodes before it parses, and expat reads any
 /// version as 1.0.
 pub(super) fn declaration(inside: &str) -> Checked<()> {
-    let (_, found) = name_and_attributes(inside)?;
+    let found: Vec<_> = attributes(inside)
+        .take(MAX_DECLARED + 1)
+        .collect::<Checked<_>>()?;
     let rest = match &found[..] {
         [("version", version), rest @ ..] if version.bytes().all(is_label_byte) => rest,
         _ => return Err("an XML declaration without a version"),
@@ -119,11 +124,12 @@ pub(super) fn instruction(inside: &str) -> Checked<()> {
 
 /// The name and the attributes of a start tag, given what is between its `<` and its `>` or `/>`.
 pub(super) fn start_tag(inside: &str) -> Checked<(&str, Vec<Attribute<'_>>)> {
-    let (name, found) = name_and_attributes(inside)?;
+    let name = inside.split(SPACE).next().unwrap_or_default();
     if !is_name(name) {
         return Err("an element without a proper name");
     }
-    let attributes = found.into_iter().map(|(name, value)| {
+    let attributes = attributes(inside).map(|attribute| {
+        let (name, value) = attribute?;
         if is_name(name) {
             Ok((name, attribute_value(value)?))
         } else {
@@ -133,21 +139,31 @@ pub(super) fn start_tag(inside: &str) -> Checked<(&str, Vec<Attribute<'_>>)> {
     Ok((name, attributes.collect::<Checked<_>>()?))
 }
 
-/// Splits a tag by its blanks, quotes and equals signs, without a look at names and values.
-fn name_and_attributes(inside: &str) -> Checked<(&str, Vec<(&str, &str)>)> {
-    let (name, mut rest) = inside.split_at(inside.find(SPACE).unwrap_or(inside.len()));
-    let mut found = Vec::new();
-    while !is_blank(rest) {
-        let attribute = rest.trim_start_matches(SPACE);
-        if attribute.len() == rest.len() {
-            return Err("attributes without a space between them");
+/// How many attributes a start tag has up to the first mistake in it, without room for any of them.
+pub(super) fn attribute_count(inside: &str) -> usize {
+    attributes(inside).take_while(Result::is_ok).count()
+}
+
+/// The attributes of a tag as they are written, split by blanks, quotes and equals signs without a
+/// look at names and values. Nothing follows a mistake.
+fn attributes(inside: &str) -> impl Iterator<Item = Checked<(&str, &str)>> {
+    let mut rest = inside.find(SPACE).map_or("", |end| &inside[end..]);
+    std::iter::from_fn(move || {
+        if is_blank(rest) {
+            return None;
         }
-        let (name, value, after) =
-            first_attribute(attribute).ok_or("an attribute without a quoted value")?;
-        found.push((name, value));
+        let attribute = rest.trim_start_matches(SPACE);
+        let is_apart = attribute.len() < rest.len();
+        rest = "";
+        if !is_apart {
+            return Some(Err("attributes without a space between them"));
+        }
+        let Some((name, value, after)) = first_attribute(attribute) else {
+            return Some(Err("an attribute without a quoted value"));
+        };
         rest = after;
-    }
-    Ok((name, found))
+        Some(Ok((name, value)))
+    })
 }
 
 /// Name, value and what follows the closing quote.
@@ -401,6 +417,22 @@ mod tests {
             start_tag("\u{e9}:b-.1").unwrap(),
             ("\u{e9}:b-.1", Vec::new())
         );
+    }
+
+    #[test]
+    fn attributes_are_counted_up_to_the_first_mistake() {
+        for (inside, expected) in [
+            ("a", 0),
+            ("a ", 0),
+            ("a b='1'", 1),
+            ("a\nb='1'\tc = \"2 d='3'\" ", 2),
+            ("a b='1' b='1'", 2),
+            ("a b='1'c='2'", 1),
+            ("a b='1' c", 1),
+            ("a b c='1' d='2'", 2),
+        ] {
+            assert_eq!(attribute_count(inside), expected, "{inside:?}");
+        }
     }
 
     #[test]

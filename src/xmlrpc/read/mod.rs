@@ -39,8 +39,8 @@ pub enum ReadError {
     /// More elements are open at once than the limit allows, which it carries.
     #[error("elements nest more than {0} deep")]
     TooDeep(usize),
-    /// There are more elements than the limit allows, which it carries.
-    #[error("there are more than {0} elements")]
+    /// There are more elements and attributes than the limit allows, which it carries.
+    #[error("there are more than {0} elements and attributes")]
     TooMany(usize),
     /// An element's content is not what its name promises.
     #[error("the <{element}> at byte {at} {what}")]
@@ -311,7 +311,7 @@ fn last_of_each_name(members: Vec<(String, Value)>) -> Vec<(String, Value)> {
 struct Document<'a> {
     sender: Sender,
     limits: Limits,
-    /// How many elements began so far.
+    /// How many elements began so far, with their attributes.
     begun: usize,
     namespaces: Namespaces<'a>,
     open: Vec<Element<'a>>,
@@ -410,7 +410,8 @@ impl<'a> Document<'a> {
         if self.open.len() >= self.limits.depth {
             return Err(ReadError::TooDeep(self.limits.depth));
         }
-        self.begun += 1;
+        // Before there is room for any of them: one tag may hold millions.
+        self.begun += 1 + markup::attribute_count(tag);
         if self.begun > self.limits.elements {
             return Err(ReadError::TooMany(self.limits.elements));
         }
@@ -770,12 +771,21 @@ mod tests {
     }
 
     #[test]
-    fn a_call_has_as_many_elements_as_the_limit_says_and_a_reply_any_number() {
+    fn a_call_has_as_many_elements_and_attributes_as_the_limit_says_and_a_reply_any_number() {
         let limit = Limits::DEFAULT.elements;
         let call_of = |inner: usize| format!("<methodName>a{}</methodName>", "<a/>".repeat(inner));
         assert!(call(call_of(limit - 1).as_bytes()).is_ok());
         assert_eq!(
             call(call_of(limit).as_bytes()),
+            Err(ReadError::TooMany(limit))
+        );
+        let tag_of = |attributes: usize| {
+            let attributes: String = (0..attributes).map(|n| format!(" a{n}=''")).collect();
+            format!("<methodName{attributes}>a</methodName>")
+        };
+        assert!(call(tag_of(limit - 1).as_bytes()).is_ok());
+        assert_eq!(
+            call(tag_of(limit).as_bytes()),
             Err(ReadError::TooMany(limit))
         );
         let many = format!("<array><data>{}</data></array>", "<nil/>".repeat(limit));
