@@ -71,19 +71,44 @@ const GENERATED: &str = "zz-twiddler";
 /// What file systems commonly allow.
 const MAX_NAME_BYTES: usize = 255;
 
-/// Everything that `serve` and `check` need to know.
+/// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// supervisord's own configuration.
     pub daemon_conf: DaemonConf,
-    /// Where clients connect; at least one address.
-    pub listen: Vec<ListenAddr>,
     /// Where supervisord is reached.
     pub daemon: DaemonAddress,
     /// What it asks for, where its configuration tells; a digest cannot be presented to it.
     pub credentials: Option<Credentials>,
     /// Where generated files go.
     pub include: IncludeDir,
+    /// The options.
+    pub settings: Settings,
+}
+
+/// What could be decided, and the mistakes that are in the way of the rest: `check` goes on with
+/// what there is.
+#[derive(Debug)]
+pub struct Draft {
+    /// supervisord's own configuration; none where its file cannot be read.
+    pub daemon_conf: Option<DaemonConf>,
+    /// Where supervisord is reached, and what it asks for.
+    pub daemon: Option<(DaemonAddress, Option<Credentials>)>,
+    /// Where generated files go.
+    pub include: Option<IncludeDir>,
+    /// The options; the default stands in for a value that is wrong.
+    pub settings: Settings,
+    /// All mistakes.
+    pub mistakes: Vec<ConfigError>,
+}
+
+/// What the options of `[twiddler]` come to, from whichever source.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where clients connect; at least one address.
+    pub listen: Vec<ListenAddr>,
+    /// Where that was said.
+    pub listen_origin: Origin,
     /// What callers must present to the proxy itself; none leaves them to the daemon.
     pub login: Option<Login>,
     /// Addresses that let in people whom the daemon itself would not; allowed on purpose.
@@ -92,6 +117,8 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Who may use the unix sockets.
     pub socket: SocketAccess,
+    /// Where their owner was named.
+    pub owner_origin: Origin,
     /// TLS for TCP; none for plain HTTP.
     pub tls: Option<TlsFiles>,
     /// The methods of all namespaces that may be called; none for all.
@@ -255,7 +282,7 @@ impl Config {
     /// # Errors
     /// All mistakes at once.
     pub fn load(args: &ServeArgs) -> Result<Config, ConfigErrors> {
-        Config::load_with_env(args, &conf::process_environment)
+        Draft::load(args).finish()
     }
 
     /// Like [`Config::load`], with this environment.
@@ -263,6 +290,18 @@ impl Config {
     /// # Errors
     /// All mistakes at once.
     pub fn load_with_env(args: &ServeArgs, env: &Environment<'_>) -> Result<Config, ConfigErrors> {
+        Draft::load_with_env(args, env).finish()
+    }
+}
+
+impl Draft {
+    /// Decides what can be decided from what was typed, the environment, and supervisord's file.
+    pub fn load(args: &ServeArgs) -> Draft {
+        Draft::load_with_env(args, &conf::process_environment)
+    }
+
+    /// Like [`Draft::load`], with this environment.
+    pub fn load_with_env(args: &ServeArgs, env: &Environment<'_>) -> Draft {
         let mut loader = Loader {
             args,
             env,
@@ -275,38 +314,48 @@ impl Config {
         let daemon = loader.daemon();
         let include = loader.include();
         let login = loader.login(daemon.as_ref().and_then(|(_, asked)| asked.as_ref()));
-        let opened = loader.opened(&listen, daemon.as_ref(), login.is_some());
-        let hosts = loader.hosts();
-        let socket = loader.socket();
-        let tls = loader.tls();
-        let allow = loader.allow();
-        let whitelist = loader.whitelist();
-        let persist = loader.persist();
-        let log_level = loader.log_level();
-        let log_format = loader.log_format();
-        match (loader.conf, daemon, include) {
+        let settings = Settings {
+            opened: loader.opened(&listen, daemon.as_ref(), login.is_some()),
+            listen,
+            listen_origin: loader.origin("listen"),
+            login,
+            hosts: loader.hosts(),
+            socket: loader.socket(),
+            owner_origin: loader.origin("chown"),
+            tls: loader.tls(),
+            allow: loader.allow(),
+            whitelist: loader.whitelist(),
+            persist: loader.persist(),
+            log_level: loader.log_level(),
+            log_format: loader.log_format(),
+        };
+        Draft {
+            daemon_conf: loader.conf,
+            daemon,
+            include,
+            settings,
+            mistakes: loader.mistakes,
+        }
+    }
+
+    /// The whole of it.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn finish(self) -> Result<Config, ConfigErrors> {
+        match (self.daemon_conf, self.daemon, self.include) {
             (Some(daemon_conf), Some((daemon, credentials)), Some(include))
-                if loader.mistakes.is_empty() =>
+                if self.mistakes.is_empty() =>
             {
                 Ok(Config {
                     daemon_conf,
-                    listen,
                     daemon,
                     credentials,
                     include,
-                    login,
-                    opened,
-                    hosts,
-                    socket,
-                    tls,
-                    allow,
-                    whitelist,
-                    persist,
-                    log_level,
-                    log_format,
+                    settings: self.settings,
                 })
             }
-            _ => Err(ConfigErrors(loader.mistakes)),
+            _ => Err(ConfigErrors(self.mistakes)),
         }
     }
 }
@@ -460,6 +509,12 @@ impl Loader<'_> {
             text: set.value.clone(),
             origin,
         })
+    }
+
+    /// Where a key was set; the option where it was not.
+    fn origin(&self, key: &'static str) -> Origin {
+        self.given(key)
+            .map_or(Origin::CommandLine(key), |given| given.origin)
     }
 
     fn keep<T>(&mut self, result: Result<T, ConfigError>) -> Option<T> {

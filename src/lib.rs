@@ -3,6 +3,7 @@
 //! From the outside in; each module imports only from those below it:
 //!
 //! - [`check`]: whether a set-up would work
+//! - [`start`]: the steps of a start, and the sentence about each that fails
 //! - [`server`]: listeners, connections, the end
 //! - [`tls`]: certificates for TCP
 //! - [`doors`]: who may come in
@@ -39,6 +40,7 @@ pub mod relay;
 pub mod rpc;
 mod seam;
 pub mod server;
+pub mod start;
 pub mod tls;
 pub mod twiddler;
 pub mod xmlrpc;

@@ -3,87 +3,74 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use supervisor_twiddler::cli::{Args, Command};
-use supervisor_twiddler::config::{self, Config};
+use supervisor_twiddler::config::{Config, Draft};
 use supervisor_twiddler::daemon::Daemon;
 use supervisor_twiddler::doors::Doors;
-use supervisor_twiddler::include_dir::IncludeDir;
 use supervisor_twiddler::logging;
 use supervisor_twiddler::password::Login;
 use supervisor_twiddler::rpc::Rpc;
-use supervisor_twiddler::server::{self, Listener};
+use supervisor_twiddler::server;
+use supervisor_twiddler::start::{self, StartError};
 use supervisor_twiddler::tls::Tls;
 use supervisor_twiddler::twiddler::{MainLog, Twiddler};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-/// Marks the file of what outlives the daemon. It sorts before that of a change, which may say
-/// otherwise.
-const KEPT: &str = "persist";
 /// It failed while running.
 const FAILED: u8 = 1;
 /// It was told something that cannot be right; starting it again does not help.
 const BAD_CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
-    let command = Args::parse().command;
-    let (Command::Serve(args) | Command::Check(args)) = &command;
-    let config = match Config::load(args) {
-        Ok(config) => config,
-        Err(errors) => {
-            eprintln!("{errors}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
-    };
-    match command {
-        Command::Serve(_) => {
-            logging::start(config.log_level, config.log_format);
-            raise_file_limit();
-            serve(config)
-        }
-        Command::Check(_) => check(&config),
+    match Args::parse().command {
+        Command::Serve(args) => match Config::load(&args) {
+            Ok(config) => {
+                logging::start(config.settings.log_level, config.settings.log_format);
+                raise_file_limit();
+                serve(config)
+            }
+            Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
+        },
+        Command::Check(args) => check(&Draft::load(&args)),
     }
 }
 
 fn serve(config: Config) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
-    {
+        .build();
+    let runtime = match runtime.context("cannot start") {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("twiddler: cannot start: {error}");
-            return ExitCode::from(FAILED);
-        }
+        Err(error) => return ended(&error.into()),
     };
-    let ended = runtime.block_on(run(config));
+    let outcome = runtime.block_on(run(config));
     // Drops what is under way, and with it generated files; waits for nothing.
     runtime.shutdown_background();
-    match ended {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("twiddler: {error:#}");
-            ExitCode::from(if is_misconfigured(&error) {
-                BAD_CONFIGURATION
-            } else {
-                FAILED
-            })
-        }
+        Err(error) => ended(&error),
     }
 }
 
-/// Another proxy, a taken address or a directory that is not for us: starting again does not help.
-fn is_misconfigured(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some()
+/// Says why it ends, each sentence on a line of its own.
+fn ended(error: &StartError) -> ExitCode {
+    for line in error.to_string().lines() {
+        eprintln!("twiddler: {line}");
+    }
+    ExitCode::from(match error {
+        StartError::Misconfigured(_) => BAD_CONFIGURATION,
+        StartError::Failed(_) => FAILED,
+    })
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn check(config: &Config) -> ExitCode {
-    let findings = supervisor_twiddler::check::check(config).await;
+async fn check(draft: &Draft) -> ExitCode {
+    let findings = supervisor_twiddler::check::check(draft).await;
     for line in findings.lines() {
         println!("{line}");
     }
@@ -104,7 +91,8 @@ fn raise_file_limit() {
 }
 
 /// One thread is enough in front of a daemon that has one, and spares handing calls across.
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config) -> Result<(), StartError> {
+    let settings = &config.settings;
     // First of all: a signal that comes before its handler ends the process its own way, or, for
     // the first process of a container, does nothing.
     let signals = signals()?;
@@ -112,29 +100,20 @@ async fn run(config: Config) -> anyhow::Result<()> {
         config.daemon.clone(),
         config.credentials.clone(),
     )?);
-    let readable_for_owner = match daemon.account().await {
-        Some(account) => account == 0 || account == nix::unistd::geteuid().as_raw(),
-        None => false,
-    };
-    let include = include_dir(&config)?.readable_for(readable_for_owner);
+    let include = start::include_dir(&config.include, "", &daemon).await?;
     let conf = &config.daemon_conf;
-    let twiddler = Twiddler::open(daemon.clone(), include, conf.file.clone(), config.persist)
-        .with_context(|| {
-            format!(
-                "cannot use the include directory {}",
-                config.include.dir.display()
-            )
-        })?;
+    let twiddler = Twiddler::open(daemon.clone(), include, conf.file.clone(), settings.persist)
+        .map_err(|error| start::unusable_dir(&config.include.dir, &error))?;
     let main_log = MainLog::new(conf.logfile.clone(), conf.loglevel);
     let main_file = conf.file.display().to_string();
     let doors = Doors::new(
-        config.login.clone(),
+        settings.login.clone(),
         daemon.own_authorization().cloned(),
-        &config.hosts,
+        &settings.hosts,
         daemon.is_open(),
     )
     .knowing(asked_for(&config));
-    for address in &config.opened {
+    for address in &settings.opened {
         tracing::warn!(
             "{address} is open: whoever reaches it can run commands as supervisord's user"
         );
@@ -142,21 +121,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let rpc = Rpc::new(
         daemon,
         twiddler.clone(),
-        config.whitelist.clone(),
+        settings.whitelist.clone(),
         main_log,
         main_file,
     )
-    .allowing(config.allow.clone());
-    let tls = match &config.tls {
-        Some(files) => Some(Arc::new(Tls::load(files)?)),
-        None => None,
-    };
+    .allowing(settings.allow.clone());
+    let tls = start::tls(settings)?;
     read_again_on_hangup(tls.clone())?;
     let mut listeners = Vec::new();
-    for address in &config.listen {
-        let listener = Listener::bind(address, &config.socket)
-            .await
-            .with_context(|| format!("cannot listen on {address}"))?;
+    for address in &settings.listen {
+        let listener = start::listen(address, settings).await?;
         let url = match &tls {
             Some(_) => listener.url().replacen("http://", "https://", 1),
             None => listener.url(),
@@ -179,7 +153,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
             tracing::info!("stopped");
             Ok(())
         }
-        () = asked(signals.clone(), 2) => anyhow::bail!("asked to stop twice: cut what was under way"),
+        () = asked(signals.clone(), 2) => {
+            Err(anyhow!("asked to stop twice: cut what was under way").into())
+        }
     }
 }
 
@@ -187,18 +163,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
 fn asked_for(config: &Config) -> Option<Login> {
     let asked = config.credentials.as_ref()?;
     Login::new(&asked.username, &asked.password).ok()
-}
-
-fn include_dir(config: &Config) -> anyhow::Result<IncludeDir> {
-    let pattern = &config.include.file_pattern;
-    let name = |stem| {
-        config::generated_name(pattern, stem)
-            .with_context(|| format!("no generated file can match the include pattern {pattern}"))
-    };
-    let dir = &config.include.dir;
-    let include = IncludeDir::open(dir.clone(), name("")?)
-        .with_context(|| format!("cannot use the include directory {}", dir.display()))?;
-    Ok(include.keeping(name(KEPT)?))
 }
 
 /// SIGHUP means new certificates. Where there are none, it means nothing, and ends nothing.

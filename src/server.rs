@@ -42,6 +42,8 @@ pub const MAX_HEADER_LINES: usize = 256;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(250);
 /// How long a client that has closed its side may still wait for its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Begins the names of sockets that only try whether one could be there.
+const TRIAL_PREFIX: &str = ".t";
 /// What a new socket lacks until its owner and mode are set: all that others could use.
 const SOCKET_UMASK: u32 = 0o177;
 
@@ -65,26 +67,69 @@ impl Drop for SocketFile {
     }
 }
 
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address is taken, or not for us.
+    #[error("{0}")]
+    Address(#[source] io::Error),
+    /// The socket cannot be given to the owner that was named.
+    #[error("{0}")]
+    Owner(#[source] io::Error),
+}
+
+impl From<io::Error> for BindError {
+    fn from(error: io::Error) -> Self {
+        BindError::Address(error)
+    }
+}
+
 impl Listener {
     /// Binds `address`. A socket that nobody listens on any more is replaced, and is for those whom
     /// `access` names.
     ///
     /// # Errors
     /// When the address is taken or not allowed.
-    pub async fn bind(address: &ListenAddr, access: &SocketAccess) -> io::Result<Self> {
+    pub async fn bind(address: &ListenAddr, access: &SocketAccess) -> Result<Self, BindError> {
         match address {
             ListenAddr::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await?)),
             ListenAddr::Unix(path) => {
-                remove_left_over(path).await?;
-                let listener = bind_for_nobody(path)?;
-                let file = SocketFile(path.clone());
-                if access.user.is_some() || access.group.is_some() {
-                    std::os::unix::fs::chown(path, access.user, access.group)?;
+                if is_left_over(path).await? {
+                    std::fs::remove_file(path)?;
                 }
-                std::fs::set_permissions(path, Permissions::from_mode(access.mode))?;
-                Ok(Listener::Unix(listener, file))
+                Listener::bind_at(path, access)
             }
         }
+    }
+
+    /// Tries what [`Listener::bind`] does. A port stays taken while the result lives; a unix socket
+    /// is tried under another name beside it, so that nobody finds it there.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub async fn try_bind(
+        address: &ListenAddr,
+        access: &SocketAccess,
+    ) -> Result<Option<Self>, BindError> {
+        let ListenAddr::Unix(path) = address else {
+            return Listener::bind(address, access).await.map(Some);
+        };
+        is_left_over(path).await?;
+        // The other name may fit where the real one does not.
+        std::os::unix::net::SocketAddr::from_pathname(path)?;
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        let mut name = tempfile::Builder::new();
+        let trial = name.prefix(TRIAL_PREFIX).rand_bytes(4);
+        let trial = trial.make_in(dir, bind_for_nobody)?;
+        hand_over(trial.path(), access)?;
+        Ok(None)
+    }
+
+    fn bind_at(path: &Path, access: &SocketAccess) -> Result<Self, BindError> {
+        let listener = bind_for_nobody(path)?;
+        let file = SocketFile(path.to_owned());
+        hand_over(path, access)?;
+        Ok(Listener::Unix(listener, file))
     }
 
     /// Where it listens, as a URL.
@@ -215,6 +260,17 @@ impl AsyncWrite for Patient {
     }
 }
 
+/// Gives a socket its owner and mode.
+fn hand_over(path: &Path, access: &SocketAccess) -> Result<(), BindError> {
+    if access.user.is_some() || access.group.is_some() {
+        std::os::unix::fs::chown(path, access.user, access.group).map_err(BindError::Owner)?;
+    }
+    Ok(std::fs::set_permissions(
+        path,
+        Permissions::from_mode(access.mode),
+    )?)
+}
+
 /// A new socket is there for its owner alone, from its first moment on.
 fn bind_for_nobody(path: &Path) -> io::Result<UnixListener> {
     let former = umask(Mode::from_bits_truncate(SOCKET_UMASK));
@@ -223,25 +279,19 @@ fn bind_for_nobody(path: &Path) -> io::Result<UnixListener> {
     bound
 }
 
-/// A socket file without a listener is a left-over of a proxy that died.
-async fn remove_left_over(path: &Path) -> io::Result<()> {
+/// Whether a socket file is there without a listener: a left-over of a proxy that died.
+async fn is_left_over(path: &Path) -> io::Result<bool> {
     match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(io::Error::new(
-                ErrorKind::AlreadyExists,
-                "a file of that name is there",
-            ));
+            return Err(ErrorKind::AlreadyExists.into());
         }
         Ok(_) => {}
     }
     match tokio::net::UnixStream::connect(path).await {
-        Ok(_) => Err(io::Error::new(
-            ErrorKind::AddrInUse,
-            "somebody listens there already",
-        )),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Ok(_) => Err(ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
         Err(error) => Err(error),
     }
 }

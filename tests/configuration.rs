@@ -1200,7 +1200,10 @@ fn some(text: &str) -> Option<String> {
 #[test]
 fn defaults_are_those_of_the_contract() -> Result<()> {
     let config = loaded(&working(""), ServeArgs::default(), &[])?;
-    assert_eq!(config.listen, [ListenAddr::Tcp("127.0.0.1:9002".parse()?)]);
+    assert_eq!(
+        config.settings.listen,
+        [ListenAddr::Tcp("127.0.0.1:9002".parse()?)]
+    );
     assert_eq!(config.daemon, DaemonAddress::Unix("/run/s.sock".into()));
     assert_eq!(
         config
@@ -1210,9 +1213,9 @@ fn defaults_are_those_of_the_contract() -> Result<()> {
     );
     assert_eq!(config.include.dir, config.daemon_conf.here.join("conf.d"));
     assert_eq!(config.include.file_pattern, "*.conf");
-    assert!(config.whitelist.is_empty() && !config.persist);
+    assert!(config.settings.whitelist.is_empty() && !config.settings.persist);
     assert_eq!(
-        (config.log_level, config.log_format),
+        (config.settings.log_level, config.settings.log_format),
         (Verbosity::Info, LogFormat::Text)
     );
     Ok(())
@@ -1241,13 +1244,23 @@ fn the_command_line_wins_over_the_environment_and_that_over_the_file() -> Result
         ..ServeArgs::default()
     };
     let decided = |config: Config| {
-        let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
+        let listen: Vec<_> = config
+            .settings
+            .listen
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let words = [
             listen.join(" "),
             config.daemon.to_string(),
-            config.whitelist.join(" "),
+            config.settings.whitelist.join(" "),
         ];
-        (words, config.persist, config.log_level, config.log_format)
+        (
+            words,
+            config.settings.persist,
+            config.settings.log_level,
+            config.settings.log_format,
+        )
     };
     let words = |words: [&str; 3]| words.map(str::to_owned);
 
@@ -1281,8 +1294,11 @@ fn an_empty_variable_counts_as_not_set() -> Result<()> {
     let files = working("persist=on\nlisten=127.0.0.1:1");
     let env = [("TWIDDLER_PERSIST", ""), ("TWIDDLER_LISTEN", "")];
     let config = loaded(&files, ServeArgs::default(), &env)?;
-    assert!(config.persist);
-    assert_eq!(config.listen, [ListenAddr::Tcp("127.0.0.1:1".parse()?)]);
+    assert!(config.settings.persist);
+    assert_eq!(
+        config.settings.listen,
+        [ListenAddr::Tcp("127.0.0.1:1".parse()?)]
+    );
     Ok(())
 }
 

@@ -1,0 +1,176 @@
+//! Listening, and whoever listens already.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::{StartError, account};
+use crate::config::{ListenAddr, Settings};
+use crate::doors::OPEN_PATH;
+use crate::server::{BindError, Listener};
+
+/// How long whoever listens at an address may take to say who it is.
+const OCCUPANT_TIME: Duration = Duration::from_secs(2);
+/// So much of its answer is read.
+const OCCUPANT_REPLY: u64 = 4096;
+
+/// Listens on one address.
+///
+/// # Errors
+/// When it is taken or not for us.
+pub async fn listen(address: &ListenAddr, settings: &Settings) -> Result<Listener, StartError> {
+    match Listener::bind(address, &settings.socket).await {
+        Ok(listener) => Ok(listener),
+        Err(error) => Err(cannot_listen(address, settings, &error).await),
+    }
+}
+
+/// Tries whether [`listen`] would work, and leaves nothing; a port is taken while the result lives.
+///
+/// # Errors
+/// As [`listen`].
+pub async fn try_listen(
+    address: &ListenAddr,
+    settings: &Settings,
+) -> Result<Option<Listener>, StartError> {
+    match Listener::try_bind(address, &settings.socket).await {
+        Ok(held) => Ok(held),
+        Err(error) => Err(cannot_listen(address, settings, &error).await),
+    }
+}
+
+async fn cannot_listen(address: &ListenAddr, settings: &Settings, error: &BindError) -> StartError {
+    let occupant = match error {
+        BindError::Address(error) if error.kind() == ErrorKind::AddrInUse => {
+            Some(occupant(address).await)
+        }
+        _ => None,
+    };
+    let text = match error {
+        BindError::Owner(error) => format!(
+            "{}: {} may not give the socket {address} to that owner ({error}); run twiddler as root, or write an owner and a group that it belongs to",
+            settings.owner_origin,
+            account()
+        ),
+        BindError::Address(error) => format!(
+            "{}: {}",
+            settings.listen_origin,
+            about_address(address, error, occupant)
+        ),
+    };
+    StartError::Misconfigured(text)
+}
+
+/// Who listens at an address already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occupant {
+    /// Another one of us.
+    Twiddler,
+    /// Somebody else, or one of us who does not answer.
+    Other,
+}
+
+fn about_address(address: &ListenAddr, error: &io::Error, occupant: Option<Occupant>) -> String {
+    match (occupant, address, error.kind()) {
+        (Some(Occupant::Twiddler), ..) => {
+            format!("{address} is taken by another twiddler; stop it, or choose another address")
+        }
+        (Some(Occupant::Other), ..) => {
+            format!("{address} is taken by another program; choose another address")
+        }
+        (_, ListenAddr::Tcp(tcp), ErrorKind::AddrNotAvailable) => format!(
+            "{} is not an address of this machine; choose 127.0.0.1, or one that is",
+            tcp.ip()
+        ),
+        (_, ListenAddr::Tcp(tcp), ErrorKind::PermissionDenied) => format!(
+            "{} may not listen on port {}; choose one from 1024 on",
+            account(),
+            tcp.port()
+        ),
+        (_, ListenAddr::Unix(path), ErrorKind::NotFound) => format!(
+            "the directory of {} does not exist; create it, or choose another path",
+            path.display()
+        ),
+        (_, ListenAddr::Unix(path), ErrorKind::NotADirectory) => format!(
+            "the directory of {} is not a directory; choose another path",
+            path.display()
+        ),
+        (_, ListenAddr::Unix(path), ErrorKind::AlreadyExists) => format!(
+            "{} exists and is not a socket; remove it, or choose another path",
+            path.display()
+        ),
+        (_, ListenAddr::Unix(path), ErrorKind::InvalidInput) => format!(
+            "{} is longer than the path of a socket may be (107 bytes); choose a shorter one",
+            path.display()
+        ),
+        (_, ListenAddr::Unix(path), ErrorKind::PermissionDenied) => format!(
+            "{} may not create a socket at {}; choose a directory of its own, such as unix:///run/twiddler/twiddler.sock",
+            account(),
+            path.display()
+        ),
+        _ => format!("cannot listen on {address} ({error}); choose another address"),
+    }
+}
+
+/// Asks whoever listens at an address whether it is one of us.
+async fn occupant(address: &ListenAddr) -> Occupant {
+    let asked = async {
+        match address {
+            ListenAddr::Tcp(tcp) => says_health(TcpStream::connect(reachable(*tcp)).await?).await,
+            ListenAddr::Unix(path) => says_health(UnixStream::connect(path).await?).await,
+        }
+    };
+    match timeout(OCCUPANT_TIME, asked).await {
+        Ok(Ok(true)) => Occupant::Twiddler,
+        _ => Occupant::Other,
+    }
+}
+
+async fn says_health(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<bool> {
+    let request =
+        format!("GET {OPEN_PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut reply = Vec::new();
+    stream.take(OCCUPANT_REPLY).read_to_end(&mut reply).await?;
+    Ok(String::from_utf8_lossy(&reply).contains("{\"status\":\""))
+}
+
+/// How `supervisorctl` is pointed at the proxy. It speaks no TLS, so a socket is best then.
+pub fn status_command(settings: &Settings) -> String {
+    let socket = |address: &&ListenAddr| matches!(address, ListenAddr::Unix(_));
+    let listen = &settings.listen;
+    let chosen = match settings.tls {
+        Some(_) => listen.iter().find(socket),
+        None => listen.first(),
+    };
+    let credentials = match settings.login {
+        Some(_) => " -u USERNAME -p PASSWORD",
+        None => "",
+    };
+    match chosen {
+        Some(ListenAddr::Tcp(tcp)) => {
+            let url = ListenAddr::Tcp(reachable(*tcp));
+            format!("supervisorctl -s {url}{credentials} status")
+        }
+        Some(socket) => format!("supervisorctl -s {socket}{credentials} status"),
+        None => {
+            let https = listen.first().map_or_else(String::new, ToString::to_string);
+            let https = https.replacen("http://", "https://", 1);
+            format!("curl {https}{OPEN_PATH} (supervisorctl speaks no TLS)")
+        }
+    }
+}
+
+/// Where an address to listen on is reached from this machine.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}

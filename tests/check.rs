@@ -1,0 +1,336 @@
+//! `twiddler check`: it says what `serve` says, tries what `serve` tries, and changes nothing.
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use common::{Daemon, DaemonOptions, Sidecar, run, stderr_text, stdout_text, value};
+
+/// What a verb came to.
+struct Outcome {
+    code: Option<i32>,
+    /// Why it does not work, a sentence each.
+    sentences: Vec<String>,
+    /// All that it printed.
+    printed: String,
+}
+
+/// Runs a verb to its end.
+fn outcome(verb: &str, daemon: &Daemon, setup: &Setup<'_>) -> Result<Outcome> {
+    let dir = daemon.dir().to_string_lossy().into_owned();
+    let mut command = common::sidecar::twiddler_command();
+    command
+        .args([verb, "-c", &format!("{dir}/supervisord.conf")])
+        .args(setup.arguments.iter().map(|text| text.replace("DIR", &dir)))
+        .envs(
+            setup
+                .environment
+                .iter()
+                .map(|(name, text)| (name, text.replace("DIR", &dir))),
+        )
+        .current_dir(&dir);
+    let output = run(&mut command)?;
+    let begins = if verb == "serve" {
+        "twiddler: "
+    } else {
+        "problem  "
+    };
+    let printed = format!("{}{}", stdout_text(&output), stderr_text(&output));
+    let sentences = printed
+        .lines()
+        .filter_map(|line| line.strip_prefix(begins))
+        .map(str::to_owned);
+    Ok(Outcome {
+        code: output.status.code(),
+        sentences: sentences.collect(),
+        printed: printed.clone(),
+    })
+}
+
+/// A set-up that does not work: what is added to one that does.
+#[derive(Clone, Copy, Default)]
+struct Setup<'a> {
+    name: &'a str,
+    /// Arguments, in which DIR is the directory of the daemon.
+    arguments: &'a [&'a str],
+    environment: &'a [(&'a str, &'a str)],
+    /// Lines below `[twiddler]`.
+    section: &'a str,
+    /// Text that replaces another in the file.
+    replaced: Option<(&'a str, &'a str)>,
+    /// What is said; DIR as above.
+    says: &'a str,
+}
+
+const FREE: [&str; 2] = ["--listen", "127.0.0.1:0"];
+
+/// The same sentence from both verbs, and exit code 2.
+fn ensure_same(daemon: &Daemon, setup: &Setup<'_>) -> Result<()> {
+    let good = daemon.read("supervisord.conf")?;
+    let mut text = format!("{good}\n[twiddler]\n{}\n", setup.section);
+    if let Some((old, new)) = setup.replaced {
+        ensure!(text.contains(old), "{old:?} is not in\n{text}");
+        text = text.replace(old, new);
+    }
+    daemon.write("supervisord.conf", &text)?;
+    let serve = outcome("serve", daemon, setup)?;
+    let before = picture(daemon)?;
+    let check = outcome("check", daemon, setup)?;
+    ensure!(picture(daemon)? == before, "check has changed something");
+    daemon.write("supervisord.conf", &good)?;
+    ensure!(serve.code == Some(2), "serve: {}", serve.printed);
+    ensure!(check.code == Some(2), "check: {}", check.printed);
+    ensure!(!serve.sentences.is_empty(), "serve: {}", serve.printed);
+    for sentence in &serve.sentences {
+        ensure!(
+            check.sentences.contains(sentence),
+            "serve says {sentence}\ncheck: {}",
+            check.printed
+        );
+    }
+    let expected = setup.says.replace("DIR", &daemon.dir().to_string_lossy());
+    ensure!(
+        serve.sentences.iter().any(|said| said.contains(&expected)),
+        "not {expected:?} but {:#?}",
+        serve.sentences
+    );
+    ensure!(
+        check
+            .printed
+            .lines()
+            .last()
+            .is_some_and(|line| line.starts_with("next     mend")),
+        "{}",
+        check.printed
+    );
+    Ok(())
+}
+
+/// Names and times of all that is in the directory of the daemon and below, but for its logs.
+fn picture(daemon: &Daemon) -> Result<Vec<String>> {
+    fn walk(dir: &Path, found: &mut Vec<String>) -> Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            let shown = fs::symlink_metadata(&path)?;
+            let is_log = path.extension().is_some_and(|end| end == "log");
+            found.push(match shown.is_dir() || is_log {
+                true => path.display().to_string(),
+                false => format!("{} {:?} {}", path.display(), shown.modified()?, shown.len()),
+            });
+            if shown.is_dir() {
+                walk(&path, found)?;
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    walk(daemon.dir(), &mut found)?;
+    found.sort();
+    Ok(found)
+}
+
+#[test]
+fn what_stops_serve_is_what_check_says() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let taken = taken.local_addr()?.to_string();
+    let _socket = UnixListener::bind(daemon.dir().join("taken.sock"))?;
+    daemon.write("plain", "")?;
+    daemon.write("cert.pem", "rubbish")?;
+    let long = format!("unix://DIR/{}", "x".repeat(120));
+    let listen = |address| ["--listen", address];
+    let free = Setup {
+        arguments: &FREE,
+        ..Setup::default()
+    };
+    for setup in [
+        Setup {
+            name: "a taken port",
+            arguments: &listen(&taken),
+            says: &format!(
+                "--listen: http://{taken} is taken by another program; choose another address"
+            ),
+            ..Setup::default()
+        },
+        Setup {
+            name: "a taken socket",
+            arguments: &listen("unix://DIR/taken.sock"),
+            says: "--listen: unix://DIR/taken.sock is taken by another program; choose another address",
+            ..Setup::default()
+        },
+        Setup {
+            name: "a file where the socket is to be",
+            environment: &[("TWIDDLER_LISTEN", "unix://DIR/plain")],
+            says: "TWIDDLER_LISTEN: DIR/plain exists and is not a socket; remove it, or choose another path",
+            ..Setup::default()
+        },
+        Setup {
+            name: "no directory for the socket",
+            section: "listen = unix:///nowhere/x.sock",
+            says: "DIR/supervisord.conf: [twiddler] listen: the directory of /nowhere/x.sock does not exist; create it, or choose another path",
+            ..Setup::default()
+        },
+        Setup {
+            name: "a file as the directory of the socket",
+            arguments: &listen("unix://DIR/plain/x.sock"),
+            says: "--listen: the directory of DIR/plain/x.sock is not a directory; choose another path",
+            ..Setup::default()
+        },
+        Setup {
+            name: "a path too long for a socket",
+            arguments: &listen(&long),
+            says: "is longer than the path of a socket may be (107 bytes); choose a shorter one",
+            ..Setup::default()
+        },
+        Setup {
+            name: "an address of another machine",
+            arguments: &["--listen", "192.0.2.1:9002", "--allow-open"],
+            says: "--listen: 192.0.2.1 is not an address of this machine; choose 127.0.0.1, or one that is",
+            ..Setup::default()
+        },
+        Setup {
+            name: "a word that is no level",
+            section: "log_level = loud",
+            says: "DIR/supervisord.conf: [twiddler] log_level: `loud`",
+            ..free
+        },
+        Setup {
+            name: "no directory for generated files",
+            replaced: Some(("conf.d/*.conf", "none/*.conf")),
+            says: "DIR/supervisord.conf: [include] files: DIR/none/*.conf: the directory DIR/none does not exist here",
+            ..free
+        },
+        Setup {
+            name: "certificates that are none",
+            section: "tls_cert = cert.pem\ntls_key = cert.pem",
+            says: "DIR/cert.pem",
+            ..free
+        },
+        Setup {
+            name: "an address that is open",
+            arguments: &listen("0.0.0.0:0"),
+            says: "--listen: http://0.0.0.0:0 would let in",
+            ..Setup::default()
+        },
+    ] {
+        ensure_same(&daemon, &setup).context(setup.name.to_owned())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn it_goes_on_after_a_problem() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        include: "none/*.conf",
+        ..DaemonOptions::default()
+    })?;
+    fs::remove_dir(daemon.include_dir())?;
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let setup = Setup {
+        arguments: &["--listen", &taken.local_addr()?.to_string()],
+        ..Setup::default()
+    };
+    let check = outcome("check", &daemon, &setup)?;
+    ensure!(
+        check.code == Some(2) && check.sentences.len() == 2,
+        "{}",
+        check.printed
+    );
+    for expected in [
+        "problem  ",
+        "ok       supervisord 4.3.0 answers at",
+        "ok       supervisord's log",
+        "is taken by another program",
+    ] {
+        ensure!(
+            check.printed.contains(expected),
+            "{expected}: {}",
+            check.printed
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn it_ends_with_what_to_type_next() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let next = |arguments: &[&str]| -> Result<String> {
+        let setup = Setup {
+            arguments,
+            ..Setup::default()
+        };
+        let check = outcome("check", &daemon, &setup)?;
+        ensure!(check.code == Some(0), "{}", check.printed);
+        let last = check.printed.lines().last().context("nothing")?;
+        Ok(last.replace(&*daemon.dir().to_string_lossy(), "DIR"))
+    };
+    let socket = "unix://DIR/t.sock";
+    ensure!(
+        next(&["--listen", socket])?
+            == format!("next     twiddler serve, then: supervisorctl -s {socket} status")
+    );
+    let open = next(&["--listen", "0.0.0.0:0", "--allow-open"])?;
+    ensure!(
+        open.ends_with("supervisorctl -s http://127.0.0.1:0 status"),
+        "{open}"
+    );
+    Ok(())
+}
+
+#[test]
+fn it_changes_nothing() -> Result<()> {
+    let daemon = Daemon::start("[program:cat]\ncommand = /bin/cat\n")?;
+    let reread = |what: &str| daemon.expect_fault("supervisor.addProcessGroup", (what,));
+    // Somebody edits, and has not let supervisord read it.
+    daemon.write("conf.d/new.conf", "[program:new]\ncommand = /bin/cat\n")?;
+    let read_before = daemon.call("supervisor.getAllConfigInfo", ())?;
+    let before = picture(&daemon)?;
+    let setup = Setup {
+        arguments: &["--listen", "unix://DIR/t.sock", "--listen", "127.0.0.1:0"],
+        ..Setup::default()
+    };
+    let check = outcome("check", &daemon, &setup)?;
+    ensure!(check.code == Some(0), "{}", check.printed);
+    ensure!(
+        picture(&daemon)? == before,
+        "{:#?}\n{:#?}",
+        before,
+        picture(&daemon)?
+    );
+    ensure!(daemon.call("supervisor.getAllConfigInfo", ())? == read_before);
+    ensure!(reread("new")?.code == 10, "it was let read");
+    let log = daemon.log();
+    ensure!(!log.contains("twiddler~"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_proxy_that_runs_is_not_disturbed() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("one", 1))?;
+    let log = sidecar.stderr_text();
+    let address = sidecar.tcp_addr().to_string();
+    let setup = Setup {
+        arguments: &["--listen", &address],
+        ..Setup::default()
+    };
+    let check = outcome("check", &daemon, &setup)?;
+    ensure!(
+        check.code == Some(2)
+            && check.printed.contains(&format!(
+                "http://{address} is taken by another twiddler; stop it"
+            )),
+        "{}",
+        check.printed
+    );
+    ensure!(sidecar.stderr_text() == log, "{}", sidecar.stderr_text());
+    client.call("twiddler.addGroup", ("two", 1))?;
+    ensure!(client.call("twiddler.getGroupNames", ())? == value(vec!["one", "two"]));
+    Ok(())
+}
