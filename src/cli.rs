@@ -102,8 +102,9 @@ pub struct ServeArgs {
     )]
     pub allow_open: Option<String>,
 
-    /// Names by which browsers may address twiddler, separated by commas, beside addresses and names without
-    /// a domain [env: TWIDDLER_HOSTS]
+    /// Where browsers may find twiddler beside addresses and localhost, separated by commas: names such as
+    /// proxy.example.com, and for what is seen through a relay origins such as https://sup.example.com
+    /// [env: TWIDDLER_HOSTS]
     #[arg(long, value_name = "NAMES")]
     pub hosts: Option<String>,
 

@@ -12,6 +12,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::access::browser::Site;
 use crate::cli::ServeArgs;
 use crate::daemon::conf::{
     self, ConfError, Credentials, DaemonAddress, DaemonConf, Environment, HttpServer,
@@ -113,8 +114,8 @@ pub struct Settings {
     pub login: Option<Login>,
     /// Addresses that let in people whom the daemon itself would not; allowed on purpose.
     pub opened: Vec<ListenAddr>,
-    /// Names by which browsers may know the proxy, beside addresses and names without a domain.
-    pub hosts: Vec<String>,
+    /// Where browsers may find the proxy, beside addresses and `localhost`.
+    pub hosts: Vec<Site>,
     /// Who may use the unix sockets.
     pub socket: SocketAccess,
     /// Where their owner was named.
@@ -683,20 +684,14 @@ impl Loader<'_> {
         opened
     }
 
-    fn hosts(&mut self) -> Vec<String> {
+    fn hosts(&mut self) -> Vec<Site> {
         let Some(given) = self.given("hosts") else {
             return Vec::new();
         };
-        let fits = |name: &str| {
-            name.chars()
-                .all(|letter| letter.is_alphanumeric() || ".-_".contains(letter))
-        };
-        for item in given.items().filter(|item| !fits(item)) {
-            self.mistakes.push(given.wrong(format!(
-                "`{item}` is no name of a host; write names such as proxy.example.com, without scheme and port"
-            )));
-        }
-        given.items().map(str::to_owned).collect()
+        let sites = given.items().map(Site::parse);
+        sites
+            .filter_map(|site| self.keep(site.map_err(|reason| given.wrong(reason))))
+            .collect()
     }
 
     fn socket(&mut self) -> SocketAccess {

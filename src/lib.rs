@@ -19,8 +19,10 @@
 //! - [`daemon`]: the supervisord on the other side, and its configuration file
 //! - [`include_dir`], [`program`], [`xmlrpc`]: files, program sections, the wire format
 //! - `python`: text and numbers as Python reads and prints them
+//! - [`access`]: what browsers may be made to send
 //! - [`password`], [`policy`]: what callers must present, and which methods there are for them
 
+pub mod access;
 pub mod check;
 pub mod cli;
 pub mod config;

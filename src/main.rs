@@ -143,6 +143,10 @@ async fn run(config: Config) -> Result<(), StartError> {
         "in front of supervisord at {}",
         config.daemon
     );
+    let doors = match &tls {
+        Some(_) => doors.behind_tls(),
+        None => doors,
+    };
     let app = doors.guard(supervisor_twiddler::http::app(Arc::new(rpc)));
     let served = async {
         server::serve(listeners, app, tls, asked_to_stop(signals.clone())).await;

@@ -8,12 +8,13 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, PROXY_AUTHORIZATION,
-    SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, LOCATION,
+    PROXY_AUTHORIZATION, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Empty, Full};
+use hyper::ext::ReasonPhrase;
 use percent_encoding::percent_decode_str;
 
 use crate::daemon::{self, Daemon, Reuse};
@@ -30,6 +31,10 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// What this proxy calls itself in replies of its own.
 const OWN_NAME: &str = concat!("twiddler/", env!("CARGO_PKG_VERSION"));
+/// What keeps nginx from holding back a reply until it has 64 KiB of it.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// Characters of a reason phrase; clients read status lines of 64 KiB, relays less.
+const MAX_PHRASE: usize = 512;
 /// A body of a web form that says nothing: the daemon never answers one of no bytes.
 const EMPTY_FORM: &str = "&";
 
@@ -134,13 +139,58 @@ pub fn for_client(head: &Parts, mut reply: Response<Body>) -> Response<Body> {
             .insert(CONNECTION, HeaderValue::from_static("Keep-Alive"));
     }
     *reply.version_mut() = head.version;
+    if let Some(location) = reply.headers().get(LOCATION)
+        && let Some(location) = relative_location(head.uri.path(), location.as_bytes())
+    {
+        reply.headers_mut().insert(LOCATION, location);
+    }
+    // The daemon says so of the logs of processes alone (`supervisor/http.py`, `logtail_handler`).
+    if reply.status() == StatusCode::OK && is_followed(&head.uri) {
+        let headers = reply.headers_mut();
+        headers
+            .entry(X_ACCEL_BUFFERING)
+            .or_insert(HeaderValue::from_static("no"));
+    }
     reply
 }
 
-/// A short reply of our own.
+/// Whether a request is for a log that is sent as it is written and never ends (`supervisor/http.py`,
+/// handlers match by prefix).
+pub fn is_followed(uri: &Uri) -> bool {
+    let path = percent_decode_str(uri.path()).decode_utf8_lossy();
+    path.starts_with("/logtail") || path.starts_with("/mainlogtail")
+}
+
+/// The target of one of the daemon's redirects, relative to the path that was asked for.
+///
+/// The daemon puts the host in front that the client named, or what it takes for its own name: that
+/// of a unix socket, say. A relay may serve it under another host, or below a path.
+fn relative_location(path: &str, location: &[u8]) -> Option<HeaderValue> {
+    const MESSAGE: &str = "?message=";
+    let location = std::str::from_utf8(location).ok()?;
+    let (dirs, name) = path.rsplit_once('/')?;
+    let relative = match location.rsplit_once(MESSAGE) {
+        // To the status page (`supervisor/web.py`).
+        Some((_, message)) => {
+            let up = dirs.matches('/').count();
+            let root = if up == 0 { "./" } else { "" };
+            format!("{root}{}{MESSAGE}{message}", "../".repeat(up))
+        }
+        // From a directory to itself with a slash (`supervisor/medusa/default_handler.py`).
+        None if location.ends_with('/') => format!("./{name}/"),
+        None => return None,
+    };
+    HeaderValue::try_from(relative).ok()
+}
+
+/// A short reply of our own. XML-RPC clients show their users the reason phrase of an error and
+/// nothing else, so it says the same as the body.
 pub fn own_reply(status: StatusCode, text: &str) -> Response<Body> {
     let mut reply = Response::new(Body::from(format!("{text}\n")));
     *reply.status_mut() = status;
+    if let Some(phrase) = reason_phrase(text) {
+        reply.extensions_mut().insert(phrase);
+    }
     let headers = reply.headers_mut();
     headers.insert(SERVER, HeaderValue::from_static(OWN_NAME));
     headers.insert(
@@ -154,6 +204,17 @@ pub fn own_reply(status: StatusCode, text: &str) -> Response<Body> {
 pub fn bad_gateway(reason: &str) -> Response<Body> {
     tracing::warn!(reason, "answered 502");
     own_reply(StatusCode::BAD_GATEWAY, reason)
+}
+
+/// `text` where only printable ASCII may stand. None for nothing to say.
+fn reason_phrase(text: &str) -> Option<ReasonPhrase> {
+    let fits = |letter: char| letter == ' ' || letter.is_ascii_graphic();
+    let phrase: String = text
+        .chars()
+        .map(|letter| if fits(letter) { letter } else { '?' })
+        .take(MAX_PHRASE)
+        .collect();
+    ReasonPhrase::try_from(phrase).ok()
 }
 
 fn body_of(payload: &Payload) -> daemon::Body {
@@ -202,4 +263,41 @@ fn wants_keep_alive(headers: &HeaderMap) -> bool {
         .get(CONNECTION)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.eq_ignore_ascii_case("keep-alive"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_are_relative_to_what_was_asked_for() {
+        let unix = "http://<unix domain socket>:/run/s.sock/?message=Process%20a%20stopped";
+        for (path, location, expected) in [
+            ("/", "http://h:9001/?message=x%3F", Some("./?message=x%3F")),
+            (
+                "/index.html",
+                unix,
+                Some("./?message=Process%20a%20stopped"),
+            ),
+            ("//index.html", "http://h/?message=x", Some("../?message=x")),
+            ("/a/b/c", "http://h/?message=x", Some("../../?message=x")),
+            ("/", "http://h/?message=y/?message=x", Some("./?message=x")),
+            ("/images", "http://localhost/images/", Some("./images/")),
+            ("/a:b", "http://<unix domain socket>/a:b/", Some("./a:b/")),
+            ("/x/images", "http://localhost/x/images/", Some("./images/")),
+            ("/", "http://elsewhere/page", None),
+            ("*", "http://localhost/", None),
+        ] {
+            let relative = relative_location(path, location.as_bytes());
+            let relative = relative.as_ref().map(|value| value.to_str().unwrap());
+            assert_eq!(relative, expected, "{path} {location}");
+        }
+    }
+
+    #[test]
+    fn a_phrase_stays_on_its_line() {
+        let phrase = |text: &str| reason_phrase(text).map(|phrase| phrase.as_bytes().to_vec());
+        assert_eq!(phrase("no \r\nX: \u{e9}").unwrap(), b"no ??X: ?");
+        assert_eq!(phrase(&"x".repeat(9999)).unwrap().len(), MAX_PHRASE);
+    }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use common::pages::wait_for_state;
+use common::site::Site;
 use common::{Browser, Daemon, LIMIT, Sidecar, eventually, options};
 
 const NAMES: &str = "//tbody/tr/td[3]/a";
@@ -119,5 +120,138 @@ fn a_process_that_joined_a_running_group_is_stopped_and_started_by_clicks() -> R
     wait_for_names(&browser, &["web:able", "web:cat"])?;
     let gone = daemon.state("web:gone").context("what the daemon holds")?;
     ensure!(gone == "STOPPED", "a removed process is {gone}");
+    Ok(())
+}
+
+// --- Other sites ---
+
+const OWN_NAME: &str = "proxy.example";
+const EVIL_NAMES: [&str; 2] = ["evil.example", "evil"];
+const RUNNING: &str = "[program:cat]\ncommand = /bin/cat\n";
+
+/// A daemon with a running process, a proxy that is known by a name, and a browser that finds it.
+struct Scene {
+    daemon: Daemon,
+    sidecar: Sidecar,
+    browser: Browser,
+}
+
+impl Scene {
+    fn start() -> Result<Scene> {
+        let daemon = Daemon::start(RUNNING)?;
+        daemon.wait_for_state("cat", "RUNNING")?;
+        let sidecar = Sidecar::start_with(&daemon, &["--hosts", OWN_NAME])?;
+        let browser = Browser::start_with(&[OWN_NAME, EVIL_NAMES[0], EVIL_NAMES[1]])?;
+        Ok(Scene {
+            daemon,
+            sidecar,
+            browser,
+        })
+    }
+
+    /// The proxy under one of its names.
+    fn proxy(&self, name: &str) -> String {
+        format!("http://{name}:{}", self.sidecar.tcp_addr().port())
+    }
+
+    fn refusals(&self) -> usize {
+        self.sidecar.stderr_text().matches("answered 403").count()
+    }
+
+    /// Opens this page as one of `host`, and waits until the proxy has refused what it does.
+    fn attack(&self, host: &str, page: &str) -> Result<()> {
+        let before = self.refusals();
+        let site = Site::serve(page)?;
+        self.browser
+            .open(&format!("http://{host}:{}/", site.port()))?;
+        eventually(LIMIT, || {
+            ensure!(self.daemon.state("cat")? == "RUNNING", "stopped: {page}");
+            ensure!(self.refusals() > before, "nothing was refused: {page}");
+            Ok(())
+        })
+    }
+}
+
+#[test]
+fn pages_of_other_sites_and_ports_do_not_act() -> Result<()> {
+    let scene = Scene::start()?;
+    let call = "<methodCall><methodName>supervisor.stopAllProcesses</methodName></methodCall>";
+    for name in [OWN_NAME, "127.0.0.1", "localhost"] {
+        let proxy = scene.proxy(name);
+        let action = format!("{proxy}/index.html?action=stopall");
+        let pages = [
+            format!("<img src='{action}'>"),
+            format!("<meta name=referrer content=no-referrer><img src='{action}'>"),
+            format!("<script>location = '{action}'</script>"),
+            format!("<a rel=noreferrer id=a href='{action}'></a><script>a.click()</script>"),
+            format!("<form id=f method=post action='{action}'></form><script>f.submit()</script>"),
+            format!("<iframe src='{action}'></iframe>"),
+            format!(
+                "<script>fetch('{proxy}/RPC2', {{method: 'POST', mode: 'no-cors', body: '{call}'}})</script>"
+            ),
+        ];
+        for page in &pages {
+            scene.attack("evil.example", page)?;
+            // Another port of the same host.
+            scene.attack(name, page)?;
+        }
+    }
+    Ok(())
+}
+
+/// The name of a page that is led here afterwards stays that of the page.
+#[test]
+fn names_that_strangers_can_give_show_nothing() -> Result<()> {
+    let scene = Scene::start()?;
+    for name in EVIL_NAMES {
+        scene.browser.open(&scene.proxy(name))?;
+        let advice = format!("write hosts = {name} in [twiddler]");
+        wait_for_text(&scene.browser, "//body", &advice)?;
+    }
+    Ok(())
+}
+
+/// Over plain HTTP to a name, a browser says of a link only from which page it was clicked.
+#[test]
+fn links_of_the_page_itself_act_and_typed_addresses_only_on_loopback() -> Result<()> {
+    let scene = Scene::start()?;
+    let browser = &scene.browser;
+    let stop = "/index.html?processname=cat&action=stop";
+    browser.open(&format!("{}{stop}", scene.proxy(OWN_NAME)))?;
+    wait_for_text(browser, "//body", "open the page itself and click there")?;
+    ensure!(scene.daemon.state("cat")? == "RUNNING", "stopped");
+
+    browser.open(&scene.proxy(OWN_NAME))?;
+    wait_for_names(browser, &["cat"])?;
+    act(browser, "cat", "Stop", "Process cat stopped", "stopped")?;
+    act(browser, "cat", "Start", "Process cat started", "running")?;
+    for name in ["127.0.0.1", "localhost"] {
+        browser.open(&format!("{}{stop}", scene.proxy(name)))?;
+        wait_for_text(browser, "//div[@class='status_msg']", "Process cat stopped")?;
+        browser.open(&scene.proxy(name))?;
+        wait_for_names(browser, &["cat"])?;
+        act(browser, "cat", "Start", "Process cat started", "running")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn other_sites_cannot_frame_the_pages() -> Result<()> {
+    let scene = Scene::start()?;
+    let log = first_lines();
+    scene
+        .daemon
+        .call("supervisor.sendProcessStdin", ("cat", log.as_str()))?;
+    for path in ["/", "/tail.html?processname=cat", "/logtail/cat"] {
+        let framed = format!("{}{path}", scene.proxy("127.0.0.1"));
+        let site = Site::serve(&format!("<iframe src='{framed}'></iframe>"))?;
+        let browser = &scene.browser;
+        browser.open(&format!("http://evil.example:{}/", site.port()))?;
+        eventually(LIMIT, || {
+            let shown = browser.url_in_frame("//iframe")?;
+            ensure!(shown.starts_with("chrome-error:"), "{path}: {shown}");
+            Ok(())
+        })?;
+    }
     Ok(())
 }

@@ -565,15 +565,28 @@ fn browsers_that_act_for_another_site_are_turned_away() -> Result<()> {
 #[test]
 fn names_that_are_configured_lead_in() -> Result<()> {
     let daemon = Daemon::start("")?;
-    let sidecar = Sidecar::start_with(&daemon, &["--hosts", "proxy.example.com, other.example"])?;
+    let hosts = "proxy.example.com, other.example, https://sup.example.com";
+    let sidecar = Sidecar::start_with(&daemon, &["--hosts", hosts])?;
     let call = write::call("supervisor.getState", &[]);
-    for (host, expected) in [
-        ("proxy.example.com", 200),
-        ("OTHER.example:9002", 200),
-        ("x.proxy.example.com", 403),
+    for (host, origin, expected) in [
+        ("proxy.example.com", "", 200),
+        ("OTHER.example:9002", "", 200),
+        ("sup.example.com", "", 200),
+        ("x.proxy.example.com", "", 403),
+        ("other.example:81", "http://other.example:81", 200),
+        ("other.example:81", "http://other.example:82", 403),
+        ("other.example", "https://other.example", 403),
+        // As a relay asks that speaks TLS to browsers.
+        ("sup.example.com", "https://sup.example.com", 200),
+        ("127.0.0.1:9002", "https://sup.example.com", 200),
+        ("sup.example.com", "http://sup.example.com:81", 403),
     ] {
+        let origin = match origin {
+            "" => String::new(),
+            origin => format!("Origin: {origin}\r\n"),
+        };
         let head = format!(
-            "POST /RPC2 HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n",
+            "POST /RPC2 HTTP/1.1\r\nHost: {host}\r\n{origin}Content-Length: {}\r\n\r\n",
             call.len()
         );
         let reply = exchange(
@@ -581,10 +594,17 @@ fn names_that_are_configured_lead_in() -> Result<()> {
             &[head.as_bytes(), &call].concat(),
             Until::Reply,
         )?;
-        assert_eq!(Reply::parse(&reply)?.status, expected, "{host}");
+        assert_eq!(Reply::parse(&reply)?.status, expected, "{head}");
     }
-    let said = refused(&daemon, &["--hosts", "http://proxy.example.com"])?;
-    assert!(said.contains("--hosts"), "{said}");
+    for wrong in ["proxy.example.com:80", "http://proxy.example.com/x"] {
+        let said = refused(&daemon, &["--hosts", wrong])?;
+        assert!(
+            said.contains(&format!(
+                "--hosts: `{wrong}` is not a host name; write a name such as"
+            )),
+            "{said}"
+        );
+    }
     Ok(())
 }
 

@@ -45,6 +45,15 @@ impl Browser {
     ///
     /// With advice, when there is none: a missing browser is a failure and never a skipped test.
     pub fn start() -> Result<Browser> {
+        Browser::start_with(&[])
+    }
+
+    /// Starts one for which these names lead to 127.0.0.1.
+    ///
+    /// # Panics
+    ///
+    /// As [`Browser::start`].
+    pub fn start_with(names: &[&str]) -> Result<Browser> {
         let dir = WorkDir::new("twb-")?;
         let mut command = Command::new("chromedriver");
         scrub(&mut command);
@@ -56,7 +65,7 @@ impl Browser {
             Err(error) => return Err(error),
         };
         let client = Client::new(addr(&driver)?).with_limit(START_LIMIT);
-        let capabilities = capabilities(dir.path());
+        let capabilities = capabilities(dir.path(), names);
         let session = ask(&client, "POST", "/session", Some(&capabilities)).context(ADVICE)?;
         let id = session["sessionId"].as_str().context("a session")?;
         Ok(Browser {
@@ -126,6 +135,18 @@ impl Browser {
         self.post("/window", &json!({ "handle": window })).map(drop)
     }
 
+    /// The address of what is shown in the frame that this XPath finds.
+    pub fn url_in_frame(&self, xpath: &str) -> Result<String> {
+        let frame = self.first(xpath)?;
+        self.post("/frame", &json!({ "id": { ELEMENT: frame } }))?;
+        let script = json!({ "script": "return document.URL", "args": [] });
+        let url = self
+            .post("/execute/sync", &script)
+            .and_then(|url| string(&url));
+        self.post("/frame", &json!({ "id": null }))?;
+        url
+    }
+
     /// Closes the present window and goes back to the first one.
     pub fn close_window(&self) -> Result<()> {
         let left = ask(&self.client, "DELETE", &self.path("/window"), None)?;
@@ -175,14 +196,19 @@ impl Drop for Browser {
 
 /// Nothing waits until a page has come whole: log pages never do. Chromium's own sandbox does not
 /// work for root, nor in most containers, and a container's `/dev/shm` is small.
-fn capabilities(dir: &Path) -> Json {
+fn capabilities(dir: &Path, names: &[&str]) -> Json {
+    let rules: Vec<String> = names
+        .iter()
+        .map(|name| format!("MAP {name} 127.0.0.1"))
+        .collect();
+    let rules = format!("--host-resolver-rules={}", rules.join(","));
     let profile = format!("--user-data-dir={}", dir.join("profile").display());
     json!({ "capabilities": { "alwaysMatch": {
         "pageLoadStrategy": "none",
         "goog:chromeOptions": { "args": [
             "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
             "--no-first-run", "--disable-background-networking", "--no-proxy-server",
-            "--window-size=1100,700", profile,
+            "--window-size=1100,700", profile, rules,
         ] },
     } } })
 }

@@ -393,6 +393,38 @@ impl Reply {
             .collect()
     }
 
+    /// The daemon's own reply to a request for `target` as the proxy hands it on: pages stay out of
+    /// the frames of other sites, logs out of the buffers of relays, and redirects are relative.
+    pub fn handed_on(mut self, target: &str) -> Reply {
+        let path = target.split('?').next().unwrap_or_default();
+        for line in &mut self.header_lines {
+            if let Some(location) = line.strip_prefix("Location: ") {
+                let relative = match location.rsplit_once("?message=") {
+                    Some((_, message)) => format!("./?message={message}"),
+                    None => format!("./{}/", path.trim_start_matches('/')),
+                };
+                *line = format!("Location: {relative}");
+            }
+        }
+        let mut added = Vec::new();
+        if path.starts_with("/mainlogtail") {
+            added.push("X-Accel-Buffering: no");
+        }
+        let kind = self.header("content-type").unwrap_or_default();
+        if kind.starts_with("text/html") || kind.starts_with("text/plain") {
+            added.extend([
+                "Referrer-Policy: same-origin",
+                "X-Frame-Options: SAMEORIGIN",
+                "Content-Security-Policy: frame-ancestors 'self'",
+            ]);
+        }
+        if self.status == 200 {
+            self.header_lines
+                .extend(added.into_iter().map(str::to_owned));
+        }
+        self
+    }
+
     /// Fails with both replies unless they are the same, byte for byte, but for the `Date`.
     pub fn ensure_same_as(&self, other: &Reply) -> Result<()> {
         let same = self.head_without_date() == other.head_without_date() && self.body == other.body;

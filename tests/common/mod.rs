@@ -19,6 +19,7 @@
 //! - `pages`: the daemon's web interface taken apart
 //! - `browser`: [`Browser`], a Chromium without a window
 //! - `usage`: memory and descriptors of a process
+//! - `site`: [`Site`], a web site of somebody else's
 //! - `wait`: [`eventually`]
 //!
 //! Everything is owned: a value that goes out of scope ends its processes and removes its files.
@@ -42,6 +43,7 @@ pub mod process;
 pub mod provision;
 pub mod relay;
 pub mod sidecar;
+pub mod site;
 pub mod stuck;
 pub mod usage;
 pub mod values;

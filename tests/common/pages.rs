@@ -24,12 +24,13 @@ pub fn link(row: &str, label: &str) -> Result<String> {
     Ok(format!("/{}", href.replace("&amp;", "&")))
 }
 
-/// The path and query in a `Location`.
+/// The path and query that a redirect from a page at the root leads to.
 pub fn location(reply: &Reply) -> Result<&str> {
     ensure!(reply.status == 301, "no redirect: {reply:?}");
-    let url = reply.header("location").context("a Location")?;
-    let (_, path) = url.split_once("://").context("a URL")?;
-    Ok(&path[path.find('/').context("a path")?..])
+    let relative = reply.header("location").context("a Location")?;
+    relative
+        .strip_prefix('.')
+        .with_context(|| format!("not relative: {reply:?}"))
 }
 
 /// Fails unless the head says how long the body is.

@@ -1,0 +1,3 @@
+//! Who may call, beside what credentials decide. A leaf.
+
+pub mod browser;
