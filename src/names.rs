@@ -162,7 +162,7 @@ pub fn statuses_back(registry: &Registry, value: &mut Value) {
         let (Some(real), Some(process)) = (text(status, "group"), text(status, "name")) else {
             continue;
         };
-        let Some((group, _)) = registry.owner(&real) else {
+        let Some(group) = registry.owner(&real) else {
             continue;
         };
         let (from, to) = (format!("{real}:{process}"), namespec(group, &process));
@@ -184,9 +184,9 @@ pub fn infos_back(registry: &Registry, value: &mut Value) -> Vec<(String, String
         let (Some(real), Some(process)) = (text(info, "group"), text(info, "name")) else {
             return true;
         };
-        if let Some((group, _)) = registry.owner(&real) {
+        if let Some(group) = registry.owner(&real) {
             set(info, "group", group);
-            return true;
+            return registry.hidden_start(&real, &process).is_none();
         }
         match registry.hidden_start(&real, &process) {
             None => true,
@@ -211,6 +211,22 @@ pub fn is_still_hidden(info: &Value, start: i64) -> bool {
         if twiddler::is_still_hidden(start, state, started))
 }
 
+/// Whether clients do not see the process that this info struct of the daemon's is about.
+pub fn is_hidden(registry: &Registry, info: &Value) -> bool {
+    let number = |member| info.get(member).and_then(Value::as_int);
+    match (
+        text(info, "group"),
+        text(info, "name"),
+        number("state"),
+        number("start"),
+    ) {
+        (Some(real), Some(process), Some(state), Some(started)) => {
+            registry.is_hidden(&real, &process, state, started)
+        }
+        _ => false,
+    }
+}
+
 /// What `getAllConfigInfo` shows of the daemon's own list.
 pub fn configs_back(registry: &Registry, value: &mut Value) {
     let Value::Array(configs) = value else { return };
@@ -219,8 +235,8 @@ pub fn configs_back(registry: &Registry, value: &mut Value) {
             return true;
         };
         // The daemon lists what it read last: also what has left since, or was not added after all.
-        if let Some((group, process)) = registry.owner(&real) {
-            let member = registry.member(group, process);
+        if let Some(group) = registry.owner(&real) {
+            let member = registry.member(group, &process);
             set(config, "group", group);
             return member.is_some_and(|member| member.real == real);
         }

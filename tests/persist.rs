@@ -469,7 +469,8 @@ const LATE: [Step; 13] = [
     Step::Several("pool", "join"),
 ];
 
-/// What is seen, what it is made of, and what the daemon has.
+/// What is seen, what it is made of, and what the daemon has but for those that were removed and are
+/// stopped.
 #[derive(Debug, PartialEq)]
 struct Seen {
     groups: Vec<String>,
@@ -489,11 +490,13 @@ fn seen(daemon: &Daemon, client: &Client) -> Result<Seen> {
         configs.insert(name, (priority, word("command")?));
     }
     let groups = client.call("twiddler.getGroupNames", ())?;
+    let mut there = rows(&daemon.client())?;
+    there.retain(|row| row.state == "RUNNING" || !row.group.contains('~'));
     Ok(Seen {
         groups: texts(&groups)?.into_iter().map(str::to_owned).collect(),
         shown,
         configs,
-        there: names(rows(&daemon.client())?),
+        there: names(there),
     })
 }
 

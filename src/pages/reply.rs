@@ -66,13 +66,16 @@ fn shown(registry: &Registry, html: &str) -> Shown {
         key: (group.to_owned(), process.to_owned()),
         html,
     };
-    if let Some((group, _)) = registry.owner(real_group) {
-        let shown = namespec(group, process);
-        return Shown::Renamed(row(group, renamed(html, quoted, &real, &shown)));
-    }
-    match registry.hidden_start(real_group, process) {
-        Some(_) => Shown::Not,
-        None => Shown::AsIs(row(real_group, html.to_owned())),
+    match (
+        registry.hidden_start(real_group, process),
+        registry.owner(real_group),
+    ) {
+        (Some(_), _) => Shown::Not,
+        (None, Some(group)) => {
+            let shown = namespec(group, process);
+            Shown::Renamed(row(group, renamed(html, quoted, &real, &shown)))
+        }
+        (None, None) => Shown::AsIs(row(real_group, html.to_owned())),
     }
 }
 

@@ -63,6 +63,8 @@ pub struct ProgramError(String);
 pub enum Scope {
     /// All of them, in a group of the name that the client knows.
     All,
+    /// All of them, in a group of another name.
+    Placed,
     /// The one with this index, counted from 0, in a group of another name.
     One(u32),
 }

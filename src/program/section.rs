@@ -25,11 +25,11 @@ impl Program {
         text
     }
 
-    /// One process of the program, alone in the group `real` of this priority. Where the daemon would
-    /// make the same group of the program's section, that says it all: each section takes the daemon
-    /// its time (`supervisor/options.py`, `process_groups_from_parser`).
-    pub fn render_alone(&self, real: &str, index: u32, priority: i64) -> String {
-        let program = self.render(real, Scope::One(index));
+    /// The processes of `scope` in the group `real` of this priority. Where the daemon would make the
+    /// same group of the program's section, that says it all: each section takes the daemon its time
+    /// (`supervisor/options.py`, `process_groups_from_parser`).
+    pub fn render_placed(&self, real: &str, scope: Scope, priority: i64) -> String {
+        let program = self.render(real, scope);
         if priority == DEFAULT_PRIORITY && self.text("priority").is_none() {
             return program;
         }
@@ -40,7 +40,7 @@ impl Program {
     /// expanded.
     pub(super) fn file_texts(&self, scope: Scope) -> Vec<(&str, String)> {
         let (numprocs, numprocs_start) = match scope {
-            Scope::All => (self.numprocs, self.numprocs_start),
+            Scope::All | Scope::Placed => (self.numprocs, self.numprocs_start),
             Scope::One(index) => (1, self.numprocs_start + i64::from(index)),
         };
         // Without a `process_name` the section's own name would come out.
@@ -50,7 +50,7 @@ impl Program {
             ("numprocs", numprocs.to_string()),
             ("numprocs_start", numprocs_start.to_string()),
         ];
-        if let Scope::One(_) = scope {
+        if scope != Scope::All {
             texts.push(("environment", self.environment_with_group()));
         }
         for (option, text) in &self.options {
@@ -65,7 +65,7 @@ impl Program {
         guarded(&self.file_pieces(option, text))
     }
 
-    /// A process that is alone in a group of another name is told the one its users know. The
+    /// A process in a group of another name is told the one that its users know. The
     /// daemon applies it after its own setting (`supervisor/process.py`, `_spawn_as_child`), and of
     /// two pairs of one name the later, which is the client's.
     fn environment_with_group(&self) -> String {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Answer, Caller, Failure, Rpc};
 use crate::daemon::fault::{ABNORMAL_TERMINATION, BAD_NAME, SPAWN_ERROR, SUCCESS, fault};
-use crate::names::{Verb, is_still_hidden, namespec};
+use crate::names::{Verb, is_hidden, is_still_hidden, namespec};
 use crate::twiddler::Registry;
 use crate::xmlrpc::{Fault, Value};
 
@@ -311,13 +311,10 @@ fn shown_again(registry: &Registry, infos: &[Value]) -> Vec<(String, String)> {
 fn target(registry: &Registry, priorities: &Priorities, info: &Value) -> Option<Target> {
     let (real, process) = (info.get("group")?.as_str()?, info.get("name")?.as_str()?);
     let state = info.get("state")?.as_int()?;
-    if registry
-        .hidden_start(real, process)
-        .is_some_and(|start| is_still_hidden(info, start))
-    {
+    if is_hidden(registry, info) {
         return None;
     }
-    let group = registry.owner(real).map_or(real, |(group, _)| group);
+    let group = registry.owner(real).unwrap_or(real);
     let added = registry
         .member(group, process)
         .and_then(|member| member.program.as_ref());

@@ -12,7 +12,7 @@ use super::transaction::Transaction;
 use crate::daemon::CallError;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, FAILED, INCORRECT_PARAMETERS, fault};
-use crate::program::{Name, Program};
+use crate::program::{Name, Program, Scope};
 use crate::xmlrpc::{Fault, Value};
 
 /// Something that a client wants changed.
@@ -221,7 +221,9 @@ async fn names_from_daemon(twiddler: &Twiddler, program: &Program) -> Result<Vec
         .collect();
     let text: String = (0..)
         .zip(&sections)
-        .map(|(index, section)| program.render_alone(section, index, plan::DEFAULT_PRIORITY))
+        .map(|(index, section)| {
+            program.render_placed(section, Scope::One(index), plan::DEFAULT_PRIORITY)
+        })
         .collect();
     let staged = twiddler.stage(&text).await?;
     let calls = [
@@ -285,7 +287,12 @@ pub(super) fn reread_fault(
 pub(super) fn blames(text: &str, section: &str) -> bool {
     let name = format!("program:{section}");
     text.match_indices(&name)
-        .any(|(at, _)| !text[at + name.len()..].starts_with(|next: char| next.is_ascii_digit()))
+        .any(|(at, _)| !text[at + name.len()..].starts_with(goes_on))
+}
+
+/// Whether a longer name of a section may follow.
+fn goes_on(next: char) -> bool {
+    next.is_ascii_digit() || next == '~'
 }
 
 pub(super) fn not_read(twiddler: &Twiddler) -> Fault {

@@ -10,8 +10,10 @@ mod journal;
 mod log;
 pub mod methods;
 mod persist;
+mod persist_file;
 mod plan;
 mod reading;
+mod reconcile;
 mod registry;
 mod script;
 mod settle;
@@ -246,8 +248,11 @@ impl Twiddler {
     /// Takes note that hidden processes are to be seen again, according to what the daemon said in
     /// this life: in a new one its file has started them, and nobody else has.
     pub fn show(&self, life: u64, processes: impl IntoIterator<Item = (String, String)>) {
+        // In real groups they never are.
+        let is_real = |group: &str| self.with_registry(|registry| registry.owner(group).is_some());
         let events: Vec<Event> = processes
             .into_iter()
+            .filter(|(group, _)| !is_real(group))
             .map(|(group, process)| Event::Shown { group, process })
             .collect();
         if !events.is_empty() && self.is_settled() {
@@ -571,7 +576,7 @@ fn visible_groups(registry: &Registry, answers: &Answers) -> Vec<String> {
     names.extend(answers.processes.values().map(|found| {
         registry
             .owner(&found.real)
-            .map_or(found.real.as_str(), |(group, _)| group)
+            .unwrap_or(&found.real)
             .to_owned()
     }));
     let mut names: Vec<String> = names.into_iter().collect();

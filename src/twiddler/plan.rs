@@ -46,6 +46,13 @@ impl Found {
     pub fn is_stopped(&self) -> bool {
         STOPPED_STATES.contains(&self.state)
     }
+
+    /// Whether it is stopped and the daemon may start it by itself in the next turn of its loop: it
+    /// was never started, or has just exited (`supervisor/process.py`, `transition`).
+    pub fn may_start(&self) -> bool {
+        const EXITED: i64 = 100;
+        self.state == EXITED || self.state == STOPPED_STATES[0] && self.start == 0
+    }
 }
 
 /// What the daemon answered.
@@ -86,8 +93,9 @@ impl Answers {
                 }
                 Question::Process { real, process } => {
                     let hidden = registry.hidden_start(real, process);
-                    let joined =
-                        registry.owner(real).is_some() || registry.member(real, process).is_some();
+                    let joined = registry
+                        .members_in(real)
+                        .any(|member| member.process == *process);
                     if joined || hidden.is_some() {
                         let found = Found {
                             real: real.clone(),
@@ -120,13 +128,14 @@ pub enum Plan {
         program: Box<Program>,
         members: Vec<Member>,
     },
-    /// Give each process a real group of its own.
+    /// Put a program into a real group.
     Place {
+        real: String,
         priority: i64,
         program: Box<Program>,
         members: Vec<Member>,
     },
-    /// Take a real group of one process away.
+    /// Take a real group away: its last member leaves.
     Drop {
         group: String,
         process: String,
@@ -134,9 +143,12 @@ pub enum Plan {
     },
     /// The daemon keeps the process, stopped; nobody sees it any more.
     Hide {
-        group: String,
+        /// The daemon's group.
+        real: String,
         process: String,
         start: i64,
+        /// It may be about to start by itself.
+        may_start: bool,
     },
     /// The last process of a real group leaves: make that group empty again.
     Reset {
@@ -173,11 +185,12 @@ impl Plan {
                 }]
             }
             Plan::Hide {
-                group,
+                real,
                 process,
                 start,
+                ..
             } => vec![Event::Hidden {
-                group: group.clone(),
+                group: real.clone(),
                 process: process.clone(),
                 start: *start,
             }],
@@ -205,13 +218,11 @@ impl Plan {
                     + &program.render(section, Scope::All)
             }
             Plan::Place {
+                real,
                 priority,
                 program,
-                members,
-            } => members
-                .iter()
-                .map(|member| program.render_alone(&member.real, member.index, *priority))
-                .collect(),
+                ..
+            } => program.render_placed(real, Scope::Placed, *priority),
             Plan::Drop { .. } | Plan::Hide { .. } | Plan::Dissolve { .. } => String::new(),
         }
     }
@@ -220,9 +231,7 @@ impl Plan {
     pub fn blamable(&self) -> Vec<&str> {
         match self {
             Plan::Fill { section, .. } => vec![section],
-            Plan::Place { members, .. } => {
-                members.iter().map(|member| member.real.as_str()).collect()
-            }
+            Plan::Place { real, .. } => vec![real],
             _ => Vec::new(),
         }
     }
@@ -255,9 +264,7 @@ impl Plan {
             Plan::Fill { group, .. } | Plan::Reset { group, .. } => {
                 reloaded.changed.contains(group)
             }
-            Plan::Place { members, .. } => members
-                .iter()
-                .all(|member| reloaded.added.contains(&member.real)),
+            Plan::Place { real, .. } => reloaded.added.contains(real),
             Plan::Drop { .. } | Plan::Hide { .. } | Plan::Dissolve { .. } => true,
         }
     }
@@ -280,9 +287,12 @@ pub fn questions(registry: &Registry, changes: &[Change], names: &[Vec<String>])
     };
     for (change, names) in changes.iter().zip(names) {
         if let Change::RemoveProcess { group, process } = change
-            && is_placed(registry, group, process)
+            && let Some(member) = placed(registry, group, process)
         {
-            // The daemon answers to the removal itself.
+            // Where a real group goes, the daemon answers to the removal itself.
+            if registry.members_in(&member.real).nth(1).is_some() {
+                ask(locate(registry, group, process));
+            }
             continue;
         }
         ask(Question::Group(change.group().to_owned()));
@@ -306,9 +316,9 @@ pub fn questions(registry: &Registry, changes: &[Change], names: &[Vec<String>])
     questions
 }
 
-fn is_placed(registry: &Registry, group: &str, process: &str) -> bool {
+fn placed<'r>(registry: &'r Registry, group: &str, process: &str) -> Option<&'r Member> {
     let member = registry.member(group, process);
-    member.is_some_and(Member::is_placed)
+    member.filter(|member| member.is_placed())
 }
 
 /// In a group that was added here, nobody else adds processes.
@@ -337,7 +347,7 @@ pub struct Planner<'a> {
     persists: bool,
     /// Groups that get their first process in this transaction.
     filled: HashSet<String>,
-    /// Own-named processes that leave in this transaction, by group.
+    /// Members that leave in this transaction, by the daemon's group.
     leaving: HashMap<String, BTreeSet<String>>,
     /// What turned out not to be as it was known.
     corrections: Vec<Event>,
@@ -413,7 +423,7 @@ impl<'a> Planner<'a> {
         if self.can_fill(group, names.len()) {
             self.filled.insert(group.to_owned());
             let section = self.number(group);
-            let members = self.members(&program, names, |_| group.to_owned());
+            let members = self.members(&program, names, group);
             return Ok(Plan::Fill {
                 group: group.to_owned(),
                 priority,
@@ -422,9 +432,10 @@ impl<'a> Planner<'a> {
                 members,
             });
         }
-        let reals: Vec<String> = names.iter().map(|_| self.number(group)).collect();
-        let members = self.members(&program, names, |index| reals[index].clone());
+        let real = self.number(group);
+        let members = self.members(&program, names, &real);
         Ok(Plan::Place {
+            real,
             priority,
             program,
             members,
@@ -432,76 +443,87 @@ impl<'a> Planner<'a> {
     }
 
     /// What to do instead of filling a group that turned out to have processes after all.
-    pub fn place_instead(plan: Plan, mut number: impl FnMut(&str) -> String) -> Plan {
+    pub fn place_instead(plan: Plan, number: impl FnOnce(&str) -> String) -> Plan {
         match plan {
             Plan::Fill {
                 group,
                 priority,
                 program,
-                members,
+                mut members,
                 ..
-            } => Plan::Place {
-                priority,
-                program,
-                members: members
-                    .into_iter()
-                    .map(|member| Member {
-                        real: number(&group),
-                        ..member
-                    })
-                    .collect(),
-            },
+            } => {
+                let real = number(&group);
+                for member in &mut members {
+                    member.real.clone_from(&real);
+                }
+                Plan::Place {
+                    real,
+                    priority,
+                    program,
+                    members,
+                }
+            }
             other => other,
         }
     }
 
     fn remove(&mut self, group: &str, process: &str) -> Result<Plan, Fault> {
-        if let Some(member) = self.registry.member(group, process)
-            && member.is_placed()
-        {
-            return Ok(Plan::Drop {
+        match placed(self.registry, group, process) {
+            Some(member) if self.leaves_none(&member.real, process) => Ok(Plan::Drop {
                 real: member.real.clone(),
+                group: group.to_owned(),
+                process: process.to_owned(),
+            }),
+            Some(member) => self.hide(&member.real, group, process),
+            None => self.remove_own(group, process),
+        }
+    }
+
+    /// Removes a process that bears its own name in the daemon.
+    fn remove_own(&mut self, group: &str, process: &str) -> Result<Plan, Fault> {
+        self.require(group)?;
+        self.stopped(group, process)?;
+        let is_member = self.registry.member(group, process).is_some();
+        if is_member && self.leaves_none(group, process) {
+            return Ok(Plan::Reset {
+                priority: priority(self.registry, self.configured, group),
                 group: group.to_owned(),
                 process: process.to_owned(),
             });
         }
-        self.require(group)?;
+        self.hide(group, group, process)
+    }
+
+    fn hide(&mut self, real: &str, group: &str, process: &str) -> Result<Plan, Fault> {
+        let found = self.stopped(group, process)?;
+        let leaving = self.leaving.entry(real.to_owned()).or_default();
+        leaving.insert(process.to_owned());
+        Ok(Plan::Hide {
+            real: real.to_owned(),
+            process: process.to_owned(),
+            start: found.start,
+            may_start: found.may_start(),
+        })
+    }
+
+    /// The process that clients see under this name, which is to be stopped.
+    fn stopped(&mut self, group: &str, process: &str) -> Result<&'a Found, Fault> {
         let found = self
             .visible(group, process)
-            .ok_or_else(|| fault(BAD_NAME, process))?
-            .clone();
-        if !found.is_stopped() {
-            return Err(fault(STILL_RUNNING, process));
-        }
-        let (group, process) = (group.to_owned(), process.to_owned());
-        match self.registry.member(&group, &process) {
-            Some(_) if self.leaves_none(&group, &process) => Ok(Plan::Reset {
-                priority: priority(self.registry, self.configured, &group),
-                group,
-                process,
-            }),
-            _ => {
-                self.leaving
-                    .entry(group.clone())
-                    .or_default()
-                    .insert(process.clone());
-                Ok(Plan::Hide {
-                    group,
-                    process,
-                    start: found.start,
-                })
-            }
+            .ok_or_else(|| fault(BAD_NAME, process))?;
+        match found.is_stopped() {
+            true => Ok(found),
+            false => Err(fault(STILL_RUNNING, process)),
         }
     }
 
-    /// Whether `process` is the last one under its own name in a real group that can be emptied.
-    fn leaves_none(&mut self, group: &str, process: &str) -> bool {
-        let leaving = self.leaving.entry(group.to_owned()).or_default();
-        leaving.insert(process.to_owned());
+    /// Whether no member is left in the daemon's group `real` when `process` leaves it.
+    fn leaves_none(&self, real: &str, process: &str) -> bool {
+        let leaving = self.leaving.get(real);
         self.registry
-            .members_of(group)
-            .filter(|member| !member.is_placed())
-            .all(|member| leaving.contains(&member.process))
+            .members_in(real)
+            .filter(|member| member.process != process)
+            .all(|member| leaving.is_some_and(|leaving| leaving.contains(&member.process)))
     }
 
     fn dissolve(&mut self, group: &str, wording: Wording) -> Result<Plan, Fault> {
@@ -519,12 +541,10 @@ impl<'a> Planner<'a> {
             };
             return Err(fault(STILL_RUNNING, name));
         }
-        let mut reals: Vec<String> = self
-            .registry
-            .members_of(group)
-            .filter(|member| member.is_placed())
-            .map(|member| member.real.clone())
-            .collect();
+        let placed = self.registry.members_of(group);
+        let placed = placed.filter(|member| member.is_placed());
+        let reals: BTreeSet<String> = placed.map(|member| member.real.clone()).collect();
+        let mut reals: Vec<String> = reals.into_iter().collect();
         if self.answers.is_active(group) {
             reals.push(group.to_owned());
         }
@@ -539,13 +559,7 @@ impl<'a> Planner<'a> {
         self.answers
             .processes
             .values()
-            .filter(|found| {
-                found.real == group
-                    || self
-                        .registry
-                        .owner(&found.real)
-                        .is_some_and(|(owner, _)| owner == group)
-            })
+            .filter(|found| found.real == group || self.registry.owner(&found.real) == Some(group))
             .filter(|found| !found.is_stopped())
             .map(|found| found.process.clone())
             .min()
@@ -615,7 +629,7 @@ impl<'a> Planner<'a> {
             && !self.filled.contains(group)
     }
 
-    /// The next name for a real group of one process. Names that the user's files use are skipped.
+    /// The next name for a real group. Names that the user's files use are skipped.
     fn number(&mut self, group: &str) -> String {
         loop {
             let name = real_name(group, self.next);
@@ -630,18 +644,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn members(
-        &self,
-        program: &Program,
-        names: &[String],
-        real: impl Fn(usize) -> String,
-    ) -> Vec<Member> {
+    fn members(&self, program: &Program, names: &[String], real: &str) -> Vec<Member> {
         (0u32..)
             .zip(names)
             .map(|(index, name)| Member {
                 group: program.group().to_owned(),
                 process: name.clone(),
-                real: real(index as usize),
+                real: real.to_owned(),
                 index,
                 program: Some(program.clone()),
                 section: None,
@@ -664,7 +673,7 @@ pub fn priority(registry: &Registry, configured: &[ConfiguredGroup], group: &str
 /// cheaply when they are in order already.
 const NUMBER_WIDTH: usize = 6;
 
-/// The name of a real group that holds one process of `group`.
+/// The name of a real group that holds processes of `group`.
 pub fn real_name(group: &str, number: u64) -> String {
     format!("{group}~{number:0width$}", width = NUMBER_WIDTH)
 }

@@ -1,9 +1,11 @@
 //! What was changed in one life of the daemon: groups, members and where they live, hidden processes.
 //!
 //! Pure: it is told what happened and answers questions about names. A *real* name is the one the
-//! daemon knows; the others are those that clients use.
+//! daemon knows; the others are those that clients use. A *real group* holds processes of one program
+//! that clients see in another group: some are members, and those that left before the last one are
+//! hidden.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +56,7 @@ pub enum Event {
     },
     /// A process has left although the daemon still holds it; `start` is when it last started.
     Hidden {
-        /// The group that clients know.
+        /// The daemon's group.
         group: String,
         /// The process.
         process: String,
@@ -63,12 +65,12 @@ pub enum Event {
     },
     /// A hidden process is to be seen again, or the daemon holds it no more.
     Shown {
-        /// The group that clients know.
+        /// The daemon's group.
         group: String,
         /// The process.
         process: String,
     },
-    /// The next number of a real group of one process.
+    /// The next number of a real group.
     Next(u64),
 }
 
@@ -89,7 +91,7 @@ pub struct Member {
     pub group: String,
     /// The process's name, which is the same in the daemon.
     pub process: String,
-    /// The daemon's group that holds it: `group` itself, or one of its own.
+    /// The daemon's group that holds it: `group` itself, or a real group.
     pub real: String,
     /// Which of the program's processes it is.
     pub index: u32,
@@ -101,7 +103,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Whether it lives in a real group of its own.
+    /// Whether it lives in a real group.
     pub fn is_placed(&self) -> bool {
         self.real != self.group
     }
@@ -117,7 +119,7 @@ impl Member {
 pub enum Place<'a> {
     /// Under that very name, if at all: nothing to translate.
     Ordinary,
-    /// In a real group of its own.
+    /// In a real group.
     Placed(&'a Member),
     /// Removed, but still held by the daemon; it last started at this time.
     Hidden(i64),
@@ -130,13 +132,32 @@ pub struct Registry {
     next: u64,
     groups: BTreeMap<String, i64>,
     members: BTreeMap<String, BTreeMap<String, Member>>,
-    /// Real groups of one process, and whose they are.
-    real: HashMap<String, (String, String)>,
-    /// The same for those that the daemon may have already, because a change is under way.
-    soon: HashMap<String, (String, String)>,
-    /// The same for those that are gone, latest last: replies may still speak of them.
-    former: VecDeque<(String, (String, String))>,
+    real: HashMap<String, RealGroup>,
+    /// Real groups that the daemon may have already, because a change is under way, and the groups
+    /// that clients know for them.
+    soon: HashMap<String, String>,
+    /// Real groups that are gone, latest last: replies may still speak of them.
+    former: VecDeque<Former>,
+    /// By the daemon's group.
     hidden: BTreeMap<String, BTreeMap<String, i64>>,
+}
+
+/// A group of the daemon whose processes clients see in another group.
+#[derive(Clone, Debug)]
+struct RealGroup {
+    /// The group that clients know.
+    group: String,
+    /// The members that it holds.
+    members: BTreeSet<String>,
+}
+
+/// A real group that is gone.
+#[derive(Clone, Debug)]
+struct Former {
+    real: String,
+    group: String,
+    /// What clients did not see of it.
+    hidden: BTreeMap<String, i64>,
 }
 
 impl Registry {
@@ -154,10 +175,7 @@ impl Registry {
                 group,
                 process,
                 start,
-            } => {
-                self.leave(&group, &process);
-                self.hidden.entry(group).or_default().insert(process, start);
-            }
+            } => self.hide(group, process, start),
             Event::Shown { group, process } => self.show(&group, &process),
             Event::Next(next) => self.next = self.next.max(next.min(MAX_NUMBER)),
         }
@@ -170,12 +188,7 @@ impl Registry {
             _ => None,
         });
         self.soon = joining
-            .map(|member| {
-                (
-                    member.real.clone(),
-                    (member.group.clone(), member.process.clone()),
-                )
-            })
+            .map(|member| (member.real.clone(), member.group.clone()))
             .collect();
     }
 
@@ -225,7 +238,7 @@ impl Registry {
         self.marker.as_deref()
     }
 
-    /// The next number for a real group of one process.
+    /// The next number for a real group.
     pub fn next(&self) -> u64 {
         self.next
     }
@@ -258,17 +271,28 @@ impl Registry {
         self.members.get(group)?.get(process)
     }
 
-    /// Whose real group of one process this is, is about to be or was: group and process.
-    pub fn owner(&self, real: &str) -> Option<(&str, &str)> {
-        let owner = self.real.get(real).or_else(|| self.soon.get(real));
-        let owner = owner.or_else(|| {
-            let former = self.former.iter().rev().find(|(name, _)| name == real);
-            former.map(|(_, owner)| owner)
-        });
-        owner.map(|(group, process)| (group.as_str(), process.as_str()))
+    /// The members that this group of the daemon holds.
+    pub fn members_in<'r, 'n>(
+        &'r self,
+        real: &'n str,
+    ) -> impl Iterator<Item = &'r Member> + use<'r, 'n> {
+        let held = self.real.get(real).map(|held| held.group.as_str());
+        let members = self.members.get(held.unwrap_or(real)).into_iter();
+        members
+            .flat_map(BTreeMap::values)
+            .filter(move |member| member.real == real)
     }
 
-    /// Hidden processes: group, process, when it last started.
+    /// The group that clients know for this real group, which is there, is about to be or was. None
+    /// for a group that bears its own name.
+    pub fn owner(&self, real: &str) -> Option<&str> {
+        let there = self.real.get(real).map(|held| &held.group);
+        let owner = there.or_else(|| self.soon.get(real));
+        let owner = owner.or_else(|| self.former(real).map(|former| &former.group));
+        owner.map(String::as_str)
+    }
+
+    /// Hidden processes: the daemon's group, process, when it last started.
     pub fn hidden(&self) -> impl Iterator<Item = (&str, &str, i64)> {
         self.hidden.iter().flat_map(|(group, processes)| {
             processes
@@ -279,7 +303,21 @@ impl Registry {
 
     /// When the hidden process of this real name last started.
     pub fn hidden_start(&self, group: &str, process: &str) -> Option<i64> {
-        self.hidden.get(group)?.get(process).copied()
+        let former = || Some(&self.former(group)?.hidden);
+        self.hidden
+            .get(group)
+            .or_else(former)?
+            .get(process)
+            .copied()
+    }
+
+    /// Whether clients do not see the process of this real name, of which the daemon says that it is
+    /// in this state and last started then. In a real group it is never seen again; elsewhere it is
+    /// when somebody starts it.
+    pub fn is_hidden(&self, group: &str, process: &str, state: i64, started: i64) -> bool {
+        self.hidden_start(group, process).is_some_and(|start| {
+            self.owner(group).is_some() || is_still_hidden(start, state, started)
+        })
     }
 
     /// Whether the daemon holds a hidden process anywhere.
@@ -305,14 +343,40 @@ impl Registry {
     }
 
     fn join(&mut self, member: Member) {
+        // Its name may have been another one's.
+        let known = self.member(&member.group, &member.process);
+        if known.is_some_and(|known| known.real != member.real) {
+            self.leave(&member.group, &member.process);
+        }
         if member.is_placed() {
-            self.real.insert(
-                member.real.clone(),
-                (member.group.clone(), member.process.clone()),
-            );
+            let held = self.real.entry(member.real.clone());
+            let held = held.or_insert_with(|| RealGroup {
+                group: member.group.clone(),
+                members: BTreeSet::new(),
+            });
+            held.members.insert(member.process.clone());
         }
         let processes = self.members.entry(member.group.clone()).or_default();
         processes.insert(member.process.clone(), member);
+    }
+
+    fn hide(&mut self, group: String, process: String, start: i64) {
+        let held = self.real.contains_key(&group);
+        self.leave_real(&group, &process);
+        if held && !self.real.contains_key(&group) {
+            return; // it was the last member
+        }
+        self.hidden.entry(group).or_default().insert(process, start);
+    }
+
+    /// The process of this real name leaves, if it is a member.
+    fn leave_real(&mut self, real: &str, process: &str) {
+        let held = self.real.get(real).map(|held| held.group.clone());
+        let group = held.unwrap_or_else(|| real.to_owned());
+        let is_there = |member: &Member| member.real == real;
+        if self.member(&group, process).is_some_and(is_there) {
+            self.leave(&group, process);
+        }
     }
 
     fn leave(&mut self, group: &str, process: &str) {
@@ -324,7 +388,7 @@ impl Registry {
             self.members.remove(group);
         }
         if let Some(member) = left {
-            self.free(&member.real);
+            self.release(&member.real, process);
         }
     }
 
@@ -341,23 +405,34 @@ impl Registry {
     fn forget_group(&mut self, name: &str) {
         self.groups.remove(name);
         self.hidden.remove(name);
-        for member in self
-            .members
-            .remove(name)
-            .into_iter()
-            .flat_map(BTreeMap::into_values)
-        {
-            self.free(&member.real);
+        let members = self.members.remove(name).into_iter().flatten();
+        for (process, member) in members {
+            self.release(&member.real, &process);
         }
     }
 
-    fn free(&mut self, real: &str) {
-        let Some(owner) = self.real.remove(real) else {
+    /// A real group goes with its last member, and with it whatever is hidden there.
+    fn release(&mut self, real: &str, process: &str) {
+        let Some(held) = self.real.get_mut(real) else {
             return;
         };
-        self.former.push_back((real.to_owned(), owner));
+        held.members.remove(process);
+        if !held.members.is_empty() {
+            return;
+        }
+        if let Some(RealGroup { group, .. }) = self.real.remove(real) {
+            self.former.push_back(Former {
+                real: real.to_owned(),
+                group,
+                hidden: self.hidden.remove(real).unwrap_or_default(),
+            });
+        }
         if self.former.len() > MAX_FORMER {
             self.former.pop_front();
         }
+    }
+
+    fn former(&self, real: &str) -> Option<&Former> {
+        self.former.iter().rev().find(|former| former.real == real)
     }
 }

@@ -32,11 +32,7 @@ impl Script {
                 self.push(REMOVE, group);
                 self.push(ADD, group);
             }
-            Plan::Place { members, .. } => {
-                for member in members {
-                    self.push(ADD, &member.real);
-                }
-            }
+            Plan::Place { real, .. } => self.push(ADD, real),
             Plan::Drop { real, .. } => self.push(REMOVE, real),
             Plan::Dissolve { reals, .. } => {
                 for real in reals {

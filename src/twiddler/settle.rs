@@ -11,8 +11,9 @@ use std::time::Duration;
 use super::Twiddler;
 use super::ask::ask;
 use super::change::{Refusal, not_read};
-use super::persist::KeptBefore;
-use super::plan::{self, Answers, Found, Question, group_of_real_name};
+use super::persist_file::KeptBefore;
+use super::plan::{self, Answers, Found, Question};
+use super::reconcile;
 use super::registry::{Event, Member, Registry};
 use super::script::{ADD, REMOVE};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, STILL_RUNNING};
@@ -221,8 +222,8 @@ impl Twiddler {
         steps
     }
 
-    /// Takes up real groups of one process that the daemon runs and nobody remembers: their names
-    /// say whose members they are.
+    /// Takes up real groups that the daemon runs and nobody remembers: their names say whose members
+    /// they hold.
     pub(super) async fn adopt(&self) -> Result<(), Refusal> {
         let configured = self.configured_groups();
         let is_configured = |name: &str| configured.iter().any(|group| group.name == name);
@@ -239,15 +240,9 @@ impl Twiddler {
         questions.extend(kept.groups.keys().cloned().map(Question::Group));
         let answers = ask(self, questions).await?;
         let strays: Vec<Event> = self.with_registry(|registry| {
-            let placed = answers
-                .processes
-                .values()
-                .filter(|found| registry.owner(&found.real).is_none())
-                .filter(|found| !is_configured(&found.real))
-                .filter_map(|found| stray_member(found, &kept))
-                .filter(|member| registry.member(&member.group, &member.process).is_none())
-                .map(|member| Event::Joined(Box::new(member)));
-            placed.chain(kept.strays(registry, &answers)).collect()
+            let mut strays = reconcile::strays(registry, is_configured, &kept, &answers);
+            strays.extend(kept.strays(registry, &answers));
+            strays
         });
         if !strays.is_empty() {
             tracing::warn!(
@@ -290,12 +285,9 @@ impl Twiddler {
                     .collect()
             });
         }
-        let mut questions: Vec<Question> = signs.iter().cloned().map(Question::Group).collect();
-        questions.extend(
-            members
-                .iter()
-                .map(|member| Question::Group(member.real.clone())),
-        );
+        let reals = members.iter().map(|member| &member.real);
+        let names: BTreeSet<&String> = signs.iter().chain(reals).collect();
+        let questions = names.into_iter().cloned().map(Question::Group).collect();
         let answers = ask(self, questions).await?;
         let active = |name: &str| answers.groups.get(name).copied().unwrap_or(false);
         if outlived {
@@ -501,18 +493,6 @@ pub(super) fn is_generated(real: &str) -> bool {
 pub(super) fn is_in(event: &Event, group: &str, answers: &Answers) -> bool {
     matches!(event, Event::Joined(member) if member.real == group
         && answers.processes.contains_key(&(group.to_owned(), member.process.clone())))
-}
-
-/// A member as far as it can be told from what the daemon runs.
-pub(super) fn stray_member(found: &Found, kept: &KeptBefore) -> Option<Member> {
-    Some(Member {
-        group: group_of_real_name(&found.real)?.to_owned(),
-        process: found.process.clone(),
-        real: found.real.clone(),
-        index: 0,
-        program: None,
-        section: kept.section(&found.real),
-    })
 }
 
 /// Finds out what the daemon has of ours, as soon as it answers, and again whenever it has broken

@@ -7,10 +7,10 @@
 use std::time::Duration;
 
 use super::Twiddler;
-use super::ask::ask_and_reload;
+use super::ask::{ask, ask_and_reload};
 use super::change::{Outcome, Refusal, Wording, blames, not_read, reread_fault};
 use super::persist::Kept;
-use super::plan::{self, Plan, Planner};
+use super::plan::{self, Plan, Planner, Question};
 use super::reading::{Announced, Reading, empty_group, steps, text};
 use super::registry::Event;
 use super::script::{ADD, REMOVE, Script};
@@ -161,6 +161,7 @@ impl<'a> Transaction<'a> {
 
     /// Hiding asks nothing of the daemon, but must be known to be about its present life.
     async fn settle_hides(&mut self) -> Result<(), Refusal> {
+        self.refuse_those_that_start().await?;
         let hides: Vec<(usize, Vec<Event>)> = self
             .pending()
             .filter(|(_, plan)| matches!(plan, Plan::Hide { .. }))
@@ -187,6 +188,42 @@ impl<'a> Transaction<'a> {
             self.finish(index, events);
         }
         self.end(kept)
+    }
+
+    /// A process that may start by itself must not be hidden: by the next turn of the daemon's loop it
+    /// has started, or never will.
+    async fn refuse_those_that_start(&mut self) -> Result<(), Refusal> {
+        let doubtful: Vec<(usize, Question, i64)> = self
+            .pending()
+            .filter_map(|(index, plan)| match plan {
+                Plan::Hide {
+                    real,
+                    process,
+                    start,
+                    may_start: true,
+                } => {
+                    let (real, process) = (real.clone(), process.clone());
+                    Some((index, Question::Process { real, process }, *start))
+                }
+                _ => None,
+            })
+            .collect();
+        if doubtful.is_empty() {
+            return Ok(());
+        }
+        let questions = doubtful.iter().map(|(_, question, _)| question.clone());
+        let answers = ask(self.twiddler, questions.collect()).await?;
+        for (index, question, start) in doubtful {
+            let Question::Process { real, process } = question else {
+                continue;
+            };
+            match answers.found(&real, &process) {
+                Some(found) if found.is_stopped() && found.start == start => {}
+                Some(_) => self.refuse(index, fault(STILL_RUNNING, process)),
+                None => self.refuse(index, fault(BAD_NAME, process)),
+            }
+        }
+        Ok(())
     }
 
     fn begin(&mut self, marker: Option<&str>, events: &[Event]) -> Result<(), Refusal> {
@@ -431,10 +468,11 @@ impl<'a> Transaction<'a> {
         told: &[Told],
     ) -> Result<(), Refusal> {
         match plan {
-            Plan::Drop { group, process, .. } => {
-                self.settle_drop(index, group, process, told);
-                Ok(())
-            }
+            Plan::Drop {
+                group,
+                process,
+                real,
+            } => self.settle_drop(index, group, process, real, told).await,
             Plan::Dissolve {
                 group,
                 reals,
@@ -447,14 +485,22 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    fn settle_drop(&mut self, index: usize, group: &str, process: &str, told: &[Told]) {
+    async fn settle_drop(
+        &mut self,
+        index: usize,
+        group: &str,
+        process: &str,
+        real: &str,
+        told: &[Told],
+    ) -> Result<(), Refusal> {
         let left = || Event::Left {
             group: group.to_owned(),
             process: process.to_owned(),
         };
         match told.first() {
             Some(Err(told)) if told.code == STILL_RUNNING => {
-                self.refuse(index, fault(STILL_RUNNING, process));
+                let name = self.still_running(process, real).await?;
+                self.refuse(index, fault(STILL_RUNNING, name));
             }
             Some(Err(told)) if told.code == BAD_NAME => {
                 self.finish(index, vec![left()]);
@@ -463,6 +509,34 @@ impl<'a> Transaction<'a> {
             Some(Err(told)) => self.refuse(index, told.clone()),
             _ => self.finish(index, vec![left()]),
         }
+        Ok(())
+    }
+
+    /// What keeps the daemon from removing the real group of `process`: that, or a hidden process that
+    /// somebody has started straight on the daemon, which is told to stop.
+    async fn still_running(&self, process: &str, real: &str) -> Result<String, Refusal> {
+        let question = |process: &str| Question::Process {
+            real: real.to_owned(),
+            process: process.to_owned(),
+        };
+        let questions: Vec<Question> = self.twiddler.with_registry(|registry| {
+            let hidden = registry.hidden().filter(|(held, _, _)| *held == real);
+            hidden.map(|(_, hidden, _)| question(hidden)).collect()
+        });
+        let answers = ask(self.twiddler, questions).await?;
+        let mut running = answers.processes.values().filter(|it| !it.is_stopped());
+        let Some(found) = running.next() else {
+            return Ok(process.to_owned());
+        };
+        let name = format!("{}:{}", found.real, found.process);
+        tracing::warn!(
+            process = name,
+            "somebody started a process that was removed: stopping it"
+        );
+        self.twiddler
+            .stop(std::iter::once(found).chain(running))
+            .await?;
+        Ok(name)
     }
 
     async fn settle_dissolve(
@@ -486,8 +560,8 @@ impl<'a> Transaction<'a> {
         let lost = self.twiddler.add_back(&gone).await?;
         let name = match wording {
             Wording::Process => self.twiddler.with_registry(|registry| {
-                let owner = registry.owner(first);
-                owner.map_or((*first).clone(), |(_, process)| process.to_owned())
+                let held = registry.members_in(first).next();
+                held.map_or_else(|| (*first).clone(), |member| member.process.clone())
             }),
             Wording::Group => group.to_owned(),
         };
@@ -551,19 +625,13 @@ impl<'a> Transaction<'a> {
         {
             return self.twiddler.add_read(&text, &[group]).await;
         }
-        let Plan::Place { members, .. } = plan else {
-            return Ok(());
-        };
-        let calls: Vec<(&str, Vec<Value>)> = members
-            .iter()
-            .zip(added)
-            .filter(|(_, added)| is_there(added))
-            .flat_map(|(member, _)| {
-                let real = || vec![member.real.as_str().into()];
-                [("supervisor.stopProcessGroup", real()), (REMOVE, real())]
-            })
-            .collect();
-        self.twiddler.multicall(&calls).await?;
+        if let Plan::Place { real, .. } = plan
+            && added.first().is_some_and(is_there)
+        {
+            let real = || vec![real.as_str().into()];
+            let calls = [("supervisor.stopProcessGroup", real()), (REMOVE, real())];
+            self.twiddler.multicall(&calls).await?;
+        }
         Ok(())
     }
 }

@@ -421,17 +421,21 @@ fn group(change: &Change) -> &str {
 }
 
 /// Fails unless the daemon itself has each process of the model once, and nothing beside it but
-/// removed processes, stopped, where others are in the same group. It has none of the groups that
+/// removed processes, stopped, where others are in the same group, and of a real group at least one
+/// that is shown. It has none of the groups that
 /// were `tried` and are not in the model.
 pub fn ensure_nothing_astray(model: &Model, direct: &Client, tried: &[Change]) -> Result<()> {
     let mut missing = model.processes();
     let mut own = BTreeSet::new();
-    for row in rows(direct)? {
+    let mut shown = BTreeSet::new();
+    let mut hidden = Vec::new();
+    // Of two with one name, the former left before the latter came.
+    for row in rows(direct)?.into_iter().rev() {
         match placed(&row.group) {
-            Some(group) => {
-                let known = missing.remove(&(group.to_owned(), row.name.clone()));
-                ensure!(known, "{} is nobody's: {row:?}", row.namespec());
+            Some(group) if missing.remove(&(group.to_owned(), row.name.clone())) => {
+                shown.insert(row.group);
             }
+            Some(_) => hidden.push(row),
             None => {
                 own.insert((row.group.clone(), row.name.clone()));
                 let shown = model
@@ -444,6 +448,10 @@ pub fn ensure_nothing_astray(model: &Model, direct: &Client, tried: &[Change]) -
                 );
             }
         }
+    }
+    for row in hidden {
+        let kept = row.pid == 0 && shown.contains(&row.group);
+        ensure!(kept, "{} is nobody's: {row:?}", row.namespec());
     }
     missing.retain(|process| !own.contains(process));
     ensure!(missing.is_empty(), "supervisord does not have {missing:?}");
@@ -461,7 +469,7 @@ pub fn ensure_nothing_astray(model: &Model, direct: &Client, tried: &[Change]) -
     Ok(())
 }
 
-/// The group whose member has this group of the daemon's to itself.
+/// The group whose members this group of the daemon's holds.
 fn placed(real: &str) -> Option<&str> {
     let (group, number) = real.rsplit_once('~')?;
     number

@@ -1,0 +1,328 @@
+//! The file of what outlives the daemon: what it says, and what can be read back from it.
+//!
+//! Pure: the text comes and goes as a value. Each placed process has a section of its own, so that the
+//! others stay when it leaves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use super::change::blames;
+use super::plan::{self, Answers, group_of_real_name};
+use super::registry::{Event, Member, Registry};
+use super::settle::left;
+use crate::daemon::conf::ConfiguredGroup;
+use crate::program::{self, Scope};
+
+const HEADER: &str = "\
+; Groups and programs that were added while supervisord ran, written by twiddler --persist.
+; It is written anew with every change: edits are lost. Remove what is not wanted through
+; twiddler.removeProcessFromGroup and twiddler.removeGroup.
+";
+
+/// The sections of a group's programs: whose each is, its name and its text.
+type Sections<'r> = Vec<(&'r Member, String, String)>;
+
+/// The daemon's groups that are ours: those that were added, and real groups.
+pub(super) fn real_groups(registry: &Registry) -> BTreeSet<String> {
+    let added = registry.added_groups().map(str::to_owned);
+    added
+        .chain(by_real_group(registry).into_keys().map(str::to_owned))
+        .collect()
+}
+
+/// The file: every group that was added, and every member in the group where it lives.
+pub(super) fn render(registry: &Registry, configured: &[ConfiguredGroup]) -> String {
+    let mut text = HEADER.to_owned();
+    for name in registry.added_groups() {
+        let own = own_programs(registry, name);
+        let sections = names(&own);
+        text.push('\n');
+        text += &program::render_group(name, plan::priority(registry, configured, name), &sections);
+        text.extend(own.iter().map(|(_, _, program)| program.as_str()));
+    }
+    for (real, members) in by_real_group(registry) {
+        let group = members.first().map_or(real, |member| &member.group);
+        let priority = plan::priority(registry, configured, group);
+        text += &render_real_group(real, &members, priority);
+    }
+    text
+}
+
+/// A group of ours, and its processes are not started when it is added.
+pub(super) fn stopped_group(
+    registry: &Registry,
+    configured: &[ConfiguredGroup],
+    real: &str,
+) -> Option<String> {
+    let (group, programs) = match registry.owner(real) {
+        Some(group) => {
+            let members: Vec<&Member> = registry.members_in(real).collect();
+            (group, placed_programs(real, &members))
+        }
+        None => {
+            registry.added_group(real)?;
+            (real, own_programs(registry, real))
+        }
+    };
+    if programs.is_empty() && group != real {
+        return None;
+    }
+    let priority = plan::priority(registry, configured, group);
+    let mut text = program::render_group(real, priority, &names(&programs));
+    for (_, _, program) in &programs {
+        // Of an option that is there twice, the daemon takes the latter.
+        text += program;
+        text += "autostart=false\n";
+    }
+    Some(text)
+}
+
+/// What is lost of a group of ours that is removed and added again: members that nobody knows how to
+/// make, and what was hidden.
+pub(super) fn gone_with(registry: &Registry, real: &str) -> Vec<Event> {
+    let unknown = registry.members_in(real).filter(|member| !is_known(member));
+    let hidden = registry.hidden().filter(|(group, _, _)| *group == real);
+    let uncovered = hidden.map(|(group, process, _)| Event::Shown {
+        group: group.to_owned(),
+        process: process.to_owned(),
+    });
+    unknown.map(left).chain(uncovered).collect()
+}
+
+/// Takes the member away whose section the daemon complains about.
+pub(super) fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
+    let placed = by_real_group(registry);
+    let placed = placed.iter();
+    let mut sections = placed.flat_map(|(real, members)| {
+        let sections = members.iter().copied();
+        sections.map(|member| (section_name(real, members, member), member))
+    });
+    let own = registry.added_groups().flat_map(|name| {
+        let own = registry.members_in(name);
+        (0..).map(move |number| own_section(name, number)).zip(own)
+    });
+    let is_blamed = |(section, _): &(String, &Member)| blames(complaint, section);
+    let (_, member) = sections
+        .find(is_blamed)
+        .or_else(|| own.into_iter().find(is_blamed))?;
+    Some(left(member))
+}
+
+/// Whether it is known how to make this member again.
+pub(super) fn is_known(member: &Member) -> bool {
+    member.program.is_some() || member.section.is_some()
+}
+
+/// Placed members by real group, those of one in the order of their numbers.
+fn by_real_group(registry: &Registry) -> BTreeMap<&str, Vec<&Member>> {
+    let mut groups: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
+    for member in registry.members().filter(|member| member.is_placed()) {
+        groups.entry(&member.real).or_default().push(member);
+    }
+    for members in groups.values_mut() {
+        members.sort_by_key(|member| member.index);
+    }
+    groups
+}
+
+fn render_real_group(real: &str, members: &[&Member], priority: i64) -> String {
+    // For people; the names cannot hold a line break.
+    let comment = |member: &Member| format!("; {}:{}\n", member.group, member.process);
+    let mut text = String::new();
+    if let [member] = members
+        && let Some(program) = &member.program
+        && program.numprocs() == 1
+    {
+        let program = program.render_placed(real, Scope::One(member.index), priority);
+        let _ = write!(text, "\n{}{program}", comment(member));
+        return text;
+    }
+    let programs = placed_programs(real, members);
+    if programs.is_empty() {
+        return text;
+    }
+    text.push('\n');
+    text += &program::render_group(real, priority, &names(&programs));
+    for (member, _, program) in programs {
+        text += &comment(member);
+        text += &program;
+    }
+    text
+}
+
+/// The sections of the members of a real group. A member that was only found in the daemon has none:
+/// the daemon would refuse a group without it.
+fn placed_programs<'r>(real: &str, members: &[&'r Member]) -> Sections<'r> {
+    let sections = members.iter().filter_map(|member| {
+        let section = section_name(real, members, member);
+        let text = member_program(member, &section)?;
+        Some((*member, section, text))
+    });
+    sections.collect()
+}
+
+/// The section of one member of a real group bears the group's name where it is the only one.
+fn section_name(real: &str, members: &[&Member], member: &Member) -> String {
+    match members {
+        [_] => real.to_owned(),
+        _ => format!("{real}~{}", member.index),
+    }
+}
+
+/// The sections of the processes that a group holds itself, which are all of one program. While none
+/// has left they are one section, as they were added: the daemon compares.
+fn own_programs<'r>(registry: &'r Registry, group: &str) -> Sections<'r> {
+    let own: Vec<&Member> = registry.members_in(group).collect();
+    if let Some(first) = own.first()
+        && let Some(program) = &first.program
+        && program.numprocs() as usize == own.len()
+    {
+        let section = own_section(group, 0);
+        let text = program.render(&section, Scope::All);
+        return vec![(*first, section, text)];
+    }
+    let numbered = own.iter().enumerate().filter_map(|(number, member)| {
+        let section = own_section(group, number);
+        let text = member_program(member, &section)?;
+        Some((*member, section, text))
+    });
+    numbered.collect()
+}
+
+fn own_section(group: &str, number: usize) -> String {
+    format!("twiddler~{group}~{number}")
+}
+
+/// The section of one process; none where it was only found in the daemon.
+fn member_program(member: &Member, section: &str) -> Option<String> {
+    let rendered = member
+        .program
+        .as_ref()
+        .map(|program| program.render(section, Scope::One(member.index)));
+    rendered.or_else(|| Some(format!("[program:{section}]\n{}", member.section.as_ref()?)))
+}
+
+fn names<'s>(sections: &'s Sections<'_>) -> Vec<&'s str> {
+    let names = sections.iter().map(|(_, section, _)| section.as_str());
+    names.collect()
+}
+
+/// What an earlier proxy kept, for the case that its journal is lost.
+#[derive(Default)]
+pub(super) struct KeptBefore {
+    /// Groups that were added, with their priorities.
+    pub(super) groups: BTreeMap<String, i64>,
+    /// The bodies of programs' sections, by section name.
+    sections: BTreeMap<String, String>,
+    /// The names of the sections of placed processes, by group and process.
+    placed: BTreeMap<(String, String), String>,
+}
+
+impl KeptBefore {
+    /// Reads what [`render`] wrote, or version 0.1.0, which gave each process a real group.
+    pub(super) fn read(text: &str) -> Self {
+        let mut kept = KeptBefore::default();
+        let mut section: Option<&str> = None;
+        let mut group: Option<&str> = None;
+        let mut process: Option<(&str, &str)> = None;
+        for line in text.lines() {
+            if line.starts_with('[') {
+                section = header(line, "program");
+                group = header(line, "group").filter(|name| group_of_real_name(name).is_none());
+                if let Some(name) = group {
+                    let priority = plan::DEFAULT_PRIORITY;
+                    kept.groups.entry(name.to_owned()).or_insert(priority);
+                }
+                if let Some(section) = section {
+                    kept.sections.entry(section.to_owned()).or_default();
+                    if let Some((group, process)) = process.take() {
+                        let process = (group.to_owned(), process.to_owned());
+                        kept.placed.insert(process, section.to_owned());
+                    }
+                }
+            } else if let Some(comment) = line.strip_prefix("; ") {
+                process = comment.split_once(':');
+            } else if let Some(section) = section
+                && let Some(body) = kept.sections.get_mut(section)
+                && !line.is_empty()
+            {
+                body.push_str(line);
+                body.push('\n');
+            } else if let Some(priority) = line.strip_prefix("priority=")
+                && let Some(place) = group.and_then(|group| kept.groups.get_mut(group))
+            {
+                *place = priority.parse().unwrap_or(*place);
+            }
+        }
+        kept
+    }
+
+    /// The body of `[program:SECTION]`.
+    pub(super) fn section(&self, section: &str) -> Option<String> {
+        self.sections.get(section).cloned()
+    }
+
+    /// The body of the section of a process in a real group.
+    pub(super) fn placed_section(&self, real: &str, process: &str) -> Option<String> {
+        let group = group_of_real_name(real)?;
+        let section = self.placed.get(&(group.to_owned(), process.to_owned()))?;
+        belongs(section, real).then(|| self.section(section))?
+    }
+
+    /// Whether the file has this real group.
+    pub(super) fn has_real_group(&self, real: &str) -> bool {
+        self.placed.values().any(|section| belongs(section, real))
+    }
+
+    /// Groups that the daemon has, with the processes that they hold themselves.
+    pub(super) fn strays(&self, registry: &Registry, answers: &Answers) -> Vec<Event> {
+        let mut strays = Vec::new();
+        for (name, priority) in self
+            .groups
+            .iter()
+            .filter(|(name, _)| answers.is_active(name))
+        {
+            strays.push(Event::Group {
+                name: name.clone(),
+                priority: *priority,
+            });
+            let held: BTreeSet<&String> = answers
+                .processes
+                .values()
+                .filter(|found| found.real == *name)
+                .filter(|found| registry.hidden_start(name, &found.process).is_none())
+                .map(|found| &found.process)
+                .collect();
+            // One process is in one section; several in a section each, in the same order, or all
+            // in one that cannot be taken apart without its program.
+            let sections: Vec<Option<String>> = (0..held.len())
+                .map(|number| self.section(&own_section(name, number)))
+                .collect();
+            for (process, section) in held.into_iter().zip(sections) {
+                strays.push(Event::Joined(Box::new(Member {
+                    group: name.clone(),
+                    process: process.clone(),
+                    real: name.clone(),
+                    index: 0,
+                    program: None,
+                    section,
+                })));
+            }
+        }
+        strays
+    }
+}
+
+/// Whether a section is of a process in this real group.
+fn belongs(section: &str, real: &str) -> bool {
+    let rest = section.strip_prefix(real);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('~'))
+}
+
+/// The name in `[KIND:NAME]`.
+fn header<'l>(line: &'l str, kind: &str) -> Option<&'l str> {
+    line.strip_prefix('[')?
+        .strip_prefix(kind)?
+        .strip_prefix(':')?
+        .strip_suffix(']')
+}
