@@ -19,7 +19,7 @@ use crate::daemon::conf::{
     IncludePattern, Inspection, has_wildcard, name_matches,
 };
 use crate::password::Login;
-use crate::policy::Allow;
+use crate::policy::{Allow, Policy};
 
 /// Loopback: whoever can call can run commands. The port after supervisord's own.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9002);
@@ -132,6 +132,16 @@ pub struct Settings {
     pub log_level: Verbosity,
     /// How to log it.
     pub log_format: LogFormat,
+}
+
+impl Settings {
+    /// What may be called.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            allow: self.allow.clone(),
+            whitelist: self.whitelist.clone(),
+        }
+    }
 }
 
 /// An address to listen on. Displays as a URL.

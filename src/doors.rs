@@ -20,6 +20,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
 
 use crate::access::browser::{self, Arrival, Browsers, Head, Scheme, Site};
+use crate::config::Config;
+use crate::current::Current;
+use crate::daemon::Daemon;
 use crate::password::{Doorkeeper, Login, Verdict};
 use crate::relay;
 
@@ -54,6 +57,27 @@ pub struct Doors {
 }
 
 impl Doors {
+    /// The rules for a proxy in front of `daemon`.
+    pub fn of(config: &Config, daemon: &Daemon) -> Self {
+        let settings = &config.settings;
+        // What the daemon asks callers for, as far as its file tells.
+        let asked = config
+            .credentials
+            .as_ref()
+            .and_then(|asked| Login::new(&asked.username, &asked.password).ok());
+        let doors = Doors::new(
+            settings.login.clone(),
+            daemon.own_authorization().cloned(),
+            &settings.hosts,
+            daemon.is_open(),
+        )
+        .knowing(asked);
+        match settings.tls {
+            Some(_) => doors.behind_tls(),
+            None => doors,
+        }
+    }
+
     /// With a `login`, callers must present it, and the daemon gets `presented` instead. Without,
     /// the daemon gets what the caller presents, and `daemon_is_open` says whether it asks for it.
     /// `hosts` is where browsers find this proxy.
@@ -90,9 +114,10 @@ impl Doors {
         self
     }
 
-    /// Puts the rules in front of `app`. Each request carries its [`Way`] among its extensions.
-    pub fn guard(self, app: Router) -> Router {
-        app.layer(middleware::from_fn_with_state(Arc::new(self), enter))
+    /// Puts the rules that hold when a request comes in front of `app`. Each request carries its
+    /// [`Way`] among its extensions.
+    pub fn guard(rules: Arc<Current<Doors>>, app: Router) -> Router {
+        app.layer(middleware::from_fn_with_state(rules, enter))
     }
 
     fn arrival(&self, way: Way) -> Arrival {
@@ -113,14 +138,14 @@ fn is_away(reply: &Response) -> bool {
     reply.status() == StatusCode::BAD_GATEWAY
 }
 
-async fn enter(doors: State<Arc<Doors>>, request: Request, next: Next) -> Response {
-    let mut reply = admit(doors, request, next).await;
+async fn enter(State(rules): State<Arc<Current<Doors>>>, request: Request, next: Next) -> Response {
+    let mut reply = admit(&rules.get(), request, next).await;
     let status = reply.status();
     browser::guard_page(status, reply.headers_mut());
     reply
 }
 
-async fn admit(State(doors): State<Arc<Doors>>, mut request: Request, next: Next) -> Response {
+async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
     if request.uri().path() == OPEN_PATH {
         return next.run(request).await;
     }

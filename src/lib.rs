@@ -4,6 +4,7 @@
 //!
 //! - [`check`]: whether a set-up would work
 //! - [`start`]: the steps of a start, and the sentence about each that fails
+//! - [`reload`]: options that are read again while the proxy runs
 //! - [`server`]: listeners, connections, the end
 //! - [`tls`]: certificates for TCP
 //! - [`doors`]: who may come in
@@ -21,11 +22,13 @@
 //! - `python`: text and numbers as Python reads and prints them
 //! - [`access`]: what browsers may be made to send
 //! - [`password`], [`policy`]: what callers must present, and which methods there are for them
+//! - [`current`]: a value that can be exchanged while others read it
 
 pub mod access;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod current;
 pub mod daemon;
 pub mod doors;
 pub mod http;
@@ -39,6 +42,7 @@ pub mod policy;
 pub mod program;
 mod python;
 pub mod relay;
+pub mod reload;
 pub mod rpc;
 mod seam;
 pub mod server;

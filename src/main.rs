@@ -6,16 +6,16 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use supervisor_twiddler::cli::{Args, Command};
+use supervisor_twiddler::cli::{Args, Command, ServeArgs};
 use supervisor_twiddler::config::{Config, Draft};
+use supervisor_twiddler::current::Current;
 use supervisor_twiddler::daemon::Daemon;
 use supervisor_twiddler::doors::Doors;
-use supervisor_twiddler::logging;
-use supervisor_twiddler::password::Login;
+use supervisor_twiddler::logging::{self, LevelHandle};
+use supervisor_twiddler::reload::Live;
 use supervisor_twiddler::rpc::Rpc;
 use supervisor_twiddler::server;
 use supervisor_twiddler::start::{self, StartError};
-use supervisor_twiddler::tls::Tls;
 use supervisor_twiddler::twiddler::{MainLog, Twiddler};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,9 +30,9 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Serve(args) => match Config::load(&args) {
             Ok(config) => {
-                logging::start(config.settings.log_level, config.settings.log_format);
+                let level = logging::start(config.settings.log_level, config.settings.log_format);
                 raise_file_limit();
-                serve(config)
+                serve(args, config, level)
             }
             Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
         },
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> ExitCode {
+fn serve(args: ServeArgs, config: Config, level: LevelHandle) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -48,7 +48,7 @@ fn serve(config: Config) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return ended(&error.into()),
     };
-    let outcome = runtime.block_on(run(config));
+    let outcome = runtime.block_on(run(args, config, level));
     // Drops what is under way, and with it generated files; waits for nothing.
     runtime.shutdown_background();
     match outcome {
@@ -91,11 +91,12 @@ fn raise_file_limit() {
 }
 
 /// One thread is enough in front of a daemon that has one, and spares handing calls across.
-async fn run(config: Config) -> Result<(), StartError> {
+async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), StartError> {
     let settings = &config.settings;
     // First of all: a signal that comes before its handler ends the process its own way, or, for
     // the first process of a container, does nothing.
     let signals = signals()?;
+    let hangups = signal(SignalKind::hangup()).context("cannot wait for signals")?;
     let daemon = Arc::new(Daemon::new(
         config.daemon.clone(),
         config.credentials.clone(),
@@ -106,28 +107,21 @@ async fn run(config: Config) -> Result<(), StartError> {
         .map_err(|error| start::unusable_dir(&config.include.dir, &error))?;
     let main_log = MainLog::new(conf.logfile.clone(), conf.loglevel);
     let main_file = conf.file.display().to_string();
-    let doors = Doors::new(
-        settings.login.clone(),
-        daemon.own_authorization().cloned(),
-        &settings.hosts,
-        daemon.is_open(),
-    )
-    .knowing(asked_for(&config));
+    let doors = Arc::new(Current::new(Doors::of(&config, &daemon)));
+    let policy = Arc::new(Current::new(settings.policy()));
     for address in &settings.opened {
         tracing::warn!(
             "{address} is open: whoever reaches it can run commands as supervisord's user"
         );
     }
     let rpc = Rpc::new(
-        daemon,
+        daemon.clone(),
         twiddler.clone(),
-        settings.whitelist.clone(),
+        policy.clone(),
         main_log,
         main_file,
-    )
-    .allowing(settings.allow.clone());
+    );
     let tls = start::tls(settings)?;
-    read_again_on_hangup(tls.clone())?;
     let mut listeners = Vec::new();
     for address in &settings.listen {
         let listener = start::listen(address, settings).await?;
@@ -143,11 +137,19 @@ async fn run(config: Config) -> Result<(), StartError> {
         "in front of supervisord at {}",
         config.daemon
     );
-    let doors = match &tls {
-        Some(_) => doors.behind_tls(),
-        None => doors,
-    };
-    let app = doors.guard(supervisor_twiddler::http::app(Arc::new(rpc)));
+    let app = Doors::guard(doors.clone(), supervisor_twiddler::http::app(Arc::new(rpc)));
+    read_again(
+        hangups,
+        Live {
+            args,
+            config,
+            daemon,
+            doors,
+            policy,
+            tls: tls.clone(),
+            level,
+        },
+    );
     let served = async {
         server::serve(listeners, app, tls, asked_to_stop(signals.clone())).await;
         twiddler.wind_up(server::GRACE).await;
@@ -163,25 +165,13 @@ async fn run(config: Config) -> Result<(), StartError> {
     }
 }
 
-/// What the daemon asks callers for, as far as its file tells.
-fn asked_for(config: &Config) -> Option<Login> {
-    let asked = config.credentials.as_ref()?;
-    Login::new(&asked.username, &asked.password).ok()
-}
-
-/// SIGHUP means new certificates. Where there are none, it means nothing, and ends nothing.
-fn read_again_on_hangup(tls: Option<Arc<Tls>>) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
+/// Reads the options again at each SIGHUP.
+fn read_again(mut hangups: Signal, mut live: Live) {
     tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            match tls.as_ref().map(|tls| tls.reload()) {
-                Some(Ok(())) => tracing::info!("read certificate and key again"),
-                Some(Err(error)) => tracing::error!(%error, "the former certificate stays in use"),
-                None => tracing::info!("nothing to read again"),
-            }
+        while hangups.recv().await.is_some() {
+            live.read_again().await;
         }
     });
-    Ok(())
 }
 
 /// Counts the signals that ask the proxy to stop.

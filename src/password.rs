@@ -39,14 +39,14 @@ const MAX_WAITING: usize = 512;
 type Mark = [u8; 32];
 
 /// Who may come in. Debug output shows neither name nor password.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Login {
     username: Mark,
     password: Password,
 }
 
 /// A password as it is kept: never in plain text.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 enum Password {
     /// From plain text.
     Plain(Mark),

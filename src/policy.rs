@@ -13,8 +13,17 @@ use percent_encoding::percent_decode_str;
 /// Characters in the patterns of methods, beside letters and digits.
 const PATTERN_MARKS: &str = "._*?[]!-";
 
+/// What may be called.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// The methods of all namespaces; none for all.
+    pub allow: Option<Allow>,
+    /// The bare names of the `twiddler.*` methods; empty for all.
+    pub whitelist: Vec<String>,
+}
+
 /// The methods that may be called, as patterns.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allow(Vec<Pattern>);
 
 impl Allow {

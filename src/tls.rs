@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,15 +11,13 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::config::TlsFiles;
+use crate::current::Current;
 
 /// The only protocol that is spoken inside.
 const PROTOCOL: &[u8] = b"http/1.1";
 
 /// What TLS connections are made with.
-pub struct Tls {
-    files: TlsFiles,
-    current: RwLock<Arc<ServerConfig>>,
-}
+pub struct Tls(Current<ServerConfig>);
 
 impl Tls {
     /// Reads certificate and key.
@@ -28,27 +26,21 @@ impl Tls {
     /// When they cannot be read or do not belong together; the text names the file and the key of
     /// `[twiddler]`.
     pub fn load(files: &TlsFiles) -> io::Result<Self> {
-        let current = RwLock::new(Arc::new(read(files)?));
-        Ok(Tls {
-            files: files.clone(),
-            current,
-        })
+        Ok(Tls(Current::new(read(files)?)))
     }
 
     /// Reads both again, for connections from now on.
     ///
     /// # Errors
     /// As [`Tls::load`]; what was read before stays in use then.
-    pub fn reload(&self) -> io::Result<()> {
-        let fresh = Arc::new(read(&self.files)?);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+    pub fn reload(&self, files: &TlsFiles) -> io::Result<()> {
+        self.0.set(read(files)?);
         Ok(())
     }
 
     /// Makes one connection.
     pub fn acceptor(&self) -> TlsAcceptor {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.clone().into()
+        self.0.get().into()
     }
 }
 

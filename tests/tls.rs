@@ -63,7 +63,7 @@ fn tcp_speaks_tls_and_takes_new_certificates_on_hangup() -> Result<()> {
 
     fs::write(dir.join("key.pem"), "rubbish")?;
     sidecar.signal("HUP")?;
-    let log = sidecar.wait_for_stderr("the former certificate stays in use")?;
+    let log = sidecar.wait_for_stderr("kept the former settings: ")?;
     ensure!(log.contains("tls_key") && !log.contains("rubbish"), "{log}");
     assert!(says_running(&sidecar, &dir.join("cert.pem"))?);
     Ok(())
@@ -74,7 +74,7 @@ fn hangup_without_tls_ends_nothing() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = Sidecar::start(&daemon)?;
     sidecar.signal("HUP")?;
-    sidecar.wait_for_stderr("nothing to read again")?;
+    sidecar.wait_for_stderr("read the options again: nothing new")?;
     sidecar.client().call("supervisor.getState", ())?;
     Ok(())
 }

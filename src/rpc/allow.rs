@@ -18,7 +18,7 @@ const UNCLEAR: &str = "NOT_IN_WHITELIST: only plain requests pass where methods 
 impl Rpc {
     /// Whether only some methods may be called.
     pub(super) fn is_restricted(&self) -> bool {
-        self.allow.is_some()
+        self.policy.get().allow.is_some()
     }
 
     /// The answer to a call that may not be made; `body` are its original bytes. What could be
@@ -29,7 +29,8 @@ impl Rpc {
         call: &MethodCall,
         body: &[u8],
     ) -> Option<Response<Body>> {
-        let allow = self.allow.as_ref()?;
+        let policy = self.policy.get();
+        let allow = policy.allow.as_ref()?;
         let fault = judge(allow, call, body)?;
         Some(match self.gate(caller).await {
             Ok(()) => reply(Err(fault.into())),
@@ -40,7 +41,8 @@ impl Rpc {
 
     /// The result of an entry of a multicall that may not be carried out.
     pub(super) fn entry_left_out(&self, entry: &Value) -> Option<Fault> {
-        let allow = self.allow.as_ref()?;
+        let policy = self.policy.get();
+        let allow = policy.allow.as_ref()?;
         match read_entry(entry) {
             Some(call) => method_left_out(allow, &call.method),
             None => Some(fault(INCORRECT_PARAMETERS, "No methodName")),
@@ -49,7 +51,8 @@ impl Rpc {
 
     /// The answer to a request for a page that may not be seen, or that does what may not be done.
     pub async fn page_left_out(&self, caller: &Caller<'_>, body: &[u8]) -> Option<Response<Body>> {
-        let allow = self.allow.as_ref()?;
+        let policy = self.policy.get();
+        let allow = policy.allow.as_ref()?;
         let uri = &caller.head.uri;
         let reason = match policy::page_needs(&caller.head.method, uri.path(), uri.query(), body) {
             Some(needs) => left_out_text(allow.missing(&needs)?),

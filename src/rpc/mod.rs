@@ -20,9 +20,10 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
+use crate::current::Current;
 use crate::daemon::fault::{NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{CallError, Daemon};
-use crate::policy::Allow;
+use crate::policy::Policy;
 use crate::relay::{self, Payload};
 use crate::twiddler::methods::{self, Method, Request};
 use crate::twiddler::{Caution, Change, MainLog, Refusal, Twiddler};
@@ -44,8 +45,7 @@ const LARGE_CALL: usize = 256 * 1024;
 pub struct Rpc {
     daemon: Arc<Daemon>,
     twiddler: Arc<Twiddler>,
-    whitelist: Vec<String>,
-    allow: Option<Allow>,
+    policy: Arc<Current<Policy>>,
     main_log: MainLog,
     /// The daemon's configuration file as its texts name it.
     main_file: String,
@@ -83,29 +83,22 @@ impl Failure {
 }
 
 impl Rpc {
-    /// Answers on behalf of `twiddler` in front of `daemon`. An empty `whitelist` allows all.
+    /// Answers on behalf of `twiddler` in front of `daemon`, as far as the policy goes that holds
+    /// when a call comes.
     pub fn new(
         daemon: Arc<Daemon>,
         twiddler: Arc<Twiddler>,
-        whitelist: Vec<String>,
+        policy: Arc<Current<Policy>>,
         main_log: MainLog,
         main_file: String,
     ) -> Self {
         Rpc {
             daemon,
             twiddler,
-            whitelist,
-            allow: None,
+            policy,
             main_log,
             main_file,
         }
-    }
-
-    /// With no methods but these, in any namespace; none for all.
-    #[must_use]
-    pub fn allowing(mut self, allow: Option<Allow>) -> Self {
-        self.allow = allow;
-        self
     }
 
     /// What was changed in the daemon.
@@ -211,7 +204,9 @@ impl Rpc {
     fn read(&self, name: &str, params: &[Value]) -> Result<Request, Fault> {
         let method: &Method = methods::method(name).ok_or_else(|| bare(UNKNOWN_METHOD))?;
         method.check_count(params)?;
-        if !self.whitelist.is_empty() && !self.whitelist.iter().any(|allowed| allowed == name) {
+        let policy = self.policy.get();
+        let whitelist = &policy.whitelist;
+        if !whitelist.is_empty() && !whitelist.iter().any(|allowed| allowed == name) {
             return Err(fault(NOT_IN_WHITELIST, name));
         }
         method.request(params, &self.main_file)
