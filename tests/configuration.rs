@@ -107,6 +107,7 @@ struct Group {
     name: String,
     priority: i64,
     empty: bool,
+    processes: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -142,6 +143,7 @@ impl Understood {
                 name: group.name,
                 priority: group.priority,
                 empty: group.empty,
+                processes: group.processes,
             })
             .collect();
         groups.sort();
@@ -611,6 +613,13 @@ const ODD: &[(&str, &[(&str, &str)])] = &[
         &[(
             "s.conf",
             "[program:a]\ncommand=x\n[supervisord]\n[group:g]\nprograms=b, f\n[program:b]\ncommand=x\n[fcgi-program:f]\ncommand=x\nsocket=tcp://h:1\n[fcgi-program:e]\ncommand=x\nsocket=tcp://h:1\npriority=2\n[eventlistener:l]\ncommand=x\nevents=TICK_5\n[eventlistener:m]\ncommand=x\nevents=TICK_5\npriority=+1_0\n[group:h]\nprograms=\npriority= 1 ; one\n[group:i]\n",
+        )],
+    ),
+    (
+        "processes in the order of their group and of their names",
+        &[(
+            "s.conf",
+            "[supervisord]\n[group:g]\nprograms=z,m,a,z\n[program:a]\ncommand=x\n[program:m]\ncommand=x\nnumprocs=11\nnumprocs_start=1\nprocess_name=%(group_name)s-%(process_num)d\n[program:z]\ncommand=x\npriority=1\nprocess_name= %(host_node_name)s%(ENV_EMPTY)s%(numprocs)02d\n[program:lone]\ncommand=x\nnumprocs=3\nprocess_name=%(program_name)s%(process_num)x\n",
         )],
     ),
     (

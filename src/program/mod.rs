@@ -27,9 +27,10 @@ use thiserror::Error;
 use crate::xmlrpc::Value;
 
 pub use name::{Name, NameError};
+pub use process_names::Configured;
 pub use section::render_group;
 
-use crate::python::{Int, int, repr, strip};
+use crate::python::{int, repr, strip};
 use options::{Options, Reading};
 use template::{Known, Template};
 
@@ -37,9 +38,11 @@ use template::{Known, Template};
 /// and it serves nobody meanwhile.
 pub const MAX_NUMPROCS: u32 = 1000;
 
-/// What the daemon takes for a missing `process_name` and `priority`.
+/// What the daemon takes for a missing `process_name`, `priority` and `startsecs`.
 const DEFAULT_PROCESS_NAME: &str = "%(program_name)s";
 const DEFAULT_PRIORITY: i64 = 999;
+/// See [`DEFAULT_PRIORITY`].
+pub const DEFAULT_STARTSECS: i64 = 1;
 
 /// A program of a group, as a client described it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,10 +146,17 @@ impl Program {
 
     /// Its priority; 999 when none is given or only the daemon can tell.
     pub fn priority(&self) -> i64 {
-        match self.expanded("priority", 0).as_deref().map(int) {
-            Some(Int::Value(priority)) => priority,
-            _ => DEFAULT_PRIORITY,
-        }
+        self.number("priority").unwrap_or(DEFAULT_PRIORITY)
+    }
+
+    /// How many seconds a process must stay up to count as started; 1 when none are given or only
+    /// the daemon can tell.
+    pub fn startsecs(&self) -> i64 {
+        self.number("startsecs").unwrap_or(DEFAULT_STARTSECS)
+    }
+
+    fn number(&self, option: &str) -> Option<i64> {
+        int(&self.expanded(option, 0)?).value()
     }
 
     /// Turns the text of a fault that the daemon found in the generated `section` into the one it
@@ -307,6 +317,36 @@ mod tests {
         assert_eq!(priority(" -5 "), -5);
         assert_eq!(priority("%(ENV_P)s"), 999);
         assert_eq!(priority("high"), 999);
+    }
+
+    #[test]
+    fn the_time_to_start_is_known_or_the_default() {
+        let startsecs = |text| program(&[("command", "x"), ("startsecs", text)]).startsecs();
+        assert_eq!(program(&[("command", "x")]).startsecs(), 1);
+        assert_eq!(startsecs("0"), 0);
+        assert_eq!(startsecs("%(ENV_S)s"), 1);
+    }
+
+    #[test]
+    fn processes_of_the_users_files_are_named_in_the_daemons_order() {
+        let table: [(Option<&str>, Range<i64>, &[&str]); 6] = [
+            (None, 0..1, &["p"]),
+            (Some(" %(group_name)s-%(program_name)s "), 0..1, &["g-p"]),
+            (Some("%(process_num)d"), 9..11, &["10", "9"]),
+            (Some("%(ENV_A)s%(process_num)02d"), 0..2, &["a00", "a01"]),
+            (Some("%(ENV_B)s%(process_num)02d"), 0..2, &[]),
+            (Some("%s"), 0..1, &[]),
+        ];
+        let lookup = |name: &str| (name == "ENV_A").then(|| "a".to_owned());
+        for (process_name, numbers, expected) in table {
+            let configured = Configured {
+                name: "p",
+                group: "g",
+                process_name,
+                numbers,
+            };
+            assert_eq!(configured.process_names(lookup), expected, "{process_name:?}");
+        }
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
+use std::ops::Range;
 
 use super::name::{NameError, check_process_name};
 use super::options::Reading;
-use super::template::{Piece, Template};
-use super::{Program, Refusal};
+use super::template::{Known, Piece, Template};
+use super::{DEFAULT_PROCESS_NAME, Program, Refusal};
 use crate::python::strip;
 
 /// The daemon puts a process name into the name of an automatic log file, with some 30 bytes around
@@ -53,6 +54,44 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
 pub(super) fn check_all(names: &[String]) -> Result<(), Refusal> {
     names.iter().try_for_each(|name| check_name(name))?;
     check_distinct(names)
+}
+
+/// A program as the user's files define it.
+#[derive(Clone, Debug)]
+pub struct Configured<'a> {
+    /// The program's name.
+    pub name: &'a str,
+    /// The group that takes it in.
+    pub group: &'a str,
+    /// Its `process_name` as it is written.
+    pub process_name: Option<&'a str>,
+    /// The numbers of its processes.
+    pub numbers: Range<i64>,
+}
+
+impl Configured<'_> {
+    /// The names of its processes in the daemon's order (`supervisor/options.py`, `Config.__lt__`).
+    /// `lookup` knows what else `process_name` may speak of. A name that only the daemon can tell is
+    /// left out.
+    pub fn process_names(&self, lookup: impl Fn(&str) -> Option<String>) -> Vec<String> {
+        let text = strip(self.process_name.unwrap_or(DEFAULT_PROCESS_NAME));
+        let Ok(template) = Template::parse(text) else {
+            return Vec::new();
+        };
+        let count = self.numbers.end - self.numbers.start;
+        let named = |number| {
+            let known = Known {
+                program_name: self.name,
+                group_name: self.group,
+                numprocs: Some(count),
+                process_num: Some(number),
+            };
+            template.expanded(&known, &lookup)
+        };
+        let mut names: Vec<String> = self.numbers.clone().filter_map(named).collect();
+        names.sort();
+        names
+    }
 }
 
 /// Of two processes with one name the daemon loses one.

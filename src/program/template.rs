@@ -124,6 +124,21 @@ impl Template {
         texts.collect()
     }
 
+    /// The whole text with the known values and those that `lookup` has.
+    pub(super) fn expanded(
+        &self,
+        known: &Known<'_>,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Option<String> {
+        let texts = self.0.iter().map(|piece| match piece {
+            Piece::Text(text) => Some(text.clone()),
+            Piece::Conversion(conversion) => known
+                .text(conversion)
+                .or_else(|| conversion.format_text(&lookup(&conversion.name)?)),
+        });
+        texts.collect()
+    }
+
     /// The conversions in it.
     pub(super) fn conversions(&self) -> impl Iterator<Item = &Conversion> {
         self.0.iter().filter_map(|piece| match piece {

@@ -72,6 +72,7 @@ def groups(options):
             "name": group.name,
             "priority": group.priority,
             "empty": not group.process_configs,
+            "processes": [process.name for process in group.process_configs],
         }
 
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use self::expand::{normal_path, pairs};
 use self::ini::{Section, Sections, Setting};
+use crate::program::Configured;
 use crate::python::{int, is_space, strip};
 
 pub use self::pattern::{has_wildcard, name_matches};
@@ -28,6 +29,8 @@ const DEFAULT_LOGFILE: &str = "supervisord.log";
 const DEFAULT_PRIORITY: i64 = 999;
 /// Event listeners are started first and stopped last.
 const DEFAULT_LISTENER_PRIORITY: i64 = -1;
+/// More processes of one program of the user's are not named: no daemon runs as many.
+const MAX_CONFIGURED: i64 = 10_000;
 
 /// What a variable of the environment holds; tests bring their own.
 pub type Environment<'a> = dyn Fn(&str) -> Option<String> + 'a;
@@ -152,6 +155,10 @@ pub struct ConfiguredGroup {
     pub priority: i64,
     /// Whether it has no process at all.
     pub empty: bool,
+    /// The names of its processes, in the daemon's order among those of one priority
+    /// (`supervisor/options.py`, `process_groups_from_parser`). A name that only the daemon can tell
+    /// is left out.
+    pub processes: Vec<String>,
 }
 
 /// A key of `[twiddler]`. Debug output hides the value, which may be a secret.
@@ -590,7 +597,27 @@ impl<'a> Reader<'a> {
             name: name.to_owned(),
             priority,
             empty,
+            processes: members
+                .iter()
+                .flat_map(|program| self.processes(program, name))
+                .collect(),
         })
+    }
+
+    fn processes(&self, section: &str, group: &str) -> Vec<String> {
+        let raw = |key| {
+            let setting = self.sections.find(section, key);
+            setting.map(|setting| setting.value.as_str())
+        };
+        let count = self.numprocs(section, group).clamp(0, MAX_CONFIGURED);
+        let first = raw("numprocs_start").and_then(|text| int(text).value()).unwrap_or(0);
+        let configured = Configured {
+            name: program_of(section),
+            group,
+            process_name: raw("process_name"),
+            numbers: first..first.saturating_add(count),
+        };
+        configured.process_names(|name| self.names.get(name))
     }
 
     /// The sections of the programs that a `[group:x]` takes in.
@@ -622,7 +649,7 @@ impl<'a> Reader<'a> {
         let Some(setting) = self.sections.find(section, "numprocs") else {
             return 1;
         };
-        let program = section.split_once(':').map_or("", |(_, name)| strip(name));
+        let program = program_of(section);
         let text = expand::format(&setting.value, |name| match name {
             "program_name" => Some(program.to_owned()),
             "group_name" => Some(group.to_owned()),
@@ -732,6 +759,11 @@ impl Names<'_> {
     fn format(&self, text: &str) -> Result<String, String> {
         expand::format(text, |name| self.get(name))
     }
+}
+
+/// The program that a section defines.
+fn program_of(section: &str) -> &str {
+    section.split_once(':').map_or("", |(_, name)| strip(name))
 }
 
 fn concerns_us(section: &str) -> bool {
