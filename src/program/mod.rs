@@ -345,7 +345,11 @@ mod tests {
                 process_name,
                 numbers,
             };
-            assert_eq!(configured.process_names(lookup), expected, "{process_name:?}");
+            assert_eq!(
+                configured.process_names(lookup),
+                expected,
+                "{process_name:?}"
+            );
         }
     }
 

@@ -222,7 +222,8 @@ impl Rpc {
             Request::Log { level, message } => {
                 let pid = self.daemon.call("supervisor.getPID", &[]).await.ok();
                 let pid = pid.as_ref().and_then(Value::as_int);
-                self.main_log.write(level, &message, pid).await?;
+                let written = self.main_log.write(level, &message, pid).await;
+                written.inspect_err(|fault| tracing::warn!("{}", fault.text))?;
                 Ok(Value::Bool(true))
             }
             Request::Invalid { group, fault } => Err(self.invalid(caller, &group, fault).await),

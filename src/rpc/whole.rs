@@ -1,35 +1,46 @@
 //! Group and all forms on processes that live in several real groups, or beside hidden ones.
 //!
 //! Does what the daemon's `make_allfunc` does (`supervisor/rpcinterface.py`): to every process that
-//! it concerns, by priority, all at once, and then waits for each. The daemon spawns and kills in
-//! the order of one multicall without waiting; its states are looked at until all are done.
+//! it concerns, in the daemon's order, all at once, and then waits for each. The daemon spawns and
+//! kills in the order of one multicall without waiting, and says beside each call what state it left
+//! behind; states are looked at until all are done.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Answer, Caller, Failure, Rpc};
+use crate::daemon::conf::{ConfiguredGroup, LogLevel};
 use crate::daemon::fault::{ABNORMAL_TERMINATION, BAD_NAME, SPAWN_ERROR, SUCCESS, fault};
 use crate::names::{Verb, is_hidden, is_still_hidden, namespec};
-use crate::twiddler::Registry;
+use crate::program::DEFAULT_STARTSECS;
+use crate::twiddler::{Registry, number_of_real_name};
 use crate::xmlrpc::{Fault, Value};
 
 /// How often states are looked at while processes start or stop: as often as the daemon itself
 /// looks (`make_allfunc`, `delay`).
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Processes that take long are looked at less often.
+/// Processes that take long are looked at less often, until they are about to be up.
 const LOOK_AGAIN_AT_MOST: Duration = Duration::from_millis(400);
+/// How often the daemon's log says who is waited for (`supervisor/process.py`, `stop_report`).
+const REPORT_AGAIN: Duration = Duration::from_secs(2);
+/// No program needs longer to start.
+const MAX_STARTSECS: i64 = 365 * 24 * 60 * 60;
 const DEFAULT_PRIORITY: i64 = 999;
 
 const STARTING: i64 = 10;
 const RUNNING: i64 = 20;
 const BACKOFF: i64 = 30;
 const STOPPING: i64 = 40;
+const EXITED: i64 = 100;
 /// `supervisor/states.py`, `RUNNING_STATES`.
 const RUNNING_STATES: [i64; 3] = [STARTING, RUNNING, BACKOFF];
 /// `supervisor/states.py`, `SIGNALLABLE_STATES`.
 const SIGNALLABLE_STATES: [i64; 3] = [STARTING, RUNNING, STOPPING];
 /// `supervisor/states.py`, `STOPPED_STATES`.
-const STOPPED_STATES: [i64; 4] = [0, 100, 200, 1000];
+const STOPPED_STATES: [i64; 4] = [0, EXITED, 200, 1000];
+
+/// The result of one call.
+type Outcome = Result<Value, Fault>;
 
 /// A call on a whole group, or on all processes.
 #[derive(Clone, Debug)]
@@ -92,12 +103,25 @@ impl Whole {
         }
     }
 
+    /// Whether what becomes of a process counts, and not only that it was told.
+    fn waits(&self) -> bool {
+        self.wait && matches!(self.verb, Verb::Start | Verb::Stop)
+    }
+
+    /// Whether the call alone has brought a process where it is to be. One without `startsecs` is
+    /// up at once, whatever becomes of it then.
+    fn is_done(&self, info: &Value) -> bool {
+        match self.verb {
+            Verb::Start => state(info) == RUNNING,
+            _ => STOPPED_STATES.contains(&state(info)),
+        }
+    }
+
     /// What a process has come to that was told to start or stop; nothing while it is on its way.
-    fn verdict(&self, info: &Value, name: &str) -> Option<Result<(), Fault>> {
-        let state = info
-            .get("state")
-            .and_then(Value::as_int)
-            .unwrap_or_default();
+    /// A look that comes `late` may have missed that it was up: it exits only after it was,
+    /// otherwise it backs off.
+    fn verdict(&self, info: &Value, name: &str, late: bool) -> Option<Result<(), Fault>> {
+        let state = state(info);
         match self.verb {
             Verb::Stop => STOPPED_STATES.contains(&state).then_some(Ok(())),
             Verb::Start => {
@@ -106,6 +130,7 @@ impl Whole {
                     .and_then(Value::as_str)
                     .unwrap_or_default();
                 match state {
+                    EXITED if late => Some(Ok(())),
                     _ if !spawnerr.is_empty() => Some(Err(fault(SPAWN_ERROR, name))),
                     RUNNING => Some(Ok(())),
                     STARTING => None,
@@ -115,6 +140,12 @@ impl Whole {
             Verb::Signal | Verb::ClearLogs => Some(Ok(())),
         }
     }
+}
+
+fn state(info: &Value) -> i64 {
+    info.get("state")
+        .and_then(Value::as_int)
+        .unwrap_or_default()
 }
 
 /// Python's idea of a true value.
@@ -130,27 +161,54 @@ fn is_true(value: &Value) -> bool {
     }
 }
 
+/// Where a process stands among those that a call concerns: one group after the other, and each by
+/// priority. Python's sort leaves what is equal as it is: groups as they are when the daemon starts
+/// (`supervisor/options.py`, `Config`), processes as the group's `programs` has them, and what was
+/// added behind that.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Order {
+    group_priority: i64,
+    is_added_group: bool,
+    group: String,
+    priority: i64,
+    rank: Rank,
+    process: String,
+}
+
+/// A process's place among those of its group that have its priority.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// The user's files define it at this place.
+    Configured(usize),
+    /// The daemon has it, and the files do not say where.
+    Unknown,
+    /// It was added: real groups are numbered as they come, and the first program of an empty group
+    /// needs none. Processes of one program are in the order of their names.
+    Added(Option<u64>),
+}
+
 /// A process that is dealt with.
 #[derive(Clone, Debug)]
 struct Target {
-    group: String,
-    process: String,
+    /// Also bears the names that clients know.
+    order: Order,
     /// The daemon's name for it.
     real: String,
-    /// Group's and process's priority.
-    priority: (i64, i64),
     state: i64,
+    startsecs: Duration,
+    /// When the log last said that it is waited for.
+    reported: Option<Instant>,
 }
 
 impl Target {
-    /// One group after the other.
-    fn order(&self) -> (i64, &str, i64, &str) {
-        let (of_group, of_process) = self.priority;
-        (of_group, &self.group, of_process, &self.process)
+    /// Asks for its state.
+    fn question(&self) -> (&'static str, Vec<Value>) {
+        let real = self.real.as_str().into();
+        ("supervisor.getProcessInfo", vec![real])
     }
 
     fn shown(&self) -> String {
-        namespec(&self.group, &self.process)
+        namespec(&self.order.group, &self.order.process)
     }
 
     /// The daemon's struct for it (`make_allfunc`).
@@ -160,8 +218,8 @@ impl Target {
             Err(fault) => (fault.code, fault.text.replace(&self.real, &self.shown())),
         };
         Value::Struct(vec![
-            ("name".to_owned(), self.process.as_str().into()),
-            ("group".to_owned(), self.group.as_str().into()),
+            ("name".to_owned(), self.order.process.as_str().into()),
+            ("group".to_owned(), self.order.group.as_str().into()),
             ("status".to_owned(), status.into()),
             ("description".to_owned(), description.into()),
         ])
@@ -177,23 +235,52 @@ impl Rpc {
             .into_iter()
             .filter(|target| whole.concerns(target.state))
             .collect();
-        let calls: Vec<_> = targets
-            .iter()
-            .map(|target| (whole.method(), whole.params(target.real.clone())))
-            .collect();
-        let results = self.multicall_as(caller, &calls).await?;
+        let began = Instant::now();
+        let results = self.act(caller, &whole, &targets).await?;
         let mut statuses = Vec::with_capacity(targets.len());
+        let mut failed = Vec::new();
         let mut under_way = Vec::new();
-        for (target, result) in targets.into_iter().zip(results) {
-            match result {
-                Ok(_) if whole.wait && matches!(whole.verb, Verb::Start | Verb::Stop) => {
-                    under_way.push(target);
+        for (target, (result, left_behind)) in targets.into_iter().zip(results) {
+            match (result, left_behind) {
+                (Ok(_), Some(Ok(info))) if !whole.is_done(&info) => {
+                    match whole.verdict(&info, &target.shown(), false) {
+                        Some(outcome) => failed.push(target.status(outcome)),
+                        None => under_way.push(target),
+                    }
                 }
-                result => statuses.push(target.status(result.map(|_| ()))),
+                (Ok(_), Some(Err(fault))) => statuses.push(target.status(Err(fault))),
+                (result, _) => statuses.push(target.status(result.map(|_| ()))),
             }
         }
-        statuses.extend(self.wait_for(caller, &whole, under_way).await?);
+        // The daemon looks at them only after all have been told.
+        statuses.append(&mut failed);
+        statuses.extend(self.wait_for(caller, &whole, under_way, began).await?);
         Ok(Value::Array(statuses))
+    }
+
+    /// Does it to all in one multicall. Gives the result of each, and where it matters the state
+    /// that the daemon said was left behind before it turned to anything else.
+    async fn act(
+        &self,
+        caller: &Caller<'_>,
+        whole: &Whole,
+        targets: &[Target],
+    ) -> Result<Vec<(Outcome, Option<Outcome>)>, Failure> {
+        let calls: Vec<_> = targets
+            .iter()
+            .flat_map(|target| {
+                let act = (whole.method(), whole.params(target.real.clone()));
+                let ask = whole.waits().then(|| target.question());
+                std::iter::once(act).chain(ask)
+            })
+            .collect();
+        let mut results = self.multicall_as(caller, &calls).await?.into_iter();
+        let pair = |_: &Target| {
+            let result = results.next()?;
+            let left_behind = if whole.waits() { results.next() } else { None };
+            Some((result, left_behind))
+        };
+        Ok(targets.iter().map_while(pair).collect())
     }
 
     /// Looks until none is under way any more.
@@ -202,24 +289,28 @@ impl Rpc {
         caller: &Caller<'_>,
         whole: &Whole,
         mut under_way: Vec<Target>,
+        began: Instant,
     ) -> Result<Vec<Value>, Failure> {
         let mut statuses = Vec::new();
-        let mut pause = LOOK_AGAIN;
+        let mut looked = began;
+        // What was killed may be gone already; what was started is not up before its time.
+        let mut pause = match whole.verb {
+            Verb::Start => LOOK_AGAIN,
+            _ => Duration::ZERO,
+        };
         while !under_way.is_empty() {
-            let calls: Vec<_> = under_way
-                .iter()
-                .map(|target| {
-                    (
-                        "supervisor.getProcessInfo",
-                        vec![target.real.as_str().into()],
-                    )
-                })
-                .collect();
-            let infos = self.multicall_as(caller, &calls).await?;
+            tokio::time::sleep(pause).await;
+            let asked = Instant::now();
+            let mut calls: Vec<_> = under_way.iter().map(Target::question).collect();
+            calls.push(("supervisor.getPID", vec![]));
+            let mut infos = self.multicall_as(caller, &calls).await?;
+            let daemon = infos.pop().and_then(Result::ok);
+            let late = looked.elapsed() > pause + 2 * LOOK_AGAIN;
+            looked = asked;
             let mut left = Vec::new();
             for (target, info) in under_way.into_iter().zip(infos) {
                 let verdict = match info {
-                    Ok(info) => whole.verdict(&info, &target.shown()),
+                    Ok(info) => whole.verdict(&info, &target.shown(), late),
                     Err(fault) => Some(Err(fault)),
                 };
                 match verdict {
@@ -228,12 +319,30 @@ impl Rpc {
                 }
             }
             under_way = left;
-            if !under_way.is_empty() {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 5 / 4).min(LOOK_AGAIN_AT_MOST);
+            if whole.verb == Verb::Stop && !pause.is_zero() {
+                let daemon = daemon.as_ref().and_then(Value::as_int);
+                self.report(&mut under_way, daemon).await;
             }
+            pause = next_pause(whole, &under_way, pause, began.elapsed());
         }
         Ok(statuses)
+    }
+
+    /// Says in the daemon's log what it says itself of a process that is waited for, as far as that
+    /// log can be written.
+    async fn report(&self, under_way: &mut [Target], daemon: Option<i64>) {
+        for target in under_way {
+            if target
+                .reported
+                .is_none_or(|reported| reported.elapsed() > REPORT_AGAIN)
+            {
+                let text = format!("waiting for {} to stop", target.order.process);
+                if let Err(fault) = self.main_log.write(LogLevel::Info, &text, daemon).await {
+                    tracing::debug!(fault = fault.text, "supervisord's log lacks a line");
+                }
+                target.reported = Some(Instant::now());
+            }
+        }
     }
 
     /// All that clients see of the group, or of everything, in the order of the daemon.
@@ -246,18 +355,18 @@ impl Rpc {
         let mut results = self.multicall_as(caller, &calls).await?.into_iter();
         let mut next = || results.next().unwrap_or(Ok(Value::Nil));
         let infos = next()?;
-        let priorities = Priorities::read(&next()?);
+        let settings = Settings::read(&next()?, self.twiddler.configured_groups());
         let infos = infos.as_array().unwrap_or_default();
         let (mut targets, shown) = self.twiddler.with_registry(|registry| {
             let shown = shown_again(registry, infos);
             let targets: Vec<Target> = infos
                 .iter()
-                .filter_map(|info| target(registry, &priorities, info))
+                .filter_map(|info| target(registry, &settings, info))
                 .filter(|target| {
                     whole
                         .group
                         .as_ref()
-                        .is_none_or(|group| *group == target.group)
+                        .is_none_or(|group| *group == target.order.group)
                 })
                 .collect();
             (targets, shown)
@@ -276,9 +385,7 @@ impl Rpc {
                     refusal => Failure::http(crate::relay::bad_gateway(&refusal.to_string())),
                 })?;
         }
-        // Where priorities are equal, the daemon has both in the order of their names
-        // (`supervisor/options.py`, `Config`).
-        targets.sort_by(|one, other| one.order().cmp(&other.order()));
+        targets.sort_by(|one, other| one.order.cmp(&other.order));
         Ok(targets)
     }
 
@@ -308,43 +415,87 @@ fn shown_again(registry: &Registry, infos: &[Value]) -> Vec<(String, String)> {
         .collect()
 }
 
-fn target(registry: &Registry, priorities: &Priorities, info: &Value) -> Option<Target> {
+/// How long to wait before the next look, `elapsed` after the start of it all. A process may be up
+/// for no longer than the daemon takes to see it, so it is looked at as often as the daemon looks once
+/// its time has come; before that it can only fail, and that stays to be seen for a second at least
+/// (`supervisor/process.py`, `record_spawnerr`).
+fn next_pause(whole: &Whole, under_way: &[Target], last: Duration, elapsed: Duration) -> Duration {
+    let longer = (last.max(LOOK_AGAIN) * 5 / 4).min(LOOK_AGAIN_AT_MOST);
+    if whole.verb != Verb::Start {
+        return if last.is_zero() { LOOK_AGAIN } else { longer };
+    }
+    let left = under_way
+        .iter()
+        .map(|target| target.startsecs.saturating_sub(elapsed));
+    left.min()
+        .map_or(longer, |left| longer.min(left.max(LOOK_AGAIN)))
+}
+
+fn target(registry: &Registry, settings: &Settings, info: &Value) -> Option<Target> {
     let (real, process) = (info.get("group")?.as_str()?, info.get("name")?.as_str()?);
     let state = info.get("state")?.as_int()?;
     if is_hidden(registry, info) {
         return None;
     }
     let group = registry.owner(real).unwrap_or(real);
-    let added = registry
-        .member(group, process)
-        .and_then(|member| member.program.as_ref());
-    let of_group = registry
-        .added_group(group)
-        .unwrap_or_else(|| priorities.group(group));
-    let of_process = added.map_or_else(
-        || priorities.process(real, process),
-        |program| program.priority(),
+    let member = registry.member(group, process);
+    let program = member.and_then(|member| member.program.as_ref());
+    let added_group = registry.added_group(group);
+    let startsecs = program.map_or_else(
+        || settings.process(real, process).startsecs,
+        |program| program.startsecs(),
     );
     Some(Target {
-        group: group.to_owned(),
-        process: process.to_owned(),
+        order: Order {
+            group_priority: added_group.unwrap_or_else(|| settings.group(group)),
+            is_added_group: added_group.is_some(),
+            group: group.to_owned(),
+            priority: program.map_or_else(
+                || settings.process(real, process).priority,
+                |program| program.priority(),
+            ),
+            rank: match member {
+                Some(_) => Rank::Added(number_of_real_name(real)),
+                None => settings.rank(group, process),
+            },
+            process: process.to_owned(),
+        },
         real: format!("{real}:{process}"),
-        priority: (of_group, of_process),
         state,
+        startsecs: Duration::from_secs(startsecs.clamp(0, MAX_STARTSECS).unsigned_abs()),
+        reported: None,
     })
 }
 
-/// What `getAllConfigInfo` says of priorities.
-struct Priorities {
+/// Group and process.
+type Key = (String, String);
+
+/// What `getAllConfigInfo` says of priorities and times, and the user's files of the order.
+struct Settings {
     groups: HashMap<String, i64>,
-    processes: HashMap<(String, String), i64>,
+    processes: HashMap<Key, ProcessSettings>,
+    places: HashMap<Key, usize>,
 }
 
-impl Priorities {
-    fn read(configs: &Value) -> Self {
-        let mut priorities = Priorities {
+/// The same for one process.
+#[derive(Clone, Copy)]
+struct ProcessSettings {
+    priority: i64,
+    startsecs: i64,
+}
+
+/// The daemon's (`supervisor/options.py`, `processes_from_section`).
+const DEFAULTS: ProcessSettings = ProcessSettings {
+    priority: DEFAULT_PRIORITY,
+    startsecs: DEFAULT_STARTSECS,
+};
+
+impl Settings {
+    fn read(configs: &Value, configured: Vec<ConfiguredGroup>) -> Self {
+        let mut settings = Settings {
             groups: HashMap::new(),
             processes: HashMap::new(),
+            places: HashMap::new(),
         };
         for config in configs.as_array().unwrap_or_default() {
             let text = |member: &str| {
@@ -357,27 +508,41 @@ impl Priorities {
             let (Some(group), Some(process)) = (text("group"), text("name")) else {
                 continue;
             };
-            priorities.groups.insert(
+            settings.groups.insert(
                 group.clone(),
                 number("group_prio").unwrap_or(DEFAULT_PRIORITY),
             );
-            priorities.processes.insert(
+            settings.processes.insert(
                 (group, process),
-                number("process_prio").unwrap_or(DEFAULT_PRIORITY),
+                ProcessSettings {
+                    priority: number("process_prio").unwrap_or(DEFAULTS.priority),
+                    startsecs: number("startsecs").unwrap_or(DEFAULTS.startsecs),
+                },
             );
         }
-        priorities
+        for group in configured {
+            for (place, process) in group.processes.into_iter().enumerate() {
+                let key = (group.name.clone(), process);
+                // A program that is named twice stays at its first place.
+                settings.places.entry(key).or_insert(place);
+            }
+        }
+        settings
     }
 
     fn group(&self, group: &str) -> i64 {
         self.groups.get(group).copied().unwrap_or(DEFAULT_PRIORITY)
     }
 
-    fn process(&self, group: &str, process: &str) -> i64 {
+    fn process(&self, group: &str, process: &str) -> ProcessSettings {
         let key = (group.to_owned(), process.to_owned());
-        self.processes
+        self.processes.get(&key).copied().unwrap_or(DEFAULTS)
+    }
+
+    fn rank(&self, group: &str, process: &str) -> Rank {
+        let key = (group.to_owned(), process.to_owned());
+        self.places
             .get(&key)
-            .copied()
-            .unwrap_or(DEFAULT_PRIORITY)
+            .map_or(Rank::Unknown, |place| Rank::Configured(*place))
     }
 }

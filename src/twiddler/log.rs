@@ -67,7 +67,6 @@ impl MainLog {
             .map(Pid::from_raw);
         append(path, daemon, &line).await.map_err(|error| {
             let path = path.display();
-            tracing::warn!(%error, %path, "supervisord's log cannot be written");
             fault(
                 FAILED,
                 format!("cannot write supervisord's log {path} from here: {error}"),

@@ -483,7 +483,7 @@ impl Twiddler {
 
     /// What the user's files define now. Files that cannot be read define nothing: the daemon says
     /// what is wrong with them when it reads them itself.
-    fn configured_groups(&self) -> Vec<ConfiguredGroup> {
+    pub fn configured_groups(&self) -> Vec<ConfiguredGroup> {
         conf::inspect(&self.conf_file, &conf::process_environment)
             .map(|found| found.conf.groups)
             .unwrap_or_default()

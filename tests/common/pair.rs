@@ -92,12 +92,17 @@ impl Pair {
 
     /// Starts both with these sections and this whitelist (empty: all methods).
     pub fn start_with(body: &str, whitelist: &str) -> Result<Pair> {
-        let options = || DaemonOptions {
+        let options = DaemonOptions {
             body,
             ..DaemonOptions::default()
         };
-        let oracle = Oracle::start_with(whitelist, options())?;
-        let daemon = Daemon::start_with(options())?;
+        Pair::start_options(options, whitelist)
+    }
+
+    /// The same with daemons that differ from the usual.
+    pub fn start_options(options: DaemonOptions<'_>, whitelist: &str) -> Result<Pair> {
+        let oracle = Oracle::start_with(whitelist, options)?;
+        let daemon = Daemon::start_with(options)?;
         let sidecar = Sidecar::start_with(&daemon, &["--whitelist", whitelist])?;
         let sockets = [&*oracle, &daemon].map(|daemon| daemon.socket().to_owned());
         Ok(Pair {

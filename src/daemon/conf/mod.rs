@@ -610,7 +610,9 @@ impl<'a> Reader<'a> {
             setting.map(|setting| setting.value.as_str())
         };
         let count = self.numprocs(section, group).clamp(0, MAX_CONFIGURED);
-        let first = raw("numprocs_start").and_then(|text| int(text).value()).unwrap_or(0);
+        let first = raw("numprocs_start")
+            .and_then(|text| int(text).value())
+            .unwrap_or(0);
         let configured = Configured {
             name: program_of(section),
             group,
