@@ -12,14 +12,22 @@ pub const SIGNATURE_UNSUPPORTED: i32 = 4;
 pub const SHUTDOWN_STATE: i32 = 6;
 /// No such group or process, or one that is there already.
 pub const BAD_NAME: i32 = 10;
+/// A signal that does not exist.
+pub const BAD_SIGNAL: i32 = 11;
 /// A file that is not there or cannot be used.
 pub const NO_FILE: i32 = 20;
+/// A program that may not be executed.
+pub const NOT_EXECUTABLE: i32 = 21;
 /// An operation that did not work.
 pub const FAILED: i32 = 30;
 /// A process ended before it was up.
 pub const ABNORMAL_TERMINATION: i32 = 40;
 /// A process could not be spawned.
 pub const SPAWN_ERROR: i32 = 50;
+/// A process that is to start is up already.
+pub const ALREADY_STARTED: i32 = 60;
+/// A process that is to stop or to get a signal is not up.
+pub const NOT_RUNNING: i32 = 70;
 /// Not a fault: the `status` of a process whose part of a group call went well.
 pub const SUCCESS: i32 = 80;
 /// A group that is active already.
@@ -51,10 +59,14 @@ fn name(code: i32) -> &'static str {
         SIGNATURE_UNSUPPORTED => "SIGNATURE_UNSUPPORTED",
         SHUTDOWN_STATE => "SHUTDOWN_STATE",
         BAD_NAME => "BAD_NAME",
+        BAD_SIGNAL => "BAD_SIGNAL",
         NO_FILE => "NO_FILE",
+        NOT_EXECUTABLE => "NOT_EXECUTABLE",
         FAILED => "FAILED",
         ABNORMAL_TERMINATION => "ABNORMAL_TERMINATION",
         SPAWN_ERROR => "SPAWN_ERROR",
+        ALREADY_STARTED => "ALREADY_STARTED",
+        NOT_RUNNING => "NOT_RUNNING",
         ALREADY_ADDED => "ALREADY_ADDED",
         STILL_RUNNING => "STILL_RUNNING",
         CANT_REREAD => "CANT_REREAD",

@@ -6,10 +6,12 @@ mod client;
 pub mod conf;
 mod connections;
 pub mod fault;
+mod info;
 mod life;
 mod reload;
 
 pub use client::{CallError, Daemon, multicall_result};
 pub use connections::{Body, ReplyBody, Reuse};
+pub use info::{ProcessInfo, ProcessState, StatusEntry};
 pub use life::Life;
 pub use reload::Reloaded;
