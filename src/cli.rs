@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::client::args::{ClientOptions, Verb};
+
 const AFTER_HELP: &str = "\
 Example:
   twiddler check -c /etc/supervisor/supervisord.conf
@@ -42,6 +44,9 @@ or, with these lines in supervisord.conf, `twiddler serve` alone:
     arg_required_else_help = true
 )]
 pub struct Args {
+    /// Options of the client's verbs that stand before the verb.
+    #[command(flatten)]
+    pub client: ClientOptions,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -56,6 +61,9 @@ pub enum Command {
     /// Say whether this set-up would work, and what to change if not
     #[command(after_help = AFTER_OPTIONS)]
     Check(ServeArgs),
+    /// Everything else is the client's.
+    #[command(flatten)]
+    Client(Verb),
 }
 
 /// The options of `serve` and `check`, as they were typed.
@@ -165,6 +173,7 @@ mod tests {
         let typed = ["twiddler", "serve"].iter().chain(arguments);
         match Args::try_parse_from(typed).unwrap().command {
             Command::Serve(args) | Command::Check(args) => args,
+            Command::Client(verb) => panic!("{verb:?}"),
         }
     }
 

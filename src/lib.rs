@@ -2,6 +2,7 @@
 //!
 //! From the outside in; each module imports only from those below it:
 //!
+//! - [`client`]: the verbs of the command line, which talk to a server like any other client
 //! - [`check`]: whether a set-up would work
 //! - [`start`]: the steps of a start, and the sentence about each that fails
 //! - [`reload`]: options that are read again while the proxy runs
@@ -27,6 +28,7 @@
 pub mod access;
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod current;
 pub mod daemon;

@@ -4,9 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use supervisor_twiddler::cli::{Args, Command, ServeArgs};
+use supervisor_twiddler::client;
 use supervisor_twiddler::config::{Config, Draft};
 use supervisor_twiddler::current::Current;
 use supervisor_twiddler::daemon::Daemon;
@@ -27,7 +29,13 @@ const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
-    match Args::parse().command {
+    // A shell that completes is answered, and the process ends.
+    CompleteEnv::with_factory(Args::command).complete();
+    let Args {
+        client: before,
+        command,
+    } = Args::parse();
+    match command {
         Command::Serve(args) => match Config::load(&args) {
             Ok(config) => {
                 let level = logging::start(config.settings.log_level, config.settings.log_format);
@@ -37,6 +45,7 @@ fn main() -> ExitCode {
             Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
         },
         Command::Check(args) => check(&Draft::load(&args)),
+        Command::Client(verb) => client::main(before, verb),
     }
 }
 

@@ -1,0 +1,84 @@
+//! The command line's verbs: a client of the proxy, and of any supervisord.
+//!
+//! Talks XML-RPC to a server like any other client. Knows nothing of the proxy's inside.
+
+pub mod args;
+mod complete;
+mod connection;
+mod error;
+mod names;
+mod output;
+mod server;
+mod verbs;
+pub mod words;
+
+use std::process::ExitCode;
+
+use args::{ClientOptions, Verb};
+use connection::Connection;
+use error::Error;
+use output::Output;
+use verbs::{Session, call, changes, control, generated, logs, rolling, status, wait};
+
+/// Carries out a verb; `before` are the options that stood before it.
+pub fn main(before: ClientOptions, verb: Verb) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => {
+            let status = runtime.block_on(run(before, verb));
+            runtime.shutdown_background();
+            ExitCode::from(status)
+        }
+        Err(error) => {
+            eprintln!("twiddler: cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(before: ClientOptions, verb: Verb) -> u8 {
+    match carry_out(before, verb).await {
+        Ok(status) => status,
+        // Whoever reads has seen enough, as with `| head`.
+        Err(Error::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
+        Err(error) => {
+            eprintln!("twiddler: {error}");
+            error.status()
+        }
+    }
+}
+
+async fn carry_out(before: ClientOptions, verb: Verb) -> Result<u8, Error> {
+    let options = match &verb {
+        Verb::Completions(args) => return generated::completions(args),
+        Verb::Man(args) => return generated::man(args),
+        verb => verb.options().cloned().unwrap_or_default().or(before),
+    };
+    let (address, authorization) = server::resolve(&options)?;
+    let session = Session {
+        server: Connection::new(address, authorization),
+        output: Output::new(options.output, options.color),
+    };
+    let session = &session;
+    match &verb {
+        Verb::Status(args) => status::run(session, args).await,
+        Verb::Start(args) => control::start(session, args).await,
+        Verb::Stop(args) => control::stop(session, args).await,
+        Verb::Restart(args) => match args.rolling {
+            Some(size) => rolling::restart(session, &args.names, size).await,
+            None => control::restart(session, &args.names).await,
+        },
+        Verb::Signal(args) => control::signal(session, args).await,
+        Verb::Logs(args) => logs::run(session, args).await,
+        Verb::Wait(args) => wait::run(session, args).await,
+        Verb::Add(args) => changes::add(session, args).await,
+        Verb::Remove(args) => changes::remove(session, args).await,
+        Verb::AddGroup(args) => changes::add_group(session, args).await,
+        Verb::RemoveGroup(args) => changes::remove_group(session, args).await,
+        Verb::Groups(_) => changes::groups(session).await,
+        Verb::Call(args) => call::run(session, args).await,
+        Verb::Completions(_) | Verb::Man(_) => Ok(0),
+    }
+}

@@ -1,0 +1,255 @@
+//! What is printed: results on standard output, everything else on standard error.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value as Json;
+
+use super::args::{ColorChoice, Format};
+use crate::daemon::{ProcessInfo, ProcessState};
+use crate::names::namespec;
+use crate::xmlrpc::Value;
+
+/// What takes longer than this says who is being waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(100);
+/// What stands where there is nothing to say.
+const NOTHING_TO_SAY: &str = "-";
+
+/// How to print.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// The form of results.
+    pub format: Format,
+    /// Whether to use colours.
+    pub colored: bool,
+}
+
+impl Output {
+    /// Decides by what was typed, `NO_COLOR` (<https://no-color.org>) and what standard output is.
+    pub fn new(format: Option<Format>, color: Option<ColorChoice>) -> Self {
+        let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let colored = match color.unwrap_or(ColorChoice::Auto) {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => !forbidden && io::stdout().is_terminal(),
+        };
+        Output {
+            format: format.unwrap_or_default(),
+            colored,
+        }
+    }
+
+    /// Prints one line.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub fn line(self, text: &str) -> io::Result<()> {
+        writeln!(io::stdout(), "{text}")
+    }
+
+    /// Prints what the server returned, as JSON.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub fn json(self, value: &Value) -> io::Result<()> {
+        self.line(&format!("{:#}", json(value)))
+    }
+
+    /// Prints names: one a line, or as a JSON array.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub fn names<'a>(self, names: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+        if self.format == Format::Json {
+            let names = names.into_iter().map(Value::from).collect();
+            return self.json(&Value::Array(names));
+        }
+        names.into_iter().try_for_each(|name| self.line(name))
+    }
+
+    /// Prints a table of processes that fits the terminal.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub fn processes(self, infos: &[ProcessInfo]) -> io::Result<()> {
+        let mut table = Table::new();
+        table
+            .load_style(NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_header(["NAME", "STATE", "PID", "UPTIME", "NOTE"])
+            .set_constraints([ColumnConstraint::ContentWidth; 4]);
+        if self.colored {
+            table.enforce_styling();
+        }
+        if !io::stdout().is_terminal() {
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+        if !self.colored {
+            table.force_no_tty();
+        }
+        for info in infos {
+            table.add_row(self.row(info));
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        table
+            .lines()
+            .try_for_each(|line| self.line(line.trim_end()))
+    }
+
+    fn row(self, info: &ProcessInfo) -> Vec<Cell> {
+        let uptime = info
+            .description
+            .split_once("uptime ")
+            .map(|(_, uptime)| uptime);
+        let note = if uptime.is_some() {
+            ""
+        } else {
+            &info.description
+        };
+        let pid = match info.pid {
+            0 => NOTHING_TO_SAY.to_owned(),
+            pid => pid.to_string(),
+        };
+        vec![
+            Cell::new(namespec(&info.group, &info.name)),
+            Cell::new(&info.state_name).fg(color(info.state)),
+            Cell::new(pid),
+            Cell::new(uptime.unwrap_or(NOTHING_TO_SAY)),
+            Cell::new(note),
+        ]
+    }
+}
+
+fn color(state: ProcessState) -> Color {
+    match state {
+        ProcessState::Running => Color::Green,
+        ProcessState::Starting | ProcessState::Stopping | ProcessState::Backoff => Color::Yellow,
+        ProcessState::Fatal | ProcessState::Unknown => Color::Red,
+        ProcessState::Stopped | ProcessState::Exited => Color::DarkGrey,
+    }
+}
+
+/// Says on a terminal who is being waited for, once that takes longer than half a second, until it
+/// is dropped.
+pub struct Waiting {
+    bar: ProgressBar,
+    showing: tokio::task::JoinHandle<()>,
+}
+
+impl Waiting {
+    /// Waits for `text`, such as `web:api to stop`.
+    pub fn on(text: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_message(format!("waiting for {text}"));
+        let shown = bar.clone();
+        let showing = tokio::spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            shown.set_draw_target(ProgressDrawTarget::stderr());
+            shown.enable_steady_tick(TICK);
+        });
+        Waiting { bar, showing }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.showing.abort();
+        self.bar.finish_and_clear();
+    }
+}
+
+/// An XML-RPC value as JSON; a point in time in the form of ISO 8601 that JSON uses.
+pub fn json(value: &Value) -> Json {
+    match value {
+        Value::Nil => Json::Null,
+        Value::Bool(truth) => Json::Bool(*truth),
+        Value::Int(number) => Json::from(*number),
+        Value::Double(number) => Json::from(*number),
+        Value::String(text) => Json::String(text.clone()),
+        Value::DateTime(text) => Json::String(iso_8601(text)),
+        Value::Array(items) => Json::Array(items.iter().map(json).collect()),
+        Value::Struct(members) => Json::Object(
+            members
+                .iter()
+                .map(|(name, value)| (name.clone(), json(value)))
+                .collect(),
+        ),
+    }
+}
+
+/// `20261126T20:00:00` with its dashes.
+fn iso_8601(text: &str) -> String {
+    match (text.get(..4), text.get(4..6), text.get(6..)) {
+        (Some(year), Some(month), Some(rest)) if rest.get(2..3) == Some("T") => {
+            format!("{year}-{month}-{rest}")
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// A word of the command line as a value: JSON where it can be read as such, else a string.
+pub fn value(word: &str) -> Value {
+    serde_json::from_str(word).map_or_else(|_| word.into(), |json: Json| from_json(&json))
+}
+
+fn from_json(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::Nil,
+        Json::Bool(truth) => Value::Bool(*truth),
+        Json::Number(number) => match number.as_i64() {
+            Some(number) => Value::Int(number),
+            None => Value::Double(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::String(text.clone()),
+        Json::Array(items) => Value::Array(items.iter().map(from_json).collect()),
+        Json::Object(members) => Value::Struct(
+            members
+                .iter()
+                .map(|(name, value)| (name.clone(), from_json(value)))
+                .collect(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_json_or_strings() {
+        for (word, expected) in [
+            ("5", Value::Int(5)),
+            ("1.5", Value::Double(1.5)),
+            ("true", Value::Bool(true)),
+            ("null", Value::Nil),
+            ("web:api", "web:api".into()),
+            ("\"5\"", "5".into()),
+            ("[1, \"a\"]", Value::Array(vec![Value::Int(1), "a".into()])),
+            (
+                "{\"a\": 1}",
+                Value::Struct(vec![("a".to_owned(), Value::Int(1))]),
+            ),
+            ("{a", "{a".into()),
+            ("", "".into()),
+        ] {
+            assert_eq!(value(word), expected, "{word}");
+        }
+    }
+
+    #[test]
+    fn values_become_json() {
+        let date = Value::DateTime("20261126T20:01:02".to_owned());
+        assert_eq!(json(&date), Json::from("2026-11-26T20:01:02"));
+        assert_eq!(json(&Value::Nil), Json::Null);
+        let nested = Value::Struct(vec![("a".to_owned(), Value::Array(vec![Value::Int(1)]))]);
+        assert_eq!(json(&nested).to_string(), r#"{"a":[1]}"#);
+    }
+}

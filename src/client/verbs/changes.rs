@@ -1,0 +1,234 @@
+//! `add`, `remove`, `add-group`, `remove-group` and `groups`.
+
+use super::Session;
+use super::control::{Action, on_processes};
+use crate::client::args::{AddArgs, AddGroupArgs, Format, RemoveArgs, RemoveGroupArgs};
+use crate::client::error::{Error, NOT_DONE, USAGE};
+use crate::client::names::select;
+use crate::client::output::Waiting;
+use crate::client::words;
+use crate::daemon::ProcessInfo;
+use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, SUCCESS};
+use crate::names::{namespec, split_namespec};
+use crate::xmlrpc::Value;
+
+const DEFAULT_PRIORITY: i64 = 999;
+/// Tells the processes of a program apart where the options do not say how.
+const PROCESS_NAME: &str = "%(program_name)s_%(process_num)02d";
+
+/// `add`. A group that was added for the program goes again when the program cannot be added.
+///
+/// # Errors
+/// When the server does not answer, or refuses the program or the group.
+pub async fn add(session: &Session, args: &AddArgs) -> Result<u8, Error> {
+    let (group, Some(name)) = split_namespec(&args.name) else {
+        let text = format!("`{}` lacks the program's name: write GROUP:NAME", args.name);
+        return Err(Error::Usage(text));
+    };
+    let options = Value::Struct(options(args)?);
+    let params = [group.into(), name.into(), options];
+    let created = args.create_group && create(session, group).await?;
+    let added = session
+        .server
+        .call(
+            "twiddler.addProcessToGroup",
+            &params,
+            "twiddler.addProcessToGroup",
+        )
+        .await;
+    if let Err(error) = added {
+        if created {
+            remove_group_again(session, group).await;
+        }
+        return Err(error);
+    }
+    report(session, "added", &namespec(group, name))
+}
+
+/// The options of the program, as XML-RPC wants them.
+fn options(args: &AddArgs) -> Result<Vec<(String, Value)>, Error> {
+    let mut options: Vec<(String, Value)> = Vec::new();
+    let mut set = |key: &str, value: &str| {
+        if options.iter().any(|(known, _)| known == key) {
+            return Err(Error::Usage(format!(
+                "{key} is given twice: keep one of them"
+            )));
+        }
+        options.push((key.to_owned(), value.into()));
+        Ok(())
+    };
+    set("command", &words::command(&args.command))?;
+    for (key, value) in &args.options {
+        set(&key.to_lowercase(), value)?;
+    }
+    if let Some(numprocs) = args.numprocs {
+        set("numprocs", &numprocs.to_string())?;
+        let is_named = args
+            .options
+            .iter()
+            .any(|(key, _)| key.eq_ignore_ascii_case("process_name"));
+        if numprocs > 1 && !is_named {
+            set("process_name", PROCESS_NAME)?;
+        }
+    }
+    Ok(options)
+}
+
+/// Adds the group unless it is there; whether it was added.
+async fn create(session: &Session, group: &str) -> Result<bool, Error> {
+    let params = [group.into(), DEFAULT_PRIORITY.into()];
+    match session
+        .server
+        .try_call("twiddler.addGroup", &params)
+        .await?
+    {
+        Ok(_) => Ok(true),
+        Err(fault) if fault.code == BAD_NAME => Ok(false),
+        Err(fault) => Err(Error::Fault {
+            fault,
+            subject: "twiddler.addGroup".to_owned(),
+        }),
+    }
+}
+
+async fn remove_group_again(session: &Session, group: &str) {
+    let removed = session
+        .server
+        .call("twiddler.removeGroup", &[group.into()], group)
+        .await;
+    if let Err(error) = removed {
+        eprintln!("twiddler: the new group {group} is still there: {error}");
+    }
+}
+
+/// `remove`.
+///
+/// # Errors
+/// When the server does not answer, or a name is unknown.
+pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
+    let (table, _) = session.table().await?;
+    let chosen = select(&table, &args.names)?;
+    if args.stop && !stop(session, &chosen).await? {
+        return Ok(NOT_DONE);
+    }
+    let mut status = 0;
+    for info in &chosen {
+        let spec = namespec(&info.group, &info.name);
+        let params = [info.group.as_str().into(), info.name.as_str().into()];
+        match session
+            .server
+            .call("twiddler.removeProcessFromGroup", &params, &spec)
+            .await
+        {
+            Ok(_) => {
+                report(session, "removed", &spec)?;
+            }
+            Err(error @ Error::Fault { .. }) => {
+                eprintln!("twiddler: {error}");
+                status = NOT_DONE;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(status)
+}
+
+/// Stops those that run; whether all are stopped.
+async fn stop(session: &Session, processes: &[ProcessInfo]) -> Result<bool, Error> {
+    let running: Vec<ProcessInfo> = processes
+        .iter()
+        .filter(|info| !info.state.is_stopped())
+        .cloned()
+        .collect();
+    if running.is_empty() {
+        return Ok(true);
+    }
+    let names: Vec<String> = running
+        .iter()
+        .map(|info| namespec(&info.group, &info.name))
+        .collect();
+    let _waiting = Waiting::on(&format!("{} to stop", names.join(", ")));
+    let mut all = true;
+    for entry in on_processes(session, &Action::Stop, &running).await? {
+        if !matches!(entry.status, SUCCESS | NOT_RUNNING) {
+            let name = namespec(&entry.group, &entry.name);
+            eprintln!("twiddler: {name} did not stop: {}", entry.description);
+            all = false;
+        }
+    }
+    Ok(all)
+}
+
+/// `add-group`.
+///
+/// # Errors
+/// When the server does not answer, or refuses the group.
+pub async fn add_group(session: &Session, args: &AddGroupArgs) -> Result<u8, Error> {
+    let params = [args.name.as_str().into(), args.priority.into()];
+    match session
+        .server
+        .try_call("twiddler.addGroup", &params)
+        .await?
+    {
+        Ok(_) => report(session, "added", &args.name),
+        Err(fault) if fault.code == BAD_NAME => Err(Error::NotDone(format!(
+            "there is a group {} already",
+            args.name
+        ))),
+        Err(fault) => Err(Error::Fault {
+            fault,
+            subject: "twiddler.addGroup".to_owned(),
+        }),
+    }
+}
+
+/// `remove-group`.
+///
+/// # Errors
+/// When the server does not answer, or refuses to remove the group.
+pub async fn remove_group(session: &Session, args: &RemoveGroupArgs) -> Result<u8, Error> {
+    let group = args.name.trim_end_matches(":*").trim_end_matches(':');
+    if group.is_empty() {
+        eprintln!("twiddler: the group's name is empty: write a name");
+        return Ok(USAGE);
+    }
+    if args.stop {
+        let (table, _) = session.table().await?;
+        let members: Vec<ProcessInfo> = table
+            .into_iter()
+            .filter(|info| info.group == group)
+            .collect();
+        if !stop(session, &members).await? {
+            return Ok(NOT_DONE);
+        }
+    }
+    session
+        .server
+        .call("twiddler.removeGroup", &[group.into()], group)
+        .await?;
+    report(session, "removed", group)
+}
+
+/// `groups`.
+///
+/// # Errors
+/// When the server does not answer, or has no such method.
+pub async fn groups(session: &Session) -> Result<u8, Error> {
+    let method = "twiddler.getGroupNames";
+    let names = session.server.call(method, &[], method).await?;
+    let names = names.as_array().unwrap_or_default();
+    session
+        .output
+        .names(names.iter().filter_map(Value::as_str))?;
+    Ok(0)
+}
+
+/// Says what was done to `name`.
+fn report(session: &Session, done: &str, name: &str) -> Result<u8, Error> {
+    match session.output.format {
+        Format::Table => session.output.line(&format!("{name}: {done}"))?,
+        Format::Name => session.output.line(name)?,
+        Format::Json => session.output.json(&Value::Bool(true))?,
+    }
+    Ok(0)
+}
