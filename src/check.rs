@@ -72,6 +72,9 @@ pub async fn check(draft: &Draft) -> Findings {
     if let Err(error) = start::tls(&draft.settings) {
         findings.problem(error);
     }
+    for warning in &draft.settings.warnings {
+        findings.note(warning);
+    }
     check_listeners(&draft.settings, &mut findings).await;
     next_step(draft, &mut findings);
     findings

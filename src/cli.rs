@@ -13,8 +13,8 @@ use crate::client::args::{ClientOptions, Verb};
 const AFTER_HELP: &str = "\
 Example:
   twiddler check -c /etc/supervisor/supervisord.conf
-  twiddler serve -c /etc/supervisor/supervisord.conf --listen 127.0.0.1:9002
-  supervisorctl -s http://127.0.0.1:9002 status
+  twiddler serve -c /etc/supervisor/supervisord.conf --listen unix:///run/twiddler/twiddler.sock
+  supervisorctl -s unix:///run/twiddler/twiddler.sock status
 
 `twiddler serve --help` explains the options of both commands.";
 
@@ -24,11 +24,11 @@ also be set in a [twiddler] section of supervisord.conf, which supervisord ignor
 the same name with _ for -. The command line wins over the environment, and that over the file.
 
 Example:
-  twiddler serve -c /etc/supervisor/supervisord.conf --listen 127.0.0.1:9002 --persist
+  twiddler serve -c /etc/supervisor/supervisord.conf --listen unix:///run/twiddler/twiddler.sock --persist
 
 or, with these lines in supervisord.conf, `twiddler serve` alone:
   [twiddler]
-  listen = 127.0.0.1:9002, unix:///run/twiddler.sock
+  listen = unix:///run/twiddler/twiddler.sock
   persist = true";
 
 /// The arguments of `twiddler`.
@@ -75,7 +75,8 @@ pub struct ServeArgs {
     pub config: Option<PathBuf>,
 
     /// Where clients connect: an address with a port, or unix:///PATH; may be given more than once
-    /// [default: 127.0.0.1:9002] [env: TWIDDLER_LISTEN, separated by commas]
+    /// [default: 127.0.0.1:9002 where supervisord has a port too, else twiddler.sock beside its socket]
+    /// [env: TWIDDLER_LISTEN, separated by commas]
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<String>,
 
@@ -94,13 +95,19 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     pub username: Option<String>,
 
-    /// The password that goes with it: plain, {SHA}DIGEST as in supervisord.conf, or $argon2id$...; better set
-    /// in the file or the environment, as other users see command lines [env: TWIDDLER_PASSWORD]
+    /// The password that goes with it: plain, {SHA}DIGEST as in supervisord.conf, or $argon2id$...; every
+    /// account can read it in the list of processes, so better write --password-file, the variable or the
+    /// file [env: TWIDDLER_PASSWORD]
     #[arg(long, value_name = "PASSWORD")]
     pub password: Option<String>,
 
-    /// Listen for other machines although nothing asks them for credentials: whoever reaches the port can run
-    /// commands [env: TWIDDLER_ALLOW_OPEN]
+    /// A file with the password alone, which accounts beyond its owner and group may not read
+    /// [env: TWIDDLER_PASSWORD_FILE]
+    #[arg(long, value_name = "PATH")]
+    pub password_file: Option<PathBuf>,
+
+    /// Listen for other machines or accounts that supervisord keeps out, although nothing asks them for
+    /// credentials: whoever reaches the address can run commands [env: TWIDDLER_ALLOW_OPEN]
     #[arg(
         long,
         value_name = "BOOLEAN",
@@ -116,7 +123,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAMES")]
     pub hosts: Option<String>,
 
-    /// The mode of unix sockets that twiddler listens on [default: 0700] [env: TWIDDLER_CHMOD]
+    /// The mode of unix sockets that twiddler listens on [default: 0700; beside supervisord's socket, the
+    /// same] [env: TWIDDLER_CHMOD]
     #[arg(long, value_name = "MODE")]
     pub chmod: Option<String>,
 

@@ -12,6 +12,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+pub mod exposure;
+mod listen;
+mod password_file;
+
+use self::exposure::{Barrier, Upstream};
 use crate::access::browser::Site;
 use crate::cli::ServeArgs;
 use crate::daemon::conf::{
@@ -21,7 +26,7 @@ use crate::daemon::conf::{
 use crate::password::Login;
 use crate::policy::{Allow, Policy};
 
-/// Loopback: whoever can call can run commands. The port after supervisord's own.
+/// Where the daemon itself has a port: the port after supervisord's own, on loopback.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9002);
 /// A socket is for its owner alone, as supervisord's is by default.
 pub const DEFAULT_SOCKET_MODE: u32 = 0o700;
@@ -32,12 +37,13 @@ pub const DEFAULT_LOG_FORMAT: LogFormat = LogFormat::Text;
 
 /// The keys of `[twiddler]`. With `--` and dashes they are options, with `TWIDDLER_` and capitals
 /// variables of the environment.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "listen",
     "supervisord",
     "include_dir",
     "username",
     "password",
+    "password_file",
     "allow_open",
     "hosts",
     "chmod",
@@ -112,8 +118,13 @@ pub struct Settings {
     pub listen_origin: Origin,
     /// What callers must present to the proxy itself; none leaves them to the daemon.
     pub login: Option<Login>,
-    /// Addresses that let in people whom the daemon itself would not; allowed on purpose.
-    pub opened: Vec<ListenAddr>,
+    /// What callers of ports must present where the daemon asks for it on its own port and the proxy
+    /// reaches it through its socket; `login` goes before.
+    pub port_login: Option<Login>,
+    /// What whoever starts the proxy should know: a sentence each.
+    pub warnings: Vec<String>,
+    /// Whether the proxy listens beside the daemon's socket because nothing says where to listen.
+    pub is_beside_daemon: bool,
     /// Where browsers may find the proxy, beside addresses and `localhost`.
     pub hosts: Vec<Site>,
     /// Who may use the unix sockets.
@@ -162,6 +173,9 @@ pub struct SocketAccess {
     pub user: Option<u32>,
     /// The group; none to leave it.
     pub group: Option<u32>,
+    /// Whether all three are those of the daemon's socket: what the proxy's account may not give is
+    /// left, and the mode is narrowed, so that the socket is open to nobody else.
+    pub like_daemons: bool,
 }
 
 impl Default for SocketAccess {
@@ -170,6 +184,7 @@ impl Default for SocketAccess {
             mode: DEFAULT_SOCKET_MODE,
             user: None,
             group: None,
+            like_daemons: false,
         }
     }
 }
@@ -263,6 +278,14 @@ pub enum ConfigError {
         /// What is wrong with it, and what to write.
         reason: String,
     },
+    /// Nothing says where to listen, and there can be no socket beside the daemon's.
+    #[error("{}: [twiddler] has no listen, and {reason}; write listen = unix:///run/twiddler/twiddler.sock in [twiddler], in a directory where twiddler may write and other accounts may not", .file.display())]
+    NoListen {
+        /// The file.
+        file: PathBuf,
+        /// Why there can be no socket beside the daemon's.
+        reason: String,
+    },
     /// supervisord includes nothing.
     #[error("{}: [include] names no files, so supervisord would not read what twiddler writes; write [include] and below it files = {example}", .file.display())]
     NoInclude {
@@ -325,13 +348,17 @@ impl Draft {
         let daemon = loader.daemon();
         let include = loader.include();
         let login = loader.login(daemon.as_ref().and_then(|(_, asked)| asked.as_ref()));
+        let socket = loader.socket();
+        let reach = loader.reach(listen, socket, daemon.as_ref(), login.is_some());
         let settings = Settings {
-            opened: loader.opened(&listen, daemon.as_ref(), login.is_some()),
-            listen,
+            listen: reach.listen,
             listen_origin: loader.origin("listen"),
             login,
+            port_login: reach.port_login,
+            warnings: reach.warnings,
+            is_beside_daemon: reach.is_beside_daemon,
             hosts: loader.hosts(),
-            socket: loader.socket(),
+            socket: reach.socket,
             owner_origin: loader.origin("chown"),
             tls: loader.tls(),
             allow: loader.allow(),
@@ -461,6 +488,10 @@ fn typed(args: &ServeArgs, key: &str) -> Option<String> {
             .map(|dir| dir.to_string_lossy().into_owned()),
         "username" => args.username.clone(),
         "password" => args.password.clone(),
+        "password_file" => args
+            .password_file
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned()),
         "allow_open" => args.allow_open.clone(),
         "hosts" => args.hosts.clone(),
         "chmod" => args.chmod.clone(),
@@ -572,10 +603,9 @@ impl Loader<'_> {
         self.mistakes.extend(unknown.collect::<Vec<_>>());
     }
 
-    fn listen(&mut self) -> Vec<ListenAddr> {
-        let Some(given) = self.given("listen") else {
-            return vec![ListenAddr::Tcp(DEFAULT_LISTEN)];
-        };
+    /// The addresses that are written; none where there is no such line.
+    fn listen(&mut self) -> Option<Vec<ListenAddr>> {
+        let given = self.given("listen")?;
         let parsed: Vec<_> = given
             .items()
             .map(|item| ListenAddr::parse(item).map_err(|reason| given.wrong(reason)))
@@ -584,10 +614,8 @@ impl Loader<'_> {
             self.mistakes
                 .push(given.wrong(format!("there is no address; write {DEFAULT_LISTEN}")));
         }
-        parsed
-            .into_iter()
-            .filter_map(|address| self.keep(address))
-            .collect()
+        let kept = parsed.into_iter().filter_map(|address| self.keep(address));
+        Some(kept.collect())
     }
 
     /// Where the daemon is, and what to present to it. Where nothing says so, the mistake has been
@@ -642,7 +670,8 @@ impl Loader<'_> {
     fn login(&mut self, asked: Option<&Credentials>) -> Option<Login> {
         let named = |given: &Given| !given.text.is_empty();
         let username = self.given("username").filter(named);
-        let password = self.given("password").filter(named);
+        let password = self.password();
+        let password = self.keep(password)?;
         let (username, password) = match (username, password) {
             (Some(username), Some(password)) => (username, password),
             (None, None) => return None,
@@ -669,29 +698,120 @@ impl Loader<'_> {
         self.keep(login)
     }
 
-    /// Addresses that open what the daemon keeps shut. A mistake unless that is meant.
-    fn opened(
+    /// The password, from `password` or from the file that `password_file` names: of two sources the
+    /// one that goes before counts.
+    fn password(&self) -> Result<Option<Given>, ConfigError> {
+        let named = |given: &Given| !given.text.is_empty();
+        let written = self.given("password").filter(named);
+        let Some(file) = self.given("password_file").filter(named) else {
+            return Ok(written);
+        };
+        match written {
+            Some(written) if written.origin.rank() == file.origin.rank() => Err(file.wrong(
+                "there is a password beside it; write password or password_file".to_owned(),
+            )),
+            Some(written) if written.origin.rank() < file.origin.rank() => Ok(Some(written)),
+            _ => password_file::read(&self.path(&file))
+                .map(|text| {
+                    let origin = file.origin.clone();
+                    Some(Given { text, origin })
+                })
+                .map_err(|reason| file.wrong(reason)),
+        }
+    }
+
+    /// What is wrong with a password that was typed: the arguments of a process are for all to read.
+    fn shown_password(&self) -> Option<String> {
+        self.args.password.as_ref().map(|_| {
+            "every account of this machine can read --password in the list of processes; write it into TWIDDLER_PASSWORD, or write --password-file PATH".to_owned()
+        })
+    }
+
+    /// Who can reach the proxy: its addresses, and what stands before them. An address that opens
+    /// what the daemon keeps shut is a mistake, unless that is meant.
+    fn reach(
         &mut self,
-        listen: &[ListenAddr],
+        listen: Option<Vec<ListenAddr>>,
+        socket: WrittenAccess,
         daemon: Option<&(DaemonAddress, Option<Credentials>)>,
         has_login: bool,
-    ) -> Vec<ListenAddr> {
+    ) -> Reach {
         let meant = self.read("allow_open", false, "true or false", boolean);
-        let Some(guard) = daemon.and_then(|(address, asked)| guard_of(address, asked.is_some()))
-        else {
-            return Vec::new();
+        let mut reach = Reach {
+            socket: socket.over(SocketAccess::default()),
+            ..Reach::default()
         };
-        let opened: Vec<_> = listen
-            .iter()
-            .filter(|address| !has_login && address.is_for_others())
-            .cloned()
-            .collect();
-        if !meant && let Some(given) = self.given("listen") {
-            self.mistakes.extend(opened.iter().map(|address| given.wrong(format!(
-                "{address} would let in whom supervisord keeps out ({guard}); write username = NAME and password = PASSWORD in [twiddler], or listen on 127.0.0.1 or a unix socket, or write --allow-open if all who reach that address may run commands here"
-            ))));
+        let Some((address, credentials)) = daemon else {
+            reach.listen = listen.unwrap_or_default();
+            return reach;
+        };
+        let servers = self.conf.as_ref().map(|conf| conf.servers.clone());
+        let servers = servers.unwrap_or_default();
+        let upstream = Upstream {
+            servers: &servers,
+            address,
+            credentials: credentials.as_ref(),
+        };
+        let exposure = upstream.exposure();
+        if let Barrier::Port(asked) = &exposure.barrier {
+            // A digest that is none is a mistake that the daemon finds before us.
+            reach.port_login = Login::new(&asked.username, &asked.password).ok();
         }
-        opened
+        let server = servers.iter().find(|server| server.address == *address);
+        reach.listen = match (listen, address) {
+            (Some(listen), _) => self.closed(listen, &upstream, server, meant || has_login),
+            (None, DaemonAddress::Unix(daemons)) if !exposure.port_by_default => {
+                reach.is_beside_daemon = true;
+                reach.socket = socket.over(listen::access_of(daemons, server));
+                self.beside(daemons).into_iter().collect()
+            }
+            (None, _) => vec![ListenAddr::Tcp(DEFAULT_LISTEN)],
+        };
+        if !has_login {
+            reach.warnings = opened(&reach.listen, &upstream, server);
+        }
+        reach.warnings.extend(self.shown_password());
+        reach
+    }
+
+    /// These addresses; with a mistake for each that opens what the daemon keeps shut, unless that
+    /// is `allowed`.
+    fn closed(
+        &mut self,
+        listen: Vec<ListenAddr>,
+        upstream: &Upstream<'_>,
+        server: Option<&HttpServer>,
+        allowed: bool,
+    ) -> Vec<ListenAddr> {
+        let given = self.given("listen").filter(|_| !allowed);
+        let is_for_all = is_for_all(upstream.address, server);
+        for address in listen.iter().filter(|_| given.is_some()) {
+            if let (Some(guard), Some(given)) = (upstream.keeps_out(address, is_for_all), &given) {
+                let (others, instead) = match address.is_for_others() {
+                    true => ("callers", "listen on 127.0.0.1 or a unix socket"),
+                    false => (
+                        "accounts of this machine",
+                        "listen = unix:///run/twiddler/twiddler.sock",
+                    ),
+                };
+                self.mistakes.push(given.wrong(format!(
+                    "{address} would let in {others} that supervisord keeps out ({guard}); write username = NAME and password = PASSWORD in [twiddler], or {instead}, or --allow-open if all who reach that address may run commands here"
+                )));
+            }
+        }
+        listen
+    }
+
+    /// The socket beside the daemon's, where there can be one.
+    fn beside(&mut self, daemons: &Path) -> Option<ListenAddr> {
+        let made = listen::beside(daemons).map_err(|reason| {
+            let file = self.conf.as_ref().map(|conf| conf.file.clone());
+            ConfigError::NoListen {
+                file: file.unwrap_or_default(),
+                reason,
+            }
+        });
+        self.keep(made).map(ListenAddr::Unix)
     }
 
     fn hosts(&mut self) -> Vec<Site> {
@@ -704,30 +824,13 @@ impl Loader<'_> {
             .collect()
     }
 
-    fn socket(&mut self) -> SocketAccess {
-        let mode = self.read(
-            "chmod",
-            DEFAULT_SOCKET_MODE,
-            "octal digits such as 0770",
-            |text| {
-                let digits = text.strip_prefix("0o").unwrap_or(text);
-                u32::from_str_radix(digits, 8)
-                    .ok()
-                    .filter(|mode| *mode <= 0o777)
-            },
-        );
-        let owner = "a user, or user:group, that exists here";
-        let (user, group) = self.read("chown", (None, None), owner, |text| {
-            let (user, group) = text
-                .split_once(':')
-                .map_or((text, None), |(user, group)| (user, Some(group)));
-            let group = match group {
-                Some(group) => Some(group_id(group)?),
-                None => None,
-            };
-            Some((Some(user_id(user)?), group))
+    fn socket(&mut self) -> WrittenAccess {
+        let mode = self.read("chmod", None, "octal digits such as 0770", |text| {
+            socket_mode(text).map(Some)
         });
-        SocketAccess { mode, user, group }
+        let someone = "a user, or user:group, that exists here";
+        let owner = self.read("chown", None, someone, |text| owner(text).map(Some));
+        WrittenAccess { mode, owner }
     }
 
     fn tls(&mut self) -> Option<TlsFiles> {
@@ -828,24 +931,76 @@ impl Loader<'_> {
     }
 }
 
-/// What keeps people out of a daemon whom an open address would let in; none where it is open to
-/// the network itself.
-fn guard_of(address: &DaemonAddress, asks: bool) -> Option<&'static str> {
-    match address {
-        DaemonAddress::Unix(_) => Some("by the permissions of its socket"),
-        DaemonAddress::Tcp { .. } if asks => Some("by a password that the proxy holds"),
-        DaemonAddress::Tcp { host, .. } if is_loopback(host) => {
-            Some("by listening on this machine alone")
+/// Who can reach the proxy.
+#[derive(Default)]
+struct Reach {
+    listen: Vec<ListenAddr>,
+    socket: SocketAccess,
+    port_login: Option<Login>,
+    is_beside_daemon: bool,
+    warnings: Vec<String>,
+}
+
+/// What is written of mode and owner of the proxy's sockets.
+struct WrittenAccess {
+    mode: Option<u32>,
+    owner: Option<(Option<u32>, Option<u32>)>,
+}
+
+impl WrittenAccess {
+    /// What is written goes before what would be without.
+    fn over(&self, other: SocketAccess) -> SocketAccess {
+        let (user, group) = self.owner.unwrap_or((other.user, other.group));
+        SocketAccess {
+            mode: self.mode.unwrap_or(other.mode),
+            user,
+            group,
+            like_daemons: other.like_daemons && self.owner.is_none(),
         }
-        DaemonAddress::Tcp { .. } => None,
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    host == "localhost"
-        || host
-            .parse()
-            .is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
+/// A warning for each address that opens what the daemon keeps shut.
+fn opened(
+    listen: &[ListenAddr],
+    upstream: &Upstream<'_>,
+    server: Option<&HttpServer>,
+) -> Vec<String> {
+    let is_for_all = is_for_all(upstream.address, server);
+    let opened = listen
+        .iter()
+        .filter(|address| upstream.keeps_out(address, is_for_all).is_some());
+    let opened = opened.map(|address| {
+        format!("{address} is open: whoever reaches it can run commands as supervisord's user")
+    });
+    opened.collect()
+}
+
+/// Whether every account may open the daemon's socket.
+fn is_for_all(daemon: &DaemonAddress, server: Option<&HttpServer>) -> bool {
+    matches!(daemon, DaemonAddress::Unix(socket) if listen::is_for_all(socket, server))
+}
+
+/// The mode of a socket, as the file has it.
+fn socket_mode(text: &str) -> Option<u32> {
+    let digits = text.trim();
+    let digits = digits.strip_prefix("0o").unwrap_or(digits);
+    u32::from_str_radix(digits, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+}
+
+/// The owner of a socket, as the file has it: a user, and perhaps a group.
+fn owner(text: &str) -> Option<(Option<u32>, Option<u32>)> {
+    let (user, group) = text
+        .trim()
+        .split_once(':')
+        .map_or((text.trim(), None), |(user, group)| (user, Some(group)));
+    let group = match group {
+        Some(group) => Some(group_id(group)?),
+        None => None,
+    };
+    Some((Some(user_id(user)?), group))
 }
 
 fn user_id(name: &str) -> Option<u32> {
@@ -1053,7 +1208,7 @@ impl ListenAddr {
             return match path.starts_with('/') && path.len() > 1 {
                 true => Ok(Self::Unix(path.into())),
                 false => Err(format!(
-                    "the socket's path in `{text}` is not absolute; write unix:///run/twiddler.sock, with three slashes"
+                    "the socket's path in `{text}` is not absolute; write unix:///run/twiddler/twiddler.sock, with three slashes"
                 )),
             };
         }
@@ -1067,7 +1222,7 @@ impl ListenAddr {
             .strip_prefix("localhost:")
             .map(|port| format!("127.0.0.1:{port}"));
         local.as_deref().unwrap_or(text).parse().map(Self::Tcp).map_err(|_| {
-            format!("`{text}` is no address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler.sock")
+            format!("`{text}` is no address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler/twiddler.sock")
         })
     }
 }
@@ -1124,6 +1279,17 @@ impl LogFormat {
             "text" => Some(Self::Text),
             "json" => Some(Self::Json),
             _ => None,
+        }
+    }
+}
+
+impl Origin {
+    /// The lower one goes before.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::CommandLine(_) => 0,
+            Self::Environment(_) => 1,
+            Self::File { .. } => 2,
         }
     }
 }
@@ -1291,6 +1457,8 @@ mod tests {
                 username: name.to_owned(),
                 password: password.to_owned(),
             }),
+            chmod: None,
+            chown: None,
         };
         let servers = [
             server("unix:///run/a.sock", None),

@@ -45,6 +45,8 @@ pub enum Way {
 #[derive(Debug)]
 pub struct Doors {
     keeper: Option<Doorkeeper>,
+    /// The same for callers that come over TCP alone.
+    port_keeper: Option<Doorkeeper>,
     /// Who the daemon would let in; it cannot say so while it is away.
     known: Option<Doorkeeper>,
     /// What the daemon is presented for whoever was let in here.
@@ -71,6 +73,7 @@ impl Doors {
             &settings.hosts,
             daemon.is_open(),
         )
+        .asking_on_ports(settings.port_login.clone())
         .knowing(asked);
         match settings.tls {
             Some(_) => doors.behind_tls(),
@@ -93,11 +96,29 @@ impl Doors {
         Doors {
             is_open: login.is_none() && daemon_is_open,
             keeper: login.map(Doorkeeper::new),
+            port_keeper: None,
             known: None,
             presented,
             browsers: Browsers::new(hosts, own_name.as_deref()),
             scheme: Scheme::Http,
         }
+    }
+
+    /// With what callers over TCP must present, where there is no login for all: what the daemon
+    /// asks for on its own port. The daemon gets `presented` instead, as with a login.
+    #[must_use]
+    pub fn asking_on_ports(mut self, login: Option<Login>) -> Self {
+        if self.keeper.is_none() && login.is_some() {
+            self.port_keeper = login.map(Doorkeeper::new);
+            self.is_open = false; // over TCP, where it counts
+        }
+        self
+    }
+
+    /// Who lets in those who come in this way; none where the daemon does.
+    fn keeper(&self, way: Way) -> Option<&Doorkeeper> {
+        let of_port = self.port_keeper.as_ref().filter(|_| way != Way::Socket);
+        self.keeper.as_ref().or(of_port)
     }
 
     /// With what the daemon asks for: only who has it is told why the daemon does not answer.
@@ -168,7 +189,7 @@ async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
         .get(AUTHORIZATION)
         .cloned()
         .unwrap_or_else(|| HeaderValue::from_static(""));
-    let Some(keeper) = &doors.keeper else {
+    let Some(keeper) = doors.keeper(way) else {
         let reply = next.run(request).await;
         return match &doors.known {
             Some(known)

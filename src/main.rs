@@ -23,6 +23,8 @@ use supervisor_twiddler::twiddler::{MainLog, Twiddler};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+/// What changed for those who relied on the former default.
+const BESIDE_DAEMON: &str = "no listen is written, so whoever may open supervisord's socket may open this one beside it; 127.0.0.1:9002, the former default, would let in every account of this machine";
 /// It failed while running.
 const FAILED: u8 = 1;
 /// It was told something that cannot be right; starting it again does not help.
@@ -118,10 +120,11 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     let main_file = conf.file.display().to_string();
     let doors = Arc::new(Current::new(Doors::of(&config, &daemon)));
     let policy = Arc::new(Current::new(settings.policy()));
-    for address in &settings.opened {
-        tracing::warn!(
-            "{address} is open: whoever reaches it can run commands as supervisord's user"
-        );
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    if settings.is_beside_daemon {
+        tracing::info!("{BESIDE_DAEMON}");
     }
     let rpc = Rpc::new(
         daemon.clone(),

@@ -16,6 +16,9 @@ use crate::tls::Tls;
 /// What is said of both keys, neither of which means anything alone.
 const LOGIN: &str = "username and password";
 
+/// What is said of what callers of ports present because supervisord's port asks for it.
+const PORT_LOGIN: &str = "the username and password of supervisord's port";
+
 /// What holds while the proxy runs, and what it was made of.
 pub struct Live {
     /// What was typed at the start.
@@ -82,6 +85,9 @@ fn take(used: &mut Settings, fresh: Settings, changes: &Changes) {
     if changes.taken.contains(&LOGIN) {
         used.login = fresh.login;
     }
+    if changes.taken.contains(&PORT_LOGIN) {
+        used.port_login = fresh.port_login;
+    }
     if used.tls.is_some() && fresh.tls.is_some() {
         used.tls = fresh.tls;
     }
@@ -116,6 +122,7 @@ fn changes(used: &Config, fresh: &Config) -> Changes {
     let moved = old.listen != new.listen || used.daemon != fresh.daemon;
     // Whether nobody need be asked was judged for the new addresses, which are not in use.
     note(LOGIN, old.login != new.login, new.login.is_some() || !moved);
+    note(PORT_LOGIN, old.port_login != new.port_login, !moved);
     note("hosts", old.hosts != new.hosts, true);
     note("allow", old.allow != new.allow, true);
     note("whitelist", old.whitelist != new.whitelist, true);

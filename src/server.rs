@@ -1,9 +1,8 @@
 //! Listeners and connections: how clients get in, and how everything ends.
 
 use std::convert::Infallible;
-use std::fs::Permissions;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, lchown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,12 +15,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use nix::sys::stat::{Mode, umask};
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, umask};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{Sleep, timeout};
 use tower_service::Service;
 
+use crate::config::exposure::narrowed;
 use crate::config::{ListenAddr, SocketAccess};
 use crate::doors::Way;
 use crate::http::Connection;
@@ -44,8 +45,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Begins the names of sockets that only try whether one could be there.
 const TRIAL_PREFIX: &str = ".t";
-/// What a new socket lacks until its owner and mode are set: all that others could use.
-const SOCKET_UMASK: u32 = 0o177;
+/// The mode of a new socket until its owner and group are set.
+const OWNER_ALONE: u32 = 0o600;
 
 /// A bound listener.
 #[derive(Debug)]
@@ -120,13 +121,13 @@ impl Listener {
         let dir = path.parent().unwrap_or(Path::new("/"));
         let mut name = tempfile::Builder::new();
         let trial = name.prefix(TRIAL_PREFIX).rand_bytes(4);
-        let trial = trial.make_in(dir, bind_for_nobody)?;
+        let trial = trial.make_in(dir, bind_for_owner)?;
         hand_over(trial.path(), access)?;
         Ok(None)
     }
 
     fn bind_at(path: &Path, access: &SocketAccess) -> Result<Self, BindError> {
-        let listener = bind_for_nobody(path)?;
+        let listener = bind_for_owner(path)?;
         let file = SocketFile(path.to_owned());
         hand_over(path, access)?;
         Ok(Listener::Unix(listener, file))
@@ -260,23 +261,32 @@ impl AsyncWrite for Patient {
     }
 }
 
-/// Gives a socket its owner and mode.
+/// Gives a new socket its owner, its group, and then its mode.
 fn hand_over(path: &Path, access: &SocketAccess) -> Result<(), BindError> {
-    if access.user.is_some() || access.group.is_some() {
-        std::os::unix::fs::chown(path, access.user, access.group).map_err(BindError::Owner)?;
-    }
-    Ok(std::fs::set_permissions(
-        path,
-        Permissions::from_mode(access.mode),
-    )?)
+    let mode = if access.like_daemons {
+        let has_owner = access.user.is_some() && lchown(path, access.user, None).is_ok();
+        let has_group = access.group.is_some() && lchown(path, None, access.group).is_ok();
+        narrowed(access.mode, has_owner, has_group)
+    } else {
+        if access.user.is_some() || access.group.is_some() {
+            lchown(path, access.user, access.group).map_err(BindError::Owner)?;
+        }
+        access.mode
+    };
+    let set = fchmodat(AT_FDCWD, path, bits(mode), FchmodatFlags::NoFollowSymlink);
+    Ok(set.map_err(io::Error::from)?)
 }
 
 /// A new socket is there for its owner alone, from its first moment on.
-fn bind_for_nobody(path: &Path) -> io::Result<UnixListener> {
-    let former = umask(Mode::from_bits_truncate(SOCKET_UMASK));
+fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
+    let former = umask(bits(0o777 & !OWNER_ALONE));
     let bound = UnixListener::bind(path);
     umask(former);
     bound
+}
+
+fn bits(mode: u32) -> Mode {
+    Mode::from_bits_truncate(mode)
 }
 
 /// Whether a socket file is there without a listener: a left-over of a proxy that died.
@@ -442,4 +452,45 @@ fn connection(
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADER_LINES);
     builder.serve_connection(TokioIo::new(stream), service)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// An access list that lets the group of number 4 do everything with each new file, as the
+    /// kernel keeps it (`linux/posix_acl_xattr.h`).
+    const DEFAULT_LIST: &str = "
+import os, struct, sys
+entries = [(1, 7, 0xffffffff), (4, 7, 0xffffffff), (8, 7, 4), (16, 7, 0xffffffff), (32, 7, 0xffffffff)]
+packed = struct.pack('<I', 2) + b''.join(struct.pack('<HHI', *entry) for entry in entries)
+os.setxattr(sys.argv[1], 'system.posix_acl_default', packed)
+";
+
+    #[tokio::test]
+    async fn a_new_socket_is_for_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |name: &str| {
+            let path = dir.path().join(name);
+            let listener = bind_for_owner(&path).unwrap();
+            let found = fs::symlink_metadata(&path).unwrap();
+            drop(listener);
+            found.permissions().mode() & 0o777
+        };
+        assert_eq!(mode("plain"), OWNER_ALONE);
+        let mut python = Command::new("python3");
+        let given = python.args(["-c", DEFAULT_LIST]).arg(dir.path()).output();
+        let given = given.unwrap();
+        if !given.status.success() {
+            // Not every file system has access lists.
+            let said = String::from_utf8_lossy(&given.stderr).into_owned();
+            assert!(said.contains("Operation not supported"), "{said}");
+            return;
+        }
+        assert_eq!(mode("listed"), OWNER_ALONE);
+    }
 }

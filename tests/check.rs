@@ -26,6 +26,7 @@ fn outcome(verb: &str, daemon: &Daemon, setup: &Setup<'_>) -> Result<Outcome> {
     command
         .args([verb, "-c", &format!("{dir}/supervisord.conf")])
         .args(setup.arguments.iter().map(|text| text.replace("DIR", &dir)))
+        .env("TWIDDLER_ALLOW_OPEN", "true") // a port opens the socket that is the daemon's
         .envs(
             setup
                 .environment
@@ -213,8 +214,15 @@ fn what_stops_serve_is_what_check_says() -> Result<()> {
         Setup {
             name: "an address that is open",
             arguments: &listen("0.0.0.0:0"),
+            environment: &[("TWIDDLER_ALLOW_OPEN", "")],
             says: "--listen: http://0.0.0.0:0 would let in",
             ..Setup::default()
+        },
+        Setup {
+            name: "a port beside a socket that is not for all",
+            environment: &[("TWIDDLER_ALLOW_OPEN", "")],
+            says: "--listen: http://127.0.0.1:0 would let in accounts of this machine",
+            ..free
         },
     ] {
         ensure_same(&daemon, &setup).context(setup.name.to_owned())?;

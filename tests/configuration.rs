@@ -1405,7 +1405,9 @@ fn a_broken_program_is_left_to_the_daemon() -> Result<()> {
 
 // --- What is said ---
 
-const HEAD: &str = "[supervisord]\n[unix_http_server]\nfile=/run/s.sock\n";
+/// With a port, so that it needs no socket beside that of the daemon.
+const HEAD: &str =
+    "[supervisord]\n[unix_http_server]\nfile=/run/s.sock\n[inet_http_server:first]\nport=9001\n";
 const INCLUDE: &str = "[include]\nfiles=conf.d/*.conf\n";
 
 #[test]
@@ -1426,7 +1428,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
         ),
         (
             format!("{rest}[twiddler]\npersist\n"),
-            "DIR/s.conf: line 7 in [twiddler] is no option; write key = value, or indent it if it continues a value",
+            "DIR/s.conf: line 9 in [twiddler] is no option; write key = value, or indent it if it continues a value",
         ),
         (
             format!("{rest}[inet_http_server]\n"),
@@ -1498,7 +1500,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
         ),
         (
             format!("{rest}[twiddler]\ncolour=blue\n"),
-            "DIR/s.conf: [twiddler] colour is no option of twiddler; write one of listen, supervisord, include_dir, username, password, allow_open, hosts, chmod, chown, tls_cert, tls_key, allow, whitelist, persist, log_level, log_format",
+            "DIR/s.conf: [twiddler] colour is no option of twiddler; write one of listen, supervisord, include_dir, username, password, password_file, allow_open, hosts, chmod, chown, tls_cert, tls_key, allow, whitelist, persist, log_level, log_format",
         ),
     ] {
         let files = Files::of(&[("s.conf", &text), ("conf.d/", "")]);
@@ -1548,7 +1550,7 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
         (
             "listen",
             "9002",
-            "`9002` is no address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler.sock",
+            "`9002` is no address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler/twiddler.sock",
         ),
         (
             "listen",
@@ -1558,7 +1560,7 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
         (
             "listen",
             "unix://a",
-            "the socket's path in `unix://a` is not absolute; write unix:///run/twiddler.sock, with three slashes",
+            "the socket's path in `unix://a` is not absolute; write unix:///run/twiddler/twiddler.sock, with three slashes",
         ),
         (
             "supervisord",

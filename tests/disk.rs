@@ -248,7 +248,14 @@ fn without_a_directory_to_write_to_it_does_not_start() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let dir = daemon.include_dir();
     let conf = daemon.conf().to_string_lossy().into_owned();
-    let serve = ["serve", "-c", &conf, "--listen", "127.0.0.1:0"];
+    let serve = [
+        "serve",
+        "-c",
+        &conf,
+        "--allow-open",
+        "--listen",
+        "127.0.0.1:0",
+    ];
     let ensure_ends = |what: &str, wanted: &str| -> Result<()> {
         let words = launcher()?;
         let mut command = Command::new(words[0]);

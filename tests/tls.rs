@@ -87,7 +87,14 @@ fn certificates_that_cannot_be_used_are_explained() -> Result<()> {
     let conf = daemon.conf().to_string_lossy().into_owned();
     let refused = |arguments: &[&str]| -> Result<String> {
         let all = [
-            &["serve", "-c", &conf, "--listen", "127.0.0.1:0"],
+            &[
+                "serve",
+                "-c",
+                &conf,
+                "--allow-open",
+                "--listen",
+                "127.0.0.1:0",
+            ],
             arguments,
         ]
         .concat();

@@ -8,7 +8,14 @@ use common::{Daemon, Sidecar, process::Process, stderr_text, twiddler};
 /// Starts another one, which must not stay.
 fn ensure_refused(daemon: &Daemon, arguments: &[&str]) -> Result<()> {
     let conf = daemon.conf().to_string_lossy().into_owned();
-    let mut all = vec!["serve", "-c", &conf, "--listen", "127.0.0.1:0"];
+    let mut all = vec![
+        "serve",
+        "-c",
+        &conf,
+        "--allow-open",
+        "--listen",
+        "127.0.0.1:0",
+    ];
     all.extend_from_slice(arguments);
     let ended = twiddler(&all)?;
     let said = stderr_text(&ended);
@@ -77,7 +84,7 @@ fn of_several_that_start_together_one_stays() -> Result<()> {
         .map(|_| {
             let mut command = common::sidecar::twiddler_command();
             command
-                .args(["serve", "--listen", "127.0.0.1:0", "-c"])
+                .args(["serve", "--allow-open", "--listen", "127.0.0.1:0", "-c"])
                 .arg(&conf);
             Process::spawn(&mut command)
         })

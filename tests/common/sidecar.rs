@@ -40,7 +40,7 @@ pub fn twiddler_command() -> Command {
 pub struct SidecarOptions<'a> {
     /// Arguments after `serve -c CONF --listen ... --listen ...`.
     pub arguments: &'a [&'a str],
-    /// Variables beside `PATH` and `LANG`.
+    /// Variables beside `PATH`, `LANG` and `TWIDDLER_ALLOW_OPEN`, over which they win.
     pub environment: &'a [(&'a str, &'a str)],
     /// A command that runs the binary: its words come before the path and the arguments.
     pub launcher: &'a [&'a str],
@@ -111,7 +111,9 @@ impl Sidecar {
                 .map(|argument| (*argument).to_owned()),
         );
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-        let environment: Vec<(String, String)> = options.environment.iter().map(owned).collect();
+        // A daemon of tests is on a socket of its own account, which a port opens to all accounts.
+        let environment = [&[("TWIDDLER_ALLOW_OPEN", "true")], options.environment].concat();
+        let environment: Vec<(String, String)> = environment.iter().map(owned).collect();
         let listeners = options.own_listeners.unwrap_or(2);
         let launcher: Vec<String> = options
             .launcher

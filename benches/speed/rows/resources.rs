@@ -122,7 +122,7 @@ fn start(daemon: &Daemon) -> Result<f64> {
     command
         .args(["serve", "-c"])
         .arg(daemon.conf())
-        .args(["--listen", "127.0.0.1:0"])
+        .args(["--allow-open", "--listen", "127.0.0.1:0"])
         .stderr(Stdio::piped())
         .stdin(Stdio::null());
     dir.mark(&mut command);

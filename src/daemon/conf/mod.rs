@@ -83,6 +83,10 @@ pub struct HttpServer {
     pub address: DaemonAddress,
     /// What it asks of clients; none where its user name is empty, as the daemon has it.
     pub credentials: Option<Credentials>,
+    /// The mode of its unix socket, as it is written.
+    pub chmod: Option<String>,
+    /// The owner of its unix socket, as it is written.
+    pub chown: Option<String>,
 }
 
 /// Where the daemon is reached. Displays as the URL that supervisorctl takes.
@@ -507,10 +511,15 @@ impl<'a> Reader<'a> {
         };
         let credentials = self.credentials(section);
         let (address, credentials) = (self.keep(address), self.keep(credentials));
+        // The daemon itself does not start with those that it does not understand.
+        let written = |key| self.value(&section.name, key).ok().flatten();
+        let text = |key| written(key).map(|(text, _)| text);
         Some(HttpServer {
             section: section.name.clone(),
             address: address?,
             credentials: credentials?,
+            chmod: text("chmod"),
+            chown: text("chown"),
         })
     }
 
