@@ -186,10 +186,23 @@ fn read_again(mut hangups: Signal, mut live: Live) {
     });
 }
 
+/// Signals that mean something to other daemons (supervisord itself opens its logs again on SIGUSR2).
+const HARMLESS: [SignalKind; 5] = [
+    SignalKind::user_defined1(),
+    SignalKind::user_defined2(),
+    SignalKind::alarm(),
+    SignalKind::io(),
+    SignalKind::pipe(),
+];
+
 /// Counts the signals that ask the proxy to stop.
 fn signals() -> anyhow::Result<watch::Receiver<u32>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    for harmless in HARMLESS {
+        // Its default action would end the process; a handler that was once there stays.
+        signal(harmless)?;
+    }
     let (count, counted) = watch::channel(0);
     tokio::spawn(async move {
         loop {

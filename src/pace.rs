@@ -65,6 +65,7 @@ struct State {
     lingers: AtomicBool,
     phase: Mutex<(Phase, Instant)>,
     asked_to_leave: Notify,
+    endless: Notify,
 }
 
 impl State {
@@ -80,6 +81,7 @@ impl Seat {
             lingers: AtomicBool::new(false),
             phase: Mutex::new((Phase::Idle, Instant::now())),
             asked_to_leave: Notify::new(),
+            endless: Notify::new(),
         }))
     }
 
@@ -97,6 +99,16 @@ impl Seat {
     /// Done when the seat is needed for somebody else.
     pub async fn asked_to_leave(&self) {
         self.0.asked_to_leave.notified().await;
+    }
+
+    /// Takes note that the answer under way never ends by itself.
+    pub fn set_endless(&self) {
+        self.0.endless.notify_one();
+    }
+
+    /// Done when the connection has an answer that never ends by itself.
+    pub async fn endless(&self) {
+        self.0.endless.notified().await;
     }
 
     fn phase(&self) -> Phase {

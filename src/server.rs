@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use http::StatusCode;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,6 +20,7 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, umask};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 use tokio::time::{Sleep, timeout};
 use tower_service::Service;
 
@@ -27,10 +29,11 @@ use crate::config::{ListenAddr, SocketAccess};
 use crate::doors::Way;
 use crate::http::Connection;
 use crate::pace::{self, HEAD_TIME, Paced, Phase, Seat, Seats};
+use crate::relay;
 use crate::tls::Tls;
 
-/// How long requests in flight may take to end once the proxy was asked to stop. Log tails never
-/// end by themselves.
+/// How long requests in flight may take to end once the proxy was asked to stop. Log tails, which
+/// never end by themselves, get none of it.
 pub const GRACE: Duration = Duration::from_secs(5);
 /// How long a kept-alive connection may idle, as long as the daemon's own
 /// (`supervisor/medusa/http_server.py`, `zombie_timeout`).
@@ -306,8 +309,8 @@ async fn is_left_over(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Serves `app` on all listeners until `stop` is done; then lets requests in flight end within
-/// [`GRACE`] and says how many were cut.
+/// Serves `app` on all listeners until `stop` is done; then cuts log tails, lets other requests in
+/// flight end within [`GRACE`], and says how many of those were cut.
 pub async fn serve(
     listeners: Vec<Listener>,
     app: Router,
@@ -316,6 +319,7 @@ pub async fn serve(
 ) {
     let seats = Arc::new(Seats::default());
     let graceful = Arc::new(GracefulShutdown::new());
+    let (stopping, stops) = watch::channel(false);
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|listener| {
@@ -325,6 +329,7 @@ pub async fn serve(
                 tls.clone(),
                 seats.clone(),
                 graceful.clone(),
+                stops.clone(),
             ))
         })
         .collect();
@@ -334,6 +339,7 @@ pub async fn serve(
         // An aborted task has dropped its listener when it is joined.
         let _ = task.await;
     }
+    stopping.send_replace(true);
     let Ok(graceful) = Arc::try_unwrap(graceful).map_err(|_| ()) else {
         return;
     };
@@ -354,6 +360,7 @@ async fn accept(
     tls: Option<Arc<Tls>>,
     seats: Arc<Seats>,
     graceful: Arc<GracefulShutdown>,
+    stops: watch::Receiver<bool>,
 ) {
     loop {
         match listener.accept().await {
@@ -373,12 +380,14 @@ async fn accept(
                     };
                     watcher.watch(connection(stream, way, on, app)).await
                 };
+                let stops = stops.clone();
                 tokio::spawn(async move {
                     tokio::select! {
                         ended = connection => if let Err(error) = ended {
                             tracing::debug!(%error, "a connection ended");
                         },
                         () = seat.asked_to_leave() => tracing::debug!("an idle connection made room"),
+                        () = endless_at_stop(&seat, stops) => tracing::debug!("cut a follower of a log"),
                     }
                     drop(place);
                 });
@@ -390,6 +399,14 @@ async fn accept(
             }
         }
     }
+}
+
+/// Done when the proxy stops and this connection would keep it from doing so for as long as it may.
+async fn endless_at_stop(seat: &Seat, mut stops: watch::Receiver<bool>) {
+    if stops.wait_for(|stops| *stops).await.is_err() {
+        std::future::pending().await
+    }
+    seat.endless().await;
 }
 
 /// The stream inside, where there is TLS; none where the client does not get that far in time.
@@ -434,9 +451,14 @@ fn connection(
         request.extensions_mut().insert(seat.clone());
         seat.set(Phase::Busy);
         let (seat, underway) = (seat.clone(), underway.clone());
+        let is_followed = relay::is_followed(request.uri());
         let reply = app.clone().call(request);
         async move {
-            let reply = reply.await?.map(|body| Answer {
+            let reply = reply.await?;
+            if is_followed && reply.status() == StatusCode::OK {
+                seat.set_endless();
+            }
+            let reply = reply.map(|body| Answer {
                 body: seat.keep_busy(body),
                 _underway: underway,
             });

@@ -531,7 +531,7 @@ fn probe(dir: &WorkDir, tcp: Option<SocketAddr>, options: &DaemonOptions<'_>) ->
 }
 
 /// A port that was free a moment ago; the daemon takes no port 0.
-fn free_port() -> Result<SocketAddr> {
+pub fn free_port() -> Result<SocketAddr> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
     Ok(listener.local_addr()?)
