@@ -186,8 +186,10 @@ fn read_again(mut hangups: Signal, mut live: Live) {
     });
 }
 
-/// Signals that mean something to other daemons (supervisord itself opens its logs again on SIGUSR2).
-const HARMLESS: [SignalKind; 5] = [
+/// Signals that mean something to other daemons (supervisord itself opens its logs again on SIGUSR2),
+/// or here a little later.
+const HARMLESS: [SignalKind; 6] = [
+    SignalKind::hangup(),
     SignalKind::user_defined1(),
     SignalKind::user_defined2(),
     SignalKind::alarm(),
@@ -201,7 +203,7 @@ fn signals() -> anyhow::Result<watch::Receiver<u32>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     for harmless in HARMLESS {
         // Its default action would end the process; a handler that was once there stays.
-        signal(harmless)?;
+        drop(signal(harmless)?);
     }
     let (count, counted) = watch::channel(0);
     tokio::spawn(async move {
