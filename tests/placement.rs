@@ -699,6 +699,69 @@ fn priorities_order_as_in_the_daemon() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_configured_group_may_have_a_name_that_is_not_ascii() -> Result<()> {
+    const GROUP: &str = "test_\u{f6}\u{e4}\u{fc}\u{4e2d}";
+    let body = format!("[program:{GROUP}]\ncommand = /bin/cat\nstartsecs = 0\n");
+    let (daemon, sidecar, client) = front(&body)?;
+    daemon.wait_for_state(GROUP, "RUNNING")?;
+    let pid = |client: &Client| {
+        let info = client.call("supervisor.getProcessInfo", (GROUP,))?;
+        number(member(&info, "pid")?)
+    };
+    let before = pid(&client)?;
+    let tells = program(&[(
+        "command",
+        "/bin/sh -c 'echo $SUPERVISOR_GROUP_NAME; exec cat'",
+    )]);
+    client.call(ADD, (GROUP, "x", tells))?;
+    client.call(
+        ADD,
+        (
+            GROUP,
+            "y",
+            program(&[("process_name", "y_%(process_num)d"), ("numprocs", "2")]),
+        ),
+    )?;
+    let started = client.call("supervisor.startProcessGroup", (GROUP,))?;
+    ensure!(
+        column(&started, "name")? == ["x", "y_0", "y_1"],
+        "{started:?}"
+    );
+    let namespec = format!("{GROUP}:x");
+    eventually(LIMIT, || {
+        let log = client.call("supervisor.readProcessLog", (&namespec, 0, 100))?;
+        ensure!(text(&log)? == format!("{GROUP}\n"), "{log:?}");
+        Ok(())
+    })?;
+    // What was written down is read back.
+    sidecar.stop()?;
+    sidecar.start_again()?;
+    let client = sidecar.client();
+    ensure!(pid(&client)? == before, "the neighbour was restarted");
+    client.call("supervisor.stopAllProcesses", ())?;
+    client.call(REMOVE, (GROUP, "x"))?;
+    client.call(REMOVE, (GROUP, GROUP))?;
+    let shown: Vec<_> = rows(&client)?
+        .into_iter()
+        .map(|row| (row.group, row.name))
+        .collect();
+    ensure!(
+        shown == ["y_0", "y_1"].map(|name| (GROUP.to_owned(), name.to_owned())),
+        "{shown:?}"
+    );
+    // Nobody else comes by such a name.
+    for (method, params, code) in [
+        (ADD, params!["nobody_\u{f6}", "x", program(&[])], 10),
+        (ADD, params![GROUP, "x_\u{f6}", program(&[])], 2),
+        ("twiddler.addGroup", params!["\u{f6}", 1], 2),
+    ] {
+        let fault = client.expect_fault(method, params)?;
+        ensure!(fault.code == code, "{method}: {fault:?}");
+    }
+    Ok(())
+}
+
 // --- Native group calls ---
 
 #[test]

@@ -239,7 +239,8 @@ impl TryFrom<Stored> for Program {
     type Error = ProgramError;
 
     fn try_from(stored: Stored) -> Result<Self, ProgramError> {
-        let group = Name::parse(&stored.group).map_err(|error| ProgramError(error.to_string()))?;
+        let group =
+            Name::parse_group(&stored.group).map_err(|error| ProgramError(error.to_string()))?;
         let options = stored.options.into_iter();
         let options = options
             .map(|(name, text)| (name, Value::String(text)))

@@ -37,7 +37,16 @@ impl Name {
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let name = strip(text);
         // A bracket ends a section header, a comma an entry of `programs=`.
-        check(text, name, "],")?;
+        check(text, name, |c| c.is_ascii_graphic() && !"],".contains(c))?;
+        Ok(Self(name.to_owned()))
+    }
+
+    /// The same for a group that is to take something in. One that the daemon has already may have a
+    /// name that is not ASCII: what breaks because of it is broken without us.
+    pub fn parse_group(text: &str) -> Result<Self, NameError> {
+        let name = strip(text);
+        let is_taken = |c: char| c.is_ascii_graphic() || !c.is_ascii() && is_carried(c);
+        check(text, name, |c| is_taken(c) && !"],".contains(c))?;
         Ok(Self(name.to_owned()))
     }
 
@@ -50,7 +59,7 @@ impl Name {
 /// Checks the process name that was given as `text`. It stands in no header and no list, so it may
 /// hold more than a [`Name`].
 pub(super) fn check_process_name(text: &str, name: &str) -> Result<(), NameError> {
-    check(text, name, "")
+    check(text, name, |c| c.is_ascii_graphic())
 }
 
 /// The daemon looks for ' ', ':' and '/' in this order (`supervisor/datatypes.py`,
@@ -58,14 +67,13 @@ pub(super) fn check_process_name(text: &str, name: &str) -> Result<(), NameError
 /// of its event listeners just the same. What is not ASCII would break its replies about several
 /// processes at once: their length is counted in characters and so cuts the bytes short
 /// (`supervisor/xmlrpc.py`, `DeferredXMLRPCResponse`), for whoever calls `stopAllProcesses`.
-fn check(text: &str, name: &str, more: &str) -> Result<(), NameError> {
+fn check(text: &str, name: &str, is_taken: impl Fn(char) -> bool) -> Result<(), NameError> {
     let refused = |character| NameError::Character {
         name: text.to_owned(),
         character,
     };
     let first = [' ', ':', '/'].into_iter().find(|c| name.contains(*c));
-    let odd = |c: &char| !c.is_ascii_graphic() || more.contains(*c);
-    if let Some(character) = first.or_else(|| name.chars().find(odd)) {
+    if let Some(character) = first.or_else(|| name.chars().find(|c| !is_taken(*c))) {
         return Err(refused(character));
     }
     match name {
@@ -160,6 +168,26 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(Name::parse(text).unwrap_err().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn groups_that_are_there_may_have_any_name_that_is_carried() {
+        for text in ["web", "t\u{f6}st", "\u{1f980}", " \u{4e2d}\u{a0}x "] {
+            let name = Name::parse_group(text).map(String::from);
+            assert_eq!(name, Ok(strip(text).to_owned()));
+        }
+        for text in [
+            "a b",
+            "\u{f6}:x",
+            "\u{f6},x",
+            "\u{f6}]",
+            "\u{ffff}",
+            "\u{f6}\x07",
+            "\u{3000}",
+        ] {
+            assert!(Name::parse_group(text).is_err(), "{text:?}");
+        }
+        assert!(Name::parse("t\u{f6}st").is_err());
     }
 
     #[test]

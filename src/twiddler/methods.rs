@@ -212,7 +212,7 @@ fn add_group(name: &str, priority: &Value) -> Result<Change, Fault> {
 }
 
 fn add_program(group: &str, params: &[Value], main_file: &str) -> Request {
-    let parsed = Name::parse(group)
+    let parsed = Name::parse_group(group)
         .map_err(|error| fault(INCORRECT_PARAMETERS, error))
         .and_then(|name| parse_program(&name, params, main_file));
     match parsed {
