@@ -137,10 +137,13 @@ wait_until "twiddler is healthy" is_healthy twiddler
 wait_until "the published port answers" answers
 
 client
+client
+client --keep
 look_inside
 
 restart twiddler
 client --restarted
+client
 
 restart supervisord
 client
@@ -149,7 +152,7 @@ restart supervisord twiddler
 client
 
 restart twiddler supervisord
-client
+client --keep
 look_inside
 
 say "passed"

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The session of the README against a running proxy: prints each call and its answer.
+"""A session with a running proxy: prints each call and its answer, and removes what it added.
 
-demo.py [URL]             runs the session
-demo.py [URL] --restarted looks whether what a session added is still there
+demo.py [URL]             runs the session, as often as you like
+demo.py [URL] --keep      the same, but leaves what it added
+demo.py [URL] --restarted looks whether what --keep left is still there
 
 Needs Python alone. Exits with 1 when an answer is not the expected one.
 """
@@ -17,7 +18,7 @@ PATIENCE = 10  # seconds for what a process does in its own time
 
 
 class Surprise(Exception):
-    """An answer that the README does not promise."""
+    """An answer that nobody promised."""
 
 
 class Session:
@@ -62,6 +63,7 @@ class Session:
         }
 
 
+GROUP = "dynamic_procs"
 STATES = "[f\"{p['group']}:{p['name']} {p['statename']}\" for p in s.supervisor.getAllProcessInfo()]"
 LOG_LINE = "the demo was here"
 
@@ -81,7 +83,18 @@ def joined(before):
     return fits
 
 
-def run(session):
+def clean(session):
+    """Removes what an earlier run left, whatever became of it."""
+    server = session.server
+    if GROUP not in server.twiddler.getGroupNames():
+        return
+    print(f"# Removing {GROUP}, which an earlier run left.")
+    server.supervisor.stopProcessGroup(GROUP)
+    server.twiddler.removeGroup(GROUP)
+
+
+def run(session, keep):
+    clean(session)
     before = session.processes()
 
     session.show("s.twiddler.getAPIVersion()", "1.0")
@@ -94,7 +107,7 @@ def run(session):
     session.start("dynamic_procs:ls")
     session.show(
         "s.supervisor.readProcessLog('dynamic_procs:ls', 0, 50)",
-        lambda answer: answer.startswith("total 0\n"),
+        lambda answer: answer.startswith("total "),
     )
 
     print("# A second process joins the group that now has a member.")
@@ -116,12 +129,25 @@ def run(session):
         f"'INFO {LOG_LINE}' in s.supervisor.readLog(-200, 0)", True
     )
 
+    if not keep:
+        remove(session, before)
     after = session.processes()
     for name, was in before.items():
         if after.get(name) != was:
             raise Surprise(f"{name} was {was} and is {after.get(name)}")
     if before:
         print(f"# Nothing else noticed: {', '.join(sorted(before))}.")
+
+
+def remove(session, before):
+    print("# One process leaves, while the other runs on; then all of the group.")
+    session.show("s.twiddler.removeProcessFromGroup('dynamic_procs', 'ls')", True)
+    session.show(
+        "s.supervisor.getProcessInfo('dynamic_procs:sleep')['statename']", "RUNNING"
+    )
+    session.show("s.supervisor.stopProcess('dynamic_procs:sleep')", True)
+    session.show("s.twiddler.removeGroup('dynamic_procs')", True)
+    session.show(STATES, lambda answer: {entry.split(" ")[0] for entry in answer} == set(before))
 
 
 def run_restarted(session):
@@ -132,31 +158,27 @@ def run_restarted(session):
         "s.supervisor.getProcessInfo('dynamic_procs:sleep')['statename']", "RUNNING"
     )
     session.show(
-        "s.supervisor.readProcessLog('dynamic_procs:ls', 0, 7)", "total 0"
+        "s.supervisor.readProcessLog('dynamic_procs:ls', 0, 6)", "total "
     )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url", nargs="?", default="http://localhost:9001")
-    parser.add_argument("--restarted", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="leave what was added")
+    parser.add_argument("--restarted", action="store_true", help="look for what --keep left")
     args = parser.parse_args()
     try:
         session = Session(args.url)
         if args.restarted:
             run_restarted(session)
         else:
-            run(session)
+            run(session, args.keep)
     except Surprise as surprise:
         print(f"demo: not as promised: {surprise}", file=sys.stderr)
         return 1
     except xmlrpc.client.Fault as fault:
         print(f"demo: fault {fault.faultCode}: {fault.faultString}", file=sys.stderr)
-        if fault.faultString == "BAD_NAME: dynamic_procs":
-            print(
-                "demo: an earlier run added the group; it goes away with a restart of supervisord",
-                file=sys.stderr,
-            )
         return 1
     except (OSError, xmlrpc.client.Error) as error:
         print(f"demo: {args.url}: {error}", file=sys.stderr)

@@ -2,13 +2,26 @@
 # Runs the proxy in front of a stock supervisord on this machine, without Docker, until Ctrl-C.
 #
 #   deploy/demo.sh [PORT]     PORT: 9001 if it is free, else one that is
+#   deploy/demo.sh --help     says this
 #
-# supervisord comes from PyPI into a virtual environment under target/, everything
-# that runs lives in a temporary directory, and both are ended with this script.
+# While it runs, every account of this machine can call the port and run commands as
+# you. supervisord comes from PyPI into a virtual environment under target/, everything
+# that runs lives in a temporary directory, and both are ended with this script. Of all
+# that it makes only the build and the virtual environment stay, both under target/.
 set -euo pipefail
 
 SUPERVISOR=4.3.0
 PATIENCE=20 # seconds for either process to answer
+
+# The lines above, without the first.
+help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+
+case ${1:-} in
+-h | --help)
+    help
+    exit
+    ;;
+esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=${CARGO_TARGET_DIR:-target}
@@ -88,7 +101,7 @@ PYTHON
 
 choose_port() {
     if [ -n "${1:-}" ]; then
-        [[ $1 =~ ^[0-9]{1,5}$ ]] && [ "$1" -le 65535 ] || die "not a port: $1" 2
+        [[ $1 =~ ^[0-9]{1,5}$ ]] && [ "$1" -le 65535 ] || die "not a port: $1; try --help" 2
         port=$(free_port "$1") || die "port $1 is taken; leave it out and a free one is chosen" 2
     else
         port=$(free_port 9001 0)
@@ -173,7 +186,7 @@ start() {
     daemon=$!
     cd "$OLDPWD"
     wait_for supervisord "$daemon" "$dir/daemon.out" daemon_answers
-    background "$target/release/twiddler" serve --config "$dir/supervisord.conf" --listen "127.0.0.1:$port" \
+    background "$target/release/twiddler" serve --config "$dir/supervisord.conf" --listen "127.0.0.1:$port" --allow-open \
         >"$dir/twiddler.log" 2>&1
     proxy=$!
     wait_for "the proxy" "$proxy" "$dir/twiddler.log" proxy_answers
@@ -183,17 +196,21 @@ explain() {
     cat <<TEXT
 
 supervisord $SUPERVISOR runs with one program, and the proxy answers on port $port.
+While it runs, every account of this machine can call that port and run commands as you.
+
 In another terminal, python3, then:
 
-    import xmlrpc.client
+    import time, xmlrpc.client
     s = xmlrpc.client.ServerProxy('http://localhost:$port')
-    s.twiddler.getAPIVersion()
     s.twiddler.addGroup('dynamic_procs', 999)
     s.twiddler.addProcessToGroup('dynamic_procs', 'ls', {'command': 'ls -l', 'autostart': 'false', 'autorestart': 'false', 'startsecs': '0'})
-    s.supervisor.startProcess('dynamic_procs:ls')
-    s.supervisor.readProcessLog('dynamic_procs:ls', 0, 50)
+    s.supervisor.startProcess('dynamic_procs:ls', False)
+    while not s.supervisor.readProcessLog('dynamic_procs:ls', 0, 50): time.sleep(0.1)
 
-Or all of it and more at once:
+    print(s.supervisor.readProcessLog('dynamic_procs:ls', 0, 50))
+    s.twiddler.removeGroup('dynamic_procs')
+
+Or all of it and more at once, as often as you like:
 
     python3 deploy/demo.py http://localhost:$port
 

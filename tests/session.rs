@@ -2,8 +2,12 @@
 
 mod common;
 
-use anyhow::{Result, ensure};
-use common::{Addr, Daemon, DaemonOptions, Sidecar, Version, run_python, stderr_text, stdout_text};
+use anyhow::{Context, Result, ensure};
+use common::process::{run_with_input, succeeded};
+use common::{
+    Addr, Daemon, DaemonOptions, Sidecar, Version, run_python, stderr_text, stdout_text, value,
+    venv,
+};
 
 /// Python's own client; for a unix socket with supervisor's transport, as supervisorctl has it.
 const SESSION: &str = r#"
@@ -80,4 +84,63 @@ fn over_tcp_in_front_of_debians_release() -> Result<()> {
 #[test]
 fn over_a_unix_socket_in_front_of_debians_release() -> Result<()> {
     session(Version::V4_2_5, |sidecar| Addr::Unix(sidecar.socket()))
+}
+
+/// Python alone, as it would be on somebody's machine, with this typed into it.
+fn python(arguments: &[&str], typed: &str) -> Result<String> {
+    let mut command = venv(Version::default()).bare_command();
+    command.args(arguments);
+    let output = succeeded(run_with_input(&mut command, typed.as_bytes())?)?;
+    Ok(stdout_text(&output) + &stderr_text(&output))
+}
+
+#[test]
+fn the_first_lines_of_the_readme_can_be_pasted() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let readme = include_str!("../README.md");
+    let (_, block) = readme.split_once("```python\n").context("no block")?;
+    let (block, _) = block.split_once("```").context("no end")?;
+    let url = format!("http://{}", sidecar.tcp_addr());
+    let lines = block.replace("http://localhost:9001", &url);
+    ensure!(lines.contains(&url), "{lines}");
+    // As a script, and line by line with a prompt, which would say what went wrong and go on.
+    for arguments in [&["-"][..], &["-i", "-q"]] {
+        let printed = python(arguments, &lines)?;
+        ensure!(printed.contains("total "), "{arguments:?} {printed}");
+        ensure!(!printed.contains("Traceback"), "{arguments:?} {printed}");
+        ensure!(
+            sidecar.client().call("twiddler.getGroupNames", ())? == value(Vec::<&str>::new()),
+            "{arguments:?} {printed}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn the_demo_can_be_run_again_and_leaves_nothing() -> Result<()> {
+    let daemon = Daemon::start("[program:clock]\ncommand = /bin/cat\n")?;
+    daemon.wait_for_state("clock", "RUNNING")?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let url = format!("http://{}", sidecar.tcp_addr());
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/demo.py");
+    let groups = || sidecar.client().call("twiddler.getGroupNames", ());
+    for _ in 0..2 {
+        let printed = python(&[demo, &url], "")?;
+        for expected in [
+            ">>> s.twiddler.removeProcessFromGroup('dynamic_procs', 'ls')\nTrue",
+            ">>> s.twiddler.removeGroup('dynamic_procs')\nTrue",
+            "# Nothing else noticed: clock:clock.",
+        ] {
+            ensure!(printed.contains(expected), "{expected} {printed}");
+        }
+        assert_eq!(groups()?, value(vec!["clock"]));
+    }
+    python(&[demo, &url, "--keep"], "")?;
+    assert_eq!(groups()?, value(vec!["clock", "dynamic_procs"]));
+    python(&[demo, &url, "--restarted"], "")?;
+    let printed = python(&[demo, &url], "")?;
+    ensure!(printed.contains("which an earlier run left"), "{printed}");
+    assert_eq!(groups()?, value(vec!["clock"]));
+    Ok(())
 }
