@@ -12,6 +12,7 @@ use crate::daemon::{CallError, Daemon, Reloaded};
 use crate::include_dir::{Delivery, IncludeDir};
 use crate::program;
 use crate::start::{self, account};
+use crate::twiddler::log;
 use crate::xmlrpc::{Fault, Value};
 
 /// What the proxy itself calls, beside what it asks each time.
@@ -244,25 +245,26 @@ async fn not_read(daemon: &Daemon, dir: &Path, conf: &DaemonConf) -> String {
 }
 
 fn check_log(logfile: &LogFile, findings: &mut Findings) {
-    match logfile {
-        LogFile::Syslog => findings.note("supervisord logs to syslog: twiddler.log will answer a fault"),
-        LogFile::File(path) => match append_to(path) {
-            Ok(()) => findings.good(format!("supervisord's log {}", path.display())),
-            Err(error) => findings.note(format!(
-                "{} cannot write supervisord's log {} ({error}), so twiddler.log answers a fault; {}",
-                account(),
-                path.display(),
-                start::make_writable(path)
-            )),
-        },
+    let path = match log::target(logfile) {
+        log::Target::File(path) => path,
+        log::Target::Nothing => {
+            return findings.note(
+                "supervisord logs to /dev/null, so the lines of twiddler.log are lost with all others",
+            );
+        }
+        log::Target::OutOfReach(reason) => {
+            return findings.note(format!("{reason}, so twiddler.log answers a fault"));
+        }
+    };
+    match log::open(path) {
+        Ok(_) => findings.good(format!("supervisord's log {}", path.display())),
+        Err(error) => findings.note(format!(
+            "{} cannot write supervisord's log {} ({error}), so twiddler.log answers a fault; {}",
+            account(),
+            path.display(),
+            start::make_writable(path)
+        )),
     }
-}
-
-fn append_to(path: &Path) -> std::io::Result<()> {
-    std::fs::OpenOptions::new()
-        .append(true)
-        .open(path)
-        .map(drop)
 }
 
 async fn check_listeners(settings: &Settings, findings: &mut Findings) {

@@ -1,4 +1,5 @@
-//! Lines of `twiddler.log` while the daemon rotates its log: none is lost.
+//! Lines of `twiddler.log`: none is lost while the daemon rotates its log, and none is written where
+//! the daemon does not write.
 //!
 //! After a rotation the daemon writes where it left off rather than at the end of the file, so a
 //! line that was merely appended would be written over (`supervisor/loggers.py`, `doRollover`).
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use common::leftovers::WorkDir;
 use common::*;
 
 const CLIENTS: usize = 3;
@@ -71,4 +73,52 @@ fn whole_log(daemon: &Daemon) -> Result<String> {
         }
     }
     Ok(whole)
+}
+
+/// What other processes would write to under these names is their own output.
+#[test]
+fn a_log_that_is_the_daemons_own_output_is_a_fault_and_a_note() -> Result<()> {
+    let dir = WorkDir::new("twl-")?;
+    let link = dir.path().join("link.log");
+    std::os::unix::fs::symlink("/dev/stdout", &link)?;
+    for log in [
+        "/dev/stdout",
+        "/dev/stderr",
+        "/dev/fd/1",
+        &link.to_string_lossy(),
+    ] {
+        let extra = format!("logfile = {log}\nlogfile_maxbytes = 0");
+        let daemon = Daemon::start_with(DaemonOptions {
+            extra_supervisord: &extra,
+            ..DaemonOptions::default()
+        })?;
+        let sidecar = Sidecar::start(&daemon)?;
+        let fault = sidecar.client().expect_fault("twiddler.log", ("noted",))?;
+        let reason = format!(
+            "supervisord logs to {log}, which is its own output and another file for every other process"
+        );
+        ensure_fault(&fault, 30, &format!("FAILED: {reason}"))?;
+        ensure!(
+            !sidecar.stderr_text().contains("noted"),
+            "on our own output"
+        );
+        drop(sidecar);
+        let conf = daemon.conf();
+        let output = twiddler(&["check", "-c", &conf.to_string_lossy()])?;
+        let noted = format!("note     {reason}, so twiddler.log answers a fault\n");
+        ensure!(stdout_text(&output).contains(&noted), "{output:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_log_that_is_thrown_away_takes_every_line() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        extra_supervisord: "logfile = /dev/null",
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let answer = sidecar.client().call("twiddler.log", ("noted",))?;
+    ensure!(answer == value(true), "{answer:?}");
+    Ok(())
 }

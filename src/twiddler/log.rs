@@ -5,10 +5,11 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -51,14 +52,10 @@ impl MainLog {
         if level.number() < self.threshold.number() {
             return Ok(());
         }
-        let path = match &self.file {
-            LogFile::File(path) => path,
-            LogFile::Syslog => {
-                return Err(fault(
-                    FAILED,
-                    "supervisord logs to syslog, which has no file to write to",
-                ));
-            }
+        let path = match target(&self.file) {
+            Target::File(path) => path,
+            Target::Nothing => return Ok(()),
+            Target::OutOfReach(reason) => return Err(fault(FAILED, reason)),
         };
         let now = chrono::Local::now().format("%Y-%m-%d %H:%M:%S,%3f");
         let line = format!("{now} {} {message}\n", level.code());
@@ -73,6 +70,62 @@ impl MainLog {
             )
         })
     }
+}
+
+/// Where lines for the daemon's log go.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// To this file.
+    File(&'a Path),
+    /// Nowhere: the daemon throws them away.
+    Nothing,
+    /// Where only the daemon can write, for this reason.
+    OutOfReach(String),
+}
+
+/// What the daemon's log is to another process than the daemon.
+pub fn target(file: &LogFile) -> Target<'_> {
+    let path = match file {
+        LogFile::File(path) => path,
+        LogFile::Syslog => {
+            let reason = "supervisord logs to syslog, which has no file to write to";
+            return Target::OutOfReach(reason.to_owned());
+        }
+    };
+    match destination(path) {
+        end if end == Path::new("/dev/null") => Target::Nothing,
+        end if is_own_descriptor(&end) => Target::OutOfReach(format!(
+            "supervisord logs to {}, which is its own output and another file for every other process",
+            path.display()
+        )),
+        _ => Target::File(path),
+    }
+}
+
+/// Where symbolic links lead, but for those of the kernel's that lead elsewhere for each process.
+fn destination(path: &Path) -> PathBuf {
+    /// As many as Linux follows (path_resolution(7)).
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        if is_own_descriptor(&path) {
+            break;
+        }
+        let Ok(target) = std::fs::read_link(&path) else {
+            break;
+        };
+        path = path
+            .parent()
+            .map_or(target.clone(), |dir| dir.join(&target));
+    }
+    path
+}
+
+fn is_own_descriptor(path: &Path) -> bool {
+    const STANDARD: [&str; 3] = ["/dev/stdin", "/dev/stdout", "/dev/stderr"];
+    const DIRECTORIES: [&str; 3] = ["/dev/fd", "/proc/self", "/proc/thread-self"];
+    STANDARD.iter().any(|name| path == Path::new(name))
+        || DIRECTORIES.iter().any(|dir| path.starts_with(dir))
 }
 
 /// Writes `line` in one piece, so that it stays whole beside the daemon's own.
@@ -100,10 +153,15 @@ async fn append(path: &Path, daemon: Option<Pid>, line: &str) -> io::Result<()> 
     }
 }
 
-/// The file must be there: one that we made would not be the daemon's. A log that is no regular
-/// file (`/dev/stdout`) would be ours, not the daemon's.
-fn open(path: &Path) -> io::Result<File> {
-    let file = File::options().append(true).open(path)?;
+/// Opens a log to append to it. The file must be there: one that we made would not be the daemon's.
+///
+/// # Errors
+/// When it cannot be written, or is not a regular file: a FIFO without a reader would hold us up.
+pub fn open(path: &Path) -> io::Result<File> {
+    let file = File::options()
+        .append(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -164,6 +222,55 @@ fn ask_to_reopen(daemon: Pid) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_is_told_from_what_is_another_file_for_each_process() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let named = |name: &str, target: &str| {
+            let path = dir.path().join(name);
+            std::os::unix::fs::symlink(target, &path).map(|()| path)
+        };
+        let own = named("own", "/dev/stdout")?;
+        for (path, out_of_reach) in [
+            ("/dev/stdout".into(), true),
+            ("/dev/stderr".into(), true),
+            ("/dev/fd/7".into(), true),
+            ("/proc/self/fd/1".into(), true),
+            (own, true),
+            (named("again", "own")?, true),
+            (named("log", "elsewhere")?, false),
+            (named("round", "round")?, false),
+            ("/var/log/dev/stdout".into(), false),
+        ] {
+            let file = LogFile::File(path);
+            match target(&file) {
+                Target::OutOfReach(_) => assert!(out_of_reach, "{file:?}"),
+                target => assert_eq!((target, out_of_reach), (as_file(&file), false)),
+            }
+        }
+        let null = LogFile::File(named("null", "/dev/null")?);
+        assert_eq!(target(&null), Target::Nothing);
+        assert_eq!(target(&LogFile::File("/dev/null".into())), Target::Nothing);
+        Ok(())
+    }
+
+    #[test]
+    fn a_log_without_a_reader_is_not_waited_for() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+        assert!(open(&fifo).is_err());
+        assert!(open(Path::new("/dev/null")).is_err());
+        assert!(!dir.path().join("none").exists() && open(&dir.path().join("none")).is_err());
+        Ok(())
+    }
+
+    fn as_file(file: &LogFile) -> Target<'_> {
+        match file {
+            LogFile::File(path) => Target::File(path),
+            LogFile::Syslog => Target::Nothing,
+        }
+    }
 
     #[test]
     fn flags_are_read_from_their_line() {

@@ -7,7 +7,7 @@ mod ask;
 mod change;
 mod configs;
 mod journal;
-mod log;
+pub mod log;
 pub mod methods;
 mod persist;
 mod persist_file;
