@@ -115,7 +115,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     let include = start::include_dir(&config.include, "", &daemon).await?;
     let conf = &config.daemon_conf;
     let twiddler = Twiddler::open(daemon.clone(), include, conf.file.clone(), settings.persist)
-        .map_err(|error| start::unusable_dir(&config.include.dir, &error))?;
+        .map_err(|error| StartError::Misconfigured(error.to_string()))?;
     let main_log = MainLog::new(conf.logfile.clone(), conf.loglevel);
     let main_file = conf.file.display().to_string();
     let doors = Arc::new(Current::new(Doors::of(&config, &daemon)));
@@ -134,7 +134,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         main_file,
     );
     let tls = start::tls(settings)?;
-    let mut listeners = Vec::new();
+    let (mut listeners, mut urls) = (Vec::new(), Vec::new());
     for address in &settings.listen {
         let listener = start::listen(address, settings).await?;
         let url = match &tls {
@@ -143,7 +143,9 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         };
         tracing::info!("listening on {url}");
         listeners.push(listener);
+        urls.push(url);
     }
+    twiddler.listens_on(&urls.join(", "));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         "in front of supervisord at {}",

@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::{Context, Result, ensure};
+use common::disk::set_mode;
 use common::{Daemon, Sidecar, process::Process, stderr_text, twiddler};
 
 /// Starts another one, which must not stay.
@@ -27,6 +30,36 @@ fn ensure_refused(daemon: &Daemon, arguments: &[&str]) -> Result<()> {
     );
     ensure!(!said.contains("listening"), "{said}");
     Ok(())
+}
+
+#[test]
+fn the_second_is_told_which_is_the_first() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let first = Sidecar::start(&daemon)?;
+    let known = format!(
+        "another twiddler (pid {}, http://{}",
+        first.pid(),
+        first.tcp_addr()
+    );
+    let conf = daemon.conf().to_string_lossy().into_owned();
+    let ended = twiddler(&["serve", "-c", &conf, "--listen", "127.0.0.1:0"])?;
+    let said = stderr_text(&ended);
+    ensure!(said.contains(&known), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_lock_that_strangers_could_open_is_put_right() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let path = daemon.include_dir().join(".twiddler-lock");
+    let mode = || Ok::<_, anyhow::Error>(path.metadata()?.permissions().mode() & 0o777);
+    let first = Sidecar::start(&daemon)?;
+    ensure!(mode()? == 0o600, "{:o}", mode()?);
+    first.stop()?;
+    set_mode(&path, 0o666)?;
+    first.start_again()?;
+    ensure!(mode()? == 0o600, "{:o}", mode()?);
+    ensure_refused(&daemon, &[])
 }
 
 #[test]

@@ -7,12 +7,13 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::registry::{Event, Registry};
-use crate::include_dir::HIDDEN_PREFIX;
+use crate::include_dir::IncludeDir;
 
 /// Begins with a dot: the daemon's include pattern skips such names whatever it is.
 pub const FILE_NAME: &str = ".twiddler-journal";
@@ -36,7 +37,7 @@ pub struct Journal {
     registry: Registry,
     /// What was about to happen and has not ended.
     begun: Vec<Event>,
-    path: PathBuf,
+    include: Arc<IncludeDir>,
     file: Option<File>,
     lines: usize,
 }
@@ -50,24 +51,27 @@ pub struct Opened {
 }
 
 impl Journal {
-    /// Reads the journal in `dir`; none is an empty one. Lines that cannot be read are skipped with
-    /// a warning, because what the daemon runs counts for more than what a file says.
+    /// Reads the journal in the include directory; none is an empty one. Lines that cannot be read are
+    /// skipped with a warning, because what the daemon runs counts for more than what a file says.
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub fn open(dir: &Path) -> io::Result<Opened> {
-        let path = dir.join(FILE_NAME);
+    pub fn open(include: Arc<IncludeDir>) -> io::Result<Opened> {
         let mut registry = Registry::default();
         let mut unfinished = Vec::new();
-        match File::open(&path) {
-            Ok(file) => read_lines(BufReader::new(file), &mut registry, &mut unfinished)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        let file = include.read(FILE_NAME).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("{error} (what was added is then read from supervisord)"),
+            )
+        })?;
+        if let Some(file) = file {
+            read_lines(BufReader::new(file), &mut registry, &mut unfinished)?;
         }
         let journal = Journal {
             registry,
             begun: unfinished.clone(),
-            path,
+            include,
             file: None,
             lines: 0,
         };
@@ -127,15 +131,14 @@ impl Journal {
     /// # Errors
     /// When the new file cannot be written; the old one stays then.
     pub fn compact(&mut self) -> io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(HIDDEN_PREFIX)
-            .tempfile_in(dir)?;
-        write_line(file.as_file_mut(), &Line::Done(self.registry.snapshot()))?;
-        if !self.begun.is_empty() {
-            write_line(file.as_file_mut(), &Line::Begin(self.begun.clone()))?;
-        }
-        let file = file.persist(&self.path).map_err(|error| error.error)?;
+        let (registry, begun) = (&self.registry, &self.begun);
+        let file = self.include.replace(FILE_NAME, |file| {
+            write_line(file, &Line::Done(registry.snapshot()))?;
+            match begun.is_empty() {
+                true => Ok(()),
+                false => write_line(file, &Line::Begin(begun.clone())),
+            }
+        })?;
         self.file = Some(file);
         self.lines = 1;
         Ok(())
@@ -149,7 +152,7 @@ impl Journal {
 
     fn write(&mut self, line: &Line) {
         if let Err(error) = self.append(line) {
-            tracing::error!(%error, path = %self.path.display(), "the journal cannot be written: what was changed is known until this proxy ends");
+            tracing::error!(%error, path = %self.path().display(), "the journal cannot be written: what was changed is known until this proxy ends");
         }
         self.compact_if_long();
     }
@@ -173,10 +176,14 @@ impl Journal {
     /// Whether what is written goes to the file of that name, and not to one that was taken away.
     fn is_in_place(&self) -> bool {
         let same = |file: &File| {
-            let (ours, there) = (file.metadata().ok()?, std::fs::metadata(&self.path).ok()?);
+            let (ours, there) = (file.metadata().ok()?, self.path().symlink_metadata().ok()?);
             Some((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
         };
         self.file.as_ref().and_then(same).unwrap_or(false)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.include.path().join(FILE_NAME)
     }
 
     fn compact_if_long(&mut self) {
@@ -184,7 +191,7 @@ impl Journal {
         if self.lines > COMPACT_AFTER + 2 * live
             && let Err(error) = self.compact()
         {
-            tracing::warn!(%error, path = %self.path.display(), "the journal cannot be shortened");
+            tracing::warn!(%error, path = %self.path().display(), "the journal cannot be shortened");
             self.lines = 0;
         }
     }
@@ -239,6 +246,11 @@ fn keep_numbers(events: &[Event], registry: &mut Registry) {
 mod tests {
     use super::*;
 
+    fn open(dir: &std::path::Path) -> io::Result<Opened> {
+        let include = IncludeDir::open(dir.to_owned(), "zz-twiddler.conf".to_owned())?;
+        Journal::open(Arc::new(include))
+    }
+
     fn group(name: &str) -> Event {
         Event::Group {
             name: name.to_owned(),
@@ -249,11 +261,11 @@ mod tests {
     #[test]
     fn what_was_done_is_known_after_opening_again() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap().journal;
+        let mut journal = open(dir.path()).unwrap().journal;
         journal.begin(&[group("a")]).unwrap();
         journal.done(vec![group("a")]);
         journal.begin(&[group("b"), Event::Next(7)]).unwrap();
-        let opened = Journal::open(dir.path()).unwrap();
+        let opened = open(dir.path()).unwrap();
         assert_eq!(
             opened.journal.registry().added_groups().collect::<Vec<_>>(),
             ["a"]
@@ -265,14 +277,14 @@ mod tests {
     #[test]
     fn what_is_noted_beside_a_change_does_not_end_it() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap().journal;
+        let mut journal = open(dir.path()).unwrap().journal;
         journal.begin(&[group("b")]).unwrap();
         journal.also(vec![group("a")]);
         journal.compact().unwrap();
-        let mut again = Journal::open(dir.path()).unwrap();
+        let mut again = open(dir.path()).unwrap();
         assert_eq!(again.unfinished, [group("b")]);
         again.journal.done(vec![group("b")]);
-        let opened = Journal::open(dir.path()).unwrap();
+        let opened = open(dir.path()).unwrap();
         assert!(opened.unfinished.is_empty());
         assert_eq!(opened.journal.registry().added_groups().count(), 2);
     }
@@ -280,35 +292,35 @@ mod tests {
     #[test]
     fn a_journal_that_was_taken_away_is_written_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap().journal;
+        let mut journal = open(dir.path()).unwrap().journal;
         journal.done(vec![group("a")]);
         std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
         journal.done(vec![group("b")]);
-        let opened = Journal::open(dir.path()).unwrap();
+        let opened = open(dir.path()).unwrap();
         assert_eq!(opened.journal.registry().added_groups().count(), 2);
     }
 
     #[test]
     fn a_line_cut_short_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap().journal;
+        let mut journal = open(dir.path()).unwrap().journal;
         journal.done(vec![group("a")]);
         let path = dir.path().join(FILE_NAME);
         let mut text = std::fs::read(&path).unwrap();
         text.extend_from_slice(b"{\"Done\":[{\"Gro");
         std::fs::write(&path, text).unwrap();
-        let opened = Journal::open(dir.path()).unwrap();
+        let opened = open(dir.path()).unwrap();
         assert_eq!(opened.journal.registry().added_groups().count(), 1);
     }
 
     #[test]
     fn a_daemon_that_started_again_leaves_what_it_has_and_numbers() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap().journal;
+        let mut journal = open(dir.path()).unwrap().journal;
         journal.done(vec![Event::Marker("m".into()), group("a"), Event::Next(3)]);
         for left in [vec![group("b")], Vec::new()] {
             journal.renew(left.clone());
-            let opened = Journal::open(dir.path()).unwrap().journal;
+            let opened = open(dir.path()).unwrap().journal;
             let mut expected = vec![Event::Next(3)];
             expected.extend(left);
             assert_eq!(opened.registry().snapshot(), expected);

@@ -21,7 +21,7 @@ mod transaction;
 mod worker;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub use registry::{Event, Member, Place, Registry, is_still_hidden};
 use crate::daemon::conf::{self, ConfiguredGroup};
 use crate::daemon::fault::{BAD_NAME, FAILED, SHUTDOWN_STATE, fault};
 use crate::daemon::{CallError, Daemon, Life, Reloaded};
-use crate::include_dir::{Delivery, DirLock, IncludeDir, Staged};
+use crate::include_dir::{Delivery, DirLock, Holder, IncludeDir, Staged};
 use crate::program;
 use crate::xmlrpc::{Fault, Value};
 use ask::ask;
@@ -70,10 +70,38 @@ impl Caution {
     }
 }
 
+/// What [`Twiddler::open`] would find in an include directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probe {
+    /// The proxy that uses it now.
+    pub holder: Option<Holder>,
+    /// So many programs are kept for the daemon's next start.
+    pub kept_programs: Option<usize>,
+    /// So many groups, and members of groups, are known from before.
+    pub known: (usize, usize),
+}
+
+/// Looks at the lock, the journal and the persist file as [`Twiddler::open`] does, and changes nothing.
+///
+/// # Errors
+/// The sentence with which [`Twiddler::open`] would refuse, unless another proxy is why.
+pub fn probe(include: IncludeDir) -> std::io::Result<Probe> {
+    let include = Arc::new(include);
+    let holder = include.holder()?;
+    let kept = include.kept()?;
+    let opened = Journal::open(include)?;
+    let registry = opened.journal.registry();
+    Ok(Probe {
+        holder,
+        kept_programs: kept.as_deref().map(persist::programs_in),
+        known: (registry.added_groups().count(), registry.members().count()),
+    })
+}
+
 /// Everything about what was changed in the daemon's present life.
 pub struct Twiddler {
     daemon: Arc<Daemon>,
-    include: IncludeDir,
+    include: Arc<IncludeDir>,
     conf_file: PathBuf,
     journal: RwLock<Journal>,
     life: Life,
@@ -100,7 +128,7 @@ pub struct Twiddler {
     /// What `getAllConfigInfo` said of processes that were added.
     configs: Configs,
     /// Keeps a second proxy from the same include directory.
-    _lock: DirLock,
+    lock: Mutex<DirLock>,
     /// Not bounded: each connection waits for its own changes, and connections are bounded.
     jobs: mpsc::UnboundedSender<Job>,
     /// Held by the worker during a transaction.
@@ -130,18 +158,23 @@ impl Twiddler {
         conf_file: PathBuf,
         persists: bool,
     ) -> std::io::Result<Arc<Self>> {
-        let lock = DirLock::take(include.path())?;
-        let kept_before = include.kept();
-        if !persists {
-            include.keep_nothing()?;
+        let include = Arc::new(include);
+        let lock = include.lock()?;
+        let kept_before = include.kept()?;
+        let Opened {
+            journal,
+            unfinished,
+        } = Journal::open(include.clone())?;
+        match persists {
+            true => {
+                let configured = configured_groups(&conf_file);
+                persist::take_up_aside(&include, journal.registry(), &configured);
+            }
+            false => persist::set_aside(&include, kept_before.as_deref())?,
         }
         for path in include.sweep()? {
             tracing::warn!(path = %path.display(), "took away a generated file that an earlier proxy left");
         }
-        let Opened {
-            journal,
-            unfinished,
-        } = Journal::open(include.path())?;
         let (jobs, waiting) = mpsc::unbounded_channel();
         let twiddler = Arc::new(Twiddler {
             daemon,
@@ -156,7 +189,7 @@ impl Twiddler {
             delivery: OnceCell::new(),
             persists,
             configs: Configs::default(),
-            _lock: lock,
+            lock: Mutex::new(lock),
             life: Life::default(),
             settled: AtomicBool::new(false),
             cut: AtomicBool::new(false),
@@ -169,6 +202,12 @@ impl Twiddler {
         tokio::spawn(worker::work(twiddler.clone(), waiting));
         tokio::spawn(settle::keep_watch(twiddler.clone()));
         Ok(twiddler)
+    }
+
+    /// Says to a second proxy where this one listens.
+    pub fn listens_on(&self, addresses: &str) {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        lock.describe(addresses);
     }
 
     /// Carries out `changes` in order, together as far as they do not concern each other; one
@@ -484,9 +523,7 @@ impl Twiddler {
     /// What the user's files define now. Files that cannot be read define nothing: the daemon says
     /// what is wrong with them when it reads them itself.
     pub fn configured_groups(&self) -> Vec<ConfiguredGroup> {
-        conf::inspect(&self.conf_file, &conf::process_environment)
-            .map(|found| found.conf.groups)
-            .unwrap_or_default()
+        configured_groups(&self.conf_file)
     }
 
     fn main_file(&self) -> String {
@@ -540,6 +577,12 @@ impl Twiddler {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn configured_groups(conf_file: &Path) -> Vec<ConfiguredGroup> {
+    conf::inspect(conf_file, &conf::process_environment)
+        .map(|found| found.conf.groups)
+        .unwrap_or_default()
 }
 
 /// Refuses all where the daemon says that it stops or restarts.

@@ -9,8 +9,9 @@ use super::registry::{Event, Registry};
 use super::script::ADD;
 use super::{Refusal, Twiddler, ask, plan, reconcile};
 use crate::daemon::Reloaded;
+use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE};
-use crate::include_dir::Prepared;
+use crate::include_dir::{IncludeDir, Prepared};
 use crate::program;
 use crate::seam;
 use crate::xmlrpc::Value;
@@ -64,7 +65,8 @@ impl Twiddler {
 
     /// Keeps `text`, which may be what was prepared.
     fn keep_text(&self, text: &str, kept: Option<Kept>) -> std::io::Result<()> {
-        if self.include.kept().as_deref() == Some(text) {
+        // What is not ours there is replaced.
+        if self.include.kept().ok().flatten().as_deref() == Some(text) {
             return Ok(());
         }
         let prepared = match kept {
@@ -186,7 +188,7 @@ impl Twiddler {
 
     /// Groups that the daemon may have read from what was kept, now or when this proxy started.
     fn names_kept(&self) -> BTreeSet<String> {
-        let now = self.include.kept();
+        let now = self.include.kept().ok().flatten();
         let texts = now.iter().chain(&self.kept_before);
         texts
             .flat_map(|text| KeptBefore::read(text).groups.into_keys())
@@ -243,6 +245,50 @@ impl Twiddler {
         .await?;
         self.note(vec![Event::Marker(marker)]);
         Ok(())
+    }
+}
+
+/// Puts aside what is kept where nothing is to be kept any more, and says so.
+///
+/// # Errors
+/// When the include directory does not allow it.
+pub(super) fn set_aside(include: &IncludeDir, kept: Option<&str>) -> std::io::Result<()> {
+    if let Some(path) = include.set_aside()? {
+        let programs = programs_in(kept.unwrap_or_default());
+        tracing::warn!(
+            programs,
+            "persist is off: supervisord starts no longer what was kept, which is now {}",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// How many programs a kept text has.
+pub(super) fn programs_in(kept: &str) -> usize {
+    KeptBefore::read(kept).programs()
+}
+
+/// Keeps again what was put aside while nothing was to be kept, if it is what is known now to the
+/// letter. Otherwise something has changed since: it stays aside, because what clients were told is
+/// gone must not come back.
+pub(super) fn take_up_aside(
+    include: &IncludeDir,
+    registry: &Registry,
+    configured: &[ConfiguredGroup],
+) {
+    let Some(text) = include.read_aside() else {
+        return;
+    };
+    let (programs, path) = (programs_in(&text), include.aside());
+    let path = path.display();
+    if render(registry, configured) == text && include.take_up_aside().is_ok() {
+        tracing::info!(programs, "keeps again what was put aside in {path}");
+    } else {
+        tracing::warn!(
+            programs,
+            "{path} was put aside while persist was off, and something has changed since: it stays there. Remove it, or stop supervisord and twiddler, rename it to the persist file, and start both"
+        );
     }
 }
 

@@ -257,6 +257,11 @@ impl KeptBefore {
         kept
     }
 
+    /// How many programs it has.
+    pub(super) fn programs(&self) -> usize {
+        self.sections.len()
+    }
+
     /// The body of `[program:SECTION]`.
     pub(super) fn section(&self, section: &str) -> Option<String> {
         self.sections.get(section).cloned()

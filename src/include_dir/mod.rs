@@ -3,21 +3,26 @@
 //! A file appears whole, by rename from a dot-name that the daemon never reads, and is there only
 //! while the daemon reads it. Knows nothing of HTTP, RPC or what the text means.
 
-use std::fs::{File, Permissions, TryLockError};
-use std::io::{self, Write};
+mod lock;
+mod own_file;
+
+use std::fs::{File, Metadata, Permissions};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
+pub use lock::{DirLock, Holder};
+
 use crate::seam;
 
 /// Of files that are not in their place yet. The daemon's include pattern skips such names whatever
 /// it is, and what a proxy that died has left of them is taken away.
-pub const HIDDEN_PREFIX: &str = ".zz-twiddler-";
-/// Begins with a dot, so that the daemon never reads it.
-const LOCK_NAME: &str = ".twiddler-lock";
+const HIDDEN_PREFIX: &str = ".zz-twiddler-";
+/// What was kept when nothing is to be kept any more. The daemon never reads it.
+const ASIDE_NAME: &str = ".twiddler-persist.old";
 /// Enough for the owner alone: the daemon runs as root or as the proxy does.
 const MODE_OWNER: u32 = 0o600;
 /// The daemon runs under another account and reads through the directory's group.
@@ -119,6 +124,9 @@ impl IncludeDir {
     /// When the directory or the disk does not allow it.
     pub fn prepare(&self, text: &str) -> io::Result<Prepared> {
         let file = self.write(text)?;
+        if let Some(name) = &self.kept_name {
+            own_file::give(file.as_file(), self.like(name).as_ref())?;
+        }
         file.as_file().sync_all()?;
         Ok(Prepared(file))
     }
@@ -139,39 +147,154 @@ impl IncludeDir {
     }
 
     /// What is kept now; nothing where that is not there or no text.
-    pub fn kept(&self) -> Option<String> {
-        std::fs::read_to_string(self.dir.join(self.kept_name.as_ref()?)).ok()
-    }
-
-    /// Takes away what was kept.
     ///
     /// # Errors
-    /// When it is there and cannot be removed.
-    pub fn keep_nothing(&self) -> io::Result<()> {
+    /// When something else is in its place, or it cannot be read.
+    pub fn kept(&self) -> io::Result<Option<String>> {
         let Some(name) = &self.kept_name else {
-            return Ok(());
+            return Ok(None);
         };
-        match std::fs::remove_file(self.dir.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let Some(mut file) = self.read(name)? else {
+            return Ok(None);
+        };
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        Ok(String::from_utf8(text).ok())
+    }
+
+    /// Puts what was kept aside, where the daemon does not read it, beside what was put aside before.
+    /// Its path there, if there was anything.
+    ///
+    /// # Errors
+    /// When the directory does not allow it.
+    pub fn set_aside(&self) -> io::Result<Option<PathBuf>> {
+        let Some(kept) = self.kept_name.as_ref().map(|name| self.dir.join(name)) else {
+            return Ok(None);
+        };
+        let free = |path: &PathBuf| path.symlink_metadata().is_err();
+        let numbered = (2_u32..).map(|number| self.dir.join(format!("{ASIDE_NAME}.{number}")));
+        let aside = std::iter::once(self.aside()).chain(numbered).find(free);
+        let Some(aside) = aside else { return Ok(None) };
+        match std::fs::rename(kept, &aside) {
+            Ok(()) => Ok(Some(aside)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(own_file::about(&aside, &error)),
         }
     }
 
-    /// Takes away what a proxy that died has left, and says which files those were.
+    /// Where what was kept is put aside.
+    pub fn aside(&self) -> PathBuf {
+        self.dir.join(ASIDE_NAME)
+    }
+
+    /// What was put aside; nothing where that is not there or no text.
+    pub fn read_aside(&self) -> Option<String> {
+        let mut text = String::new();
+        self.read(ASIDE_NAME)
+            .ok()??
+            .read_to_string(&mut text)
+            .ok()?;
+        Some(text)
+    }
+
+    /// Keeps what was put aside, unless something is kept.
     ///
     /// # Errors
-    /// When the directory cannot be read or a file not be removed.
+    /// When something is kept already, or the directory does not allow it.
+    pub fn take_up_aside(&self) -> io::Result<()> {
+        let Some(name) = &self.kept_name else {
+            return Ok(());
+        };
+        // A link first, because it takes no other's place.
+        std::fs::hard_link(self.aside(), self.dir.join(name))?;
+        std::fs::remove_file(self.aside())
+    }
+
+    /// Takes this directory for this process.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] when another proxy uses it; or a sentence about what is in the
+    /// way: no file of ours is opened through a link, or waited for.
+    pub fn lock(&self) -> io::Result<DirLock> {
+        let lock = DirLock::take(&self.dir, self.like(lock::LOCK_NAME).as_ref())?;
+        self.ensure_replaceable()?;
+        Ok(lock)
+    }
+
+    /// The proxy that uses this directory now, if any.
+    ///
+    /// # Errors
+    /// The sentence with which [`IncludeDir::lock`] would refuse for another reason.
+    pub fn holder(&self) -> io::Result<Option<Holder>> {
+        let holder = lock::holder(&self.dir)?;
+        self.ensure_replaceable()?;
+        Ok(holder)
+    }
+
+    fn ensure_replaceable(&self) -> io::Result<()> {
+        own_file::ensure_replaceable(&self.dir.join(&self.file_name))
+    }
+
+    /// Opens a file of ours for reading; nothing where there is none.
+    ///
+    /// # Errors
+    /// A sentence that names the file: it is a link or no regular file, or may not be read.
+    pub fn read(&self, name: &str) -> io::Result<Option<File>> {
+        own_file::open_to_read(&self.dir.join(name))
+    }
+
+    /// Puts a file of ours in the place of the one of this name, in one step, and hands it over open.
+    /// Only its owner may read it.
+    ///
+    /// # Errors
+    /// When the directory or the disk does not allow it; what was there stays then.
+    pub fn replace(
+        &self,
+        name: &str,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<File> {
+        let mut file = self.temporary().tempfile_in(&self.dir)?;
+        own_file::give(file.as_file(), self.like(name).as_ref())?;
+        write(file.as_file_mut())?;
+        file.persist(self.dir.join(name))
+            .map_err(|error| error.error)
+    }
+
+    /// Whose a file of this name is to be: whose it is, or whose the lock is, or the directory.
+    fn like(&self, name: &str) -> Option<Metadata> {
+        let own = [name, lock::LOCK_NAME].map(|name| self.dir.join(name));
+        let found = own.iter().find_map(|path| path.symlink_metadata().ok());
+        found.or_else(|| self.dir.metadata().ok())
+    }
+
+    /// Takes away what a proxy that died has left, and says what that was.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or what the daemon reads there not be removed.
     pub fn sweep(&self) -> io::Result<Vec<PathBuf>> {
         let mut swept = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
-            let name = entry?.file_name();
-            let ours = name
-                .to_str()
-                .is_some_and(|name| name == self.file_name || name.starts_with(HIDDEN_PREFIX));
-            if ours {
-                let path = self.dir.join(&name);
-                std::fs::remove_file(&path)?;
-                swept.push(path);
+            let entry = entry?;
+            let (name, path) = (entry.file_name(), entry.path());
+            let is_read = name == *self.file_name;
+            if !is_read
+                && !name
+                    .as_encoded_bytes()
+                    .starts_with(HIDDEN_PREFIX.as_bytes())
+            {
+                continue;
+            }
+            let removed = match entry.file_type()?.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+            match removed {
+                Ok(()) => swept.push(path),
+                Err(error) if is_read => return Err(own_file::about(&path, &error)),
+                // The daemon never reads it.
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "cannot take away what an earlier proxy left");
+                }
             }
         }
         Ok(swept)
@@ -204,33 +327,6 @@ impl IncludeDir {
 fn through_this_process(handle: &File, file: &Path) -> PathBuf {
     let handle = format!("/proc/{}/fd/{}", std::process::id(), handle.as_raw_fd());
     Path::new(&handle).join(file.file_name().unwrap_or_default())
-}
-
-/// Held while a proxy uses a directory. The lock goes with the process, however it ends.
-#[derive(Debug)]
-pub struct DirLock(#[expect(dead_code, reason = "held, not used")] File);
-
-impl DirLock {
-    /// Takes the directory for this process.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] when another proxy uses it; or why it cannot be used.
-    pub fn take(dir: &Path) -> io::Result<Self> {
-        let path = dir.join(LOCK_NAME);
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(DirLock(file)),
-            Err(TryLockError::WouldBlock) => Err(io::Error::new(
-                io::ErrorKind::ResourceBusy,
-                "another twiddler is in front of the same supervisord: stop it first",
-            )),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
-    }
 }
 
 /// What is to be kept, not in its place yet; dropping it takes it away.
@@ -335,13 +431,48 @@ mod tests {
         }
     }
 
+    /// Puts something of this kind there.
+    fn put(kind: &str, path: &Path) {
+        match kind {
+            "a symbolic link" => symlink("/nowhere/at-all", path).unwrap(),
+            "a directory" => std::fs::create_dir(path).unwrap(),
+            "a FIFO" => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+            _ => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        }
+    }
+
     #[test]
-    fn a_directory_has_one_proxy_at_a_time() {
+    fn none_of_our_files_is_followed_or_waited_for() {
+        for kind in ["a symbolic link", "a directory", "a FIFO", "a socket"] {
+            for name in [lock::LOCK_NAME, "own", "kept.conf"] {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join(name);
+                put(kind, &path);
+                let include = open(dir.path()).keeping("kept.conf".into());
+                let refused = match name {
+                    "own" => include.read(name).map(drop),
+                    "kept.conf" => include.kept().map(drop),
+                    _ => include.lock().map(drop),
+                };
+                let said = refused.unwrap_err().to_string();
+                let named = said.contains(path.to_str().unwrap());
+                assert!(named && said.contains(kind), "{said}");
+                if name == lock::LOCK_NAME {
+                    assert_eq!(include.holder().unwrap_err().to_string(), said);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_directory_itself_may_be_a_link() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = DirLock::take(dir.path()).unwrap();
-        let refused = DirLock::take(dir.path()).unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy);
-        drop(lock);
-        DirLock::take(dir.path()).unwrap();
+        let link = dir.path().join("link");
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        symlink("real", &link).unwrap();
+        let include = open(&link);
+        let _lock = include.lock().unwrap();
+        include.replace("own", |file| file.write_all(b"x")).unwrap();
+        assert!(include.read("own").unwrap().is_some());
     }
 }
