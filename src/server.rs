@@ -432,6 +432,29 @@ async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
+/// How long a head is as a client writes it that puts one space behind each colon. hyper takes
+/// longer ones than its buffer where they come in large pieces.
+fn head_size<B>(request: &http::Request<B>) -> usize {
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let site = uri
+        .authority()
+        .map_or(0, |site| "http://".len() + site.as_str().len());
+    let line = request.method().as_str().len() + site + target + "  HTTP/1.1\r\n".len();
+    let headers = request.headers().iter();
+    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    line + headers.sum::<usize>() + "\r\n".len()
+}
+
+fn head_too_large() -> http::Response<axum::body::Body> {
+    let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    let text = format!("the head of a request may have {MAX_HEAD} bytes");
+    let mut reply = relay::own_reply(status, &text);
+    let close = http::HeaderValue::from_static("close");
+    reply.headers_mut().insert(http::header::CONNECTION, close);
+    reply
+}
+
 fn connection(
     stream: Box<dyn Stream>,
     way: Way,
@@ -450,11 +473,18 @@ fn connection(
         request.extensions_mut().insert(way);
         request.extensions_mut().insert(seat.clone());
         seat.set(Phase::Busy);
+        let too_large = head_size(&request) > MAX_HEAD;
         let (seat, underway) = (seat.clone(), underway.clone());
         let is_followed = relay::is_followed(request.uri());
         let reply = app.clone().call(request);
         async move {
-            let reply = reply.await?;
+            let reply = match too_large {
+                true => {
+                    seat.linger();
+                    head_too_large()
+                }
+                false => reply.await?,
+            };
             if is_followed && reply.status() == StatusCode::OK {
                 seat.set_endless();
             }

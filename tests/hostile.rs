@@ -123,6 +123,17 @@ fn heads_have_limits() -> Result<()> {
         "x".repeat(2 * MAX_HEAD)
     );
     assert_eq!(status_of(&sidecar, long.as_bytes())?, 431);
+    // To the byte, whatever comes in one piece.
+    let frame = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: \r\n\r\n";
+    for (bytes, expected) in [
+        (MAX_HEAD, 200),
+        (MAX_HEAD + 1, 431),
+        (MAX_HEAD * 3 / 2, 431),
+    ] {
+        let filled = format!("X: {}\r\n", "x".repeat(bytes - frame.len()));
+        let head = frame.replace("X: \r\n", &filled);
+        assert_eq!(status_of(&sidecar, head.as_bytes())?, expected, "{bytes}");
+    }
     let lines = "X: y\r\n".repeat(MAX_HEADER_LINES);
     assert_eq!(
         status_of(

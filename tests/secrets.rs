@@ -111,3 +111,52 @@ fn use_secrets(sidecar: &Sidecar, own: &str) -> Result<()> {
         .ok();
     Ok(())
 }
+
+#[test]
+fn faults_do_not_tell_the_daemons_environment() -> Result<()> {
+    let name = format!("/{CANARY}/");
+    let daemon = Daemon::start_with(DaemonOptions {
+        environment: &[("SECRET", &name)],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("g", 1))?;
+    let mut refused = 0;
+    for option in [
+        "autorestart",
+        "autostart",
+        "environment",
+        "exitcodes",
+        "numprocs",
+        "priority",
+        "process_name",
+        "startsecs",
+        "stdout_logfile",
+        "stopsignal",
+        "umask",
+        "user",
+    ] {
+        let command = ("command", "/bin/cat");
+        let sent = options(&[command, ("autostart", "false"), (option, "%(ENV_SECRET)s")]);
+        let answer = client.call("twiddler.addProcessToGroup", ("g", option, sent));
+        let Err(error) = answer else { continue };
+        let said = error.to_string();
+        ensure!(said.contains(option), "{option}: {said}");
+        ensure!(!said.contains(CANARY), "{option}: {said}");
+        refused += 1;
+    }
+    ensure!(refused > 8, "{refused} of the options were refused");
+    // What the client itself has sent is told as ever, whatever else is there.
+    let sent = options(&[
+        ("command", "/bin/cat %(ENV_SECRET)s"),
+        ("user", "nobody-of-this-name"),
+    ]);
+    let fault = client.expect_fault("twiddler.addProcessToGroup", ("g", "p", sent))?;
+    ensure!(
+        fault.text.contains("Invalid user name nobody-of-this-name"),
+        "{}",
+        fault.text
+    );
+    Ok(())
+}

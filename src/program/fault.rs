@@ -7,6 +7,28 @@ use crate::python::repr;
 /// The variable that generated sections set, as the daemon lists it.
 const GROUP_VARIABLE: &str = "ENV_SUPERVISOR_GROUP_NAME";
 
+/// What is in an option for the daemon to put a variable of its environment there.
+const VARIABLE: &str = "%(ENV_";
+
+/// What stands before and behind the value in the daemon's reasons (`supervisor/datatypes.py`, and
+/// Python's own for an integer).
+const REASONS: [(&str, &str); 11] = [
+    ("Invalid user name ", ""),
+    ("Invalid user id ", ""),
+    ("invalid 'autorestart' value ", ""),
+    ("not a valid boolean value: ", ""),
+    ("not a valid list of exit codes: ", ""),
+    ("invalid literal for int() with base 10: ", ""),
+    ("value ", " is not a valid signal name"),
+    ("value ", " is not a valid signal number"),
+    ("", " can not be converted to an octal type"),
+    (
+        "The directory named as part of the path ",
+        " does not exist",
+    ),
+    ("Unexpected end of key/value pairs in value '", "'"),
+];
+
 /// See [`Program::in_client_words`].
 pub(super) fn in_client_words(
     program: &Program,
@@ -31,6 +53,7 @@ pub(super) fn in_client_words(
     }
     words = with_client_names(program, words, section);
     words = without_group_setting(program, words);
+    words = without_environment(program, words);
     format!("{words}{}", daemons_ending(program.name(), main_file))
 }
 
@@ -78,6 +101,44 @@ fn without_group_setting(program: &Program, words: String) -> String {
     format!("{before}Available names: {}", names.join(", "))
 }
 
+/// A reason that may show what a variable of the daemon's environment holds names the options with
+/// variables instead: who may add a program need not know the daemon's secrets.
+fn without_environment(program: &Program, words: String) -> String {
+    let uses_variables = |text: &str| text.contains(VARIABLE);
+    let options = program.options.iter();
+    let with_variables: Vec<&str> = options
+        .filter(|(_, text)| uses_variables(text))
+        .map(|(option, _)| option.as_ref())
+        .collect();
+    let is_told = shows_format_as_sent(program, &words) || shows_value_as_sent(program, &words);
+    match with_variables.is_empty() || is_told {
+        true => words,
+        false => format!(
+            "{} is not valid with what the variables of supervisord's environment hold",
+            with_variables.join(" or ")
+        ),
+    }
+}
+
+/// Whether a reason shows the text of an option as the client sent it. That of a log file is expanded
+/// twice, and may be shown in between.
+fn shows_format_as_sent(program: &Program, words: &str) -> bool {
+    let mut sent = program.options.keys().filter_map(|name| program.text(name));
+    sent.any(|text| words.starts_with(&format!("Format string {} for ", repr(text))))
+}
+
+/// Whether the value in a reason is one that the client sent as it is shown.
+fn shows_value_as_sent(program: &Program, words: &str) -> bool {
+    let shown = REASONS
+        .iter()
+        .find_map(|(before, behind)| words.strip_prefix(before)?.strip_suffix(behind));
+    let sent = program.options.values().filter(|text| !text.contains('%'));
+    shown.is_some_and(|shown| {
+        sent.map(|text| text.trim())
+            .any(|text| shown == text || shown == repr(text) || shown == repr(&text.to_lowercase()))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::program;
@@ -116,6 +177,33 @@ mod tests {
             ),
         ];
         for (own, clients) in table {
+            assert_eq!(
+                program.in_client_words(&format!("{own}{OWN}"), "ls~000001", "/s.conf"),
+                format!("{clients}{CLIENTS}"),
+            );
+        }
+    }
+
+    #[test]
+    fn faults_do_not_tell_the_daemons_environment() {
+        let program = program(&[
+            ("command", "cat '%(ENV_A)s"),
+            ("user", "nosuch"),
+            ("startsecs", "%(ENV_B)s"),
+        ]);
+        let hidden = "command or startsecs is not valid with what the variables of supervisord's \
+                      environment hold";
+        for (own, clients) in [
+            ("Invalid user name nosuch", "Invalid user name nosuch"),
+            ("Invalid user name nosuch2", hidden),
+            ("invalid literal for int() with base 10: 'secret'", hidden),
+            ("No closing quotation", hidden),
+            (
+                "Format string '/secret %' for 'stdout_logfile' is badly",
+                hidden,
+            ),
+            ("a reason of another release: secret", hidden),
+        ] {
             assert_eq!(
                 program.in_client_words(&format!("{own}{OWN}"), "ls~000001", "/s.conf"),
                 format!("{clients}{CLIENTS}"),

@@ -8,7 +8,7 @@ use super::name::{NameError, check_process_name};
 use super::options::Reading;
 use super::template::{Known, Piece, Template};
 use super::{DEFAULT_PROCESS_NAME, Program, Refusal};
-use crate::python::strip;
+use crate::python::{repr, strip};
 
 /// The daemon puts a process name into the name of an automatic log file, with some 30 bytes around
 /// it and the identifier it was given; a file name has 255. Where that fails the group is not
@@ -50,10 +50,23 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     check_distinct(&names)
 }
 
-/// Checks names that the daemon gave.
+/// Checks names that the daemon gave. A refusal does not show them: they hold what the daemon's
+/// environment holds.
 pub(super) fn check_all(names: &[String]) -> Result<(), Refusal> {
-    names.iter().try_for_each(|name| check_name(name))?;
+    names.iter().try_for_each(|name| check_given(name))?;
     check_distinct(names)
+}
+
+fn check_given(name: &str) -> Result<(), Refusal> {
+    check_process_name(name, name).map_err(|error| match error {
+        NameError::Character { character, .. } => refused(&format!(
+            "comes to a name that is not valid because of character: {}",
+            repr(&character.to_string())
+        )),
+        NameError::Empty(_) => refused("comes to an empty name"),
+        NameError::Wildcard => refused(&error.to_string()),
+    })?;
+    check_length(name)
 }
 
 /// A program as the user's files define it.
@@ -120,6 +133,10 @@ fn check_template(name: &Template) -> Result<(), Refusal> {
 /// (`supervisor/options.py`, `split_namespec`).
 fn check_name(name: &str) -> Result<(), Refusal> {
     check_process_name(name, name).map_err(|error| refused(&error.to_string()))?;
+    check_length(name)
+}
+
+fn check_length(name: &str) -> Result<(), Refusal> {
     match name.len() <= MAX_BYTES {
         true => Ok(()),
         false => Err(refused(&format!("is longer than {MAX_BYTES} bytes"))),
