@@ -159,6 +159,13 @@ impl Program {
         int(&self.expanded(option, 0)?).value()
     }
 
+    /// Whether the daemon starts it as soon as it is added; also where only the daemon can tell
+    /// (`supervisor/datatypes.py`, `boolean`).
+    pub fn autostarts(&self) -> bool {
+        let text = self.expanded("autostart", 0).unwrap_or_default();
+        !matches!(text.to_lowercase().as_str(), "no" | "false" | "off" | "0")
+    }
+
     /// Turns the text of a fault that the daemon found in the generated `section` into the one it
     /// would have given for the client's program in `main_file`.
     pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> String {
@@ -351,6 +358,18 @@ mod tests {
                 expected,
                 "{process_name:?}"
             );
+        }
+    }
+
+    #[test]
+    fn programs_start_by_themselves_unless_they_say_otherwise() {
+        let starts = |text| program(&[("command", "x"), ("autostart", text)]).autostarts();
+        assert!(program(&[("command", "x")]).autostarts());
+        for text in ["true", "1", "ON", "%(ENV_A)s"] {
+            assert!(starts(text), "{text}");
+        }
+        for text in ["false", "0", "No", "off", "%(process_num)d"] {
+            assert_eq!(starts(text), text.starts_with('%'), "{text}");
         }
     }
 

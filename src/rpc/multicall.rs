@@ -4,13 +4,18 @@
 //! (`supervisor/xmlrpc.py`, `multicall`). Neighbouring calls for the daemon go to it in one
 //! multicall, neighbouring changes are made together.
 
+use std::collections::HashSet;
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
 use super::supervisor::{Back, Translation};
+use super::whole::is_true;
 use super::{Answer, Caller, Failure, Rpc, namespace, read_entry, reply, system};
-use crate::names::{Shape, shape};
+use crate::daemon::fault::{ABNORMAL_TERMINATION, ALREADY_STARTED, SPAWN_ERROR, fault};
+use crate::names::{self, Shape, shape};
 use crate::relay;
 use crate::twiddler::methods::Request;
 use crate::twiddler::{Change, Refusal};
@@ -20,6 +25,9 @@ use crate::xmlrpc::{Fault, MethodCall, Value};
 /// meanwhile.
 pub const MAX_CALLS: usize = 10_000;
 
+/// How often a process that starts is looked at, as the daemon does (`startProcess`, `onwait.delay`).
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// Answers so far, and neighbours that wait to go together.
 struct Progress<'a> {
     rpc: &'a Rpc,
@@ -28,6 +36,8 @@ struct Progress<'a> {
     /// With the way back into the client's names, and the daemon's life in which it is one.
     asked: Vec<(Value, Option<(Back, u64)>)>,
     changes: Vec<Change>,
+    /// Namespecs of processes that this call has added, and that the daemon starts by itself.
+    starting: HashSet<String>,
 }
 
 impl Rpc {
@@ -79,6 +89,7 @@ impl Rpc {
             results: Vec::with_capacity(entries.len()),
             asked: Vec::new(),
             changes: Vec::new(),
+            starting: HashSet::new(),
         };
         for entry in entries {
             progress.take(entry).await?;
@@ -133,6 +144,14 @@ impl Progress<'_> {
     ) -> Result<(), Failure> {
         // What goes before may change what names mean.
         self.flush_changes().await?;
+        if name == "startProcess"
+            && let Some(Value::String(process)) = call.params.first()
+            && self.starting.remove(&full(process))
+        {
+            self.flush_asked().await?;
+            let answer = self.rpc.start_added(self.caller, process, call).await;
+            return self.push(answer);
+        }
         let (translation, life) = self.rpc.translate(self.caller, name, &call.params).await;
         match translation {
             Translation::Same => self.ask(entry.clone(), None).await,
@@ -174,7 +193,12 @@ impl Progress<'_> {
             return Ok(());
         }
         let changes = std::mem::take(&mut self.changes);
-        for answer in self.rpc.changes(self.caller, changes).await {
+        let starting: Vec<Vec<String>> = changes.iter().map(starting).collect();
+        let answers = self.rpc.changes(self.caller, changes).await;
+        for (answer, starting) in answers.into_iter().zip(starting) {
+            if answer.is_ok() {
+                self.starting.extend(starting);
+            }
             self.push(answer)?;
         }
         Ok(())
@@ -226,6 +250,72 @@ impl Progress<'_> {
             Err(failure) => return Err(failure),
         });
         Ok(())
+    }
+}
+
+impl Rpc {
+    /// Answers `startProcess` for a process that the same multicall has added. In the in-process
+    /// original nothing has started it by then, so the call works; here the daemon has.
+    async fn start_added(&self, caller: &Caller<'_>, process: &str, call: &MethodCall) -> Answer {
+        let alias = self
+            .twiddler
+            .with_registry(|registry| names::alias(registry, process));
+        let real = alias.as_ref().map_or(process, |alias| &alias.real);
+        let mut params = call.params.clone();
+        params[0] = real.into();
+        let waits = params.get(1).is_none_or(is_true);
+        let mut answer = self.ask(caller, &call.method, &params).await;
+        if matches!(&answer, Err(Failure::Fault(told)) if told.code == ALREADY_STARTED) {
+            answer = match waits {
+                true => self.until_started(caller, real).await,
+                false => Ok(Value::Bool(true)),
+            };
+        }
+        match (answer, alias) {
+            (Err(Failure::Fault(told)), Some(alias)) => {
+                alias.back(Err(told)).map_err(Failure::Fault)
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// Looks until a process is no longer STARTING, which ends after `startsecs`
+    /// (`supervisor/rpcinterface.py`, `startProcess`).
+    async fn until_started(&self, caller: &Caller<'_>, real: &str) -> Answer {
+        loop {
+            let info = self
+                .ask(caller, "supervisor.getProcessInfo", &[real.into()])
+                .await?;
+            let spawnerr = info.get("spawnerr").and_then(Value::as_str);
+            if spawnerr.is_some_and(|text| !text.is_empty()) {
+                return Err(fault(SPAWN_ERROR, real).into());
+            }
+            match info.get("statename").and_then(Value::as_str) {
+                Some("RUNNING") => return Ok(Value::Bool(true)),
+                Some("STARTING") => tokio::time::sleep(LOOK_AGAIN).await,
+                _ => return Err(fault(ABNORMAL_TERMINATION, real).into()),
+            }
+        }
+    }
+}
+
+/// Namespecs of the processes that the daemon starts by itself when this change is made.
+fn starting(change: &Change) -> Vec<String> {
+    match change {
+        Change::AddProgram(program) if program.autostarts() => {
+            let names = program.process_names().unwrap_or_default();
+            let namespec = |name| format!("{}:{name}", program.group());
+            names.into_iter().map(namespec).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The name of a process with its group.
+fn full(name: &str) -> String {
+    match names::split_namespec(name) {
+        (group, Some(process)) => format!("{group}:{process}"),
+        (group, None) => format!("{group}:*"),
     }
 }
 

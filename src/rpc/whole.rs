@@ -149,7 +149,7 @@ fn state(info: &Value) -> i64 {
 }
 
 /// Python's idea of a true value.
-fn is_true(value: &Value) -> bool {
+pub(super) fn is_true(value: &Value) -> bool {
     match value {
         Value::Nil => false,
         Value::Bool(truth) => *truth,

@@ -236,6 +236,14 @@ impl Plan {
         }
     }
 
+    /// Whether the daemon starts a process by itself because of it.
+    pub fn autostarts(&self) -> bool {
+        match self {
+            Plan::Fill { program, .. } | Plan::Place { program, .. } => program.autostarts(),
+            _ => false,
+        }
+    }
+
     /// Whether the daemon has to read a file for it.
     pub fn needs_reload(&self) -> bool {
         !matches!(

@@ -45,6 +45,8 @@ pub(super) struct Transaction<'a> {
     begun: Option<Vec<Event>>,
     /// The daemon has read something last that was not added after all.
     is_stale: bool,
+    /// Something was added that the daemon starts by itself.
+    starts: bool,
     /// How often it has begun again.
     retries: u32,
 }
@@ -71,6 +73,7 @@ impl<'a> Transaction<'a> {
             outcomes,
             begun: ahead.as_ref().map(|ahead| ahead.staged.steps()),
             is_stale: ahead.is_some(),
+            starts: false,
             ahead,
             events: Vec::new(),
             finished: Vec::new(),
@@ -96,17 +99,27 @@ impl<'a> Transaction<'a> {
         if let Err(refusal) = self.end(None) {
             tracing::debug!(%refusal, "nothing is left of what was begun");
         }
-        self.refresh().await;
+        if self.is_stale {
+            self.refresh().await;
+        } else if self.starts {
+            self.take_turn().await;
+        }
         self.outcomes
     }
 
     /// Lets the daemon read its files without what was refused: it lists what it read last, and would
     /// add it for anybody.
     async fn refresh(&self) {
-        if self.is_stale
-            && let Err(refusal) = ask_and_reload(self.twiddler, Vec::new()).await
-        {
+        if let Err(refusal) = ask_and_reload(self.twiddler, Vec::new()).await {
             tracing::debug!(%refusal, "supervisord may still list what it read last");
+        }
+    }
+
+    /// The daemon starts what was added in the next turn of its loop (`supervisor/supervisord.py`,
+    /// `runforever`). Whoever asks after this small call is answered after that.
+    async fn take_turn(&self) {
+        if let Err(refusal) = self.twiddler.call("supervisor.getState", &[]).await {
+            tracing::debug!(%refusal, "what was added may not have been started yet");
         }
     }
 
@@ -586,6 +599,7 @@ impl<'a> Transaction<'a> {
             _ => added.is_err(),
         });
         let Some(Err(failed)) = failed else {
+            self.starts |= plan.autostarts();
             let mut events = plan.events();
             events.extend(self.uncovered(plan));
             self.finish(index, events);
