@@ -607,6 +607,74 @@ fn what_the_daemon_takes_no_more_is_forgotten_and_keeps_it_from_nothing() -> Res
     Ok(())
 }
 
+/// What version 0.1.0 left, which gave each process a real group: that of [`change_all`] without
+/// `own:more_1`.
+const JOURNAL_0_1_0: &str = include_str!("fixtures/0.1.0/journal");
+const KEPT_0_1_0: &str = include_str!("fixtures/0.1.0/persist.conf");
+
+#[test]
+fn what_the_first_version_kept_is_taken_up() -> Result<()> {
+    let kept_before = |more: &[(&str, &str)]| -> Result<Daemon> {
+        let file = format!("conf.d/{KEPT}");
+        let files = [&[(file.as_str(), KEPT_0_1_0)], more].concat();
+        Daemon::start_with(common::DaemonOptions {
+            body: USER,
+            files: &files,
+            ..common::DaemonOptions::default()
+        })
+    };
+    let expected = [
+        "dynamic_procs:ls_0",
+        "dynamic_procs:ls_1",
+        "dynamic_procs:ls_2",
+        "own:first",
+        "own:more_0",
+        "own:more_2",
+        "web:front",
+        "web:joined",
+    ];
+    let ensure_all = |client: &Client, expected: &[&str]| {
+        let mut shown = rows(client)?;
+        shown.retain(|row| row.group != "pool");
+        let names: Vec<String> = shown.iter().map(Row::namespec).collect();
+        ensure!(names == expected, "{names:?}");
+        Ok(())
+    };
+    let marker = "[group:twiddler~59f5-18ebb38fa07c5e87]\nprograms=\n";
+    let journal = ("conf.d/.twiddler-journal", JOURNAL_0_1_0);
+    let without_back: Vec<&str> = expected.to_vec();
+    let mut with_back = expected.to_vec();
+    with_back.insert(6, "web:back");
+    // In another life of the daemon, in the same one, and with a lost journal.
+    let lives = [
+        (vec![journal], &without_back),
+        (vec![journal, ("conf.d/marker.conf", marker)], &with_back),
+        (vec![], &with_back),
+    ];
+    for (files, expected) in lives {
+        let daemon = kept_before(&files)?;
+        let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
+        let client = sidecar.socket_client();
+        ensure_all(&client, expected)?;
+        let reread = stdout_text(&daemon.supervisorctl(&["reread"])?);
+        ensure!(
+            !reread.contains("changed"),
+            "the daemon has other ones: {reread}"
+        );
+        // One of three leaves, and a program comes.
+        client.call("supervisor.stopProcess", ("dynamic_procs:ls_1",))?;
+        client.call("twiddler.removeProcessFromGroup", ("dynamic_procs", "ls_1"))?;
+        client.call("twiddler.addProgramToGroup", ("web", "new", several()))?;
+        let mut expected = expected.clone();
+        expected.remove(1);
+        expected.extend(["web:new_0", "web:new_1", "web:new_2"]);
+        ensure_all(&client, &expected)?;
+        daemon.kill_and_start_again()?;
+        ensure_all(&client, &expected).context("in another life")?;
+    }
+    Ok(())
+}
+
 #[test]
 fn the_changes_of_one_multicall_are_written_once() -> Result<()> {
     let (daemon, _sidecar, client) = front()?;

@@ -575,6 +575,157 @@ fn adding_and_removing_for_ever_leaves_nothing_behind() -> Result<()> {
     Ok(())
 }
 
+// --- Real groups ---
+
+fn triple(more: &[(&str, &str)]) -> Value {
+    let three = [
+        ("numprocs", "3"),
+        ("process_name", "%(program_name)s%(process_num)d"),
+    ];
+    program(&[&three, more].concat())
+}
+
+#[test]
+fn the_processes_of_a_program_share_a_real_group_and_leave_one_by_one() -> Result<()> {
+    let (daemon, sidecar, client) = front(USER)?;
+    client.call(ADD, ("web", "w", triple(&[("numprocs_start", "4")])))?;
+    for name in ["w4", "w5", "w6"] {
+        let real = real_name(&daemon, "web", name)?;
+        ensure!(real == format!("web~000001:{name}"), "{real}");
+    }
+    client.call("supervisor.startProcessGroup", ("web",))?;
+    let running = client.expect_fault(REMOVE, ("web", "w5"))?;
+    ensure_fault(&running, 91, "STILL_RUNNING: w5")?;
+    client.call("supervisor.stopProcess", ("web:w5",))?;
+    let neighbours = |client: &Client| -> Result<Vec<i64>> {
+        let infos =
+            ["web:w4", "web:w6"].map(|name| client.call("supervisor.getProcessInfo", (name,)));
+        infos
+            .into_iter()
+            .map(|info| number(member(&info?, "pid")?))
+            .collect()
+    };
+    let before = neighbours(&client)?;
+    client.call(REMOVE, ("web", "w5"))?;
+    ensure!(neighbours(&client)? == before, "a neighbour noticed");
+    let ensure_gone = |client: &Client| -> Result<()> {
+        let names = shown(client)?;
+        ensure!(!names.iter().any(|name| name.ends_with("w5")), "{names:?}");
+        for name in ["web:w5", "web~000001:w5"] {
+            let fault = client.expect_fault("supervisor.startProcess", (name,))?;
+            ensure_fault(&fault, 10, &format!("BAD_NAME: {name}"))?;
+        }
+        let configs = client.call("supervisor.getAllConfigInfo", ())?;
+        ensure!(!column(&configs, "name")?.contains(&"w5"), "{configs:?}");
+        let page = client.get("/")?.text();
+        ensure!(page.contains("w4") && !page.contains("w5"), "{page}");
+        Ok(())
+    };
+    ensure_gone(&client)?;
+    // Whatever starts all does not start it, and after a start of the proxy neither.
+    client.call("supervisor.startAllProcesses", ())?;
+    client.call("supervisor.startProcess", ("web:*",))?;
+    sidecar.kill()?;
+    sidecar.start_again()?;
+    let client = sidecar.client().kept_alive();
+    ensure_gone(&client)?;
+    ensure!(daemon.state("web~000001:w5")? == "STOPPED");
+    // Not even when somebody starts it by its real name.
+    daemon.call("supervisor.startProcess", ("web~000001:w5",))?;
+    ensure!(!shown(&client)?.contains(&"web:w5".to_owned()));
+    // Its name is free, for another real group.
+    client.call(ADD, ("web", "w5", program(&[])))?;
+    ensure!(real_name(&daemon, "web", "w5").is_ok() && state(&client, "web:w5")? == "STOPPED");
+    client.call("supervisor.stopAllProcesses", ())?;
+    for name in ["w5", "w6"] {
+        client.call(REMOVE, ("web", name))?;
+    }
+    // The last one does not leave a real group in which somebody has started a hidden one: that is
+    // told to stop.
+    let kept = client.expect_fault(REMOVE, ("web", "w4"))?;
+    ensure_fault(&kept, 91, "STILL_RUNNING: web~000001:w5")?;
+    daemon.wait_for_state("web~000001:w5", "STOPPED")?;
+    client.call(REMOVE, ("web", "w4"))?;
+    let there = shown(&daemon.client())?;
+    ensure!(there.iter().all(|name| !name.contains('~')), "{there:?}");
+    Ok(())
+}
+
+#[test]
+fn a_process_that_the_daemon_is_about_to_start_is_not_removed() -> Result<()> {
+    let (_daemon, _sidecar, client) = front(USER)?;
+    for round in 0..5 {
+        let name = format!("w{round}-");
+        client.call(
+            ADD,
+            (
+                "web",
+                &name,
+                triple(&[("autostart", "true"), ("startsecs", "60")]),
+            ),
+        )?;
+        let early = client.expect_fault(REMOVE, ("web", format!("{name}1")))?;
+        ensure_fault(&early, 91, &format!("STILL_RUNNING: {name}1"))?;
+        // Exits again and again, and is started each time.
+        let name = format!("x{round}-");
+        let restless = [
+            ("command", "/bin/true"),
+            ("autostart", "true"),
+            ("autorestart", "true"),
+        ];
+        client.call(ADD, ("web", &name, triple(&restless)))?;
+        let restless = client.expect_fault(REMOVE, ("web", format!("{name}1")))?;
+        ensure_fault(&restless, 91, &format!("STILL_RUNNING: {name}1"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn programs_come_and_go_in_any_order_and_leave_nothing_behind() -> Result<()> {
+    const CHANGES: usize = 250;
+    let (daemon, _sidecar, client) = front(USER)?;
+    let before = shown(&daemon.client())?;
+    let mut dice = common::Dice::new(common::dice::setting("TWIDDLER_TEST_SEED", 5)?);
+    let mut there: Vec<(String, String)> = Vec::new();
+    client.call("twiddler.addGroup", ("g", 1))?;
+    let unfiled = unfiled_groups(&daemon)?;
+    for number in 0..CHANGES {
+        let comes = number < CHANGES / 2 && (there.len() < 5 || there.len() < 30 && dice.one_in(2));
+        if comes {
+            let group = dice.pick(&["web", "lone", "empty", "g"]);
+            let name = format!("p{}-", number % 20);
+            let count = 1 + dice.roll(5);
+            let given = program(&[
+                ("numprocs", &count.to_string()),
+                ("process_name", "%(program_name)s%(process_num)d"),
+            ]);
+            let added = client.call(ADD, (group, &name, given));
+            let names = (0..count).map(|number| (group.to_owned(), format!("{name}{number}")));
+            let taken = names.clone().any(|name| there.contains(&name));
+            ensure!(added.is_err() == taken, "{group}:{name}: {added:?}");
+            there.extend(names.filter(|_| !taken));
+        } else if !there.is_empty() {
+            let (group, process) = there.swap_remove(dice.roll(there.len()));
+            client.call(REMOVE, (group, process))?;
+        }
+        let mut names: Vec<String> = there
+            .iter()
+            .map(|(group, name)| format!("{group}:{name}"))
+            .collect();
+        names.extend(before.iter().cloned());
+        names.sort();
+        let mut shown = shown(&client)?;
+        shown.sort();
+        ensure!(shown == names, "change {number}: {shown:?}\n{names:?}");
+    }
+    for (group, process) in there {
+        client.call(REMOVE, (group, process))?;
+    }
+    ensure!(shown(&daemon.client())? == before);
+    ensure!(unfiled_groups(&daemon)? == unfiled);
+    Ok(())
+}
+
 // --- Order and time ---
 
 /// Twenty processes, half of them placed at once and half one by one.

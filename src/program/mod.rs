@@ -166,6 +166,24 @@ impl Program {
         !matches!(text.to_lowercase().as_str(), "no" | "false" | "off" | "0")
     }
 
+    /// Whether the daemon starts it again after it has exited with this status; none where only the
+    /// daemon can tell (`supervisor/datatypes.py`, `auto_restart` and `list_of_exitcodes`).
+    pub fn restarts(&self, exitstatus: i64) -> Option<bool> {
+        let text = |option, default: &str| match self.options.contains_key(option) {
+            true => self.expanded(option, 0),
+            false => Some(default.to_owned()),
+        };
+        match text("autorestart", "unexpected")?.to_lowercase().as_str() {
+            "no" | "false" | "off" | "0" => Some(false),
+            "unexpected" => {
+                let codes = text("exitcodes", "0")?;
+                let mut codes = codes.split(',').map(int);
+                Some(codes.all(|code| code.value() != Some(exitstatus)))
+            }
+            _ => Some(true),
+        }
+    }
+
     /// Turns the text of a fault that the daemon found in the generated `section` into the one it
     /// would have given for the client's program in `main_file`.
     pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> String {
@@ -370,6 +388,28 @@ mod tests {
         }
         for text in ["false", "0", "No", "off", "%(process_num)d"] {
             assert_eq!(starts(text), text.starts_with('%'), "{text}");
+        }
+    }
+
+    #[test]
+    fn programs_start_again_as_they_say() {
+        let restarts = |options: &[(&str, &str)], status| {
+            program(&[&[("command", "x")], options].concat()).restarts(status)
+        };
+        assert_eq!(restarts(&[], 0), Some(false));
+        assert_eq!(restarts(&[], 1), Some(true));
+        assert_eq!(restarts(&[], -1), Some(true));
+        let table = [
+            ("false", "0", 1, Some(false)),
+            ("True", "0", 0, Some(true)),
+            ("unexpected", "0, 2", 2, Some(false)),
+            ("unexpected", "0, 2", 3, Some(true)),
+            ("unexpected", "%(ENV_A)s", 3, None),
+            ("%(ENV_A)s", "0", 3, None),
+        ];
+        for (autorestart, exitcodes, status, expected) in table {
+            let options = [("autorestart", autorestart), ("exitcodes", exitcodes)];
+            assert_eq!(restarts(&options, status), expected, "{options:?}");
         }
     }
 

@@ -84,5 +84,6 @@ pub(super) fn found(info: &Value) -> Option<Found> {
         process: info.get("name")?.as_str()?.to_owned(),
         state: info.get("state")?.as_int()?,
         start: info.get("start")?.as_int()?,
+        exitstatus: info.get("exitstatus")?.as_int()?,
     })
 }

@@ -331,3 +331,156 @@ fn header<'l>(line: &'l str, kind: &str) -> Option<&'l str> {
         .strip_prefix(':')?
         .strip_suffix(']')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::registry::tests::{hidden, left, registry};
+    use super::*;
+    use crate::program::{Name, Program};
+    use crate::xmlrpc::Value;
+
+    fn program(group: &str, name: &str, numprocs: i64) -> Program {
+        let options = [
+            ("command", Value::from("/bin/cat")),
+            ("numprocs", Value::Int(numprocs)),
+            ("process_name", "%(program_name)s_%(process_num)d".into()),
+        ];
+        let options = options.map(|(name, value)| (name.to_owned(), value));
+        let group = Name::parse(group).unwrap();
+        Program::parse(&group, name, &Value::Struct(options.into()), "").unwrap()
+    }
+
+    fn members(group: &str, name: &str, numprocs: u32, real: &str) -> Vec<Event> {
+        let program = program(group, name, numprocs.into());
+        let member = |index| {
+            Event::Joined(Box::new(Member {
+                group: group.to_owned(),
+                process: format!("{name}_{index}"),
+                real: real.to_owned(),
+                index,
+                program: Some(program.clone()),
+                section: None,
+            }))
+        };
+        (0..numprocs).map(member).collect()
+    }
+
+    fn sections(text: &str) -> Vec<&str> {
+        let kept = |line: &&str| line.starts_with('[') || line.starts_with("programs=");
+        text.lines().filter(kept).collect()
+    }
+
+    #[test]
+    fn each_process_has_a_section_of_its_own_and_what_is_hidden_has_none() {
+        let mut known = registry(&members("web", "w", 3, "web~000007"));
+        let whole = render(&known, &[]);
+        assert_eq!(
+            sections(&whole),
+            [
+                "[group:web~000007]",
+                "programs=web~000007~0,web~000007~1,web~000007~2",
+                "[program:web~000007~0]",
+                "[program:web~000007~1]",
+                "[program:web~000007~2]",
+            ]
+        );
+        known.apply(hidden("web~000007", "w_1"));
+        let less = render(&known, &[]);
+        assert_eq!(sections(&less)[1], "programs=web~000007~0,web~000007~2");
+        assert!(less.contains("numprocs_start=2") && !less.contains("numprocs_start=1\n"));
+        known.apply(hidden("web~000007", "w_0"));
+        let one = render(&known, &[]);
+        assert_eq!(
+            sections(&one),
+            [
+                "[group:web~000007]",
+                "programs=web~000007",
+                "[program:web~000007]"
+            ]
+        );
+        known.apply(left("web", "w_2"));
+        assert_eq!(render(&known, &[]), HEADER);
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again_without_a_journal() {
+        let mut known = registry(&members("web", "w", 3, "web~000007"));
+        for event in members("web", "one", 1, "web~000008") {
+            known.apply(event);
+        }
+        known.apply(hidden("web~000007", "w_1"));
+        let kept = KeptBefore::read(&render(&known, &[]));
+        let table = [
+            ("web~000007", "w_0", Some("numprocs_start=0")),
+            ("web~000007", "w_1", None),
+            ("web~000007", "w_2", Some("numprocs_start=2")),
+            ("web~000008", "one_0", Some("process_name=one_")),
+            ("web~000008", "w_0", None),
+            ("web~000009", "one_0", None),
+        ];
+        for (real, process, expected) in table {
+            let section = kept.placed_section(real, process);
+            match expected {
+                Some(line) => assert!(section.unwrap().contains(line), "{real}:{process}"),
+                None => assert_eq!(section, None, "{real}:{process}"),
+            }
+        }
+        assert!(kept.has_real_group("web~000008") && !kept.has_real_group("web~000009"));
+    }
+
+    #[test]
+    fn the_file_of_the_first_version_is_read() {
+        let kept = KeptBefore::read(include_str!("../../tests/fixtures/0.1.0/persist.conf"));
+        let groups: Vec<(&str, i64)> = kept
+            .groups
+            .iter()
+            .map(|(name, priority)| (name.as_str(), *priority))
+            .collect();
+        assert_eq!(groups, [("nothing", 6), ("own", 5)]);
+        assert!(kept.section("twiddler~own~0").unwrap().contains("first"));
+        let table = [
+            ("dynamic_procs~000008", "ls_2", true),
+            ("own~000004", "more_2", true),
+            ("own~000003", "more_1", false),
+            ("web~000005", "joined", true),
+        ];
+        for (real, process, expected) in table {
+            let section = kept.placed_section(real, process);
+            assert_eq!(section.is_some(), expected, "{real}:{process}");
+        }
+    }
+
+    #[test]
+    fn the_member_of_a_section_that_is_refused_is_found() {
+        let events = [
+            members("web", "w", 2, "web~000007"),
+            members("web", "one", 1, "web~000070"),
+        ];
+        let known = registry(&events.concat());
+        let table = [
+            ("program:web~000007~1", Some("w_1")),
+            ("program:web~000007~0", Some("w_0")),
+            ("program:web~000070", Some("one_0")),
+            ("program:web", None),
+        ];
+        for (section, process) in table {
+            let complaint = format!("bad user in section '{section}' (file: 'x')");
+            let refused = refused_member(&known, &complaint);
+            assert_eq!(refused, process.map(|name| left("web", name)), "{section}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_comes_back_stopped_holds_its_members_alone() {
+        let mut known = registry(&members("web", "w", 3, "web~000007"));
+        known.apply(hidden("web~000007", "w_1"));
+        let text = stopped_group(&known, &[], "web~000007").unwrap();
+        assert_eq!(text.matches("autostart=false").count(), 2);
+        let uncovered = Event::Shown {
+            group: "web~000007".to_owned(),
+            process: "w_1".to_owned(),
+        };
+        assert_eq!(gone_with(&known, "web~000007"), [uncovered]);
+        assert_eq!(stopped_group(&known, &[], "web~000009"), None);
+    }
+}

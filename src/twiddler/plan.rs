@@ -39,6 +39,8 @@ pub struct Found {
     pub state: i64,
     /// When it last started; 0 for never.
     pub start: i64,
+    /// The status with which it last exited.
+    pub exitstatus: i64,
 }
 
 impl Found {
@@ -47,11 +49,20 @@ impl Found {
         STOPPED_STATES.contains(&self.state)
     }
 
-    /// Whether it is stopped and the daemon may start it by itself in the next turn of its loop: it
-    /// was never started, or has just exited (`supervisor/process.py`, `transition`).
-    pub fn may_start(&self) -> bool {
+    /// Whether it is stopped and the daemon starts it by itself in the next turn of its loop, where
+    /// `program` is what it was made from (`supervisor/process.py`, `transition`). None where that is
+    /// not known.
+    pub fn will_start(&self, program: Option<&Program>) -> Option<bool> {
+        const STOPPED: i64 = 0;
         const EXITED: i64 = 100;
-        self.state == EXITED || self.state == STOPPED_STATES[0] && self.start == 0
+        match self.state {
+            EXITED => program?.restarts(self.exitstatus),
+            STOPPED if self.start == 0 => match program?.autostarts() {
+                true => None,
+                false => Some(false),
+            },
+            _ => Some(false),
+        }
     }
 }
 
@@ -102,6 +113,7 @@ impl Answers {
                             process: process.clone(),
                             state: STOPPED_STATES[0],
                             start: hidden.unwrap_or_default(),
+                            exitstatus: 0,
                         };
                         answers
                             .processes
@@ -504,13 +516,18 @@ impl<'a> Planner<'a> {
 
     fn hide(&mut self, real: &str, group: &str, process: &str) -> Result<Plan, Fault> {
         let found = self.stopped(group, process)?;
+        let member = self.registry.member(group, process);
+        let will_start = found.will_start(member.and_then(|member| member.program.as_ref()));
+        if will_start == Some(true) {
+            return Err(fault(STILL_RUNNING, process));
+        }
         let leaving = self.leaving.entry(real.to_owned()).or_default();
         leaving.insert(process.to_owned());
         Ok(Plan::Hide {
             real: real.to_owned(),
             process: process.to_owned(),
             start: found.start,
-            may_start: found.may_start(),
+            may_start: will_start.is_none(),
         })
     }
 
@@ -701,4 +718,275 @@ fn split_real_name(real: &str) -> Option<(&str, &str)> {
     let (group, number) = real.rsplit_once('~')?;
     let numbered = number.len() >= NUMBER_WIDTH && number.bytes().all(|byte| byte.is_ascii_digit());
     (numbered && !group.is_empty()).then_some((group, number))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::registry::tests::{hidden, joined, registry, two};
+    use super::*;
+    use crate::program::Name;
+    use crate::xmlrpc::Value;
+
+    const STOPPED: i64 = 0;
+    const RUNNING: i64 = 20;
+    const EXITED: i64 = 100;
+
+    fn program(group: &str, name: &str, numprocs: usize) -> Change {
+        let options = [
+            ("command", Value::from("/bin/cat")),
+            ("numprocs", Value::Int(i64::try_from(numprocs).unwrap())),
+            ("process_name", "%(program_name)s_%(process_num)d".into()),
+        ];
+        let options = options.map(|(name, value)| (name.to_owned(), value));
+        let group = Name::parse(group).unwrap();
+        let program = Program::parse(&group, name, &Value::Struct(options.into()), "");
+        Change::AddProgram(Box::new(program.unwrap()))
+    }
+
+    fn names(change: &Change) -> Vec<String> {
+        match change {
+            Change::AddProgram(program) => program.process_names().unwrap(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn removal(group: &str, process: &str) -> Change {
+        Change::RemoveProcess {
+            group: group.to_owned(),
+            process: process.to_owned(),
+        }
+    }
+
+    /// What the daemon holds: each process's state and when it last started.
+    #[derive(Clone, Default)]
+    struct Held(HashMap<String, BTreeMap<String, (i64, i64)>>);
+
+    impl Held {
+        fn answer(&self, questions: &[Question]) -> Answers {
+            let mut answers = Answers::default();
+            for question in questions {
+                match question {
+                    Question::Group(name) => {
+                        let active = self.0.contains_key(name);
+                        answers.groups.insert(name.clone(), active);
+                    }
+                    Question::Process { real, process } => {
+                        if let Some((state, start)) =
+                            self.0.get(real).and_then(|group| group.get(process))
+                        {
+                            let found = Found {
+                                real: real.clone(),
+                                process: process.clone(),
+                                state: *state,
+                                start: *start,
+                                exitstatus: 0,
+                            };
+                            let key = (real.clone(), process.clone());
+                            answers.processes.insert(key, found);
+                        }
+                    }
+                    Question::AllProcesses => unreachable!("no group is removed"),
+                }
+            }
+            answers
+        }
+
+        fn make(&mut self, plan: &Plan) {
+            match plan {
+                Plan::Place { real, members, .. } => {
+                    let processes = members.iter();
+                    let processes = processes.map(|member| (member.process.clone(), (STOPPED, 5)));
+                    assert!(!self.0.contains_key(real), "{real} is there");
+                    self.0.insert(real.clone(), processes.collect());
+                }
+                Plan::Drop { real, .. } => {
+                    assert!(self.0.remove(real).is_some(), "{real} is not there");
+                }
+                Plan::Hide { real, process, .. } => {
+                    assert!(self.0[real].contains_key(process), "{real}:{process}");
+                }
+                other => unreachable!("{other:?}"),
+            }
+        }
+    }
+
+    fn planned(
+        registry: &Registry,
+        held: &Held,
+        changes: &[Change],
+        next: u64,
+    ) -> (Vec<Result<Plan, Fault>>, u64) {
+        let names: Vec<Vec<String>> = changes.iter().map(names).collect();
+        let answers = held.answer(&questions(registry, changes, &names));
+        let mut planner = Planner::new(registry, &[], &answers, next, false);
+        let plans = changes.iter().zip(&names);
+        let plans = plans
+            .map(|(change, names)| planner.plan(change, names))
+            .collect();
+        (plans, planner.finish().1)
+    }
+
+    /// What is planned in short.
+    fn short(plan: &Result<Plan, Fault>) -> String {
+        match plan {
+            Ok(Plan::Place { real, members, .. }) => format!("place {} in {real}", members.len()),
+            Ok(Plan::Drop { real, .. }) => format!("drop {real}"),
+            Ok(Plan::Hide {
+                real,
+                process,
+                may_start,
+                ..
+            }) => match may_start {
+                true => format!("hide {real}:{process} if it stays"),
+                false => format!("hide {real}:{process}"),
+            },
+            Ok(other) => format!("{other:?}"),
+            Err(told) => told.text.clone(),
+        }
+    }
+
+    #[test]
+    fn a_process_of_several_is_hidden_and_the_last_takes_the_real_group_away() {
+        let other = joined("web", "c", "web~000002", 0);
+        let known = registry(&[two(), vec![hidden("web~000002", "a"), other]].concat());
+        let held = |a: (i64, i64), b: (i64, i64)| {
+            let pair = [("a".to_owned(), a), ("b".to_owned(), b)];
+            let lone = [
+                ("c".to_owned(), (RUNNING, 5)),
+                ("a".to_owned(), (STOPPED, 5)),
+            ];
+            Held(HashMap::from([
+                ("web".to_owned(), BTreeMap::new()),
+                ("web~000001".to_owned(), pair.into()),
+                ("web~000002".to_owned(), lone.into()),
+            ]))
+        };
+        let (stopped, never) = ((STOPPED, 5), (STOPPED, 0));
+        let (running, exited) = ((RUNNING, 5), (EXITED, 5));
+        type Row<'a> = (Held, &'a [&'a str], &'a [&'a str]);
+        let table: [Row<'_>; 9] = [
+            (held(stopped, stopped), &["a"], &["hide web~000001:a"]),
+            (
+                held(stopped, stopped),
+                &["b", "a"],
+                &["hide web~000001:b", "drop web~000001"],
+            ),
+            (
+                held(never, stopped),
+                &["a"],
+                &["hide web~000001:a if it stays"],
+            ),
+            (
+                held(exited, stopped),
+                &["a"],
+                &["hide web~000001:a if it stays"],
+            ),
+            (held(running, stopped), &["a"], &["STILL_RUNNING: a"]),
+            // Who does not leave is not counted among those that do.
+            (
+                held(running, stopped),
+                &["a", "b"],
+                &["STILL_RUNNING: a", "hide web~000001:b"],
+            ),
+            // The daemon itself says whether the last one runs.
+            (
+                held(stopped, running),
+                &["a", "b"],
+                &["hide web~000001:a", "drop web~000001"],
+            ),
+            (held(stopped, stopped), &["c"], &["drop web~000002"]),
+            (held(stopped, stopped), &["nope"], &["BAD_NAME: nope"]),
+        ];
+        for (held, processes, expected) in table {
+            let changes: Vec<Change> = processes.iter().map(|name| removal("web", name)).collect();
+            let (plans, _) = planned(&known, &held, &changes, 3);
+            let plans: Vec<String> = plans.iter().map(short).collect();
+            assert_eq!(plans, expected, "{processes:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_is_placed_whole_and_hidden_names_are_free() {
+        let known = registry(&[two(), vec![hidden("web~000001", "w_0")]].concat());
+        let held = Held(HashMap::from([("web".to_owned(), BTreeMap::new())]));
+        let (plans, next) = planned(&known, &held, &[program("web", "w", 3)], 3);
+        assert_eq!(short(&plans[0]), "place 3 in web~000003");
+        assert_eq!(next, 4);
+        let sections = plans[0].as_ref().unwrap().sections();
+        assert_eq!(sections.matches("[program:").count(), 1, "{sections}");
+        assert!(sections.contains("numprocs=3\n"), "{sections}");
+        assert!(
+            sections.contains("SUPERVISOR_GROUP_NAME=\"web\""),
+            "{sections}"
+        );
+    }
+
+    /// A small generator: which change comes next is the same in each run.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            usize::try_from(self.0 >> 33).unwrap() % sides
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_after_thousands_of_additions_and_removals() {
+        const CHANGES: usize = 10_000;
+        let mut dice = Dice(1);
+        let mut known = Registry::default();
+        let mut held = Held(HashMap::from([("web".to_owned(), BTreeMap::new())]));
+        let mut next = 1;
+        let mut shown: BTreeSet<String> = BTreeSet::new();
+        let mut hides = 0;
+        for serial in 0..CHANGES {
+            let comes = shown.len() < 2 || shown.len() < 40 && dice.roll(2) == 0;
+            let changes: Vec<Change> = match comes {
+                // A name may come again while a process of that name is hidden.
+                true => {
+                    let name = format!("p{}", serial % 50);
+                    vec![program("web", &name, 1 + dice.roll(5))]
+                }
+                false => {
+                    let count = 1 + dice.roll(3);
+                    let first = dice.roll(shown.len());
+                    let leave = shown.iter().skip(first).take(count);
+                    leave.map(|name| removal("web", name)).collect()
+                }
+            };
+            let (plans, after) = planned(&known, &held, &changes, next);
+            next = after;
+            for (change, plan) in changes.iter().zip(plans) {
+                let taken = names(change).iter().any(|name| shown.contains(name));
+                assert_eq!(plan.is_err(), comes && taken, "{plan:?}");
+                let Ok(plan) = plan else { continue };
+                hides += usize::from(matches!(plan, Plan::Hide { .. }));
+                held.make(&plan);
+                plan.events()
+                    .into_iter()
+                    .for_each(|event| known.apply(event));
+                match change {
+                    Change::RemoveProcess { process, .. } => drop(shown.remove(process)),
+                    _ => shown.extend(names(change)),
+                }
+            }
+            let members: BTreeSet<String> = known
+                .members()
+                .map(|member| member.process.clone())
+                .collect();
+            assert_eq!(members, shown);
+            let reals: BTreeSet<&String> = known.members().map(|member| &member.real).collect();
+            assert_eq!(held.0.len(), reals.len() + 1, "a real group is left");
+            for (real, process, _) in known.hidden() {
+                assert!(reals.contains(&real.to_owned()), "{real}:{process} is left");
+            }
+        }
+        assert!(hides > CHANGES / 10, "only {hides} were hidden");
+    }
 }

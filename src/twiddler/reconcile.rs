@@ -122,3 +122,184 @@ fn hide(found: &Found) -> Event {
         start: found.start,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::registry::tests::{hidden, joined, registry, two};
+    use super::*;
+
+    fn answers(processes: &[(&str, &str)], groups: &[&str]) -> Answers {
+        let mut answers = Answers::default();
+        for (real, process) in processes {
+            let found = Found {
+                real: (*real).to_owned(),
+                process: (*process).to_owned(),
+                state: 20,
+                start: 5,
+                exitstatus: 0,
+            };
+            let key = ((*real).to_owned(), (*process).to_owned());
+            answers.processes.insert(key, found);
+        }
+        for group in groups {
+            answers.groups.insert((*group).to_owned(), true);
+        }
+        answers
+    }
+
+    #[test]
+    fn what_nobody_remembers_is_known_by_its_name_and_by_the_file() {
+        let kept = "; web:a\n[program:web~000001~0]\ncommand=x\n\n; web:b\n\
+                    [program:web~000001~1]\ncommand=y\n";
+        let with_section = |process: &str, index: u32, section: &str| {
+            let Event::Joined(mut member) = joined("web", process, "web~000001", index) else {
+                unreachable!("it is one that joined")
+            };
+            member.section = Some(section.to_owned());
+            Event::Joined(member)
+        };
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Vec<Event>);
+        let table: [Row<'_>; 6] = [
+            ("", &[("web", "a"), ("other~1", "a")], vec![]),
+            (
+                "",
+                &[("web~000001", "a"), ("web~000001", "b")],
+                vec![
+                    joined("web", "b", "web~000001", 0),
+                    joined("web", "a", "web~000001", 1),
+                ],
+            ),
+            // One left, and its name was taken again.
+            (
+                "",
+                &[
+                    ("web~000001", "a"),
+                    ("web~000001", "b"),
+                    ("web~000002", "a"),
+                ],
+                vec![
+                    hidden("web~000001", "a"),
+                    joined("web", "a", "web~000002", 0),
+                    joined("web", "b", "web~000001", 0),
+                ],
+            ),
+            // The file speaks of the group, and not of `c`.
+            (
+                kept,
+                &[
+                    ("web~000001", "a"),
+                    ("web~000001", "b"),
+                    ("web~000001", "c"),
+                ],
+                vec![
+                    hidden("web~000001", "c"),
+                    with_section("b", 0, "command=y\n"),
+                    with_section("a", 1, "command=x\n"),
+                ],
+            ),
+            // The file does not speak of the group.
+            (
+                kept,
+                &[("web~000003", "c")],
+                vec![joined("web", "c", "web~000003", 0)],
+            ),
+            // The user's own group bears such a name.
+            ("", &[("user~000001", "a")], vec![]),
+        ];
+        for (kept, processes, expected) in table {
+            let kept = KeptBefore::read(kept);
+            let is_configured = |name: &str| name.starts_with("user");
+            let answers = answers(processes, &[]);
+            let strays = strays(&Registry::default(), is_configured, &kept, &answers);
+            assert_eq!(strays, expected, "{processes:?}");
+            let again = super::strays(&registry(&strays), is_configured, &kept, &answers);
+            assert!(again.is_empty(), "{again:?}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_started_again_has_what_its_files_say() {
+        let group = Event::Group {
+            name: "own".to_owned(),
+            priority: 5,
+        };
+        let before = [
+            vec![group, hidden("web~000001", "gone"), hidden("pool", "p")],
+            two(),
+            vec![joined("own", "first", "own", 0)],
+        ];
+        let before = registry(&before.concat());
+        let there = |registry: &Registry| -> Vec<String> {
+            registry.members().map(Member::real_namespec).collect()
+        };
+        let covered = |registry: &Registry| -> Vec<String> {
+            let hidden = registry.hidden();
+            hidden
+                .map(|(real, name, _)| format!("{real}:{name}"))
+                .collect()
+        };
+        type Row<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
+        let table: [Row<'_>; 5] = [
+            // Nothing of ours, and what was removed of the user's.
+            (&[("pool", "p")], &[], &["pool:p"]),
+            (&[("own", "first")], &["own:first"], &[]),
+            (
+                &[("web~000001", "a"), ("web~000001", "b")],
+                &["web~000001:a", "web~000001:b"],
+                &[],
+            ),
+            // An older file had more in the real group.
+            (
+                &[
+                    ("web~000001", "a"),
+                    ("web~000001", "b"),
+                    ("web~000001", "gone"),
+                    ("web~000001", "more"),
+                ],
+                &["web~000001:a", "web~000001:b"],
+                &["web~000001:gone", "web~000001:more"],
+            ),
+            (&[("web~000009", "x")], &[], &[]),
+        ];
+        for (processes, members, hidden) in table {
+            let answers = answers(processes, &["own"]);
+            let number = |_: &str| unreachable!("nothing is placed anew");
+            let now = in_new_life(&before, &answers, false, number);
+            assert_eq!(there(&now), members, "{processes:?}");
+            let mut covered = covered(&now);
+            covered.sort();
+            assert_eq!(covered, hidden, "{processes:?}");
+            assert_eq!(now.added_group("own"), Some(5));
+            let again = in_new_life(&now, &answers, false, number);
+            assert_eq!(again.snapshot(), now.snapshot(), "{processes:?}");
+        }
+    }
+
+    #[test]
+    fn what_persists_and_is_lacking_is_still_to_be() {
+        let known = |event: Event| match event {
+            Event::Joined(mut member) => {
+                member.section = Some("command=x\n".to_owned());
+                Event::Joined(member)
+            }
+            other => other,
+        };
+        let own = vec![
+            joined("empty", "a", "empty", 0),
+            joined("empty", "b", "empty", 1),
+            joined("lost", "c", "lost~000003", 0),
+        ];
+        let mut events: Vec<Event> = own.into_iter().map(known).collect();
+        events.extend(two());
+        let before = registry(&events);
+        let mut next = 7;
+        let number = |group: &str| {
+            next += 1;
+            format!("{group}~{next:06}")
+        };
+        let now = in_new_life(&before, &answers(&[], &[]), true, number);
+        let there: Vec<String> = now.members().map(Member::real_namespec).collect();
+        // Both of the user's empty group move to one real group; nobody knows how to make the two.
+        assert_eq!(there, ["empty~000008:a", "empty~000008:b", "lost~000003:c"]);
+    }
+}

@@ -436,3 +436,148 @@ impl Registry {
         self.former.iter().rev().find(|former| former.real == real)
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn joined(group: &str, process: &str, real: &str, index: u32) -> Event {
+        Event::Joined(Box::new(Member {
+            group: group.to_owned(),
+            process: process.to_owned(),
+            real: real.to_owned(),
+            index,
+            program: None,
+            section: None,
+        }))
+    }
+
+    pub(crate) fn hidden(real: &str, process: &str) -> Event {
+        Event::Hidden {
+            group: real.to_owned(),
+            process: process.to_owned(),
+            start: 5,
+        }
+    }
+
+    pub(crate) fn left(group: &str, process: &str) -> Event {
+        Event::Left {
+            group: group.to_owned(),
+            process: process.to_owned(),
+        }
+    }
+
+    pub(crate) fn registry(events: &[Event]) -> Registry {
+        let mut registry = Registry::default();
+        events
+            .iter()
+            .for_each(|event| registry.apply(event.clone()));
+        registry
+    }
+
+    /// Two processes of one program in `web~000001`.
+    pub(crate) fn two() -> Vec<Event> {
+        vec![
+            joined("web", "a", "web~000001", 0),
+            joined("web", "b", "web~000001", 1),
+        ]
+    }
+
+    #[test]
+    fn a_real_group_goes_with_its_last_member() {
+        let gone = Event::GroupGone {
+            name: "web".to_owned(),
+        };
+        let again = joined("web", "a", "web~000002", 0);
+        // What happens to two processes, who is left where, and what is hidden.
+        let table: [(&[Event], &[&str], &[&str]); 8] = [
+            (&[], &["web~000001:a", "web~000001:b"], &[]),
+            (
+                &[hidden("web~000001", "a")],
+                &["web~000001:b"],
+                &["web~000001:a"],
+            ),
+            (&[hidden("web~000001", "a"), left("web", "b")], &[], &[]),
+            (&[left("web", "a"), left("web", "b")], &[], &[]),
+            (
+                &[hidden("web~000001", "a"), hidden("web~000001", "b")],
+                &[],
+                &[],
+            ),
+            (
+                &[hidden("web~000001", "a"), again.clone()],
+                &["web~000002:a", "web~000001:b"],
+                &["web~000001:a"],
+            ),
+            // The name belongs to the one that came later.
+            (
+                &[hidden("web~000001", "a"), again, hidden("web~000001", "a")],
+                &["web~000002:a", "web~000001:b"],
+                &["web~000001:a"],
+            ),
+            (&[hidden("web~000001", "a"), gone], &[], &[]),
+        ];
+        for (events, members, hidden) in table {
+            let known = registry(&[&two(), events].concat());
+            let there: Vec<String> = known.members().map(Member::real_namespec).collect();
+            assert_eq!(there, members, "{events:?}");
+            let covered: Vec<String> = known
+                .hidden()
+                .map(|(group, process, _)| format!("{group}:{process}"))
+                .collect();
+            assert_eq!(covered, hidden, "{events:?}");
+            assert_eq!(known.is_plain(), members.is_empty(), "{events:?}");
+            let same = registry(&known.snapshot());
+            assert_eq!(same.snapshot(), known.snapshot(), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn replies_may_speak_of_groups_that_come_or_are_gone() {
+        let mut known = registry(&[]);
+        known.expect(&two());
+        assert_eq!(known.owner("web~000001"), Some("web"));
+        known.expect(&[]);
+        assert_eq!(known.owner("web~000001"), None);
+        two().into_iter().for_each(|event| known.apply(event));
+        known.apply(hidden("web~000001", "a"));
+        known.apply(left("web", "b"));
+        assert_eq!(known.owner("web~000001"), Some("web"));
+        assert_eq!(known.hidden_start("web~000001", "a"), Some(5));
+        assert_eq!(known.hidden_start("web~000001", "b"), None);
+        assert_eq!(known.members_in("web~000001").count(), 0);
+    }
+
+    #[test]
+    fn only_configured_processes_are_seen_again_when_somebody_starts_them() {
+        let events = [two(), vec![hidden("web~000001", "a"), hidden("web", "c")]].concat();
+        let known = registry(&events);
+        const STOPPED: i64 = 0;
+        const RUNNING: i64 = 20;
+        let table = [
+            ("web", "c", STOPPED, 5, true),
+            ("web", "c", RUNNING, 6, false),
+            ("web", "c", STOPPED, 6, false),
+            ("web~000001", "a", STOPPED, 5, true),
+            ("web~000001", "a", RUNNING, 6, true),
+            ("web~000001", "b", STOPPED, 5, false),
+            ("web", "a", STOPPED, 5, false),
+        ];
+        for (group, process, state, started, expected) in table {
+            let is_hidden = known.is_hidden(group, process, state, started);
+            assert_eq!(is_hidden, expected, "{group}:{process} {state}");
+        }
+    }
+
+    #[test]
+    fn names_lead_to_members_and_never_to_what_is_hidden() {
+        let events = [two(), vec![hidden("web~000001", "a"), hidden("web", "c")]].concat();
+        let known = registry(&events);
+        assert!(matches!(known.place("web", "a"), Place::Ordinary));
+        assert!(matches!(known.place("web", "b"), Place::Placed(member) if member.index == 1));
+        assert!(matches!(known.place("web", "c"), Place::Hidden(5)));
+        assert!(matches!(known.place("web~000001", "a"), Place::Hidden(5)));
+        assert!(matches!(known.place("web~000001", "b"), Place::Ordinary));
+        assert!(known.is_decorated("web") && !known.is_decorated("other"));
+    }
+}
