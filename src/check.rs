@@ -67,6 +67,7 @@ pub async fn check(draft: &Draft) -> Findings {
     }
     if let Some(conf) = &draft.daemon_conf {
         findings.good(format!("configuration {}", conf.file.display()));
+        draft.notes.iter().for_each(|note| findings.note(note));
         check_daemon(draft, conf, &mut findings).await;
         check_log(&conf.logfile, &mut findings);
     }

@@ -6,6 +6,9 @@
 //! A new option is a name in `KEYS`, a field in `cli::ServeArgs` with its line in `typed`, and a
 //! field in [`Config`] with a method of `Loader` that reads it.
 
+mod overlap;
+mod typos;
+
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -25,6 +28,7 @@ use crate::daemon::conf::{
 };
 use crate::password::Login;
 use crate::policy::{Allow, Policy};
+use crate::words::nearest;
 
 /// Where the daemon itself has a port: the port after supervisord's own, on loopback.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9002);
@@ -91,6 +95,8 @@ pub struct Config {
     pub include: IncludeDir,
     /// The options.
     pub settings: Settings,
+    /// What works, and is most likely not meant so; a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// What could be decided, and the mistakes that are in the way of the rest: `check` goes on with
@@ -107,6 +113,8 @@ pub struct Draft {
     pub settings: Settings,
     /// All mistakes.
     pub mistakes: Vec<ConfigError>,
+    /// What works, and is most likely not meant so; a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// What the options of `[twiddler]` come to, from whichever source.
@@ -341,15 +349,18 @@ impl Draft {
             env,
             conf: None,
             mistakes: Vec::new(),
+            notes: Vec::new(),
         };
         loader.read_file();
         loader.check_keys();
+        loader.note_typos();
         let listen = loader.listen();
         let daemon = loader.daemon();
         let include = loader.include();
         let login = loader.login(daemon.as_ref().and_then(|(_, asked)| asked.as_ref()));
         let socket = loader.socket();
         let reach = loader.reach(listen, socket, daemon.as_ref(), login.is_some());
+        loader.check_own_address(&reach.listen, daemon.as_ref().map(|(address, _)| address));
         let settings = Settings {
             listen: reach.listen,
             listen_origin: loader.origin("listen"),
@@ -373,6 +384,7 @@ impl Draft {
             include,
             settings,
             mistakes: loader.mistakes,
+            notes: loader.notes,
         }
     }
 
@@ -391,6 +403,7 @@ impl Draft {
                     credentials,
                     include,
                     settings: self.settings,
+                    notes: self.notes,
                 })
             }
             _ => Err(ConfigErrors(self.mistakes)),
@@ -519,6 +532,7 @@ struct Loader<'a> {
     env: &'a Environment<'a>,
     conf: Option<DaemonConf>,
     mistakes: Vec<ConfigError>,
+    notes: Vec<String>,
 }
 
 impl Loader<'_> {
@@ -598,9 +612,22 @@ impl Loader<'_> {
                 .map(|set| ConfigError::UnknownKey {
                     file: set.file.clone(),
                     key: set.key.clone(),
-                    nearest: nearest(&set.key, &KEYS),
+                    nearest: nearest(&set.key, KEYS),
                 });
         self.mistakes.extend(unknown.collect::<Vec<_>>());
+    }
+
+    /// What nearly has a name that counts, and a proxy that its own callers may stop.
+    fn note_typos(&mut self) {
+        let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        let names: Vec<String> = names.collect();
+        self.notes.extend(typos::variables(names.iter()));
+        let Some(conf) = &self.conf else { return };
+        self.notes.extend(typos::sections(conf));
+        self.notes.extend(conf.proxies.iter().map(|section| format!(
+            "{}: [{section}] runs twiddler below the supervisord that it is in front of; `restart all` and `stop all` through it stop it before the rest is started again; run it as a service of the system",
+            conf.file.display()
+        )));
     }
 
     /// The addresses that are written; none where there is no such line.
@@ -614,8 +641,57 @@ impl Loader<'_> {
             self.mistakes
                 .push(given.wrong(format!("there is no address; write {DEFAULT_LISTEN}")));
         }
-        let kept = parsed.into_iter().filter_map(|address| self.keep(address));
-        Some(kept.collect())
+        let mut addresses: Vec<ListenAddr> = Vec::new();
+        for address in parsed {
+            let Some(address) = self.keep(address) else {
+                continue;
+            };
+            let other = addresses
+                .iter()
+                .find(|other| overlap::is_included(other, &address));
+            match other {
+                Some(other) if *other == address => {}
+                Some(other) => self.mistakes.push(given.wrong(format!(
+                    "{address} and {other} are one place; leave one of them out"
+                ))),
+                None => addresses.push(address),
+            }
+        }
+        Some(addresses)
+    }
+
+    /// A proxy where the daemon is to listen would talk to itself.
+    fn check_own_address(&mut self, listen: &[ListenAddr], daemon: Option<&DaemonAddress>) {
+        let Some(daemon) = daemon else { return };
+        let servers = self.conf.iter().flat_map(|conf| &conf.servers);
+        let named = self.given("supervisord").map(|given| given.origin);
+        let owner = match (
+            &named,
+            servers.clone().find(|server| server.address == *daemon),
+        ) {
+            (None, Some(server)) => format!("[{}]", server.section),
+            (Some(origin), _) => origin.to_string(),
+            (None, None) => "its file".to_owned(),
+        };
+        // Of other places in its file, only where the file is known to be about this machine.
+        let others = servers
+            .filter(|_| named.is_none())
+            .map(|server| (&server.address, format!("[{}]", server.section)));
+        let places: Vec<_> = [(daemon, owner)].into_iter().chain(others).collect();
+        let origin = self.origin("listen");
+        for address in listen {
+            let taken = places
+                .iter()
+                .find(|(place, _)| overlap::is_daemons(address, place));
+            if let Some((_, owner)) = taken {
+                self.mistakes.push(ConfigError::BadValue {
+                    origin: origin.clone(),
+                    reason: format!(
+                        "{address} is where supervisord listens, by {owner}; choose another address"
+                    ),
+                });
+            }
+        }
     }
 
     /// Where the daemon is, and what to present to it. Where nothing says so, the mistake has been
@@ -881,7 +957,7 @@ impl Loader<'_> {
                 true => names.push(name.to_owned()),
                 false => self.mistakes.push(given.wrong(format!(
                     "`{item}` is no method of twiddler; write {}",
-                    instead(nearest(name, &METHODS), &METHODS)
+                    instead(nearest(name, METHODS), &METHODS)
                 ))),
             }
         }
@@ -1337,30 +1413,6 @@ fn instead(nearest: Option<&str>, known: &[&str]) -> String {
     nearest.map_or_else(|| format!("one of {}", known.join(", ")), str::to_owned)
 }
 
-/// The known word that is most like another one, if one is like it at all.
-fn nearest(word: &str, known: &[&'static str]) -> Option<&'static str> {
-    let distance = |known: &str| edits(&word.to_lowercase(), &known.to_lowercase());
-    let best = known.iter().copied().min_by_key(|known| distance(known))?;
-    // A third of the letters: more would be another word.
-    (distance(best) <= 1 + best.len() / 4).then_some(best)
-}
-
-/// How many letters must be added, taken away or replaced to make one word the other.
-fn edits(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (line, letter) in one.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = line + 1;
-        for (column, known) in other.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != *known);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[other.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1428,24 +1480,6 @@ mod tests {
         ] {
             assert_eq!(boolean(text), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn the_nearest_word_is_named_if_there_is_one() {
-        for (word, expected) in [
-            ("listn", Some("listen")),
-            ("include-dir", Some("include_dir")),
-            ("loglevel", Some("log_level")),
-            ("white_list", Some("whitelist")),
-            ("colour", None),
-        ] {
-            assert_eq!(nearest(word, &KEYS), expected, "{word}");
-        }
-        assert_eq!(nearest("ADDGROUP", &METHODS), Some("addGroup"));
-        assert_eq!(
-            (edits("", "abc"), edits("abc", ""), edits("abc", "axc")),
-            (3, 3, 1)
-        );
     }
 
     #[test]

@@ -24,6 +24,7 @@
 //! - [`access`]: what browsers may be made to send
 //! - [`password`], [`policy`]: what callers must present, and which methods there are for them
 //! - [`current`]: a value that can be exchanged while others read it
+//! - [`words`]: words that nearly match
 
 pub mod access;
 pub mod check;
@@ -51,4 +52,5 @@ pub mod server;
 pub mod start;
 pub mod tls;
 pub mod twiddler;
+pub mod words;
 pub mod xmlrpc;

@@ -120,6 +120,9 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     let main_file = conf.file.display().to_string();
     let doors = Arc::new(Current::new(Doors::of(&config, &daemon)));
     let policy = Arc::new(Current::new(settings.policy()));
+    for note in &config.notes {
+        tracing::warn!("{note}");
+    }
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }

@@ -194,6 +194,19 @@ fn what_stops_serve_is_what_check_says() -> Result<()> {
             ..Setup::default()
         },
         Setup {
+            name: "the daemon's own socket through another path",
+            environment: &[("TWIDDLER_LISTEN", "unix://DIR/conf.d/../s.sock")],
+            says: "TWIDDLER_LISTEN: unix://DIR/conf.d/../s.sock is where supervisord listens, by [unix_http_server]; choose another address",
+            ..Setup::default()
+        },
+        Setup {
+            name: "two spellings of one place",
+            section: "listen = 127.0.0.1:19, 0.0.0.0:19",
+            arguments: &["--allow-open"],
+            says: "[twiddler] listen: http://0.0.0.0:19 and http://127.0.0.1:19 are one place; leave one of them out",
+            ..Setup::default()
+        },
+        Setup {
             name: "a word that is no level",
             section: "log_level = loud",
             says: "DIR/supervisord.conf: [twiddler] log_level: `loud`",
@@ -340,5 +353,115 @@ fn a_proxy_that_runs_is_not_disturbed() -> Result<()> {
     ensure!(sidecar.stderr_text() == log, "{}", sidecar.stderr_text());
     client.call("twiddler.addGroup", ("two", 1))?;
     ensure!(client.call("twiddler.getGroupNames", ())? == value(vec!["one", "two"]));
+    Ok(())
+}
+
+#[test]
+fn the_daemons_own_port_is_refused_however_it_is_spelled() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        tcp: true,
+        ..DaemonOptions::default()
+    })?;
+    let port = daemon.tcp_addr().port();
+    // Once it is away, the port is free, and a proxy there would talk to itself.
+    daemon.stop()?;
+    for (host, supervisord) in [
+        ("127.0.0.1", None),
+        ("localhost", None),
+        ("0.0.0.0", None),
+        ("[::]", None),
+        ("127.0.0.1", Some("http://localhost:PORT")),
+        ("[::1]", Some("http://localhost:PORT")),
+    ] {
+        let listen = format!("{host}:{port}");
+        let supervisord = supervisord.map(|url| url.replace("PORT", &port.to_string()));
+        let mut arguments = vec!["--listen", &listen, "--allow-open"];
+        if let Some(url) = &supervisord {
+            arguments.extend(["--supervisord", url]);
+        }
+        let setup = Setup {
+            arguments: &arguments,
+            ..Setup::default()
+        };
+        let by = match &supervisord {
+            Some(_) => "--supervisord",
+            None => "[inet_http_server]",
+        };
+        let expected = format!("is where supervisord listens, by {by}; choose another address");
+        for verb in ["serve", "check"] {
+            let outcome = outcome(verb, &daemon, &setup)?;
+            ensure!(
+                outcome.code == Some(2) && outcome.printed.contains(&expected),
+                "{verb} {arguments:?}: {}",
+                outcome.printed
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_most_likely_not_meant_is_noted() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        body: "[twidler]\npersist = true\n[program:proxy]\nautostart = false\n\
+               command = /usr/local/bin/twiddler serve --persist\n",
+        ..DaemonOptions::default()
+    })?;
+    let environment = [
+        ("TWIDDLER_PERSISTS", "1"),
+        ("TWIDLER_LISTEN", "127.0.0.1:0"),
+        // An orchestrator sets these for a service of that name.
+        ("TWIDDLER_PORT", "tcp://10.0.0.1:9002"),
+        ("TWIDDLER_SERVICE_HOST", "10.0.0.1"),
+    ];
+    let file = daemon.conf().display().to_string();
+    let notes = [
+        "the variable TWIDDLER_PERSISTS counts for nothing; write TWIDDLER_PERSIST".to_owned(),
+        "the variable TWIDLER_LISTEN counts for nothing; write TWIDDLER_LISTEN".to_owned(),
+        format!("{file}: [twidler] counts for nothing; write [twiddler]"),
+        format!(
+            "{file}: [program:proxy] runs twiddler below the supervisord that it is in front of"
+        ),
+    ];
+    let setup = Setup {
+        arguments: &FREE,
+        environment: &environment,
+        ..Setup::default()
+    };
+    let check = outcome("check", &daemon, &setup)?;
+    ensure!(check.code == Some(0), "{}", check.printed);
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        common::SidecarOptions {
+            environment: &environment,
+            ..Default::default()
+        },
+    )?;
+    for note in &notes {
+        ensure!(
+            check.printed.contains(&format!("note     {note}")),
+            "{note}: {}",
+            check.printed
+        );
+        sidecar.wait_for_stderr(note)?;
+    }
+    ensure!(!check.printed.contains("TWIDDLER_PORT") && !check.printed.contains("SERVICE_HOST"));
+    Ok(())
+}
+
+#[test]
+fn an_address_that_is_named_twice_counts_once() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let socket = format!("unix://{}/twice.sock", daemon.dir().display());
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        common::SidecarOptions {
+            arguments: &["--listen", &socket, "--listen", &socket],
+            own_listeners: Some(1),
+            ..Default::default()
+        },
+    )?;
+    sidecar.socket_client().call("supervisor.getState", ())?;
+    ensure!(sidecar.addrs().len() == 1);
     Ok(())
 }

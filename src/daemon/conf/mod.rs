@@ -63,6 +63,10 @@ pub struct DaemonConf {
     pub supervisorctl: Supervisorctl,
     /// The keys of `[twiddler]`.
     pub twiddler: Vec<TwiddlerKey>,
+    /// The names of all sections.
+    pub sections: Vec<String>,
+    /// The sections of programs that run `twiddler serve`.
+    pub proxies: Vec<String>,
 }
 
 /// What `[supervisorctl]` says (`supervisor/options.py`, `ClientOptions.read_config`).
@@ -308,6 +312,12 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
         groups: reader.groups(),
         supervisorctl: reader.supervisorctl(),
         twiddler: reader.twiddler(),
+        sections: reader
+            .sections
+            .iter()
+            .map(|section| section.name.clone())
+            .collect(),
+        proxies: reader.proxies(),
         here: reader.names.here.clone().into(),
         include,
         included,
@@ -706,6 +716,21 @@ impl<'a> Reader<'a> {
         keys.collect()
     }
 
+    /// The proxy as a program of the daemon that it is in front of, by any path.
+    fn proxies(&self) -> Vec<String> {
+        let is_proxy = |section: &&Section| {
+            let command = self.sections.find(&section.name, "command");
+            let mut words = command
+                .into_iter()
+                .flat_map(|set| set.value.split(is_space));
+            let program = words.by_ref().find(|word| is_our_program(word));
+            program.is_some() && words.any(|word| word == "serve")
+        };
+        let programs = self.sections.starting_with("program:");
+        let proxies = programs.filter(is_proxy);
+        proxies.map(|section| section.name.clone()).collect()
+    }
+
     /// An option's value, expanded, and the file that sets it.
     fn value(&self, section: &str, key: &str) -> Result<Option<(String, PathBuf)>, ConfError> {
         let setting = self.sections.find(section, key);
@@ -781,6 +806,10 @@ fn concerns_us(section: &str) -> bool {
     ["supervisord", "include", "twiddler"].contains(&section)
         || section.starts_with(UNIX_SERVER)
         || section.starts_with(INET_SERVER)
+}
+
+fn is_our_program(word: &str) -> bool {
+    word.rsplit('/').next() == Some("twiddler")
 }
 
 /// Files that the proxy itself wrote say nothing about what the user configured.
