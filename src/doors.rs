@@ -15,6 +15,7 @@ use http::header::{AUTHORIZATION, DATE};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Empty};
+use hyper::body::Body as _;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
@@ -23,6 +24,8 @@ use crate::access::browser::{self, Arrival, Browsers, Head, Scheme, Site};
 use crate::config::Config;
 use crate::current::Current;
 use crate::daemon::Daemon;
+use crate::body::LetIn;
+use crate::pace::Seat;
 use crate::password::{Doorkeeper, Login, Verdict};
 use crate::relay;
 
@@ -201,9 +204,14 @@ async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
         };
     };
     match keeper.judge(presented.as_bytes()).await {
-        Verdict::Right => {}
+        Verdict::Right => drop(request.extensions_mut().insert(LetIn)),
         Verdict::Wrong => {
-            let (head, _) = request.into_parts();
+            let (head, body) = request.into_parts();
+            if let Some(seat) = head.extensions.get::<Seat>()
+                && !body.is_end_stream()
+            {
+                seat.linger();
+            }
             return challenge(&head).await;
         }
         Verdict::Unknown => {

@@ -8,29 +8,19 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::get;
-use bytes::{Bytes, BytesMut};
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Body as _;
 use percent_encoding::percent_decode_str;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
+use crate::body::{self, Held};
 use crate::daemon::CallError;
-use crate::pace::{self, Phase, Seat};
+use crate::pace::{self, Seat};
 use crate::relay::{self, Payload, Reads};
 use crate::rpc::{Caller, Rpc, Update};
 
-/// The largest body that is taken: arguments of 8 MB work with the daemon itself, and each body is
-/// held in memory while it is looked at.
-pub const MAX_BODY: usize = 32 * 1024 * 1024;
-
-/// How long a body may pause.
-pub const BODY_PAUSE: Duration = Duration::from_secs(20);
-/// How long a body may take in all.
-pub const BODY_TIME: Duration = Duration::from_secs(5 * 60);
 /// Logs that are followed at a time: each holds a connection and a file of the daemon for good. The
 /// daemon by default gets along with 1024 of both (`minfds`), its programs included.
 pub const MAX_TAILS: usize = 128;
@@ -38,13 +28,6 @@ pub const MAX_TAILS: usize = 128;
 pub const MAX_REQUESTS: usize = 384;
 /// How long a request waits for its turn: as others do while they start and stop.
 pub const TURN_TIME: Duration = Duration::from_secs(30);
-/// How much memory all large bodies may take together.
-pub const MAX_HELD: usize = 8 * MAX_BODY;
-/// What each body may take beside that.
-const FREE_BODY: usize = 64 * 1024;
-/// What is counted of it at a time.
-const HELD_UNIT: usize = 1024;
-
 /// Everybody may read it: why supervisord does not answer is in the log.
 const DOWN: &str = r#"{"status":"down","reason":"supervisord does not answer"}"#;
 
@@ -89,14 +72,18 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> Response {
         .get::<Seat>()
         .cloned()
         .unwrap_or_else(Seat::alone);
-    let read = match read_body(reads, body, &seat).await {
-        Ok(read) => read,
+    let held = match reads {
+        Reads::Nothing => Ok(Held::nothing()),
+        _ => body::read(&head, body, &seat, async || rpc.let_in(&head).await).await,
+    };
+    let held = match held {
+        Ok(held) => held,
         Err(response) => {
             seat.linger();
             return response;
         }
     };
-    let payload = relay::payload(reads, &head.headers, read.bytes.clone());
+    let payload = relay::payload(reads, &head.headers, held.bytes.clone());
     let Some(turn) = take_turn(&head).await else {
         return relay::own_reply(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -141,95 +128,4 @@ async fn answer(rpc: &Rpc, head: &Parts, reads: Reads, payload: Payload) -> Resp
             }
         }
     }
-}
-
-/// Bodies that are held at the moment, beyond [`FREE_BODY`] each.
-static HELD: Semaphore = Semaphore::const_new(MAX_HELD / HELD_UNIT);
-
-/// A body, and its share of the memory for bodies.
-struct Read {
-    bytes: Bytes,
-    _share: Option<SemaphorePermit<'static>>,
-}
-
-async fn read_body(reads: Reads, mut body: Body, seat: &Seat) -> Result<Read, Response> {
-    if reads == Reads::Nothing {
-        return Ok(Read {
-            bytes: Bytes::new(),
-            _share: None,
-        });
-    }
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(too_large());
-    }
-    seat.set(Phase::Body);
-    let deadline = Instant::now() + BODY_TIME;
-    let mut read = BytesMut::new();
-    let mut share: Option<SemaphorePermit<'static>> = None;
-    loop {
-        let limit = deadline.min(Instant::now() + BODY_PAUSE);
-        let frame = match timeout_at(limit, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            Ok(None) => break,
-            Ok(Some(Err(_))) => {
-                return Err(closing(
-                    StatusCode::BAD_REQUEST,
-                    "the request body did not arrive",
-                ));
-            }
-            Err(_) => {
-                return Err(closing(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "the request body took too long",
-                ));
-            }
-        };
-        let Ok(piece) = frame.into_data() else {
-            continue;
-        };
-        if read.len() + piece.len() > MAX_BODY {
-            return Err(too_large());
-        }
-        read.extend_from_slice(&piece);
-        let held = share.as_ref().map_or(FREE_BODY, |share| {
-            FREE_BODY + share.num_permits() * HELD_UNIT
-        });
-        if read.len() > held {
-            let Ok(more) = HELD.try_acquire_many(units(read.len() - held)) else {
-                return Err(closing(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "too many large requests at once",
-                ));
-            };
-            match &mut share {
-                Some(share) => share.merge(more),
-                None => share = Some(more),
-            }
-        }
-    }
-    seat.set(Phase::Busy);
-    Ok(Read {
-        bytes: read.freeze(),
-        _share: share,
-    })
-}
-
-fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(HELD_UNIT)).unwrap_or(u32::MAX)
-}
-
-fn too_large() -> Response {
-    closing(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        &format!("a request body may have {MAX_BODY} bytes"),
-    )
-}
-
-/// An answer to a request that was not read to its end.
-fn closing(status: StatusCode, text: &str) -> Response {
-    let mut reply = relay::own_reply(status, text);
-    reply
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
-    reply
 }

@@ -10,6 +10,7 @@
 //! - [`tls`]: certificates for TCP
 //! - [`doors`]: who may come in
 //! - [`http`]: what comes in over HTTP
+//! - [`body`]: what is read and held of requests' bodies
 //! - [`pace`]: how many there may be, and how long they may take
 //! - [`rpc`]: who answers a call or a page, and in which names
 //! - [`pages`]: names in the daemon's web interface and log paths
@@ -27,6 +28,7 @@
 //! - [`words`]: words that nearly match
 
 pub mod access;
+pub mod body;
 pub mod check;
 pub mod cli;
 pub mod client;

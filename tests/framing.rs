@@ -497,7 +497,7 @@ fn large_arguments_and_replies() -> Result<()> {
 #[test]
 fn bodies_above_the_limit_are_refused() -> Result<()> {
     let (_daemon, sidecar) = start()?;
-    let length = supervisor_twiddler::http::MAX_BODY + 1;
+    let length = supervisor_twiddler::body::MAX_BODY + 1;
     let head = format!("POST /RPC2 HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
     let request = [head.into_bytes(), vec![b'x'; length]].concat();
     let reply = Reply::parse(&exchange(sidecar.tcp_addr(), &request, Until::Reply)?)?;

@@ -13,7 +13,8 @@ use common::{
     text, value,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use supervisor_twiddler::http::{BODY_PAUSE, MAX_BODY, MAX_HELD, MAX_TAILS};
+use supervisor_twiddler::body::{BODY_PAUSE, FREE_BODY, LARGE_BODY, MAX_BODY};
+use supervisor_twiddler::http::MAX_TAILS;
 use supervisor_twiddler::pace::{HEAD_TIME, MAX_CONNECTIONS};
 use supervisor_twiddler::server::{MAX_HEAD, MAX_HEADER_LINES};
 use supervisor_twiddler::xmlrpc::{Limits, Value, write};
@@ -239,49 +240,44 @@ fn a_crowd_of_idle_connections_keeps_nobody_out() -> Result<()> {
     })
 }
 
+/// A call of this many bytes and a few, which supervisord answers with a short fault.
+fn large_call(bytes: usize) -> Vec<u8> {
+    write::call("supervisor.getState", &[value("x".repeat(bytes).as_str())])
+}
+
 #[test]
-fn memory_for_bodies_is_limited() -> Result<()> {
+fn large_bodies_wait_for_each_other_and_others_for_none() -> Result<()> {
     let (_daemon, sidecar) = started("")?;
-    let size = MAX_BODY - 1024;
+    let body = large_call(MAX_BODY - 1024);
     let head = format!(
         "POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
-        size + 1
+        body.len()
     );
-    let body = vec![b'x'; size];
-    let mut held = Vec::new();
-    for _ in 0..MAX_HELD / MAX_BODY + 4 {
-        let mut connection = Connection::open(sidecar.tcp_addr())?;
-        connection.send(head.as_bytes())?;
-        connection.send(&body)?;
-        held.push(connection);
+    let (most, last) = body.split_at(body.len() - 1);
+    let mut first = Connection::open(sidecar.tcp_addr())?;
+    first.send(head.as_bytes())?;
+    first.send(most)?;
+    let large: Vec<_> = (0..4)
+        .map(|_| {
+            let client = sidecar.client();
+            thread::spawn(move || Ok(client.post_call(&large_call(LARGE_BODY))?.status))
+        })
+        .collect();
+    for _ in 0..4 {
+        answers(&sidecar.client())?;
+        let medium = post(&sidecar, &large_call(4 * FREE_BODY))?;
+        assert_eq!(medium.status, 200);
     }
-    let moment = Duration::from_millis(100);
-    let mut refused = 0;
-    held.retain_mut(
-        |connection| match connection.read_within(moment, Until::Head) {
-            Ok(reply) => {
-                refused += usize::from(reply.starts_with(b"HTTP/1.1 503 "));
-                false
-            }
-            Err(_) => true,
-        },
-    );
-    assert!(refused >= 3, "{refused} refused");
-    answers(&sidecar.client())?;
-    let peak = peak_memory(sidecar.pid())?;
-    assert!(peak < 2 * MAX_HELD + (100 << 20), "{} MiB", peak >> 20);
-    drop(held);
-    eventually(common::LIMIT, || {
-        let call = write::call(
-            "supervisor.getProcessInfo",
-            &[value("x".repeat(8 << 20).as_str())],
-        );
-        ensure!(
-            post(&sidecar, &call)?.status == 200,
-            "memory was not given back"
-        );
-        Ok(())
-    })
+    assert!(!large.iter().any(thread::JoinHandle::is_finished));
+    first.send(last)?;
+    assert_eq!(first.read_reply()?.status, 200);
+    for large in large {
+        let status: Result<u16> = large
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+        assert_eq!(status?, 200);
+    }
+    Ok(())
 }
 
 #[test]

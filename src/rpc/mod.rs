@@ -16,7 +16,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
@@ -34,6 +34,9 @@ pub use supervisor::Update;
 
 /// What the daemon is sent instead of a call that cannot be read: it refuses it in its own words.
 const UNREADABLE: &[u8] = b"<methodCall/>";
+
+/// Where the daemon takes calls.
+const CALLS: &str = "/RPC2";
 
 /// A reply of this many bytes is held back until it is whole.
 const IN_ONE_PIECE: u64 = 64 * 1024;
@@ -165,6 +168,23 @@ impl Rpc {
             Err(error) => Err(Failure::http(relay::bad_gateway(&format!(
                 "supervisord's answer cannot be read: {error}"
             )))),
+        }
+    }
+
+    /// Lets the daemon decide whether the sender of a request may come in, whatever it asks for.
+    ///
+    /// # Errors
+    /// What the sender is answered instead: the daemon's challenge, or that it is away.
+    pub async fn let_in(&self, head: &Parts) -> Result<(), Response<Body>> {
+        let mut head = head.clone();
+        head.uri = Uri::from_static(CALLS);
+        let caller = Caller {
+            head: &head,
+            update: &Update::default(),
+        };
+        match self.gate(&caller).await {
+            Err(Failure::Http(response)) => Err(*response),
+            Ok(()) | Err(Failure::Fault(_)) => Ok(()),
         }
     }
 
