@@ -21,10 +21,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
 
 use crate::access::browser::{self, Arrival, Browsers, Head, Scheme, Site};
+use crate::body::LetIn;
 use crate::config::Config;
 use crate::current::Current;
 use crate::daemon::Daemon;
-use crate::body::LetIn;
 use crate::pace::Seat;
 use crate::password::{Doorkeeper, Login, Verdict};
 use crate::relay;

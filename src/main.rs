@@ -23,6 +23,11 @@ use supervisor_twiddler::twiddler::{MainLog, Twiddler};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+/// Gives back what was needed once: the C library's allocator keeps twice the largest piece that was
+/// ever freed.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What changed for those who relied on the former default.
 const BESIDE_DAEMON: &str = "no listen is written, so whoever may open supervisord's socket may open this one beside it; 127.0.0.1:9002, the former default, would let in every account of this machine";
 /// It failed while running.
