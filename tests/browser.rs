@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use common::pages::wait_for_state;
 use common::site::Site;
+use common::tools::{self, CHROMIUM};
 use common::{Browser, Daemon, LIMIT, Sidecar, eventually, options};
 
 const NAMES: &str = "//tbody/tr/td[3]/a";
@@ -50,6 +51,9 @@ fn first_lines() -> String {
 
 #[test]
 fn a_process_that_joined_a_running_group_is_stopped_and_started_by_clicks() -> Result<()> {
+    if !tools::have(&[CHROMIUM])? {
+        return Ok(());
+    }
     let daemon = Daemon::start(
         "[group:web]\nprograms = able,gone\n[program:able]\ncommand = /bin/cat\n\
          [program:gone]\ncommand = /bin/cat\nautostart = false\n",
@@ -174,6 +178,9 @@ impl Scene {
 
 #[test]
 fn pages_of_other_sites_and_ports_do_not_act() -> Result<()> {
+    if !tools::have(&[CHROMIUM])? {
+        return Ok(());
+    }
     let scene = Scene::start()?;
     let call = "<methodCall><methodName>supervisor.stopAllProcesses</methodName></methodCall>";
     for name in [OWN_NAME, "127.0.0.1", "localhost"] {
@@ -202,6 +209,9 @@ fn pages_of_other_sites_and_ports_do_not_act() -> Result<()> {
 /// The name of a page that is led here afterwards stays that of the page.
 #[test]
 fn names_that_strangers_can_give_show_nothing() -> Result<()> {
+    if !tools::have(&[CHROMIUM])? {
+        return Ok(());
+    }
     let scene = Scene::start()?;
     for name in EVIL_NAMES {
         scene.browser.open(&scene.proxy(name))?;
@@ -214,6 +224,9 @@ fn names_that_strangers_can_give_show_nothing() -> Result<()> {
 /// Over plain HTTP to a name, a browser says of a link only from which page it was clicked.
 #[test]
 fn links_of_the_page_itself_act_and_typed_addresses_only_on_loopback() -> Result<()> {
+    if !tools::have(&[CHROMIUM])? {
+        return Ok(());
+    }
     let scene = Scene::start()?;
     let browser = &scene.browser;
     let stop = "/index.html?processname=cat&action=stop";
@@ -237,6 +250,9 @@ fn links_of_the_page_itself_act_and_typed_addresses_only_on_loopback() -> Result
 
 #[test]
 fn other_sites_cannot_frame_the_pages() -> Result<()> {
+    if !tools::have(&[CHROMIUM])? {
+        return Ok(());
+    }
     let scene = Scene::start()?;
     let log = first_lines();
     scene

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use common::ctl::{supervisorctl_as, supervisorctl_command, supervisorctl_shell};
 use common::http::shown;
 use common::provision::scrub;
+use common::tools::{self, CURL, RUBY};
 use common::{
     Addr, Daemon, DaemonOptions, LIMIT, Process, Sidecar, Until, eventually, exchange, run,
     run_python, stderr_text, stdout_text,
@@ -452,7 +453,7 @@ fn pythons_own_client_with_credentials() -> Result<()> {
 
 // --- Ruby ---
 
-const RUBY: &str = r##"
+const SESSION: &str = r##"
 require 'xmlrpc/client'
 url = ARGV[0]
 s = XMLRPC::Client.new2(url)
@@ -485,23 +486,19 @@ ARGV.drop(1).each do |user|
 end
 "##;
 
-const RUBY_ADVICE: &str = "\
-This test needs Ruby with its xmlrpc library: on Debian and Ubuntu `apt install ruby ruby-xmlrpc`,
-elsewhere Ruby and `gem install xmlrpc`.";
-
 #[test]
 fn rubys_xmlrpc() -> Result<()> {
+    if !tools::have(&[RUBY])? {
+        return Ok(());
+    }
     for credentials in [None, Some(CREDENTIALS)] {
         let twins = Twins::start_with(credentials)?;
         let output = twins.ensure_same(twins.over_tcp(), |addr| {
-            installed(
-                "ruby",
-                RUBY_ADVICE,
-                &["-W0", "-e", RUBY, &addr.to_string(), "user", "wrong"],
-            )
+            let addr = addr.to_string();
+            run_tool("ruby", &["-W0", "-e", SESSION, &addr, "user", "wrong"])
         })?;
         let (said, errors) = (stdout_text(&output), stderr_text(&output));
-        ensure!(output.status.success(), "{said}{errors}\n{RUBY_ADVICE}");
+        ensure!(output.status.success(), "{said}{errors}");
         let wanted = match credentials {
             None => "nobody fault 10 BAD_NAME: nobody",
             Some(_) => "as user {\"statecode\"=>1, \"statename\"=>\"RUNNING\"}",
@@ -511,27 +508,19 @@ fn rubys_xmlrpc() -> Result<()> {
     Ok(())
 }
 
-/// Runs a program that must be there.
-fn installed(program: &str, advice: &str, arguments: &[&str]) -> Result<Output> {
+fn run_tool(program: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(program);
     scrub(&mut command);
-    match run(command.args(arguments)) {
-        Err(error) if is_missing(&error) => bail!("{program} is not installed\n{advice}"),
-        output => output,
-    }
-}
-
-fn is_missing(error: &anyhow::Error) -> bool {
-    let cause = error.downcast_ref::<std::io::Error>();
-    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::NotFound)
+    run(command.args(arguments))
 }
 
 // --- curl ---
 
-const CURL_ADVICE: &str = "This test needs curl: on Debian and Ubuntu `apt install curl`.";
-
 #[test]
 fn curl_prints_the_same() -> Result<()> {
+    if !tools::have(&[CURL])? {
+        return Ok(());
+    }
     let twins = Twins::start_with(Some(CREDENTIALS))?;
     let large = twins.direct.dir().join("large.xml");
     let name = Value::from("n".repeat(2 << 20));
@@ -605,7 +594,7 @@ fn curl(addr: &Addr, host: Option<&str>, path: &str, arguments: &[&str]) -> Resu
     }
     all.extend(arguments);
     all.push(&url);
-    let mut output = installed("curl", CURL_ADVICE, &all)?;
+    let mut output = run_tool("curl", &all)?;
     let text = String::from_utf8_lossy(&output.stdout)
         .replace("HTTP/1.1 100 Continue\r\n\r\n", "")
         .replace("Location: http://h/", "Location: ./");

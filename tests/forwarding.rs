@@ -803,6 +803,28 @@ fn actions_of_the_web_interface() -> Result<()> {
     Ok(())
 }
 
+/// The daemon takes its socket for its name where the client gives none.
+#[test]
+fn redirects_name_no_socket() -> Result<()> {
+    let pair = Pair::over_socket(DaemonOptions::default())?;
+    for (path, expected) in [
+        ("/images", "./images/"),
+        ("/index.html?action=refresh", "./?message=Page%20refreshed"),
+    ] {
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        let ask = |addr| common::exchange(addr, request.as_bytes(), Until::Close);
+        let direct = Reply::parse(&ask(pair.direct.clone())?)?;
+        let named = direct.header("location").unwrap_or_default();
+        ensure!(named.contains("<unix domain socket>"), "{direct:?}");
+        for addr in pair.sidecar.addrs() {
+            let reply = Reply::parse(&ask(addr)?)?;
+            let location = reply.header("location").unwrap_or_default();
+            ensure!(location.starts_with(expected), "{reply:?}");
+        }
+    }
+    Ok(())
+}
+
 /// Some requests get no answer at all, here as there.
 #[test]
 fn what_the_daemon_never_answers_is_not_answered() -> Result<()> {

@@ -1,6 +1,5 @@
 //! A Chromium without a window, told what to do over the WebDriver protocol.
 
-use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -15,10 +14,6 @@ use super::leftovers::WorkDir;
 use super::process::Process;
 use super::provision::scrub;
 use super::wait::{LIMIT, eventually};
-
-const ADVICE: &str = "\
-This test opens the web interface in a real browser and could not start one. It needs Chromium and
-its driver: on Debian and Ubuntu `apt install chromium chromium-driver`.";
 
 /// What the driver prints once it listens.
 const LISTENING: &str = "was started successfully on port ";
@@ -39,34 +34,23 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one.
-    ///
-    /// # Panics
-    ///
-    /// With advice, when there is none: a missing browser is a failure and never a skipped test.
+    /// Starts one, where [`tools::have`](super::tools::have) has found [`CHROMIUM`](super::tools::CHROMIUM).
     pub fn start() -> Result<Browser> {
         Browser::start_with(&[])
     }
 
     /// Starts one for which these names lead to 127.0.0.1.
-    ///
-    /// # Panics
-    ///
-    /// As [`Browser::start`].
     pub fn start_with(names: &[&str]) -> Result<Browser> {
         let dir = WorkDir::new("twb-")?;
         let mut command = Command::new("chromedriver");
         scrub(&mut command);
         command.arg("--port=0").env("HOME", dir.path());
         dir.mark(&mut command);
-        let driver = match Process::spawn(&mut command) {
-            Ok(driver) => driver,
-            Err(error) if is_missing(&error) => panic!("{error:#}\n\n{ADVICE}"),
-            Err(error) => return Err(error),
-        };
+        let driver = Process::spawn(&mut command)?;
         let client = Client::new(addr(&driver)?).with_limit(START_LIMIT);
         let capabilities = capabilities(dir.path(), names);
-        let session = ask(&client, "POST", "/session", Some(&capabilities)).context(ADVICE)?;
+        let session =
+            ask(&client, "POST", "/session", Some(&capabilities)).context("starting Chromium")?;
         let id = session["sessionId"].as_str().context("a session")?;
         Ok(Browser {
             session: format!("/session/{id}"),
@@ -245,9 +229,4 @@ fn string(value: &Json) -> Result<String> {
         Json::String(text) => Ok(text.clone()),
         other => bail!("not a text: {other}"),
     }
-}
-
-fn is_missing(error: &anyhow::Error) -> bool {
-    let cause: Option<&std::io::Error> = error.root_cause().downcast_ref();
-    cause.is_some_and(|cause| cause.kind() == ErrorKind::NotFound)
 }

@@ -19,6 +19,8 @@
 //! - `pages`: the daemon's web interface taken apart
 //! - `browser`: [`Browser`], a Chromium without a window
 //! - `usage`: memory and descriptors of a process
+//! - `tools`: programs that not every machine has
+//! - `reverse_proxy`: nginx and HAProxy in front of a sidecar
 //! - `site`: [`Site`], a web site of somebody else's
 //! - `wait`: [`eventually`]
 //!
@@ -42,9 +44,11 @@ pub mod pair;
 pub mod process;
 pub mod provision;
 pub mod relay;
+pub mod reverse_proxy;
 pub mod sidecar;
 pub mod site;
 pub mod stuck;
+pub mod tools;
 pub mod usage;
 pub mod values;
 pub mod view;
