@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use common::ctl::{supervisorctl_as, supervisorctl_command, supervisorctl_shell};
 use common::http::shown;
 use common::provision::scrub;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::Command;
 use std::{env, thread};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 
 use super::process::run;
 use super::provision::scrub;
@@ -68,21 +68,20 @@ pub const HAPROXY: Tool = Tool {
 ///
 /// Where it cannot, and `TWIDDLER_TEST_ALL=1` says that it must.
 pub fn have(tools: &[Tool]) -> Result<bool> {
-    for tool in tools.iter().filter(|tool| !tool.is_here()) {
-        let thread = thread::current();
-        let said = format!(
-            "{} needs {} in PATH: on Debian and Ubuntu `apt install {}`",
-            thread.name().unwrap_or("this test"),
-            tool.name,
-            tool.packages
-        );
-        if env::var(ALL).is_ok_and(|value| value == "1") {
-            bail!("{said}");
-        }
-        let _ = writeln!(io::stderr(), "test left out: {said}");
-        return Ok(false);
-    }
-    Ok(true)
+    let Some(tool) = tools.iter().find(|tool| !tool.is_here()) else {
+        return Ok(true);
+    };
+    let thread = thread::current();
+    let said = format!(
+        "{} needs {} in PATH: on Debian and Ubuntu `apt install {}`",
+        thread.name().unwrap_or("this test"),
+        tool.name,
+        tool.packages
+    );
+    let must = env::var(ALL).is_ok_and(|value| value == "1");
+    ensure!(!must, "{said}");
+    let _ = writeln!(io::stderr(), "test left out: {said}");
+    Ok(false)
 }
 
 impl Tool {
