@@ -80,7 +80,10 @@ pub async fn read(
 ) -> Result<Held, Response> {
     let judge = async || match head.extensions.get::<LetIn>() {
         Some(LetIn) => Ok(()),
-        None => judge().await.map_err(closed),
+        None => {
+            seat.set(Phase::Stranger);
+            judge().await.map_err(closed)
+        }
     };
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let mut reading = Reading {
@@ -99,10 +102,7 @@ pub async fn read(
         Ok(Progress::Whole) => return Ok(reading.held(seat, None)),
         // Nobody is there to be judged.
         Err(response) if response.status() == StatusCode::BAD_REQUEST => {}
-        Ok(Progress::More) | Err(_) => {
-            seat.set(Phase::Busy);
-            judge().await?;
-        }
+        Ok(Progress::More) | Err(_) => judge().await?,
     }
     first?;
     if announced > MAX_BODY {

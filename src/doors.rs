@@ -25,7 +25,7 @@ use crate::body::LetIn;
 use crate::config::Config;
 use crate::current::Current;
 use crate::daemon::Daemon;
-use crate::pace::Seat;
+use crate::pace::{Phase, Seat};
 use crate::password::{Doorkeeper, Login, Verdict};
 use crate::relay;
 
@@ -170,7 +170,10 @@ async fn enter(State(rules): State<Arc<Current<Doors>>>, request: Request, next:
 }
 
 async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
+    let seat = request.extensions().get::<Seat>().cloned();
+    let seat = seat.unwrap_or_else(Seat::alone);
     if request.uri().path() == OPEN_PATH {
+        seat.set(Phase::Stranger);
         return next.run(request).await;
     }
     let way = request
@@ -203,13 +206,12 @@ async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
             _ => reply,
         };
     };
+    seat.set(Phase::Stranger);
     match keeper.judge(presented.as_bytes()).await {
         Verdict::Right => drop(request.extensions_mut().insert(LetIn)),
         Verdict::Wrong => {
             let (head, body) = request.into_parts();
-            if let Some(seat) = head.extensions.get::<Seat>()
-                && !body.is_end_stream()
-            {
+            if !body.is_end_stream() {
                 seat.linger();
             }
             return challenge(&head).await;
@@ -221,6 +223,7 @@ async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
             );
         }
     }
+    seat.set(Phase::Busy);
     request.headers_mut().remove(AUTHORIZATION);
     if let Some(presented) = &doors.presented {
         request

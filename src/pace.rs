@@ -2,7 +2,8 @@
 //! no other.
 //!
 //! Every connection has a [`Seat`]. When all are taken, a newcomer gets that of whoever has been
-//! idle or slow for longest; only where everybody waits for the daemon is it turned away.
+//! idle or slow for longest, or waits without having been let in; only where everybody else waits
+//! for the daemon is it turned away.
 
 use std::collections::HashMap;
 use std::io;
@@ -45,6 +46,8 @@ pub enum Phase {
     Head,
     /// In the body of a request.
     Body,
+    /// Waiting for its answer, and nobody has let its sender in.
+    Stranger,
     /// Waiting for its answer, or reading it.
     Busy,
 }
@@ -152,7 +155,7 @@ impl Seats {
         })
     }
 
-    /// Asks somebody to leave who only idles or is slow, if anybody does.
+    /// Asks somebody to leave who idles, is slow or was not let in, if anybody does.
     pub fn make_room(&self) {
         ask_to_leave(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -172,13 +175,14 @@ fn ask_to_leave(taken: &mut HashMap<u64, Arc<State>>) -> Option<()> {
     Some(())
 }
 
-/// Whoever idles goes first, then whoever sends slowly.
+/// Whoever idles goes first, then whoever sends slowly, then whoever was not let in.
 fn slowest(taken: &HashMap<u64, Arc<State>>) -> Option<u64> {
     let candidates = taken.iter().filter_map(|(number, state)| {
         let (phase, since) = *state.phase();
         let rank = match phase {
             Phase::Idle | Phase::Head => 0,
             Phase::Body => 1,
+            Phase::Stranger => 2,
             Phase::Busy => return None,
         };
         Some((rank, since, *number))
@@ -294,7 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
                     return Poll::Ready(Ok(()));
                 }
             }
-            Phase::Idle | Phase::Body | Phase::Busy => this.head = None,
+            Phase::Idle | Phase::Body | Phase::Stranger | Phase::Busy => this.head = None,
         }
         read
     }
@@ -445,13 +449,15 @@ mod tests {
             seat.seat.set(Phase::Busy);
         }
         assert!(seats.take().is_none());
+        all[9].seat.set(Phase::Stranger);
+        tokio::time::advance(Duration::from_millis(1)).await;
         all[3].seat.set(Phase::Body);
         tokio::time::advance(Duration::from_millis(1)).await;
         all[7].seat.set(Phase::Idle);
         tokio::time::advance(Duration::from_millis(1)).await;
         all[5].seat.set(Phase::Head);
         let mut newcomers = Vec::new();
-        for expected in [7, 5, 3] {
+        for expected in [7, 5, 3, 9] {
             let newcomer = seats.take().unwrap();
             newcomer.seat.set(Phase::Busy);
             newcomers.push(newcomer);

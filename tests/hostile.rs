@@ -12,7 +12,6 @@ use common::{
     Client, Connection, Daemon, Reply, Sidecar, Until, eventually, exchange, options, peak_memory,
     text, value,
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use supervisor_twiddler::body::{BODY_PAUSE, FREE_BODY, LARGE_BODY, MAX_BODY};
 use supervisor_twiddler::http::MAX_TAILS;
 use supervisor_twiddler::pace::{HEAD_TIME, MAX_CONNECTIONS};
@@ -212,8 +211,7 @@ fn slow_senders_are_answered_408_and_hold_up_nobody() -> Result<()> {
 
 #[test]
 fn a_crowd_of_idle_connections_keeps_nobody_out() -> Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    raise_file_limit()?;
     let (_daemon, sidecar) = started("")?;
     let mut crowd = Vec::new();
     for number in 0..MAX_CONNECTIONS + 100 {

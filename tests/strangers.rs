@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use common::{
-    Client, Connection, Daemon, DaemonOptions, MIB, Reply, Sidecar, SidecarOptions, Until, basic,
-    descriptors, eventually, memory, peak_memory,
+    Client, Daemon, DaemonOptions, MIB, Reply, Sidecar, SidecarOptions, Until, argon2_of,
+    attributes_of, call_of, crowd, descriptors, eventually, guess, memory, peak_memory,
+    raise_file_limit,
 };
+use supervisor_twiddler::pace::MAX_CONNECTIONS;
 use supervisor_twiddler::xmlrpc::write;
 
 /// User and password of supervisord.
@@ -35,19 +37,6 @@ const LARGE: usize = 31 * MIB;
 const CHECK_MEMORY: usize = 64 * MIB;
 /// What a proxy may take, beside that, whatever strangers do.
 const MEMORY: usize = 64 * MIB;
-/// How long a guess is waited for before its connection is closed.
-const GUESS_TIME: Duration = Duration::from_millis(20);
-
-/// A PHC string for a password.
-fn argon2_of(password: &str) -> Result<String> {
-    use argon2::password_hash::PasswordHasher;
-    let params = argon2::Params::new(u32::try_from(CHECK_MEMORY >> 10)?, 3, 1, None)
-        .map_err(anyhow::Error::msg)?;
-    let hash = argon2::Argon2::from(params)
-        .hash_password_with_salt(password.as_bytes(), b"salt of tests")
-        .map_err(anyhow::Error::msg)?;
-    Ok(hash.to_string())
-}
 
 /// A proxy that asks for `own` and `secret`.
 fn guarded(daemon: &Daemon) -> Result<Sidecar> {
@@ -56,7 +45,7 @@ fn guarded(daemon: &Daemon) -> Result<Sidecar> {
         SidecarOptions {
             environment: &[
                 ("TWIDDLER_USERNAME", "own"),
-                ("TWIDDLER_PASSWORD", &argon2_of("secret")?),
+                ("TWIDDLER_PASSWORD", &argon2_of("secret", CHECK_MEMORY)?),
             ],
             ..SidecarOptions::default()
         },
@@ -65,17 +54,6 @@ fn guarded(daemon: &Daemon) -> Result<Sidecar> {
 
 fn own_client(sidecar: &Sidecar) -> Client {
     Client::new(sidecar.tcp_addr()).with_credentials("own", "secret")
-}
-
-/// Sends a guess, and hangs up before it can have been checked.
-fn guess(client: &Client, number: usize) -> Result<()> {
-    let call = write::call("supervisor.getState", &[]);
-    let authorization = basic("own", &format!("guess {number}"));
-    let headers = [("Authorization", authorization.as_str())];
-    let mut connection: Connection = client.connect()?;
-    connection.send(&client.request_bytes("POST", "/RPC2", &headers, Some(&call)))?;
-    thread::sleep(GUESS_TIME);
-    Ok(())
 }
 
 #[test]
@@ -239,26 +217,6 @@ fn all_at_once(
     Ok(counted.into_iter().collect())
 }
 
-/// A call of this many bytes whose only parameter is text.
-fn call_of(bytes: usize) -> Vec<u8> {
-    let call = |text: String| write::call("supervisor.getState", &[text.into()]);
-    let around = call(String::new()).len();
-    call("x".repeat(bytes - around))
-}
-
-/// A call of this many bytes whose first tag has attributes and nothing else.
-fn attributes_of(bytes: usize) -> Vec<u8> {
-    let mut body = b"<methodCall".to_vec();
-    for number in 0_u64.. {
-        if body.len() + 100 > bytes {
-            break;
-        }
-        body.extend(format!(" a{number}=\"\"").bytes());
-    }
-    body.extend(b"><methodName>supervisor.getState</methodName></methodCall>");
-    body
-}
-
 #[test]
 fn large_bodies_of_strangers_are_not_read() -> Result<()> {
     let pair = judged_by_the_daemon()?;
@@ -305,4 +263,26 @@ fn large_bodies_of_those_who_are_let_in_are_held_one_at_a_time() -> Result<()> {
         ensure!(statuses == [(200, 8)], "{statuses:?}");
         Ok(())
     })
+}
+
+/// More than there are connections for, all of which wait for supervisord.
+const CROWD: usize = MAX_CONNECTIONS + 100;
+
+#[test]
+fn a_crowd_that_asks_for_health_keeps_nobody_out() -> Result<()> {
+    raise_file_limit()?;
+    let pair = judged_by_the_daemon()?;
+    pair.daemon.signal("STOP")?;
+    let stranger = Client::new(pair.sidecar.tcp_addr());
+    let request = stranger.request_bytes("GET", "/twiddler/health", &[], None);
+    let waiting = crowd(&stranger, CROWD, &request);
+    assert_eq!(waiting.len(), CROWD);
+    let known = pair.sidecar.client();
+    let call = write::call("supervisor.getState", &[]);
+    let mut honest = known.connect()?;
+    honest.send(&known.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+    assert!(!honest.is_closed()?);
+    pair.daemon.signal("CONT")?;
+    assert_eq!(honest.read_reply()?.status, 200);
+    Ok(())
 }

@@ -18,6 +18,7 @@
 //! - `leftovers`: temporary directories and whatever still runs on their behalf
 //! - `pages`: the daemon's web interface taken apart
 //! - `browser`: [`Browser`], a Chromium without a window
+//! - `attacks`: what attackers send
 //! - `usage`: memory and descriptors of a process
 //! - `tools`: programs that not every machine has
 //! - `reverse_proxy`: nginx and HAProxy in front of a sidecar
@@ -30,6 +31,7 @@
 // Each test file is a crate of its own, which uses a part of this module and exports nothing.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod attacks;
 pub mod browser;
 pub mod changes;
 pub mod client;
@@ -57,6 +59,7 @@ pub mod wait;
 // For the same reason; one list, so that each module's own imports are still checked.
 #[allow(unused_imports)]
 pub use self::{
+    attacks::{argon2_of, attributes_of, call_of, crowd, guess, raise_file_limit},
     browser::Browser,
     client::{CallError, Client, basic, ensure_fault},
     ctl::{python, run_python, supervisorctl},

@@ -1,0 +1,72 @@
+//! What attackers send.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use supervisor_twiddler::xmlrpc::write;
+
+use super::client::{Client, basic};
+use super::http::Connection;
+
+/// How long a guess is waited for before its connection is closed.
+const GUESS_TIME: Duration = Duration::from_millis(20);
+
+/// The PHC string of a password whose check takes so many bytes of memory.
+pub fn argon2_of(password: &str, memory: usize) -> Result<String> {
+    use argon2::password_hash::PasswordHasher;
+    let params = argon2::Params::new(u32::try_from(memory >> 10)?, 3, 1, None)
+        .map_err(anyhow::Error::msg)?;
+    let hash = argon2::Argon2::from(params)
+        .hash_password_with_salt(password.as_bytes(), b"salt of tests")
+        .map_err(anyhow::Error::msg)?;
+    Ok(hash.to_string())
+}
+
+/// Guesses the password of `own`, and hangs up before the guess can have been checked.
+pub fn guess(client: &Client, number: usize) -> Result<()> {
+    let call = write::call("supervisor.getState", &[]);
+    let authorization = basic("own", &format!("guess {number}"));
+    let headers = [("Authorization", authorization.as_str())];
+    let mut connection = client.connect()?;
+    connection.send(&client.request_bytes("POST", "/RPC2", &headers, Some(&call)))?;
+    sleep(GUESS_TIME);
+    Ok(())
+}
+
+/// A call of this many bytes whose only parameter is text.
+pub fn call_of(bytes: usize) -> Vec<u8> {
+    let call = |text: String| write::call("supervisor.getState", &[text.into()]);
+    let around = call(String::new()).len();
+    call("x".repeat(bytes - around))
+}
+
+/// A call of this many bytes whose first tag has attributes and nothing else.
+pub fn attributes_of(bytes: usize) -> Vec<u8> {
+    let mut body = b"<methodCall".to_vec();
+    for number in 0_u64.. {
+        if body.len() + 100 > bytes {
+            break;
+        }
+        body.extend(format!(" a{number}=\"\"").bytes());
+    }
+    body.extend(b"><methodName>supervisor.getState</methodName></methodCall>");
+    body
+}
+
+/// So many connections on which these bytes were sent, as far as they come about.
+pub fn crowd(client: &Client, number: usize, bytes: &[u8]) -> Vec<Connection> {
+    let open = |_| {
+        let mut connection = client.connect().ok()?;
+        connection.send(bytes).ok()?;
+        Some(connection)
+    };
+    (0..number).filter_map(open).collect()
+}
+
+/// Lets this process have as many connections as it may.
+pub fn raise_file_limit() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+}
