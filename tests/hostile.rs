@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use common::{
-    Client, Connection, Daemon, Reply, Sidecar, Until, eventually, exchange, options, peak_memory,
-    text, value,
+    Client, Connection, Daemon, Reply, Sidecar, Until, eventually, exchange, options,
+    raise_file_limit, text, value,
 };
 use supervisor_twiddler::body::{BODY_PAUSE, FREE_BODY, LARGE_BODY, MAX_BODY};
 use supervisor_twiddler::http::MAX_TAILS;
@@ -246,12 +246,15 @@ fn large_call(bytes: usize) -> Vec<u8> {
 #[test]
 fn large_bodies_wait_for_each_other_and_others_for_none() -> Result<()> {
     let (_daemon, sidecar) = started("")?;
+    let began = Instant::now();
+    assert_eq!(post(&sidecar, &large_call(LARGE_BODY))?.status, 200);
+    let alone = began.elapsed();
     let body = large_call(MAX_BODY - 1024);
     let head = format!(
         "POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    let (most, last) = body.split_at(body.len() - 1);
+    let (most, mut rest) = body.split_at(body.len() - 1024);
     let mut first = Connection::open(sidecar.tcp_addr())?;
     first.send(head.as_bytes())?;
     first.send(most)?;
@@ -261,13 +264,18 @@ fn large_bodies_wait_for_each_other_and_others_for_none() -> Result<()> {
             thread::spawn(move || Ok(client.post_call(&large_call(LARGE_BODY))?.status))
         })
         .collect();
-    for _ in 0..4 {
+    // Long enough for one of them, if it did not wait for the first to end.
+    let began = Instant::now();
+    while began.elapsed() < 4 * alone && rest.len() > 1 {
+        let (piece, others) = rest.split_at(1);
+        first.send(piece)?;
+        rest = others;
         answers(&sidecar.client())?;
         let medium = post(&sidecar, &large_call(4 * FREE_BODY))?;
         assert_eq!(medium.status, 200);
     }
     assert!(!large.iter().any(thread::JoinHandle::is_finished));
-    first.send(last)?;
+    first.send(rest)?;
     assert_eq!(first.read_reply()?.status, 200);
     for large in large {
         let status: Result<u16> = large
