@@ -171,7 +171,7 @@ const KINDS: [Kind; 6] = [
     Kind {
         letter: 'q',
         command: "/bin/sleep 0.2",
-        startsecs: "1",
+        startsecs: "30",
     },
     Kind {
         letter: 'n',
