@@ -21,13 +21,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
 
 use crate::access::browser::{self, Arrival, Browsers, Head, Scheme, Site};
+use crate::audit::Record;
 use crate::body::LetIn;
 use crate::config::Config;
 use crate::current::Current;
 use crate::daemon::Daemon;
 use crate::pace::{Phase, Seat};
 use crate::password::{Doorkeeper, Login, Verdict};
-use crate::relay;
+use crate::relay::{self, Reason};
 
 /// What everybody may ask.
 pub const OPEN_PATH: &str = "/twiddler/health";
@@ -187,7 +188,6 @@ async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
         headers: request.headers(),
     };
     if let Some(reason) = doors.browsers.refuses(head, doors.arrival(way)) {
-        tracing::warn!(reason, "answered 403");
         return relay::own_reply(StatusCode::FORBIDDEN, &reason);
     }
     let presented = request
@@ -201,20 +201,31 @@ async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
             Some(known)
                 if is_away(&reply) && known.judge(presented.as_bytes()).await != Verdict::Right =>
             {
-                relay::own_reply(StatusCode::BAD_GATEWAY, AWAY)
+                let mut away = relay::own_reply(StatusCode::BAD_GATEWAY, AWAY);
+                // The log says why.
+                if let Some(reason) = reply.extensions().get::<Reason>() {
+                    away.extensions_mut().insert(reason.clone());
+                }
+                away
             }
             _ => reply,
         };
     };
     seat.set(Phase::Stranger);
     match keeper.judge(presented.as_bytes()).await {
-        Verdict::Right => drop(request.extensions_mut().insert(LetIn)),
+        Verdict::Right => {
+            Record::of(request.extensions()).let_in(&presented);
+            request.extensions_mut().insert(LetIn);
+        }
         Verdict::Wrong => {
             let (head, body) = request.into_parts();
             if !body.is_end_stream() {
                 seat.linger();
             }
-            return challenge(&head).await;
+            let mut reply = challenge(&head).await;
+            let reason = "the username and password are not right";
+            reply.extensions_mut().insert(Reason(reason.to_owned()));
+            return reply;
         }
         Verdict::Unknown => {
             return relay::own_reply(

@@ -8,6 +8,7 @@
 //! - [`reload`]: options that are read again while the proxy runs
 //! - [`server`]: listeners, connections, the end
 //! - [`tls`]: certificates for TCP
+//! - [`request_log`]: what is logged of each request
 //! - [`doors`]: who may come in
 //! - [`http`]: what comes in over HTTP
 //! - [`body`]: what is read and held of requests' bodies
@@ -18,6 +19,7 @@
 //! - [`relay`]: passing a request on and its reply back
 //! - [`twiddler`]: what was changed at run time, and how it is changed
 //! - [`logging`]: the proxy's own log
+//! - [`audit`]: who did what, as the log says it
 //! - [`config`], [`cli`]: what the proxy was told
 //! - [`daemon`]: the supervisord on the other side, and its configuration file
 //! - [`include_dir`], [`program`], [`xmlrpc`]: files, program sections, the wire format
@@ -28,6 +30,7 @@
 //! - [`words`]: words that nearly match
 
 pub mod access;
+pub mod audit;
 pub mod body;
 pub mod check;
 pub mod cli;
@@ -48,6 +51,7 @@ pub mod program;
 mod python;
 pub mod relay;
 pub mod reload;
+pub mod request_log;
 pub mod rpc;
 mod seam;
 pub mod server;

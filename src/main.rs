@@ -7,6 +7,7 @@ use anyhow::{Context, anyhow};
 use clap::{CommandFactory, Parser};
 use clap_complete::CompleteEnv;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use supervisor_twiddler::audit::Floods;
 use supervisor_twiddler::cli::{Args, Command, ServeArgs};
 use supervisor_twiddler::client;
 use supervisor_twiddler::config::{Config, Draft};
@@ -15,6 +16,7 @@ use supervisor_twiddler::daemon::Daemon;
 use supervisor_twiddler::doors::Doors;
 use supervisor_twiddler::logging::{self, LevelHandle};
 use supervisor_twiddler::reload::Live;
+use supervisor_twiddler::request_log::RequestLog;
 use supervisor_twiddler::rpc::Rpc;
 use supervisor_twiddler::server;
 use supervisor_twiddler::start::{self, StartError};
@@ -160,6 +162,8 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         config.daemon
     );
     let app = Doors::guard(doors.clone(), supervisor_twiddler::http::app(Arc::new(rpc)));
+    let floods = Arc::new(Floods::default());
+    let app = RequestLog::new(daemon.clone(), floods.clone()).guard(app);
     read_again(
         hangups,
         Live {
@@ -173,7 +177,9 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         },
     );
     let served = async {
-        server::serve(listeners, app, tls, asked_to_stop(signals.clone())).await;
+        let stop = asked_to_stop(signals.clone());
+        server::serve(listeners, app, tls, floods.clone(), stop).await;
+        floods.flush();
         twiddler.wind_up(server::GRACE).await;
     };
     tokio::select! {

@@ -183,6 +183,10 @@ fn relative_location(path: &str, location: &[u8]) -> Option<HeaderValue> {
     HeaderValue::try_from(relative).ok()
 }
 
+/// Why the proxy itself replied as it did: an extension of its replies, for the log.
+#[derive(Clone, Debug)]
+pub struct Reason(pub String);
+
 /// A short reply of our own. XML-RPC clients show their users the reason phrase of an error and
 /// nothing else, so it says the same as the body.
 pub fn own_reply(status: StatusCode, text: &str) -> Response<Body> {
@@ -191,6 +195,7 @@ pub fn own_reply(status: StatusCode, text: &str) -> Response<Body> {
     if let Some(phrase) = reason_phrase(text) {
         reply.extensions_mut().insert(phrase);
     }
+    reply.extensions_mut().insert(Reason(text.to_owned()));
     let headers = reply.headers_mut();
     headers.insert(SERVER, HeaderValue::from_static(OWN_NAME));
     headers.insert(
@@ -202,7 +207,6 @@ pub fn own_reply(status: StatusCode, text: &str) -> Response<Body> {
 
 /// The daemon cannot be reached or did not answer.
 pub fn bad_gateway(reason: &str) -> Response<Body> {
-    tracing::warn!(reason, "answered 502");
     own_reply(StatusCode::BAD_GATEWAY, reason)
 }
 

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, timeout};
 use tower_service::Service;
 
+use crate::audit::{Flood, Floods, Peer};
 use crate::config::exposure::narrowed;
 use crate::config::{ListenAddr, SocketAccess};
 use crate::doors::Way;
@@ -44,6 +45,16 @@ pub const MAX_HEAD: usize = 256 * 1024;
 pub const MAX_HEADER_LINES: usize = 256;
 /// A failing `accept` (out of descriptors) is tried again after this.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(250);
+/// Said of connections for which there is no room.
+const FULL: Flood = Flood {
+    what: "answered 503: all connections wait for supervisord",
+    from: None,
+};
+/// Said where no connection can be had at all.
+const NOT_ACCEPTED: Flood = Flood {
+    what: "cannot accept a connection",
+    from: None,
+};
 /// How long a client that has closed its side may still wait for its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Begins the names of sockets that only try whether one could be there.
@@ -147,10 +158,10 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Way)> {
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Way, Peer)> {
         match self {
             Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let here = stream.local_addr()?.ip().to_canonical();
                 let way = if here.is_loopback() {
@@ -158,9 +169,15 @@ impl Listener {
                 } else {
                     Way::Network
                 };
-                Ok((Box::new(stream), way))
+                Ok((Box::new(stream), way, Peer::Tcp(peer)))
             }
-            Listener::Unix(listener, _) => Ok((Box::new(listener.accept().await?.0), Way::Socket)),
+            Listener::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let account = stream
+                    .peer_cred()
+                    .map(|process| Peer::Account(process.uid()));
+                Ok((Box::new(stream), Way::Socket, account.unwrap_or_default()))
+            }
         }
     }
 }
@@ -315,6 +332,7 @@ pub async fn serve(
     listeners: Vec<Listener>,
     app: Router,
     tls: Option<Arc<Tls>>,
+    floods: Arc<Floods>,
     stop: impl Future<Output = ()>,
 ) {
     let seats = Arc::new(Seats::default());
@@ -330,6 +348,7 @@ pub async fn serve(
                 seats.clone(),
                 graceful.clone(),
                 stops.clone(),
+                floods.clone(),
             ))
         })
         .collect();
@@ -361,12 +380,13 @@ async fn accept(
     seats: Arc<Seats>,
     graceful: Arc<GracefulShutdown>,
     stops: watch::Receiver<bool>,
+    floods: Arc<Floods>,
 ) {
     loop {
         match listener.accept().await {
-            Ok((mut stream, way)) => {
+            Ok((mut stream, way, peer)) => {
                 let Some(place) = seats.take() else {
-                    tracing::warn!("answered 503: all connections wait for supervisord");
+                    floods.warn(FULL, || tracing::warn!(%peer, "{}", FULL.what));
                     // As much as fits at once: nobody waits for this one.
                     let _ = poll_once(stream.write(pace::TOO_MANY)).await;
                     continue;
@@ -378,7 +398,9 @@ async fn accept(
                     let Some(stream) = shake_hands(stream, tls).await else {
                         return Ok(());
                     };
-                    watcher.watch(connection(stream, way, on, app)).await
+                    watcher
+                        .watch(connection(stream, (way, peer), on, app))
+                        .await
                 };
                 let stops = stops.clone();
                 tokio::spawn(async move {
@@ -393,7 +415,10 @@ async fn accept(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                floods.warn(
+                    NOT_ACCEPTED,
+                    || tracing::warn!(%error, "{}", NOT_ACCEPTED.what),
+                );
                 seats.make_room();
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
@@ -457,7 +482,7 @@ fn head_too_large() -> http::Response<axum::body::Body> {
 
 fn connection(
     stream: Box<dyn Stream>,
-    way: Way,
+    (way, peer): (Way, Peer),
     seat: Seat,
     app: Router,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
@@ -471,6 +496,7 @@ fn connection(
     let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(state.clone());
         request.extensions_mut().insert(way);
+        request.extensions_mut().insert(peer);
         request.extensions_mut().insert(seat.clone());
         seat.set(Phase::Busy);
         let too_large = head_size(&request) > MAX_HEAD;

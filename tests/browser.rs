@@ -144,7 +144,7 @@ impl Scene {
     fn start() -> Result<Scene> {
         let daemon = Daemon::start(RUNNING)?;
         daemon.wait_for_state("cat", "RUNNING")?;
-        let sidecar = Sidecar::start_with(&daemon, &["--hosts", OWN_NAME])?;
+        let sidecar = Sidecar::start_with(&daemon, &["--hosts", OWN_NAME, "--log-level", "debug"])?;
         let browser = Browser::start_with(&[OWN_NAME, EVIL_NAMES[0], EVIL_NAMES[1]])?;
         Ok(Scene {
             daemon,
@@ -159,7 +159,7 @@ impl Scene {
     }
 
     fn refusals(&self) -> usize {
-        self.sidecar.stderr_text().matches("answered 403").count()
+        self.sidecar.stderr_text().matches("status=403").count()
     }
 
     /// Opens this page as one of `host`, and waits until the proxy has refused what it does.

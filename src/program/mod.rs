@@ -31,7 +31,7 @@ pub use process_names::Configured;
 pub use section::render_group;
 
 use crate::python::{int, repr, strip};
-use options::{Options, Reading};
+use options::{KNOWN_OPTIONS, Options, Reading};
 use template::{Known, Template};
 
 /// More processes in one program are refused. A thousand take the daemon half a second to list,
@@ -43,6 +43,11 @@ const DEFAULT_PROCESS_NAME: &str = "%(program_name)s";
 const DEFAULT_PRIORITY: i64 = 999;
 /// See [`DEFAULT_PRIORITY`].
 pub const DEFAULT_STARTSECS: i64 = 1;
+
+/// The names of the options that the daemon knows.
+pub fn option_names() -> Vec<&'static str> {
+    KNOWN_OPTIONS.iter().map(|(name, _)| *name).collect()
+}
 
 /// A program of a group, as a client described it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

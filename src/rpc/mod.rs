@@ -20,10 +20,12 @@ use http::{HeaderValue, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
+use crate::audit::{Record, shown, without_values};
 use crate::current::Current;
 use crate::daemon::fault::{NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{CallError, Daemon};
 use crate::policy::Policy;
+use crate::program::option_names;
 use crate::relay::{self, Payload};
 use crate::twiddler::methods::{self, Method, Request};
 use crate::twiddler::{Caution, Change, MainLog, Refusal, Twiddler};
@@ -60,6 +62,13 @@ pub struct Caller<'a> {
     pub head: &'a Parts,
     /// Whether `supervisorctl update` is under way on this connection.
     pub update: &'a Update,
+}
+
+impl Caller<'_> {
+    /// What is known of the request.
+    fn record(&self) -> Record {
+        Record::of(&self.head.extensions)
+    }
 }
 
 /// Why there is no XML-RPC answer.
@@ -124,6 +133,7 @@ impl Rpc {
             }
             Err(_) => return self.pass(caller, Bytes::from_static(UNREADABLE)).await,
         };
+        caller.record().calls(&call.method);
         if let Some(response) = self.left_out(caller, &call, &body).await {
             return response;
         }
@@ -191,16 +201,26 @@ impl Rpc {
     /// Lets the daemon decide whether the caller may come in, and whether it is up.
     async fn gate(&self, caller: &Caller<'_>) -> Result<(), Failure> {
         self.ask(caller, "supervisor.getState", &[]).await?;
-        self.daemon.lend(caller.head.headers.get(AUTHORIZATION));
+        let presented = caller.head.headers.get(AUTHORIZATION);
+        self.daemon.lend(presented);
+        if let Some(presented) = presented
+            && !self.daemon.is_open()
+        {
+            caller.record().let_in(presented);
+        }
         Ok(())
     }
 
     async fn twiddler_call(&self, caller: &Caller<'_>, name: &str, params: &[Value]) -> Answer {
         match self.read(name, params) {
             Ok(Request::Change(change)) => self.judged_change(caller, change).await,
-            request => {
+            Ok(request) => {
                 self.gate(caller).await?;
-                self.perform(caller, request?).await
+                self.perform(caller, request).await
+            }
+            Err(fault) => {
+                self.gate(caller).await?;
+                Err(turned_down(caller, &refused_call("twiddler", name), fault))
             }
         }
     }
@@ -253,8 +273,10 @@ impl Rpc {
 
     /// Like the in-process twiddler, complains about an unknown group before anything else.
     async fn invalid(&self, caller: &Caller<'_>, group: &str, fault: Fault) -> Failure {
+        let what = format!("did not add a program to group {}", shown(group));
         match self.twiddler.require_group(group).await {
-            Ok(()) => fault.into(),
+            Ok(()) => turned_down(caller, &what, fault),
+            Err(Refusal::Fault(fault)) => turned_down(caller, &what, fault),
             Err(refusal) => self.refused(caller, refusal).await,
         }
     }
@@ -264,14 +286,14 @@ impl Rpc {
     async fn change(&self, caller: &Caller<'_>, change: Change, caution: Caution) -> Answer {
         let mut outcome = self
             .twiddler
-            .change(vec![change.clone()], caution)
+            .change(vec![change.clone()], caution, &caller.record())
             .await
             .pop();
         if let Some(Err(Refusal::Status(_))) = outcome {
             self.gate(caller).await?;
             outcome = self
                 .twiddler
-                .change(vec![change], self.judged(caller))
+                .change(vec![change], self.judged(caller), &caller.record())
                 .await
                 .pop();
         }
@@ -309,11 +331,30 @@ impl Rpc {
     /// answer for each.
     async fn changes(&self, caller: &Caller<'_>, changes: Vec<Change>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(changes.len());
-        for outcome in self.twiddler.change(changes, self.judged(caller)).await {
+        let caution = self.judged(caller);
+        let record = caller.record();
+        for outcome in self.twiddler.change(changes, caution, &record).await {
             answers.push(self.outcome(caller, outcome).await);
         }
         answers
     }
+}
+
+/// Says in the log that a call was refused before anything was done for it.
+fn turned_down(caller: &Caller<'_>, what: &str, fault: Fault) -> Failure {
+    let record = caller.record();
+    let reason = without_values(&fault, &option_names());
+    tracing::info!(
+        peer = %record.peer(),
+        user = record.user(),
+        ms = record.millis(),
+        "{what}: {reason}"
+    );
+    fault.into()
+}
+
+fn refused_call(namespace: &str, name: &str) -> String {
+    format!("refused {namespace}.{}", shown(name))
 }
 
 /// Reads a call; a large one where it keeps nobody waiting.

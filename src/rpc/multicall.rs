@@ -13,7 +13,9 @@ use http::{Response, StatusCode};
 
 use super::supervisor::{Back, Translation};
 use super::whole::is_true;
-use super::{Answer, Caller, Failure, Rpc, namespace, read_entry, reply, system};
+use super::{
+    Answer, Caller, Failure, Rpc, namespace, read_entry, refused_call, reply, system, turned_down,
+};
 use crate::daemon::fault::{ABNORMAL_TERMINATION, ALREADY_STARTED, SPAWN_ERROR, fault};
 use crate::names::{self, Shape, shape};
 use crate::relay;
@@ -131,7 +133,8 @@ impl Progress<'_> {
             }
             Err(fault) => {
                 self.flush().await?;
-                self.push(Err(fault.into()))
+                let what = refused_call("twiddler", name);
+                self.push(Err(turned_down(self.caller, &what, fault)))
             }
         }
     }

@@ -34,6 +34,7 @@ pub use log::MainLog;
 pub use plan::{Found, group_of_real_name, number_of_real_name};
 pub use registry::{Event, Member, Place, Registry, is_still_hidden};
 
+use crate::audit::Record;
 use crate::daemon::conf::{self, ConfiguredGroup};
 use crate::daemon::fault::{BAD_NAME, FAILED, SHUTDOWN_STATE, fault};
 use crate::daemon::{CallError, Daemon, Life, Reloaded};
@@ -212,10 +213,16 @@ impl Twiddler {
 
     /// Carries out `changes` in order, together as far as they do not concern each other; one
     /// outcome for each. They are carried out even if nobody waits for the answer any more.
-    pub async fn change(&self, changes: Vec<Change>, caution: Caution) -> Vec<Outcome> {
+    /// The log says what each came to, and of whom `record` speaks.
+    pub async fn change(
+        &self,
+        changes: Vec<Change>,
+        caution: Caution,
+        record: &Record,
+    ) -> Vec<Outcome> {
         let waiting: Vec<_> = changes
             .into_iter()
-            .map(|change| self.submit(change, caution.clone()))
+            .map(|change| self.submit(change, caution.clone(), record.clone()))
             .collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
         for outcome in waiting {

@@ -10,20 +10,31 @@ use tokio::time::{Duration, Instant, timeout_at};
 
 use super::change::{self, Change, Outcome, Refusal};
 use super::{Caution, Twiddler};
+use crate::audit::{Record, shown, without_values};
+use crate::program::option_names;
 
 /// A change on its way to the worker.
 pub(super) struct Job {
     change: Change,
     caution: Caution,
+    /// Whose change it is.
+    record: Record,
     outcome: oneshot::Sender<Outcome>,
 }
+
 impl Twiddler {
-    pub(super) fn submit(&self, change: Change, caution: Caution) -> oneshot::Receiver<Outcome> {
+    pub(super) fn submit(
+        &self,
+        change: Change,
+        caution: Caution,
+        record: Record,
+    ) -> oneshot::Receiver<Outcome> {
         let (outcome, answer) = oneshot::channel();
         // A worker that is gone drops the job, and with it the sender.
         let _ = self.jobs.send(Job {
             change,
             caution,
+            record,
             outcome,
         });
         answer
@@ -79,13 +90,13 @@ pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedRecei
         let (changes, answers): (Vec<_>, Vec<_>) = jobs
             .into_iter()
             .filter_map(|job| twiddler.admit(job))
-            .map(|job| (job.change, job.outcome))
+            .map(|job| (job.change, (job.record, job.outcome)))
             .unzip();
         crowd = changes.len();
         let transaction = change::transact(&twiddler, &changes);
         let outcomes = twiddler.daemon.presenting(presented, transaction).await;
-        for ((change, answer), outcome) in changes.iter().zip(answers).zip(outcomes) {
-            tell(change, &outcome);
+        for ((change, (record, answer)), outcome) in changes.iter().zip(answers).zip(outcomes) {
+            tell(change, &record, &outcome);
             // The client may have hung up; the change holds all the same.
             let _ = answer.send(outcome);
         }
@@ -160,24 +171,38 @@ impl Touched {
     }
 }
 
-pub(super) fn tell(change: &Change, outcome: &Outcome) {
-    let group = change.group();
-    let what = match change {
-        Change::AddGroup { .. } => "add group",
-        Change::AddProgram(_) => "add program",
-        Change::RemoveProcess { .. } => "remove process",
-        Change::RemoveGroup { .. } => "remove group",
-    };
-    let name = match change {
-        Change::AddProgram(program) => program.name(),
-        Change::RemoveProcess { process, .. } => process,
-        Change::AddGroup { .. } | Change::RemoveGroup { .. } => "",
-    };
+/// Says what a change came to, and whose it was. Never with a value.
+pub(super) fn tell(change: &Change, record: &Record, outcome: &Outcome) {
+    let (done, undone, subject) = in_words(change);
+    let (user, ms) = (record.user(), record.millis());
+    let peer = record.peer();
     match outcome {
-        Ok(()) => tracing::info!(group, name, "{what}: done"),
+        Ok(()) => tracing::info!(%peer, user, ms, "{done} {subject}"),
         Err(Refusal::Fault(fault)) => {
-            tracing::info!(group, name, code = fault.code, "{what}: refused")
+            let reason = without_values(fault, &option_names());
+            tracing::info!(%peer, user, ms, "did not {undone} {subject}: {reason}");
         }
-        Err(refusal) => tracing::warn!(group, name, %refusal, "{what}: failed"),
+        // The caller is asked for credentials, and tries again.
+        Err(Refusal::Status(status)) => tracing::debug!(%peer, %status, "{undone} {subject}"),
+        Err(refusal) => tracing::warn!(%peer, user, ms, "could not {undone} {subject}: {refusal}"),
+    }
+}
+
+/// What was done, what was not, and to what.
+fn in_words(change: &Change) -> (&'static str, &'static str, String) {
+    let member = |group: &str, name: &str| format!("{}:{}", shown(group), shown(name));
+    match change {
+        Change::AddGroup { name, .. } => {
+            ("added", "add", format!("group {}", shown(name.as_str())))
+        }
+        Change::AddProgram(program) => {
+            let name = member(program.group(), program.name());
+            ("added", "add", format!("program {name}"))
+        }
+        Change::RemoveProcess { group, process } => {
+            let name = member(group, process);
+            ("removed", "remove", format!("process {name}"))
+        }
+        Change::RemoveGroup { name, .. } => ("removed", "remove", format!("group {}", shown(name))),
     }
 }
