@@ -57,7 +57,8 @@ fn a_lock_that_strangers_could_open_is_put_right() -> Result<()> {
     set_mode(&path, 0o666)?;
     first.start_again()?;
     ensure!(mode()? == 0o600, "{:o}", mode()?);
-    ensure_refused(&daemon, &[])
+    ensure_refused(&daemon, &[])?;
+    Ok(())
 }
 
 #[test]
