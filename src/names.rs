@@ -3,6 +3,8 @@
 //! Pure: works on one call or one reply and on what the registry says. A process that lives in a
 //! real group of its own is presented as a member of the group it joined; a hidden one not at all.
 
+use std::collections::HashSet;
+
 use crate::twiddler::{self, Place, Registry};
 use crate::xmlrpc::{Fault, Value};
 
@@ -130,6 +132,11 @@ pub fn alias(registry: &Registry, name: &str) -> Option<Alias> {
 }
 
 impl Alias {
+    /// Whether the daemon may have the process at all.
+    pub fn leads_somewhere(&self) -> bool {
+        self.real != NOWHERE
+    }
+
     /// A reply about this process, in the client's names.
     pub fn back(&self, result: Result<Value, Fault>) -> Result<Value, Fault> {
         match result {
@@ -202,6 +209,33 @@ pub fn infos_back(registry: &Registry, value: &mut Value) -> Vec<(String, String
     });
     infos.sort_by_cached_key(|info| (text(info, "group"), text(info, "name")));
     shown_again
+}
+
+/// Whether the daemon's own list of processes lacks one that was added.
+pub fn lacks_members(registry: &Registry, infos: &Value) -> bool {
+    let there: HashSet<(&str, &str)> = infos
+        .as_array()
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|info| Some((info.get("group")?.as_str()?, info.get("name")?.as_str()?)))
+        .collect();
+    registry
+        .members()
+        .any(|member| !there.contains(&(member.real.as_str(), member.process.as_str())))
+}
+
+/// Whether `reloadConfig` does not list the group that marks the daemon's life: no file has it, so an
+/// active one is listed as removed.
+pub fn lacks_marker(registry: &Registry, reloaded: &Value) -> bool {
+    let lists = reloaded.as_array().and_then(|outer| outer.first());
+    let removed = lists
+        .and_then(Value::as_array)
+        .and_then(|lists| lists.get(2));
+    let removed = removed.and_then(Value::as_array).unwrap_or_default();
+    registry.marker().is_some_and(|marker| {
+        let is_marker = |name: &Value| name.as_str() == Some(marker);
+        !removed.iter().any(is_marker)
+    })
 }
 
 /// Whether the info of a hidden process that had last started at `start` does not show it again.

@@ -278,7 +278,13 @@ impl Rpc {
         life: u64,
     ) -> Result<Value, Fault> {
         match back {
-            Back::Alias(alias) => return alias.back(answer),
+            Back::Alias(alias) => {
+                let is_unknown = matches!(&answer, Err(told) if told.code == BAD_NAME);
+                if is_unknown && alias.leads_somewhere() {
+                    self.twiddler.doubt();
+                }
+                return alias.back(answer);
+            }
             // No file defines a group that was added at run time, but it is there all the same.
             Back::Added(group) => {
                 return answer.map_err(|told| match told.code {
@@ -289,6 +295,14 @@ impl Rpc {
             Back::Statuses | Back::Infos | Back::Configs | Back::Reloaded => {}
         }
         let mut value = answer?;
+        let is_doubtful = self.twiddler.with_registry(|registry| match back {
+            Back::Infos => names::lacks_members(registry, &value),
+            Back::Reloaded => names::lacks_marker(registry, &value),
+            _ => false,
+        });
+        if is_doubtful {
+            self.twiddler.doubt();
+        }
         let shown = self.twiddler.with_registry(|registry| match back {
             Back::Infos => names::infos_back(registry, &mut value),
             Back::Statuses => {
@@ -307,7 +321,10 @@ impl Rpc {
         });
         self.twiddler.show(life, shown);
         match (back, &mut value) {
-            (Back::Reloaded, reloaded) => caller.update.begin(reloaded),
+            (Back::Reloaded, reloaded) => {
+                caller.update.begin(reloaded);
+                self.twiddler.warn_of_clashes();
+            }
             (Back::Configs, Value::Array(list)) => {
                 // What cannot be learnt now is left out, as the daemon leaves it out.
                 if let Err(refusal) = self.twiddler.complete_configs(list).await {

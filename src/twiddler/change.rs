@@ -5,6 +5,7 @@ use http::StatusCode;
 
 use super::Twiddler;
 use super::ask::ask;
+use super::losses::Cause;
 use super::plan::{self, Answers, Plan, Planner, Question};
 use super::reading::{Announced, Reading, text_ahead};
 use super::registry::Event;
@@ -133,9 +134,14 @@ async fn prepare<'a>(
     } = draft(&answers);
     // What a daemon lacks that has just started again is no news.
     if !corrections.is_empty() && twiddler.is_settled() {
+        twiddler.say_gone(&corrections, Cause::Removed);
         twiddler.note_in(life, corrections);
     }
     twiddler.reserve_numbers(next);
+    let lacks = |name: &str| answers.groups.get(name) == Some(&false);
+    if twiddler.with_registry(|registry| registry.added_groups().any(lacks)) {
+        twiddler.doubt();
+    }
     Ok(Transaction::new(twiddler, life, plans, ahead))
 }
 

@@ -8,6 +8,7 @@ mod change;
 mod configs;
 mod journal;
 pub mod log;
+mod losses;
 pub mod methods;
 mod persist;
 mod persist_file;
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{Notify, OnceCell, mpsc};
 
 pub use change::{Change, Outcome, Refusal, Wording};
 pub use log::MainLog;
@@ -136,6 +137,8 @@ pub struct Twiddler {
     busy: tokio::sync::Mutex<()>,
     /// There is one generated file at a time.
     staging: Arc<tokio::sync::Mutex<()>>,
+    /// Wakes whoever watches the daemon's life: a reply speaks against what is known.
+    doubts: Notify,
 }
 
 /// A generated file, until it is dropped.
@@ -173,6 +176,11 @@ impl Twiddler {
             }
             false => persist::set_aside(&include, kept_before.as_deref())?,
         }
+        // What was put aside may be kept again.
+        let kept_before = match kept_before {
+            None => include.kept()?,
+            kept => kept,
+        };
         for path in include.sweep()? {
             tracing::warn!(path = %path.display(), "took away a generated file that an earlier proxy left");
         }
@@ -199,7 +207,9 @@ impl Twiddler {
             jobs,
             busy: tokio::sync::Mutex::default(),
             staging: Arc::default(),
+            doubts: Notify::new(),
         });
+        twiddler.say_known();
         tokio::spawn(worker::work(twiddler.clone(), waiting));
         tokio::spawn(settle::keep_watch(twiddler.clone()));
         Ok(twiddler)
@@ -356,7 +366,12 @@ impl Twiddler {
         let mut questions = vec![Question::AllProcesses];
         questions.extend(candidates.into_iter().map(Question::Group));
         let answers = ask(self, questions).await?;
-        Ok(self.with_registry(|registry| visible_groups(registry, &answers)))
+        Ok(self.with_registry(|registry| {
+            if !reconcile::lost(registry, &answers).is_empty() {
+                self.doubt();
+            }
+            visible_groups(registry, &answers)
+        }))
     }
 
     /// Makes sure that there is a group of this name for clients.

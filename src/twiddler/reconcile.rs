@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::persist_file::{KeptBefore, is_known};
 use super::plan::{Answers, Found, group_of_real_name, number_of_real_name};
 use super::registry::{Event, Member, Registry};
+use super::settle::left;
 
 /// Takes up real groups that the daemon runs and nobody remembers: their names say whose members they
 /// hold. `is_configured` tells the groups of the user's files.
@@ -113,6 +114,35 @@ fn hidden_in_new_life(before: &Registry, answers: &Answers, persists: bool) -> V
     };
     let surplus = answers.processes.values().filter(is_surplus);
     hidden.chain(surplus).map(hide).collect()
+}
+
+/// What is gone from a daemon that goes on, according to its answers about all processes and about the
+/// groups that were added.
+pub(super) fn lost(known: &Registry, answers: &Answers) -> Vec<Event> {
+    let is_there = |real: &str, process: &str| answers.found(real, process).is_some();
+    let members = known
+        .members()
+        .filter(|member| !is_there(&member.real, &member.process))
+        .map(left);
+    // A group stays as long as somebody of it is there.
+    let has_members = |name: &str| {
+        let mut members = known.members_of(name);
+        members.any(|member| is_there(&member.real, &member.process))
+    };
+    let groups = known
+        .added_groups()
+        .filter(|name| !answers.is_active(name) && !has_members(name))
+        .map(|name| Event::GroupGone {
+            name: name.to_owned(),
+        });
+    let hidden = known
+        .hidden()
+        .filter(|(real, process, _)| !is_there(real, process))
+        .map(|(real, process, _)| Event::Shown {
+            group: real.to_owned(),
+            process: process.to_owned(),
+        });
+    members.chain(groups).chain(hidden).collect()
 }
 
 fn hide(found: &Found) -> Event {
@@ -272,6 +302,77 @@ mod tests {
             assert_eq!(now.added_group("own"), Some(5));
             let again = in_new_life(&now, &answers, false, number);
             assert_eq!(again.snapshot(), now.snapshot(), "{processes:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_daemon_that_goes_on_has_no_more_is_lost() {
+        use super::super::registry::tests::left;
+        let own = |name: &str| Event::Group {
+            name: name.to_owned(),
+            priority: 5,
+        };
+        let gone = |name: &str| Event::GroupGone {
+            name: name.to_owned(),
+        };
+        let uncovered = |real: &str, process: &str| Event::Shown {
+            group: real.to_owned(),
+            process: process.to_owned(),
+        };
+        let known = [
+            vec![own("empty"), own("own"), hidden("pool", "p")],
+            two(),
+            vec![
+                hidden("web~000001", "c"),
+                joined("own", "first", "own", 0),
+                joined("own", "more", "own~000002", 0),
+            ],
+        ];
+        let known = registry(&known.concat());
+        let all = [
+            ("pool", "p"),
+            ("web~000001", "a"),
+            ("web~000001", "b"),
+            ("web~000001", "c"),
+            ("own", "first"),
+            ("own~000002", "more"),
+        ];
+        let without = |gone: &[&str]| -> Vec<(&str, &str)> {
+            let left = all.iter().filter(|(real, _)| !gone.contains(real));
+            left.copied().collect()
+        };
+        type Row<'a> = (&'a [&'a str], &'a [&'a str], Vec<Event>);
+        let table: [Row<'_>; 5] = [
+            (&[], &["empty", "own"], vec![]),
+            (
+                &["web~000001"],
+                &["empty", "own"],
+                vec![
+                    left("web", "a"),
+                    left("web", "b"),
+                    uncovered("web~000001", "c"),
+                ],
+            ),
+            (&["own"], &["empty"], vec![left("own", "first")]),
+            (
+                &["own", "own~000002"],
+                &[],
+                vec![
+                    left("own", "first"),
+                    left("own", "more"),
+                    gone("empty"),
+                    gone("own"),
+                ],
+            ),
+            (&["pool"], &["empty", "own"], vec![uncovered("pool", "p")]),
+        ];
+        for (groups, active, expected) in table {
+            let answers = answers(&without(groups), active);
+            let found = lost(&known, &answers);
+            assert_eq!(found, expected, "{groups:?}");
+            let mut after = known.clone();
+            found.into_iter().for_each(|event| after.apply(event));
+            assert!(lost(&after, &answers).is_empty(), "{groups:?}");
         }
     }
 

@@ -222,10 +222,12 @@ impl Registry {
 
     /// Nothing was changed in this life of the daemon.
     pub fn is_empty(&self) -> bool {
-        self.marker.is_none()
-            && self.groups.is_empty()
-            && self.members.is_empty()
-            && self.hidden.is_empty()
+        self.marker.is_none() && self.holds_nothing()
+    }
+
+    /// Nothing is left of what was changed in this life of the daemon.
+    pub fn holds_nothing(&self) -> bool {
+        self.groups.is_empty() && self.members.is_empty() && self.hidden.is_empty()
     }
 
     /// No name needs translation.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::Twiddler;
 use super::ask::ask;
 use super::change::{Refusal, not_read};
+use super::losses::Cause;
 use super::persist_file::KeptBefore;
 use super::plan::{self, Answers, Found, Question};
 use super::reconcile;
@@ -35,8 +36,12 @@ const ASK_WITHOUT_CREDENTIALS: Duration = Duration::from_secs(5);
 impl Twiddler {
     pub(super) async fn settle(&self) -> Result<(), Refusal> {
         let is_first = !self.looked_around.load(Ordering::Relaxed);
-        // The option may have been switched off after the daemon read what was kept.
-        let outlived = self.persists || is_first && self.kept_before.is_some();
+        // The option may have been switched off after the daemon read what was kept, or on after it
+        // read nothing.
+        let outlived = match is_first {
+            true => self.kept_before.is_some(),
+            false => self.persists,
+        };
         let lives_on = match self.with_registry(Registry::is_empty) {
             false => self.lives_on(outlived).await?,
             // Nothing of ours tells one life from the next, so a change cut short is trusted to.
@@ -45,10 +50,17 @@ impl Twiddler {
         if !lives_on {
             self.lives.fetch_add(1, Ordering::Relaxed);
             if outlived {
-                tracing::info!("supervisord was started again with what was kept");
+                match is_first {
+                    // What marks its life may also have been removed.
+                    true => tracing::info!("taking up what supervisord has of what was kept"),
+                    false => tracing::info!("supervisord was started again with what was kept"),
+                }
                 self.take_up_new_life().await?;
             } else {
-                tracing::info!("supervisord was started again: its configuration file rules alone");
+                self.say_all_gone(match is_first {
+                    true => Cause::Unknown,
+                    false => Cause::Restarted,
+                });
                 // What an earlier proxy had begun may have been there for it to read; anything else
                 // of that is not there any more.
                 if !is_first || !self.open_ends().is_empty() {
@@ -69,6 +81,9 @@ impl Twiddler {
             self.adopt().await?;
             self.looked_around.store(true, Ordering::Relaxed);
             self.keep(None);
+        }
+        if is_first || !lives_on {
+            self.warn_of_clashes();
         }
         Ok(())
     }
@@ -245,9 +260,11 @@ impl Twiddler {
             strays
         });
         if !strays.is_empty() {
+            let joined = |event: &&Event| matches!(event, Event::Joined(_));
+            let processes = strays.iter().filter(joined).count();
             tracing::warn!(
-                steps = strays.len(),
-                "took up what supervisord has and the journal does not know"
+                processes,
+                "recovered what supervisord has and the journal has not"
             );
             self.note(strays);
         }
@@ -302,7 +319,9 @@ impl Twiddler {
         if alive.is_empty() {
             return Ok(false);
         }
-        self.note(gone.into_iter().map(|member| left(&member)).collect());
+        let gone: Vec<Event> = gone.iter().map(left).collect();
+        self.say_gone(&gone, Cause::Unknown);
+        self.note(gone);
         self.mark_if_possible().await?;
         Ok(true)
     }
@@ -506,7 +525,7 @@ pub(super) async fn keep_watch(twiddler: Arc<Twiddler>) {
                     tracing::info!("supervisord answers");
                 }
                 let since = tokio::time::Instant::now();
-                twiddler.life.broken().await;
+                twiddler.watch_life().await;
                 // Nothing is gained by asking a daemon all the time that breaks all connections.
                 ASK_AGAIN.saturating_sub(since.elapsed())
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Twiddler;
 use super::ask::{ask, ask_and_reload};
 use super::change::{Outcome, Refusal, Wording, blames, not_read, reread_fault};
+use super::losses::Cause;
 use super::persist::Kept;
 use super::plan::{self, Plan, Planner, Question};
 use super::reading::{Announced, Reading, empty_group, steps, text};
@@ -516,6 +517,8 @@ impl<'a> Transaction<'a> {
                 self.refuse(index, fault(STILL_RUNNING, name));
             }
             Some(Err(told)) if told.code == BAD_NAME => {
+                self.twiddler.say_gone(&[left()], Cause::Removed);
+                self.twiddler.doubt();
                 self.finish(index, vec![left()]);
                 self.refuse(index, fault(BAD_NAME, process));
             }
