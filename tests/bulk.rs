@@ -292,7 +292,9 @@ fn deeds(daemon: &Daemon) -> Vec<String> {
         let name = rest.split(['\'', ' ']).next()?;
         Some(format!("{what}{name}"))
     };
-    log.lines().filter_map(deed).collect()
+    // Where a machine stands still for longer than a process may take to stop, it is killed.
+    let by_itself = |line: &&str| !line.contains("SIGKILL");
+    log.lines().filter(by_itself).filter_map(deed).collect()
 }
 
 /// On a busy machine either daemon may come too late to see that a program was up; what is no
