@@ -355,9 +355,9 @@ impl Draft {
         loader.check_keys();
         loader.note_typos();
         let listen = loader.listen();
-        let daemon = loader.daemon();
+        let mut daemon = loader.daemon();
         let include = loader.include();
-        let login = loader.login(daemon.as_ref().and_then(|(_, asked)| asked.as_ref()));
+        let login = loader.login(daemon.as_mut().and_then(|(_, asked)| asked.as_mut()));
         let socket = loader.socket();
         let reach = loader.reach(listen, socket, daemon.as_ref(), login.is_some());
         loader.check_own_address(&reach.listen, daemon.as_ref().map(|(address, _)| address));
@@ -743,7 +743,7 @@ impl Loader<'_> {
 
     /// The proxy's own credentials. Whoever has them gets what the daemon asks for, so that must be
     /// known.
-    fn login(&mut self, asked: Option<&Credentials>) -> Option<Login> {
+    fn login(&mut self, asked: Option<&mut Credentials>) -> Option<Login> {
         let named = |given: &Given| !given.text.is_empty();
         let username = self.given("username").filter(named);
         let password = self.password();
@@ -764,10 +764,21 @@ impl Loader<'_> {
                 return None;
             }
         };
-        if asked.is_some_and(Credentials::is_hashed) {
-            self.mistakes.push(username.wrong(
-                "supervisord asks for a password of which its file has only the digest, so it cannot be presented; write that password in plain text in supervisord's section, or leave username and password out of [twiddler]".to_owned(),
-            ));
+        if username.text.contains(':') {
+            let reason = "a user name has no colon; write another".to_owned();
+            self.mistakes.push(username.wrong(reason));
+            return None;
+        }
+        if let Some(asked) = asked.filter(|asked| asked.is_hashed()) {
+            let digest = Login::new(&asked.username, &asked.password);
+            if digest.is_ok_and(|digest| digest.is(&username.text, &password.text)) {
+                // The same in plain text, which can be presented.
+                asked.password = password.text.clone();
+            } else {
+                self.mistakes.push(username.wrong(
+                    "supervisord asks for a password of which its file has only the digest, so it cannot be presented; write that username and password in [twiddler], or the password in plain text in supervisord's section".to_owned(),
+                ));
+            }
         }
         let login =
             Login::new(&username.text, &password.text).map_err(|reason| password.wrong(reason));

@@ -161,6 +161,8 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         "in front of supervisord at {}",
         config.daemon
     );
+    let (in_front_of, conf, known) = (daemon.clone(), conf.clone(), settings.clone());
+    tokio::spawn(async move { start::warn(&in_front_of, &conf, &known).await });
     let app = Doors::guard(doors.clone(), supervisor_twiddler::http::app(Arc::new(rpc)));
     let floods = Arc::new(Floods::default());
     let app = RequestLog::new(daemon.clone(), floods.clone()).guard(app);

@@ -71,6 +71,12 @@ impl Login {
             password: Password::read(password)?,
         })
     }
+
+    /// Whether these are its user name and its password. For one at a time: a strong hash takes long.
+    pub fn is(&self, username: &str, password: &str) -> bool {
+        let named: bool = mark(username.as_bytes()).ct_eq(&self.username).into();
+        named & self.password.is(password.as_bytes())
+    }
 }
 
 impl fmt::Debug for Login {

@@ -39,6 +39,11 @@ impl Allow {
             .map(Allow)
     }
 
+    /// The patterns, in their order.
+    pub fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.0.iter()
+    }
+
     /// Whether this method, with its namespace, may be called.
     pub fn allows(&self, method: &str) -> bool {
         self.0.iter().any(|pattern| pattern.matches(method))

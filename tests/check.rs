@@ -4,11 +4,15 @@ mod common;
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use common::{Daemon, DaemonOptions, Sidecar, run, stderr_text, stdout_text, value};
+use common::{
+    Client, Daemon, DaemonOptions, LIMIT, Process, Sidecar, Version, eventually, run, stderr_text,
+    stdout_text, value, venv,
+};
 
 /// What a verb came to.
 struct Outcome {
@@ -63,6 +67,8 @@ struct Setup<'a> {
     section: &'a str,
     /// Text that replaces another in the file.
     replaced: Option<(&'a str, &'a str)>,
+    /// A directory that is there, below that of the daemon, instead of the file of that name.
+    made: &'a str,
     /// What is said; DIR as above.
     says: &'a str,
 }
@@ -78,11 +84,19 @@ fn ensure_same(daemon: &Daemon, setup: &Setup<'_>) -> Result<()> {
         text = text.replace(old, new);
     }
     daemon.write("supervisord.conf", &text)?;
+    let made = daemon.dir().join(setup.made);
+    if !setup.made.is_empty() {
+        let _ = fs::remove_file(&made); // it may not have been there
+        fs::create_dir(&made)?;
+    }
     let serve = outcome("serve", daemon, setup)?;
     let before = picture(daemon)?;
     let check = outcome("check", daemon, setup)?;
     ensure!(picture(daemon)? == before, "check has changed something");
     daemon.write("supervisord.conf", &good)?;
+    if !setup.made.is_empty() {
+        fs::remove_dir(&made)?;
+    }
     ensure!(serve.code == Some(2), "serve: {}", serve.printed);
     ensure!(check.code == Some(2), "check: {}", check.printed);
     ensure!(!serve.sentences.is_empty(), "serve: {}", serve.printed);
@@ -205,6 +219,24 @@ fn what_stops_serve_is_what_check_says() -> Result<()> {
             arguments: &["--allow-open"],
             says: "[twiddler] listen: http://0.0.0.0:19 and http://127.0.0.1:19 are one place; leave one of them out",
             ..Setup::default()
+        },
+        Setup {
+            name: "a directory in the place of the journal",
+            made: "conf.d/.twiddler-journal",
+            says: "DIR/conf.d/.twiddler-journal",
+            ..free
+        },
+        Setup {
+            name: "a directory in the place of the lock",
+            made: "conf.d/.twiddler-lock",
+            says: "DIR/conf.d/.twiddler-lock",
+            ..free
+        },
+        Setup {
+            name: "a directory in the place of the persist file",
+            made: "conf.d/zz-twiddler-persist.conf",
+            says: "DIR/conf.d/zz-twiddler-persist.conf",
+            ..free
         },
         Setup {
             name: "a word that is no level",
@@ -350,6 +382,12 @@ fn a_proxy_that_runs_is_not_disturbed() -> Result<()> {
         "{}",
         check.printed
     );
+    let holder = format!("problem  another twiddler (pid {}, ", sidecar.pid());
+    ensure!(
+        check.printed.contains(&holder),
+        "{holder}: {}",
+        check.printed
+    );
     ensure!(sidecar.stderr_text() == log, "{}", sidecar.stderr_text());
     client.call("twiddler.addGroup", ("two", 1))?;
     ensure!(client.call("twiddler.getGroupNames", ())? == value(vec!["one", "two"]));
@@ -464,4 +502,275 @@ fn an_address_that_is_named_twice_counts_once() -> Result<()> {
     sidecar.socket_client().call("supervisor.getState", ())?;
     ensure!(sidecar.addrs().len() == 1);
     Ok(())
+}
+
+/// Wrong set-ups of the daemon, which `serve` waits for: both say the same.
+fn ensure_said_by_both(daemon: &Daemon, arguments: &[&str], expected: &str) -> Result<()> {
+    let mut all = FREE.to_vec();
+    all.extend(arguments);
+    let setup = Setup {
+        arguments: &all,
+        ..Setup::default()
+    };
+    let check = outcome("check", daemon, &setup)?;
+    ensure!(
+        check.printed.contains(expected),
+        "{expected}: {}",
+        check.printed
+    );
+    let sidecar = Sidecar::start_with(daemon, arguments)?;
+    sidecar.wait_for_stderr(expected)?;
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_is_away_or_refuses_has_its_own_sentence() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        credentials: Some(("user", "secret")),
+        ..DaemonOptions::default()
+    })?;
+    let file = daemon.conf().display().to_string();
+    let socket = daemon.socket().display().to_string();
+    // Another password than the running daemon has.
+    let text = daemon.read("supervisord.conf")?;
+    daemon.write(
+        "supervisord.conf",
+        &text.replace("password = secret", "password = other"),
+    )?;
+    ensure_said_by_both(
+        &daemon,
+        &[],
+        &format!(
+            "{file}: [unix_http_server]: supervisord at unix://{socket} rejects this username and password"
+        ),
+    )?;
+    daemon.stop()?;
+    daemon.write("supervisord.conf", &text)?;
+    ensure_said_by_both(
+        &daemon,
+        &[],
+        &format!("there is no socket {socket}; start supervisord"),
+    )?;
+    let listener = UnixListener::bind(&socket)?;
+    drop(listener);
+    ensure_said_by_both(
+        &daemon,
+        &[],
+        &format!("nobody listens on the socket {socket}; start supervisord"),
+    )?;
+    Ok(())
+}
+
+#[test]
+fn check_does_not_wait_for_ever() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    daemon.signal("STOP")?;
+    let setup = Setup {
+        arguments: &FREE,
+        ..Setup::default()
+    };
+    let check = outcome("check", &daemon, &setup);
+    daemon.signal("CONT")?;
+    let check = check?;
+    let expected = format!(
+        "problem  supervisord at unix://{} has not answered for 10 s; start supervisord, or name where it listens with --supervisord",
+        daemon.socket().display()
+    );
+    ensure!(
+        check.code == Some(2) && check.printed.contains(&expected),
+        "{}",
+        check.printed
+    );
+    ensure!(check.printed.contains("ok       can listen on"));
+    Ok(())
+}
+
+#[test]
+fn what_is_no_supervisord_has_its_own_sentence() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    // Without its interface a supervisord knows no method.
+    let dir = daemon.dir().display().to_string();
+    let socket = format!("{dir}/bare.sock");
+    daemon.write(
+        "bare.conf",
+        &format!("[unix_http_server]\nfile = {socket}\n[supervisord]\nlogfile = {dir}/bare.log\npidfile = {dir}/bare.pid\n"),
+    )?;
+    let mut command = venv(Version::default()).command("supervisor.supervisord");
+    let _bare = Process::spawn(command.args(["-n", "-c", "bare.conf"]).current_dir(&dir))?;
+    eventually(LIMIT, || Ok(UnixStream::connect(&socket)?))?;
+    ensure_said_by_both(
+        &daemon,
+        &["--supervisord", &format!("unix://{socket}")],
+        &format!(
+            "supervisord at unix://{socket} does not know supervisor.getSupervisorVersion; in "
+        ),
+    )?;
+    // A web server that knows no calls.
+    let server = Process::spawn(Command::new(common::python()).args([
+        "-u",
+        "-c",
+        "import http.server as h\nserver = h.ThreadingHTTPServer(('127.0.0.1', 0), h.SimpleHTTPRequestHandler)\nprint('port', server.server_port)\nserver.serve_forever()",
+    ]))?;
+    let printed = server.wait_for_stdout("port ")?;
+    let port = printed.trim().rsplit(' ').next().context("no port")?;
+    let url = format!("http://127.0.0.1:{port}");
+    ensure_said_by_both(
+        &daemon,
+        &["--supervisord", &url],
+        &format!(
+            "what listens at {url} answers supervisor.getSupervisorVersion with HTTP 501 Not Implemented, as no supervisord does"
+        ),
+    )
+}
+
+#[test]
+fn a_digest_is_noted_and_its_password_can_be_presented() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        credentials: Some(("user", "secret")),
+        ..DaemonOptions::default()
+    })?;
+    let digest = "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4";
+    let text = daemon.read("supervisord.conf")?;
+    let section = "[unix_http_server]";
+    let text = text.replacen("password = secret", &format!("password = {digest}"), 1);
+    daemon.write("supervisord.conf", &text)?;
+    let check = outcome(
+        "check",
+        &daemon,
+        &Setup {
+            arguments: &FREE,
+            ..Setup::default()
+        },
+    )?;
+    let file = daemon.conf().display().to_string();
+    let note = format!(
+        "note     {file}: {section} password is a digest, so supervisord judges each caller"
+    );
+    ensure!(
+        check.code == Some(0) && check.printed.contains(&note) && !check.printed.contains(digest),
+        "{}",
+        check.printed
+    );
+    // As the note says.
+    let environment = [
+        ("TWIDDLER_USERNAME", "user"),
+        ("TWIDDLER_PASSWORD", "secret"),
+    ];
+    let check = outcome(
+        "check",
+        &daemon,
+        &Setup {
+            arguments: &FREE,
+            environment: &environment,
+            ..Setup::default()
+        },
+    )?;
+    ensure!(
+        check.code == Some(0) && check.printed.contains("ok       supervisord 4.3.0 answers"),
+        "{}",
+        check.printed
+    );
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        common::SidecarOptions {
+            environment: &environment,
+            ..Default::default()
+        },
+    )?;
+    let client = Client::new(sidecar.tcp_addr());
+    assert_eq!(
+        client.call("supervisor.getState", ()).unwrap_err().status(),
+        Some(401)
+    );
+    client
+        .with_credentials("user", "secret")
+        .call("twiddler.addGroup", ("one", 1))?;
+    Ok(())
+}
+
+#[test]
+fn supervisorctl_that_talks_past_the_proxy_is_noted() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let file = daemon.conf().display().to_string();
+    let url = format!("unix://{}", daemon.socket().display());
+    let ours = format!("unix://{}/t.sock", daemon.dir().display());
+    let setup = Setup {
+        arguments: &["--listen", "unix://DIR/t.sock"],
+        ..Setup::default()
+    };
+    let check = outcome("check", &daemon, &setup)?;
+    let note = format!(
+        "note     {file}: [supervisorctl] serverurl = {url} leads past twiddler: `supervisorctl update` there stops what was added"
+    );
+    ensure!(
+        check.code == Some(0)
+            && check.printed.contains(&note)
+            && check.printed.contains(&format!("write serverurl = {ours}")),
+        "{}",
+        check.printed
+    );
+    // Followed, it is said no more, and the proxy still finds the daemon.
+    let text = daemon.read("supervisord.conf")?;
+    daemon.write(
+        "supervisord.conf",
+        &text.replace(
+            &format!("serverurl = {url}"),
+            &format!("serverurl = {ours}"),
+        ),
+    )?;
+    let check = outcome("check", &daemon, &setup)?;
+    ensure!(
+        check.code == Some(0) && !check.printed.contains("leads past"),
+        "{}",
+        check.printed
+    );
+    Ok(())
+}
+
+#[test]
+fn what_was_added_and_is_kept_or_defined_is_noted() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("dyn", 1))?;
+    let options = common::options(&[("command", value("/bin/cat"))]);
+    client.call("twiddler.addProcessToGroup", ("dyn", "a", options))?;
+    sidecar.stop()?;
+    daemon.write(
+        "conf.d/user.conf",
+        "[program:a]\ncommand = /bin/cat\n[group:dyn]\nprograms = a\n",
+    )?;
+    let setup = Setup {
+        arguments: &FREE,
+        ..Setup::default()
+    };
+    let check = outcome("check", &daemon, &setup)?;
+    for note in [
+        "note     persist is off, and ",
+        "holds a persist file with 1 program, which twiddler serve sets aside",
+        "note     the group dyn was added, and ",
+        "note     dyn:a was added, and ",
+    ] {
+        ensure!(check.printed.contains(note), "{note}: {}", check.printed);
+    }
+    ensure!(check.code == Some(0), "{}", check.printed);
+    ensure!(
+        daemon
+            .include_files()?
+            .contains(&"zz-twiddler-persist.conf".to_owned())
+    );
+    Ok(())
+}
+
+#[test]
+fn a_pattern_that_allows_nothing_is_warned_about() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    ensure_said_by_both(
+        &daemon,
+        &[
+            "--allow",
+            "supervisor.getstate, supervisor.get*, twiddler.*",
+        ],
+        "allow: `supervisor.getstate` names no method that supervisord has; write supervisor.getState",
+    )
 }

@@ -231,6 +231,11 @@ impl IncludeDir {
         Ok(holder)
     }
 
+    /// The sentence with which [`IncludeDir::lock`] refuses beside this proxy.
+    pub fn busy(&self, holder: &Holder) -> io::Error {
+        lock::busy(&self.dir, holder)
+    }
+
     fn ensure_replaceable(&self) -> io::Result<()> {
         own_file::ensure_replaceable(&self.dir.join(&self.file_name))
     }

@@ -152,16 +152,23 @@ pub fn status_command(settings: &Settings) -> String {
         None => "",
     };
     match chosen {
-        Some(ListenAddr::Tcp(tcp)) => {
-            let url = ListenAddr::Tcp(reachable(*tcp));
+        Some(address) => {
+            let url = client_url(address);
             format!("supervisorctl -s {url}{credentials} status")
         }
-        Some(socket) => format!("supervisorctl -s {socket}{credentials} status"),
         None => {
             let https = listen.first().map_or_else(String::new, ToString::to_string);
             let https = https.replacen("http://", "https://", 1);
             format!("curl {https}{OPEN_PATH} (supervisorctl speaks no TLS)")
         }
+    }
+}
+
+/// Where clients of this machine find a listener.
+pub fn client_url(address: &ListenAddr) -> ListenAddr {
+    match address {
+        ListenAddr::Tcp(tcp) => ListenAddr::Tcp(reachable(*tcp)),
+        socket => socket.clone(),
     }
 }
 

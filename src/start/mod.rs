@@ -18,8 +18,8 @@ use crate::daemon::Daemon;
 use crate::include_dir::IncludeDir;
 use crate::tls::Tls;
 
-pub use listen::{listen, status_command, try_listen};
-pub use reach::{Reached, about_call, reach};
+pub use listen::{client_url, listen, status_command, try_listen};
+pub use reach::{Reached, about_call, allows_nothing, reach, section_of, twiddler_methods, warn};
 
 /// Marks the file of what outlives the daemon. It sorts before that of a change, which may say
 /// otherwise.

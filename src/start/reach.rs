@@ -3,18 +3,27 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use http::StatusCode;
+use tokio::time::timeout;
 
 use super::{account, group_name, user_name};
+use crate::config::Settings;
 use crate::daemon::conf::{DaemonAddress, DaemonConf};
 use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE, UNKNOWN_METHOD};
 use crate::daemon::{CallError, Daemon};
+use crate::twiddler::methods::METHODS;
+use crate::words::nearest;
+use crate::xmlrpc::Value;
 
 /// The releases that this was made for.
 const RELEASES: &str = "4.2.5 or 4.3.0";
 /// What the daemon's file needs for it to answer at all.
 const RPC_INTERFACE: &str = "write [rpcinterface:supervisor] and below it supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface";
+
+/// How long the daemon may take to say who it is. It serves nobody while it reads large files.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A daemon that answers.
 #[derive(Debug)]
@@ -30,7 +39,14 @@ pub struct Reached {
 /// # Errors
 /// Why it does not say so; [`about_call`] explains it.
 pub async fn reach(daemon: &Daemon) -> Result<Reached, CallError> {
-    let version = daemon.call("supervisor.getSupervisorVersion", &[]).await?;
+    let asked = daemon.call("supervisor.getSupervisorVersion", &[]);
+    let version = timeout(PATIENCE, asked).await.map_err(|_| {
+        CallError::Unreachable(format!(
+            "supervisord at {} has not answered for {} s",
+            daemon.address(),
+            PATIENCE.as_secs()
+        ))
+    })??;
     let account = daemon.account().await.map(user_name);
     Ok(Reached {
         version: version.as_str().unwrap_or("?").to_owned(),
@@ -45,6 +61,12 @@ pub fn about_call(error: &CallError, method: &str, daemon: &Daemon, conf: &Daemo
         CallError::Unreachable(reason) => about_unreachable(address, conf).unwrap_or_else(|| {
             format!("{reason}; start supervisord, or name where it listens with --supervisord")
         }),
+        CallError::Status(StatusCode::UNAUTHORIZED) if daemon.own_authorization().is_none() => {
+            let section = section_of(address, conf);
+            format!(
+                "{file}: [{section}] has no password that twiddler could present, and supervisord at {address} asks for one, so it does nothing of its own before a caller has brought it; write username and password there in plain text, as supervisord was started with"
+            )
+        }
         CallError::Status(StatusCode::UNAUTHORIZED) => {
             let section = section_of(address, conf);
             format!(
@@ -79,8 +101,54 @@ pub fn about_call(error: &CallError, method: &str, daemon: &Daemon, conf: &Daemo
     }
 }
 
+/// Patterns of `allow` that let nobody call anything.
+pub fn allows_nothing(settings: &Settings, methods: &[String]) -> Vec<String> {
+    let Some(allow) = &settings.allow else {
+        return Vec::new();
+    };
+    let unmatched = allow
+        .patterns()
+        .filter(|pattern| !methods.iter().any(|method| pattern.matches(method)));
+    let sentences = unmatched.map(|pattern| {
+        let known = methods.iter().map(String::as_str);
+        let meant = nearest(pattern.as_str(), known).unwrap_or("one such as supervisor.getState");
+        format!("allow: `{pattern}` names no method that supervisord has; write {meant}")
+    });
+    sentences.collect()
+}
+
+/// Says in the log, once, what is in the way when the proxy starts: as `check` does.
+pub async fn warn(daemon: &Daemon, conf: &DaemonConf, settings: &Settings) {
+    let asked = match reach(daemon).await {
+        Ok(_) if settings.allow.is_none() => return,
+        Ok(_) => daemon.call("system.listMethods", &[]).await,
+        Err(error) => Err(error),
+    };
+    match asked {
+        Ok(names) => {
+            let names = names.as_array().unwrap_or_default().iter();
+            let mut methods: Vec<String> =
+                names.filter_map(Value::as_str).map(str::to_owned).collect();
+            methods.extend(twiddler_methods());
+            for warning in allows_nothing(settings, &methods) {
+                tracing::warn!("{warning}");
+            }
+        }
+        Err(error) => {
+            let reason = about_call(&error, "supervisor.getSupervisorVersion", daemon, conf);
+            tracing::warn!("{reason}");
+        }
+    }
+}
+
+/// The proxy's own methods, with their namespace.
+pub fn twiddler_methods() -> impl Iterator<Item = String> {
+    let methods = METHODS.iter();
+    methods.map(|method| format!("twiddler.{}", method.name))
+}
+
 /// The section that makes the daemon listen at an address.
-fn section_of<'a>(address: &DaemonAddress, conf: &'a DaemonConf) -> &'a str {
+pub fn section_of<'a>(address: &DaemonAddress, conf: &'a DaemonConf) -> &'a str {
     let server = conf
         .servers
         .iter()

@@ -79,16 +79,17 @@ pub struct Probe {
     pub holder: Option<Holder>,
     /// So many programs are kept for the daemon's next start.
     pub kept_programs: Option<usize>,
-    /// So many groups, and members of groups, are known from before.
-    pub known: (usize, usize),
+    /// The groups that were added.
+    pub groups: Vec<String>,
+    /// The processes that were added, by group and name.
+    pub members: Vec<(String, String)>,
 }
 
 /// Looks at the lock, the journal and the persist file as [`Twiddler::open`] does, and changes nothing.
 ///
 /// # Errors
 /// The sentence with which [`Twiddler::open`] would refuse, unless another proxy is why.
-pub fn probe(include: IncludeDir) -> std::io::Result<Probe> {
-    let include = Arc::new(include);
+pub fn probe(include: Arc<IncludeDir>) -> std::io::Result<Probe> {
     let holder = include.holder()?;
     let kept = include.kept()?;
     let opened = Journal::open(include)?;
@@ -96,7 +97,11 @@ pub fn probe(include: IncludeDir) -> std::io::Result<Probe> {
     Ok(Probe {
         holder,
         kept_programs: kept.as_deref().map(persist::programs_in),
-        known: (registry.added_groups().count(), registry.members().count()),
+        groups: registry.added_groups().map(str::to_owned).collect(),
+        members: registry
+            .members()
+            .map(|member| (member.group.clone(), member.process.clone()))
+            .collect(),
     })
 }
 

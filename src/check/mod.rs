@@ -2,18 +2,23 @@
 //!
 //! It goes on after a problem with whatever does not depend on it.
 
+mod notes;
+
 use std::fmt::Display;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::config::{Draft, Settings};
+use http::StatusCode;
+
+use crate::config::{self, Draft, Settings};
 use crate::daemon::conf::{DaemonConf, LogFile};
 use crate::daemon::fault::{BAD_NAME, UNKNOWN_METHOD, bare};
 use crate::daemon::{CallError, Daemon, Reloaded};
 use crate::include_dir::{Delivery, IncludeDir};
 use crate::program;
 use crate::start::{self, account};
-use crate::twiddler::log;
-use crate::xmlrpc::{Fault, Value};
+use crate::twiddler::{self, log};
+use crate::xmlrpc::Value;
 
 /// What the proxy itself calls, beside what it asks each time.
 const NEEDED_METHODS: [&str; 7] = [
@@ -86,56 +91,102 @@ async fn check_daemon(draft: &Draft, conf: &DaemonConf, findings: &mut Findings)
     let Some((address, credentials)) = draft.daemon.clone() else {
         return;
     };
+    let past = notes::past_the_proxy(conf, &address, &draft.settings);
+    past.into_iter().for_each(|note| findings.note(note));
+    let section = start::section_of(&address, conf).to_owned();
+    let digest = credentials.as_ref();
+    let digest = digest.and_then(|credentials| notes::digest(&section, credentials, conf));
     let daemon = match Daemon::new(address, credentials) {
         Ok(daemon) => daemon,
         Err(error) => return findings.problem(error),
     };
-    let answers = ask(&daemon, conf, findings).await;
+    let answers = ask(&daemon, draft, conf, digest, findings).await;
     let Some(include) = &draft.include else {
         return;
     };
-    let stem = format!("check-{}", std::process::id());
-    match start::include_dir(include, &stem, &daemon).await {
-        Ok(include) if answers => try_include(&daemon, &include, conf, findings).await,
-        Ok(_) => {}
-        Err(error) => findings.problem(error),
+    let is_free = check_own_files(draft, include, conf, &daemon, findings).await;
+    if answers && is_free {
+        try_include(include, conf, &daemon, findings).await;
     }
 }
 
-/// Puts every question to the daemon that `serve` does.
-async fn ask(daemon: &Daemon, conf: &DaemonConf, findings: &mut Findings) -> bool {
-    let address = daemon.address();
-    match start::reach(daemon).await {
-        Ok(reached) => {
-            let account = reached
-                .account
-                .map_or_else(String::new, |name| format!(" (runs as {name})"));
-            let version = reached.version;
-            findings.good(format!(
-                "supervisord {version} answers at {address}{account}"
-            ));
-        }
+/// Looks at lock, journal and persist file as `serve` does. Whether no proxy uses the directory.
+async fn check_own_files(
+    draft: &Draft,
+    include: &config::IncludeDir,
+    conf: &DaemonConf,
+    daemon: &Daemon,
+    findings: &mut Findings,
+) -> bool {
+    let opened = match start::include_dir(include, "", daemon).await {
+        Ok(opened) => Arc::new(opened),
         Err(error) => {
-            let method = "supervisor.getSupervisorVersion";
-            findings.problem(start::about_call(&error, method, daemon, conf));
+            findings.problem(error);
             return false;
         }
-    }
-    match first_refused(daemon).await {
-        Ok(None) => true,
-        Ok(Some((method, fault))) => {
-            findings.problem(start::about_call(&fault.into(), method, daemon, conf));
-            false
-        }
+    };
+    let probe = match twiddler::probe(opened.clone()) {
+        Ok(probe) => probe,
         Err(error) => {
-            findings.problem(start::about_call(&error, "system.multicall", daemon, conf));
+            findings.problem(error);
+            return false;
+        }
+    };
+    let kept = notes::kept_for_nothing(&probe, draft.settings.persist, &include.dir);
+    let noted = kept.into_iter().chain(notes::defined_twice(&probe, conf));
+    noted.for_each(|note| findings.note(note));
+    match &probe.holder {
+        None => true,
+        Some(holder) => {
+            findings.problem(opened.busy(holder));
             false
         }
     }
 }
 
-/// The first of the proxy's own calls that the daemon does not carry out.
-async fn first_refused(daemon: &Daemon) -> Result<Option<(&'static str, Fault)>, CallError> {
+/// Puts every question to the daemon that `serve` does, unless its file holds a `digest` in place of
+/// the password, which cannot be presented.
+async fn ask(
+    daemon: &Daemon,
+    draft: &Draft,
+    conf: &DaemonConf,
+    digest: Option<String>,
+    findings: &mut Findings,
+) -> bool {
+    let address = daemon.address();
+    let answers = match start::reach(daemon).await {
+        Ok(reached) => {
+            let account = reached.account.map(|name| format!(" (runs as {name})"));
+            findings.good(format!(
+                "supervisord {} answers at {address}{}",
+                reached.version,
+                account.unwrap_or_default()
+            ));
+            own_calls(daemon).await
+        }
+        Err(CallError::Status(StatusCode::UNAUTHORIZED)) if digest.is_some() => {
+            findings.good(format!("supervisord answers at {address}"));
+            digest.into_iter().for_each(|note| findings.note(note));
+            return false;
+        }
+        Err(error) => Err(("supervisor.getSupervisorVersion", error)),
+    };
+    match answers {
+        Ok(methods) => {
+            let unmatched = start::allows_nothing(&draft.settings, &methods);
+            unmatched.iter().for_each(|note| findings.note(note));
+            true
+        }
+        Err((method, error)) => {
+            findings.problem(start::about_call(&error, method, daemon, conf));
+            false
+        }
+    }
+}
+
+/// Makes the proxy's own calls, as far as they change nothing. The methods that can be called, or the
+/// first call that does not work.
+async fn own_calls(daemon: &Daemon) -> Result<Vec<String>, (&'static str, CallError)> {
     let nobody = program_name();
     let calls = [
         ("supervisor.getState", vec![]),
@@ -149,19 +200,24 @@ async fn first_refused(daemon: &Daemon) -> Result<Option<(&'static str, Fault)>,
         ),
         ("system.listMethods", vec![]),
     ];
-    let results = daemon.multicall(&calls).await?;
-    let known: Vec<Value> = match results.last() {
-        Some(Ok(Value::Array(methods))) => methods.clone(),
-        _ => Vec::new(),
-    };
-    let faults = calls.iter().zip(results).find_map(|((method, _), result)| {
-        let fault = result.err().filter(|fault| fault.code != BAD_NAME)?;
-        Some((*method, fault))
-    });
-    let missing = NEEDED_METHODS
-        .into_iter()
-        .find(|method| !known.contains(&Value::from(*method)));
-    Ok(faults.or_else(|| missing.map(|method| (method, bare(UNKNOWN_METHOD)))))
+    let results = daemon.multicall(&calls).await;
+    let results = results.map_err(|error| ("system.multicall", error))?;
+    let mut methods = Vec::new();
+    for ((method, _), result) in calls.iter().zip(results) {
+        match result {
+            Ok(Value::Array(names)) if *method == "system.listMethods" => {
+                methods.extend(names.iter().filter_map(Value::as_str).map(str::to_owned));
+            }
+            Err(fault) if fault.code != BAD_NAME => return Err((method, fault.into())),
+            _ => {}
+        }
+    }
+    let is_known = |method: &&str| methods.iter().any(|known| known == method);
+    if let Some(missing) = NEEDED_METHODS.into_iter().find(|method| !is_known(method)) {
+        return Err((missing, bare(UNKNOWN_METHOD).into()));
+    }
+    methods.extend(start::twiddler_methods());
+    Ok(methods)
 }
 
 /// A name that no program and no group has.
@@ -170,13 +226,18 @@ fn program_name() -> String {
 }
 
 async fn try_include(
-    daemon: &Daemon,
-    include: &IncludeDir,
+    include: &config::IncludeDir,
     conf: &DaemonConf,
+    daemon: &Daemon,
     findings: &mut Findings,
 ) {
+    let stem = format!("check-{}", std::process::id());
+    let include = match start::include_dir(include, &stem, daemon).await {
+        Ok(include) => include,
+        Err(error) => return findings.problem(error),
+    };
     let dir = include.path();
-    match is_read(daemon, include).await {
+    match is_read(daemon, &include).await {
         Ok(true) => findings.good(format!(
             "supervisord reads generated files in {}",
             dir.display()

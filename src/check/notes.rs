@@ -1,0 +1,79 @@
+//! What works less well than it could, or not as it was most likely meant. Pure.
+
+use std::path::Path;
+
+use crate::config::Settings;
+use crate::daemon::conf::{Credentials, DaemonAddress, DaemonConf};
+use crate::start;
+use crate::twiddler::Probe;
+
+/// supervisorctl that talks past the proxy.
+pub(super) fn past_the_proxy(
+    conf: &DaemonConf,
+    daemon: &DaemonAddress,
+    settings: &Settings,
+) -> Option<String> {
+    let url = conf.supervisorctl.serverurl.as_deref()?;
+    let address = DaemonAddress::parse(url).ok()?;
+    let is_daemons = address == *daemon || conf.servers.iter().any(|one| one.address == address);
+    let (file, lost) = (
+        conf.file.display(),
+        match settings.persist {
+            true => "`supervisorctl restart GROUP:*` there leaves out what was added",
+            false => {
+                "`supervisorctl update` there stops what was added, and `restart GROUP:*` leaves it out"
+            }
+        },
+    );
+    let ours = settings.listen.first().map(start::client_url)?;
+    is_daemons.then(|| {
+        format!("{file}: [supervisorctl] serverurl = {url} leads past twiddler: {lost}; write serverurl = {ours}")
+    })
+}
+
+/// A digest in the place of the password that the proxy would present.
+pub(super) fn digest(
+    section: &str,
+    credentials: &Credentials,
+    conf: &DaemonConf,
+) -> Option<String> {
+    credentials.is_hashed().then(|| {
+        format!(
+            "{}: [{section}] password is a digest, so supervisord judges each caller, and twiddler does nothing of its own before one has come; write that password in plain text there, or as username and password in [twiddler]",
+            conf.file.display()
+        )
+    })
+}
+
+/// Programs that are kept although nothing is to be.
+pub(super) fn kept_for_nothing(probe: &Probe, persist: bool, dir: &Path) -> Option<String> {
+    let programs = probe.kept_programs.filter(|_| !persist)?;
+    let programs = match programs {
+        1 => "1 program".to_owned(),
+        many => format!("{many} programs"),
+    };
+    Some(format!(
+        "persist is off, and {} holds a persist file with {programs}, which twiddler serve sets aside; write persist = true in [twiddler] to keep it",
+        dir.display()
+    ))
+}
+
+/// What was added, and is defined in the files by now.
+pub(super) fn defined_twice(probe: &Probe, conf: &DaemonConf) -> Vec<String> {
+    let file = conf.file.display();
+    let configured = |name: &str| conf.groups.iter().find(|group| group.name == name);
+    let groups = probe
+        .groups
+        .iter()
+        .filter(|name| configured(name).is_some());
+    let groups = groups.map(|name| {
+        format!("the group {name} was added, and {file} defines one by now; stop and remove the added one, then: supervisorctl update")
+    });
+    let members = probe.members.iter().filter(|(group, process)| {
+        configured(group).is_some_and(|group| group.processes.contains(process))
+    });
+    let members = members.map(|(group, process)| {
+        format!("{group}:{process} was added, and {file} defines it by now; stop and remove the added one, then: supervisorctl update")
+    });
+    groups.chain(members).collect()
+}
