@@ -115,9 +115,10 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     // the first process of a container, does nothing.
     let signals = signals()?;
     let hangups = signal(SignalKind::hangup()).context("cannot wait for signals")?;
-    let daemon = Arc::new(Daemon::new(
+    let daemon = Arc::new(Daemon::with(
         config.daemon.clone(),
         config.credentials.clone(),
+        config.daemon_conf.descriptors(),
     )?);
     let include = start::include_dir(&config.include, "", &daemon).await?;
     let conf = &config.daemon_conf;

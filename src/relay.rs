@@ -5,11 +5,13 @@
 //! body of few requests and takes the rest for the next request, so what is sent with which body
 //! is decided here.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, LOCATION,
-    PROXY_AUTHORIZATION, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, LOCATION,
+    PROXY_AUTHORIZATION, RETRY_AFTER, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -17,7 +19,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::ext::ReasonPhrase;
 use percent_encoding::percent_decode_str;
 
-use crate::daemon::{self, Daemon, Reuse};
+use crate::daemon::{self, Daemon, MAX_QUEUED, Reuse, Share, Unanswered};
 
 /// What speaks of one connection only (RFC 9110, 7.6.1); `Connection` may name more.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -89,22 +91,29 @@ pub fn payload(reads: Reads, headers: &HeaderMap, body: Bytes) -> Payload {
 }
 
 /// Sends the client's request with `payload` and gives the daemon's reply for that client.
-pub async fn pass(daemon: &Daemon, head: &Parts, payload: Payload) -> Response<Body> {
-    match send(daemon, head, &head.uri, payload).await {
+pub async fn pass(
+    daemon: &Arc<Daemon>,
+    head: &Parts,
+    payload: Payload,
+    share: Share,
+) -> Response<Body> {
+    match send(daemon, head, &head.uri, payload, share).await {
         Ok(reply) => for_client(head, reply),
         Err(reason) => bad_gateway(&reason),
     }
 }
 
-/// Sends the client's request, but for `uri`.
+/// Sends the client's request, but for `uri`. Where too many wait, the reply is 503 and not the
+/// daemon's.
 ///
 /// # Errors
 /// One line saying why the daemon did not answer.
 pub async fn send(
-    daemon: &Daemon,
+    daemon: &Arc<Daemon>,
     head: &Parts,
     uri: &Uri,
     payload: Payload,
+    share: Share,
 ) -> Result<Response<Body>, String> {
     let shared = matches!(payload, Payload::Bytes(_)) && reads(&head.method, uri) == Reads::Call;
     let mut request = Request::new(body_of(&payload));
@@ -124,7 +133,31 @@ pub async fn send(
         }
     }
     let reuse = if shared { Reuse::Shared } else { Reuse::Alone };
-    Ok(daemon.forward(request, reuse).await?.map(Body::new))
+    match daemon.forward(request, reuse, share).await {
+        Ok(reply) => Ok(reply.map(Body::new)),
+        Err(Unanswered::Full) => Ok(full(daemon, share)),
+        Err(Unanswered::Unreachable(reason)) => Err(reason),
+    }
+}
+
+/// Too many wait already.
+fn full(daemon: &Daemon, share: Share) -> Response<Body> {
+    let limits = daemon.limits();
+    let reason = match share {
+        Share::Tail => format!(
+            "{} logs are followed at a time, {} of them by one client: end others first",
+            limits.tails,
+            limits.of_one(share)
+        ),
+        _ => {
+            format!("{MAX_QUEUED} calls wait for supervisord, most of them yours: try again later")
+        }
+    };
+    let mut reply = own_reply(StatusCode::SERVICE_UNAVAILABLE, &reason);
+    reply
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    reply
 }
 
 /// Makes a reply of the daemon one for the client's connection.
@@ -244,6 +277,8 @@ impl hyper::body::Body for Unannounced {
     }
 }
 
+/// What is meant for the daemon. It knows nothing of header names in `Connection`, so what is needed
+/// to understand a request, or to judge it, stays whatever a client says.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let mut kept = headers.clone();
     let named: Vec<HeaderName> = headers
@@ -252,7 +287,7 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH))
+        .filter(|name| !matches!(*name, AUTHORIZATION | HOST | CONTENT_LENGTH))
         .collect();
     kept.remove(CONNECTION);
     kept.remove(KEEP_ALIVE);

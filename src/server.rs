@@ -27,6 +27,7 @@ use tower_service::Service;
 use crate::audit::{Flood, Floods, Peer};
 use crate::config::exposure::narrowed;
 use crate::config::{ListenAddr, SocketAccess};
+use crate::daemon::Origin;
 use crate::doors::Way;
 use crate::http::Connection;
 use crate::pace::{self, HEAD_TIME, Paced, Phase, Seat, Seats};
@@ -158,7 +159,7 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Way, Peer)> {
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Way, Peer, Origin)> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
@@ -169,14 +170,14 @@ impl Listener {
                 } else {
                     Way::Network
                 };
-                Ok((Box::new(stream), way, Peer::Tcp(peer)))
+                let origin = Origin::at(peer.ip());
+                Ok((Box::new(stream), way, Peer::Tcp(peer), origin))
             }
             Listener::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                let account = stream
-                    .peer_cred()
-                    .map(|process| Peer::Account(process.uid()));
-                Ok((Box::new(stream), Way::Socket, account.unwrap_or_default()))
+                let process = stream.peer_cred()?;
+                let peer = Peer::Account(process.uid());
+                Ok((Box::new(stream), Way::Socket, peer, Origin::with(&process)))
             }
         }
     }
@@ -384,7 +385,7 @@ async fn accept(
 ) {
     loop {
         match listener.accept().await {
-            Ok((mut stream, way, peer)) => {
+            Ok((mut stream, way, peer, origin)) => {
                 let Some(place) = seats.take() else {
                     floods.warn(FULL, || tracing::warn!(%peer, "{}", FULL.what));
                     // As much as fits at once: nobody waits for this one.
@@ -399,7 +400,7 @@ async fn accept(
                         return Ok(());
                     };
                     watcher
-                        .watch(connection(stream, (way, peer), on, app))
+                        .watch(connection(stream, (way, peer, origin), on, app))
                         .await
                 };
                 let stops = stops.clone();
@@ -482,7 +483,7 @@ fn head_too_large() -> http::Response<axum::body::Body> {
 
 fn connection(
     stream: Box<dyn Stream>,
-    (way, peer): (Way, Peer),
+    (way, peer, origin): (Way, Peer, Origin),
     seat: Seat,
     app: Router,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
@@ -497,6 +498,7 @@ fn connection(
         request.extensions_mut().insert(state.clone());
         request.extensions_mut().insert(way);
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(origin);
         request.extensions_mut().insert(seat.clone());
         seat.set(Phase::Busy);
         let too_large = head_size(&request) > MAX_HEAD;

@@ -109,9 +109,7 @@ fn ensure_away(client: &Client) -> Result<()> {
     }
     let page = client.get("/")?;
     ensure!(page.status == 502, "{page:?}");
-    let health = client.get("/twiddler/health")?;
-    ensure!(health.status == 503, "{health:?}");
-    Ok(())
+    client.wait_for_health(503).map(drop)
 }
 
 #[test]

@@ -13,7 +13,7 @@ use common::{
     raise_file_limit, text, value,
 };
 use supervisor_twiddler::body::{BODY_PAUSE, FREE_BODY, LARGE_BODY, MAX_BODY};
-use supervisor_twiddler::http::MAX_TAILS;
+use supervisor_twiddler::daemon::{Share, SlotLimits};
 use supervisor_twiddler::pace::{HEAD_TIME, MAX_CONNECTIONS};
 use supervisor_twiddler::server::{MAX_HEAD, MAX_HEADER_LINES};
 use supervisor_twiddler::xmlrpc::{Limits, Value, write};
@@ -291,7 +291,7 @@ fn followers_of_logs_leave_room_for_calls() -> Result<()> {
     let (_daemon, sidecar) = started(CAT)?;
     let client = sidecar.client();
     let mut followers = Vec::new();
-    for _ in 0..MAX_TAILS {
+    for _ in 0..SlotLimits::of(200).of_one(Share::Tail) {
         let mut connection = Connection::open(sidecar.tcp_addr())?;
         connection.send(b"GET /mainlogtail HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
         assert_eq!(Reply::parse(&connection.read(Until::Head)?)?.status, 200);

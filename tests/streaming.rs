@@ -424,8 +424,7 @@ fn ensure_bad_gateway(sidecar: &Sidecar) -> Result<()> {
         );
     }
     ensure!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    ensure!(client.get("/twiddler/health")?.status == 503);
-    Ok(())
+    client.wait_for_health(503).map(drop)
 }
 
 fn comes_and_goes(tested: &Tested) -> Result<()> {
@@ -438,7 +437,7 @@ fn comes_and_goes(tested: &Tested) -> Result<()> {
         kept.call("supervisor.getState", ())?;
         tested.sidecar.client().call("supervisor.getState", ())?;
         ensure!(tested.sidecar.client().get("/")?.status == 200);
-        ensure!(tested.sidecar.client().get("/twiddler/health")?.status == 200);
+        tested.sidecar.client().wait_for_health(200)?;
         tested.daemon.kill_and_start_again()?;
         kept.call("supervisor.getState", ())?;
     }

@@ -10,11 +10,14 @@ use std::time::Duration;
 use base64::Engine;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
-use tokio::sync::Semaphore;
 
+use super::clients::{Client, Clients};
 use super::conf::{Credentials, DaemonAddress};
 use super::connections::{Body, CONNECT_TIMEOUT, Connections, IDLE_TIMEOUT, ReplyBody, Reuse};
+use super::descriptors::{Descriptors, Gauge, Look, Reached};
+use super::health::Health;
 use super::reload::{Head, Reloaded};
+use super::slots::{Full, Share, Slot, SlotLimits, Slots};
 use crate::xmlrpc::{self, Fault, Value};
 
 /// Why a typed call has no value.
@@ -34,15 +37,27 @@ pub enum CallError {
     Unreadable(#[from] xmlrpc::read::ReadError),
 }
 
-/// So many replies may be read to their ends at a time while nobody waits for them: each holds a
-/// connection of the daemon's.
-const MAX_LEFT_OVER: usize = 8;
-/// How long one of them may take.
+/// Why a request has no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum Unanswered {
+    /// The daemon was not asked: too many calls wait for it.
+    #[error("too many calls wait for supervisord")]
+    Full,
+    /// The daemon cannot be reached, or went away before it answered.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// Connections of the proxy's own calls that are kept while nobody uses them.
+const OWN_IDLE: usize = 2;
+/// How long the end of a reply may take that nobody waits for.
 const LEFT_OVER_TIME: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
     /// What the calls of a piece of work present, from its first to its last.
     static PRESENTED: Option<HeaderValue>;
+    /// Whose turns the own calls of a piece of work take.
+    static ON_BEHALF: Client;
 }
 
 /// The way to one supervisord.
@@ -53,7 +68,10 @@ pub struct Daemon {
     caller: reqwest::Client,
     rpc_url: String,
     own_authorization: Option<HeaderValue>,
-    left_over: Arc<Semaphore>,
+    slots: Arc<Slots>,
+    gauge: Arc<Gauge>,
+    clients: Clients,
+    health: Health,
     /// What a caller presented that the daemon let in, for a proxy without credentials of its own.
     lent: Mutex<Option<HeaderValue>>,
 }
@@ -65,9 +83,22 @@ impl Daemon {
     /// # Errors
     /// When the TLS-free HTTP client cannot be built, or the credentials cannot stand in a header.
     pub fn new(address: DaemonAddress, credentials: Option<Credentials>) -> anyhow::Result<Self> {
+        Daemon::with(address, credentials, Descriptors::default())
+    }
+
+    /// The same in front of a daemon whose configuration file grants it these descriptors.
+    ///
+    /// # Errors
+    /// As [`Daemon::new`].
+    pub fn with(
+        address: DaemonAddress,
+        credentials: Option<Credentials>,
+        configured: Descriptors,
+    ) -> anyhow::Result<Self> {
         let caller = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(OWN_IDLE)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy();
@@ -78,12 +109,19 @@ impl Daemon {
             ),
             DaemonAddress::Tcp { .. } => (caller, format!("{address}/RPC2")),
         };
+        let gauge = Arc::new(Gauge::new(configured, reached(&address)));
+        let limits = SlotLimits::of(configured.ceiling());
+        let connections = Connections::new(address.clone(), gauge.clone());
+        connections.keep_at_most(limits.idle - OWN_IDLE);
         Ok(Daemon {
-            connections: Connections::new(address.clone()),
+            connections,
+            slots: Arc::new(Slots::new(limits)),
+            gauge,
+            clients: Clients::default(),
+            health: Health::default(),
             caller: caller.build()?,
             rpc_url,
             own_authorization: usable(credentials.as_ref()).map(basic).transpose()?,
-            left_over: Arc::new(Semaphore::new(MAX_LEFT_OVER)),
             lent: Mutex::default(),
             is_open: AtomicBool::new(credentials.is_none()),
             address,
@@ -101,7 +139,9 @@ impl Daemon {
             return None;
         };
         let connection = tokio::net::UnixStream::connect(path).await.ok()?;
-        connection.peer_cred().ok().map(|peer| peer.uid())
+        let peer = connection.peer_cred().ok()?;
+        self.gauge.meet(&peer);
+        Some(peer.uid())
     }
 
     /// Whether the daemon asks nobody for credentials, as far as its configuration and its answers
@@ -155,19 +195,84 @@ impl Daemon {
     }
 
     /// Sends `request` as it is, its URI in the form that the client used, and gives the reply's
-    /// head as soon as it is there, header names in the daemon's own case.
+    /// head as soon as it is there, header names in the daemon's own case. It waits for its turn in
+    /// its `share` of the connections, as one of the requests of its [`Origin`](super::Origin).
     ///
     /// # Errors
-    /// One line saying why there is no reply.
+    /// See [`Unanswered`].
     pub async fn forward(
-        &self,
+        self: &Arc<Self>,
         request: Request<Body>,
         reuse: Reuse,
-    ) -> Result<Response<ReplyBody>, String> {
-        self.connections
-            .send(request, reuse)
+        share: Share,
+    ) -> Result<Response<ReplyBody>, Unanswered> {
+        self.go_by_its_limit();
+        let client = self.clients.client(request.extensions(), request.headers());
+        let slot = self.slots.take(client, share).await;
+        let slot = slot.map_err(|Full| Unanswered::Full)?;
+        let presented = request.headers().get(AUTHORIZATION).cloned();
+        let reply = self
+            .connections
+            .send(request, reuse, slot)
             .await
-            .map_err(|error| self.unreachable(error.as_ref()))
+            .map_err(|error| Unanswered::Unreachable(self.unreachable(error.as_ref())))?;
+        self.clients.judged(presented.as_ref(), reply.status());
+        Ok(reply)
+    }
+
+    /// Has the own calls of `work` take turns with those of others as the calls of this request.
+    pub async fn on_behalf_of<T>(
+        &self,
+        request: &http::request::Parts,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let client = self.clients.client(&request.extensions, &request.headers);
+        ON_BEHALF.scope(client, work).await
+    }
+
+    /// How many connections there may be now.
+    pub fn limits(&self) -> SlotLimits {
+        self.slots.limits()
+    }
+
+    /// Whether the daemon answers the proxy. It is asked at most once a second, whoever wants to
+    /// know; one that merely asks a proxy for credentials that has none of its own answers too.
+    pub async fn is_up(self: &Arc<Self>) -> bool {
+        let daemon = self.clone();
+        let ask = || async move { daemon.answers().await };
+        self.health.is_up(ask).await
+    }
+
+    async fn answers(&self) -> bool {
+        let own = self.own_authorization.as_ref();
+        match self.call_as(own, "supervisor.getState", &[]).await {
+            Ok(_) => true,
+            Err(CallError::Status(StatusCode::UNAUTHORIZED)) if own.is_none() => true,
+            Err(error) => {
+                tracing::debug!(%error, "not healthy");
+                false
+            }
+        }
+    }
+
+    /// Leaves the daemon the descriptors that it needs now.
+    fn go_by_its_limit(self: &Arc<Self>) {
+        let found = match self.gauge.look() {
+            Look::Recent => return,
+            Look::Found(found) => found,
+            Look::Ask(found) => {
+                let daemon = self.clone();
+                tokio::spawn(async move {
+                    let pid = daemon.call("supervisor.getPID", &[]).await.ok();
+                    let pid = pid.as_ref().and_then(Value::as_int);
+                    daemon.gauge.tell(pid.and_then(|pid| pid.try_into().ok()));
+                });
+                found
+            }
+        };
+        let limits = SlotLimits::of(found.ceiling());
+        self.slots.resize(limits);
+        self.connections.keep_at_most(limits.idle - OWN_IDLE);
     }
 
     /// What a call presents that is made for a caller whom the daemon let in with `authorization`:
@@ -187,22 +292,26 @@ impl Daemon {
             .await
     }
 
-    /// Calls `method` with somebody's `Authorization`.
-    ///
-    /// # Errors
-    /// See [`CallError`].
-    pub async fn call_as(
+    async fn call_as(
         &self,
         authorization: Option<&HeaderValue>,
         method: &str,
         params: &[Value],
     ) -> Result<Value, CallError> {
+        let _slot = self.own_slot(Share::Own).await?;
         let reply = self.reply(authorization, method, params).await?;
         let body = reply
             .bytes()
             .await
             .map_err(|error| self.unreachable_call(&error))?;
         Ok(xmlrpc::read::response(&body)??)
+    }
+
+    async fn own_slot(&self, share: Share) -> Result<Slot, CallError> {
+        let client = ON_BEHALF.try_with(|client| *client);
+        let client = client.unwrap_or(Client::Proxy);
+        let slot = self.slots.take(client, share).await;
+        slot.map_err(|Full| CallError::Unreachable(Unanswered::Full.to_string()))
     }
 
     /// The reply as soon as its head is there; the daemon has done what it was asked by then, unless
@@ -240,25 +349,10 @@ impl Daemon {
         &self,
         calls: &[(&str, Vec<Value>)],
     ) -> Result<Vec<Result<Value, Fault>>, CallError> {
-        self.multicall_as(self.authorization().as_ref(), calls)
-            .await
-    }
-
-    /// The same with somebody's `Authorization`.
-    ///
-    /// # Errors
-    /// As [`Daemon::multicall`].
-    pub async fn multicall_as(
-        &self,
-        authorization: Option<&HeaderValue>,
-        calls: &[(&str, Vec<Value>)],
-    ) -> Result<Vec<Result<Value, Fault>>, CallError> {
         if calls.is_empty() {
             return Ok(Vec::new());
         }
-        let results = self
-            .call_as(authorization, MULTICALL, &[entries(calls)])
-            .await?;
+        let results = self.call(MULTICALL, &[multicall_entries(calls)]).await?;
         Ok(multicall_results(results))
     }
 
@@ -272,12 +366,16 @@ impl Daemon {
         &self,
         mut calls: Vec<(&str, Vec<Value>)>,
     ) -> Result<(Vec<Result<Value, Fault>>, Result<Reloaded, Fault>), CallError> {
-        let left_over = self.left_over.clone().acquire_owned().await;
+        let slot = self.own_slot(Share::Reload).await?;
         let mut head = Head::after(calls.len());
         calls.push(("supervisor.reloadConfig", vec![]));
         let authorization = self.authorization();
         let mut reply = self
-            .reply(authorization.as_ref(), MULTICALL, &[entries(&calls)])
+            .reply(
+                authorization.as_ref(),
+                MULTICALL,
+                &[multicall_entries(&calls)],
+            )
             .await?;
         let mut received = Vec::new();
         let mut body = None;
@@ -290,7 +388,7 @@ impl Daemon {
             body = head.complete(&received);
             if body.is_some() {
                 tokio::spawn(async move {
-                    let _left_over = left_over;
+                    let _slot = slot;
                     let rest = async { while let Ok(Some(_)) = reply.chunk().await {} };
                     let _ = tokio::time::timeout(LEFT_OVER_TIME, rest).await; // closed then
                 });
@@ -316,10 +414,11 @@ impl Daemon {
     }
 }
 
-const MULTICALL: &str = "system.multicall";
+/// What carries out several calls.
+pub const MULTICALL: &str = "system.multicall";
 
 /// A multicall's parameter.
-fn entries(calls: &[(&str, Vec<Value>)]) -> Value {
+pub fn multicall_entries(calls: &[(&str, Vec<Value>)]) -> Value {
     let entry = |(method, params): &(&str, Vec<Value>)| {
         Value::Struct(vec![
             ("methodName".to_owned(), (*method).into()),
@@ -330,7 +429,7 @@ fn entries(calls: &[(&str, Vec<Value>)]) -> Value {
 }
 
 /// What a multicall returned: one result for each call.
-fn multicall_results(value: Value) -> Vec<Result<Value, Fault>> {
+pub fn multicall_results(value: Value) -> Vec<Result<Value, Fault>> {
     match value {
         Value::Array(results) => results.into_iter().map(multicall_result).collect(),
         other => vec![Ok(other)],
@@ -349,6 +448,19 @@ pub fn multicall_result(value: Value) -> Result<Value, Fault> {
             text: text.as_str().unwrap_or_default().to_owned(),
         }),
         _ => Ok(value),
+    }
+}
+
+fn reached(address: &DaemonAddress) -> Reached {
+    match address {
+        DaemonAddress::Unix(_) => Reached::Socket,
+        DaemonAddress::Tcp { host, .. } => {
+            let address = host.parse::<std::net::IpAddr>();
+            match host == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
+                true => Reached::Loopback,
+                false => Reached::Network,
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 
 use super::conf::DaemonAddress;
+use super::descriptors::Gauge;
+use super::slots::Slot;
 
 /// What is sent upstream: bytes of a known length, or the empty body of unknown length that makes
 /// the daemon answer 411 by itself.
@@ -34,8 +37,8 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Idle connections are dropped well before the daemon's own 30 minutes
 /// (`supervisor/medusa/http_server.py`, `zombie_timeout`).
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// Kept-alive connections to the daemon; more may be open while calls are waiting.
-const MAX_IDLE: usize = 16;
+/// Kept connections that may turn out to be closed before a request goes over a new one.
+const MAX_STALE: usize = 16;
 /// A header block of the daemon's replies is small; its redirects carry what the client sent.
 const MAX_REPLY_HEAD: usize = 512 * 1024;
 
@@ -52,15 +55,22 @@ pub enum Reuse {
 }
 
 /// Why there is no reply.
-pub(super) type Unanswered = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The connections to one daemon.
 pub(super) struct Connections {
     address: DaemonAddress,
-    idle: Idle,
+    gauge: Arc<Gauge>,
+    idle: Arc<Idle>,
 }
 
-type Idle = Arc<Mutex<Vec<Way>>>;
+/// Connections that are kept.
+#[derive(Default)]
+struct Idle {
+    ways: Mutex<Vec<Way>>,
+    /// How many may be kept; more may be open while calls are waiting.
+    most: AtomicUsize,
+}
 
 /// A connection on which one request can be sent. It ends when this is dropped, with whatever the
 /// daemon has not taken of a request's body: the daemon drains slowly what follows a head that it has
@@ -71,6 +81,8 @@ struct Way {
     /// The same socket once more, to ask the kernel about it; only where the way may be kept.
     socket: Option<File>,
     since: Instant,
+    /// While it is in use.
+    slot: Option<Slot>,
 }
 
 /// The task that reads and writes on a connection, ended on drop.
@@ -83,24 +95,35 @@ impl Drop for Serving {
 }
 
 impl Connections {
-    pub(super) fn new(address: DaemonAddress) -> Self {
+    /// Takes note with `gauge` of whose socket it connects to.
+    pub(super) fn new(address: DaemonAddress, gauge: Arc<Gauge>) -> Self {
         Connections {
             address,
-            idle: Idle::default(),
+            gauge,
+            idle: Arc::default(),
         }
     }
 
+    /// Keeps no more than so many connections that nobody uses.
+    pub(super) fn keep_at_most(&self, most: usize) {
+        self.idle.most.store(most, Ordering::Relaxed);
+        self.idle.lock().truncate(most);
+    }
+
     /// Sends a request and gives the reply's head as soon as it is there. A request that may have
-    /// arrived is never sent twice.
+    /// arrived is never sent twice. The `slot` is taken until the connection is free or closed.
     pub(super) async fn send(
         &self,
         mut request: Request<Body>,
         reuse: Reuse,
-    ) -> Result<Response<ReplyBody>, Unanswered> {
+        slot: Slot,
+    ) -> Result<Response<ReplyBody>, Failure> {
         if reuse == Reuse::Shared {
-            while let Some(mut way) = self.kept() {
+            // Each that fails is gone, and others are kept in the meantime only by replies.
+            for _ in 0..MAX_STALE {
+                let Some(mut way) = self.kept() else { break };
                 match way.sender.try_send_request(request).await {
-                    Ok(reply) => return Ok(self.streamed(reply, way)),
+                    Ok(reply) => return Ok(self.streamed(reply, way, slot)),
                     Err(mut error) => match error.take_message() {
                         Some(unsent) => request = unsent,
                         None => return Err(error.into_error().into()),
@@ -110,12 +133,12 @@ impl Connections {
         }
         let mut way = self.open(reuse).await?;
         let reply = way.sender.send_request(request).await?;
-        Ok(self.streamed(reply, way))
+        Ok(self.streamed(reply, way, slot))
     }
 
     /// A kept connection that is as good as a new one.
     fn kept(&self) -> Option<Way> {
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle.lock();
         while let Some(way) = idle.pop() {
             if way.is_fresh() {
                 return Some(way);
@@ -124,9 +147,13 @@ impl Connections {
         None
     }
 
-    async fn open(&self, reuse: Reuse) -> Result<Way, Unanswered> {
+    async fn open(&self, reuse: Reuse) -> Result<Way, Failure> {
         match &self.address {
-            DaemonAddress::Unix(path) => begin(UnixStream::connect(path).await?, reuse).await,
+            DaemonAddress::Unix(path) => {
+                let stream = UnixStream::connect(path).await?;
+                self.gauge.meet(&stream.peer_cred()?);
+                begin(stream, reuse).await
+            }
             DaemonAddress::Tcp { host, port } => {
                 let connecting = TcpStream::connect((host.as_str(), *port));
                 let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
@@ -138,7 +165,7 @@ impl Connections {
         }
     }
 
-    fn streamed(&self, reply: Response<Incoming>, way: Way) -> Response<ReplyBody> {
+    fn streamed(&self, reply: Response<Incoming>, way: Way, slot: Slot) -> Response<ReplyBody> {
         // Where the daemon finds fault with the head of a request, it takes the body for the next
         // request (`supervisor/medusa/auth_handler.py` does with credentials that it cannot read).
         let was_read = reply.status() == StatusCode::OK;
@@ -147,6 +174,7 @@ impl Connections {
                 body,
                 way: Some(Way {
                     socket: way.socket.filter(|_| was_read),
+                    slot: Some(slot),
                     ..way
                 }),
                 idle: self.idle.clone(),
@@ -157,7 +185,7 @@ impl Connections {
     }
 }
 
-async fn begin<S>(stream: S, reuse: Reuse) -> Result<Way, Unanswered>
+async fn begin<S>(stream: S, reuse: Reuse) -> Result<Way, Failure>
 where
     S: AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static,
 {
@@ -181,6 +209,7 @@ where
         _connection: Serving(serving.abort_handle()),
         socket,
         since: Instant::now(),
+        slot: None,
     })
 }
 
@@ -197,8 +226,10 @@ impl Way {
     }
 }
 
-fn lock(idle: &Idle) -> MutexGuard<'_, Vec<Way>> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
+impl Idle {
+    fn lock(&self) -> MutexGuard<'_, Vec<Way>> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The body of a reply of the daemon, as it comes. Its connection ends with it, or is kept.
@@ -206,7 +237,7 @@ pub struct ReplyBody {
     body: Incoming,
     /// None once it was kept or given up.
     way: Option<Way>,
-    idle: Idle,
+    idle: Arc<Idle>,
 }
 
 impl ReplyBody {
@@ -229,10 +260,14 @@ impl ReplyBody {
             return;
         };
         way.since = Instant::now();
-        let mut idle = lock(&self.idle);
-        if idle.len() < MAX_IDLE {
+        let slot = way.slot.take();
+        let mut idle = self.idle.lock();
+        if idle.len() < self.idle.most.load(Ordering::Relaxed) {
             idle.push(way);
         }
+        drop(idle);
+        // Whoever is next finds the connection.
+        drop(slot);
     }
 }
 

@@ -3,15 +3,25 @@
 //! Knows nothing of groups that were added at run time, nor of the clients in front of us.
 
 mod client;
+mod clients;
 pub mod conf;
 mod connections;
+mod descriptors;
 pub mod fault;
+mod health;
 mod info;
 mod life;
 mod reload;
+mod slots;
 
-pub use client::{CallError, Daemon, multicall_result};
+pub use client::{
+    CallError, Daemon, MULTICALL, Unanswered, multicall_entries, multicall_result,
+    multicall_results,
+};
+pub use clients::Origin;
 pub use connections::{Body, ReplyBody, Reuse};
+pub use descriptors::Descriptors;
 pub use info::{ProcessInfo, ProcessState, StatusEntry};
 pub use life::Life;
 pub use reload::Reloaded;
+pub use slots::{MAX_QUEUED, Share, SlotLimits};

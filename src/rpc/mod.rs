@@ -5,6 +5,7 @@
 
 mod allow;
 mod multicall;
+mod share;
 mod supervisor;
 mod system;
 mod web;
@@ -23,7 +24,7 @@ use hyper::body::Body as _;
 use crate::audit::{Record, shown, without_values};
 use crate::current::Current;
 use crate::daemon::fault::{NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
-use crate::daemon::{CallError, Daemon};
+use crate::daemon::{Daemon, Share};
 use crate::policy::Policy;
 use crate::program::option_names;
 use crate::relay::{self, Payload};
@@ -119,7 +120,7 @@ impl Rpc {
     }
 
     /// The daemon behind.
-    pub fn daemon(&self) -> &Daemon {
+    pub fn daemon(&self) -> &Arc<Daemon> {
         &self.daemon
     }
 
@@ -131,7 +132,10 @@ impl Rpc {
                 let text = format!("a call may have {limit} elements and attributes");
                 return relay::own_reply(StatusCode::PAYLOAD_TOO_LARGE, &text);
             }
-            Err(_) => return self.pass(caller, Bytes::from_static(UNREADABLE)).await,
+            Err(_) => {
+                let unreadable = Bytes::from_static(UNREADABLE);
+                return self.pass(caller, unreadable, Share::Quick).await;
+            }
         };
         caller.record().calls(&call.method);
         if let Some(response) = self.left_out(caller, &call, &body).await {
@@ -144,7 +148,10 @@ impl Rpc {
                 self.system_call(caller, name, &call).await
             }
             ("supervisor", name) => return self.supervisor_call(caller, name, &call, body).await,
-            _ => return self.pass(caller, body).await,
+            _ => {
+                let share = share::of_call(&call.method, &call.params);
+                return self.pass(caller, body, share).await;
+            }
         };
         reply(answer)
     }
@@ -152,8 +159,9 @@ impl Rpc {
     /// Passes a call on with these bytes. The daemon sends a reply in pieces of 4 KiB; one that is
     /// not large goes on in one piece, because nobody can make use of a part of it, and each piece
     /// wakes its reader.
-    async fn pass(&self, caller: &Caller<'_>, body: Bytes) -> Response<Body> {
-        let reply = relay::pass(&self.daemon, caller.head, Payload::Bytes(body)).await;
+    async fn pass(&self, caller: &Caller<'_>, body: Bytes, share: Share) -> Response<Body> {
+        let payload = Payload::Bytes(body);
+        let reply = relay::pass(&self.daemon, caller.head, payload, share).await;
         let size = reply.body().size_hint().exact();
         if size.is_none_or(|size| size > IN_ONE_PIECE) {
             return reply;
@@ -168,7 +176,8 @@ impl Rpc {
     /// Asks the daemon as the caller, and reads the answer.
     async fn ask(&self, caller: &Caller<'_>, method: &str, params: &[Value]) -> Answer {
         let body = xmlrpc::write::call(method, params);
-        let reply = self.pass(caller, body.into()).await;
+        let share = share::of_call(method, params);
+        let reply = self.pass(caller, body.into(), share).await;
         if reply.status() != StatusCode::OK {
             return Err(Failure::http(reply));
         }
@@ -320,11 +329,6 @@ impl Rpc {
                 ))),
             },
         }
-    }
-
-    /// What a caller is told when a typed call of ours did not work.
-    async fn failed(&self, caller: &Caller<'_>, error: CallError) -> Failure {
-        self.refused(caller, Refusal::from(error)).await
     }
 
     /// Makes several changes of a caller that the daemon let in, as far as possible together; one

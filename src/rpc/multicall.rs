@@ -14,7 +14,8 @@ use http::{Response, StatusCode};
 use super::supervisor::{Back, Translation};
 use super::whole::is_true;
 use super::{
-    Answer, Caller, Failure, Rpc, namespace, read_entry, refused_call, reply, system, turned_down,
+    Answer, Caller, Failure, Rpc, namespace, read_entry, refused_call, reply, share, system,
+    turned_down,
 };
 use crate::daemon::fault::{ABNORMAL_TERMINATION, ALREADY_STARTED, SPAWN_ERROR, fault};
 use crate::names::{self, Shape, shape};
@@ -60,11 +61,16 @@ impl Rpc {
             {
                 reply(self.mixed(caller, entries).await)
             }
-            [Value::Array(entries)] if entries.iter().any(reloads) => {
-                let _quiet = self.twiddler.quiet().await;
-                self.pass(caller, body).await
+            params => {
+                let _quiet = match params {
+                    [Value::Array(entries)] if entries.iter().any(reloads) => {
+                        Some(self.twiddler.quiet().await)
+                    }
+                    _ => None,
+                };
+                let share = share::of_call(&call.method, params);
+                self.pass(caller, body, share).await
             }
-            _ => self.pass(caller, body).await,
         }
     }
 

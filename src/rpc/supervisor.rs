@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 
 use super::whole::Whole;
-use super::{Answer, Caller, Failure, Rpc, collect, reply, with_answer};
+use super::{Answer, Caller, Failure, Rpc, collect, reply, share, with_answer};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
 use crate::names::{self, Alias, Shape, Verb, shape, split_namespec};
 use crate::relay;
@@ -61,7 +61,8 @@ impl Rpc {
         };
         if caller.update.covers(name, &call.params) {
             let life = self.twiddler.life_number();
-            let response = self.pass(caller, body).await;
+            let share = share::of_call(&call.method, &call.params);
+            let response = self.pass(caller, body, share).await;
             caller.update.touch();
             return match (name, call.params.first()) {
                 ("removeProcessGroup", Some(Value::String(group))) => {
@@ -73,7 +74,8 @@ impl Rpc {
         let (translation, life) = self.translate(caller, name, &call.params).await;
         match translation {
             Translation::Same => {
-                let response = self.pass(caller, body).await;
+                let share = share::of_call(&call.method, &call.params);
+                let response = self.pass(caller, body, share).await;
                 // The first change of all may have come before the daemon's answer.
                 match back_of_list(shape(name), &call.params) {
                     Some(back) if !self.twiddler.with_registry(Registry::is_plain) => {
@@ -84,7 +86,8 @@ impl Rpc {
             }
             Translation::Ask(params, back) => {
                 let asked = xmlrpc::write::call(&call.method, &params);
-                let response = self.pass(caller, asked.into()).await;
+                let share = share::of_call(&call.method, &params);
+                let response = self.pass(caller, asked.into(), share).await;
                 self.put_back(caller, response, &back, life).await
             }
             other => reply(self.carry_out(caller, other).await),

@@ -6,7 +6,8 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 use super::whole::Whole;
-use super::{Caller, Failure, Rpc, Update, collect};
+use super::{Caller, Failure, Rpc, Update, collect, share};
+use crate::daemon::Origin;
 use crate::names::{self, Alias, Verb};
 use crate::pages::{self, Asked, Page, Rewritten};
 use crate::relay::{self, Payload};
@@ -18,14 +19,19 @@ impl Rpc {
         let form = match &payload {
             Payload::Bytes(form) => Some(&form[..]),
             Payload::Nothing => None,
-            Payload::NoLength => return relay::pass(&self.daemon, head, payload).await,
+            Payload::NoLength => return self.pass_page(head, payload).await,
         };
         let Some(asked) = Asked::read(&head.method, &head.uri, form) else {
-            return relay::pass(&self.daemon, head, payload).await;
+            return self.pass_page(head, payload).await;
         };
         match self.answer_page(head, &asked, payload).await {
             Ok(response) | Err(response) => response,
         }
+    }
+
+    async fn pass_page(&self, head: &Parts, payload: Payload) -> Response<Body> {
+        let share = share::of_page(&head.uri, form_of(&payload));
+        relay::pass(&self.daemon, head, payload, share).await
     }
 
     /// Either is the answer.
@@ -41,7 +47,7 @@ impl Rpc {
             update: &Update::default(),
         };
         if !self.needs_translation(&caller).await.map_err(own)? {
-            return Ok(relay::pass(&self.daemon, head, payload).await);
+            return Ok(self.pass_page(head, payload).await);
         }
         self.look_for(&caller, asked).await?;
         let hides = self.twiddler.with_registry(Registry::hides);
@@ -51,7 +57,7 @@ impl Rpc {
         if let Some(alias) = self.alias(asked) {
             return self.named(head, asked, &alias, payload).await;
         }
-        let response = relay::pass(&self.daemon, head, payload).await;
+        let response = self.pass_page(head, payload).await;
         if asked.page == Page::Status && !self.twiddler.with_registry(Registry::is_plain) {
             return rewrite(response, |page| {
                 self.twiddler
@@ -136,10 +142,18 @@ impl Rpc {
         uri: &Uri,
         payload: Payload,
     ) -> Result<Response<Body>, Response<Body>> {
-        match relay::send(&self.daemon, head, uri, payload).await {
+        let share = share::of_page(uri, form_of(&payload));
+        match relay::send(&self.daemon, head, uri, payload, share).await {
             Ok(reply) => Ok(relay::for_client(head, reply)),
             Err(reason) => Err(relay::bad_gateway(&reason)),
         }
+    }
+}
+
+fn form_of(payload: &Payload) -> &[u8] {
+    match payload {
+        Payload::Bytes(form) => form,
+        Payload::Nothing | Payload::NoLength => &[],
     }
 }
 
@@ -152,6 +166,9 @@ pub(super) fn asking_head(head: &Parts) -> Parts {
     let (mut asking, ()) = Request::new(()).into_parts();
     asking.method = Method::POST;
     asking.uri = Uri::from_static("/RPC2");
+    if let Some(peer) = head.extensions.get::<Origin>() {
+        asking.extensions.insert(*peer);
+    }
     for name in [AUTHORIZATION, HOST] {
         if let Some(value) = head.headers.get(&name) {
             asking.headers.insert(name, value.clone());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::{Answer, Caller, Failure, Rpc};
 use crate::daemon::conf::{ConfiguredGroup, LogLevel};
 use crate::daemon::fault::{ABNORMAL_TERMINATION, BAD_NAME, SPAWN_ERROR, SUCCESS, fault};
+use crate::daemon::{MULTICALL, multicall_entries, multicall_results};
 use crate::names::{Verb, is_hidden, is_still_hidden, namespec};
 use crate::program::DEFAULT_STARTSECS;
 use crate::twiddler::{Registry, number_of_real_name};
@@ -395,11 +396,13 @@ impl Rpc {
         caller: &Caller<'_>,
         calls: &[(&str, Vec<Value>)],
     ) -> Result<Vec<Result<Value, Fault>>, Failure> {
-        let authorization = caller.head.headers.get(http::header::AUTHORIZATION);
-        match self.daemon.multicall_as(authorization, calls).await {
-            Ok(results) => Ok(results),
-            Err(error) => Err(self.failed(caller, error).await),
+        if calls.is_empty() {
+            return Ok(Vec::new());
         }
+        let results = self
+            .ask(caller, MULTICALL, &[multicall_entries(calls)])
+            .await?;
+        Ok(multicall_results(results))
     }
 }
 

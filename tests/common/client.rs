@@ -12,7 +12,7 @@ use supervisor_twiddler::xmlrpc::{Fault, Value, read, write};
 use super::http::{Addr, Connection, Reply, Until, shown};
 use super::process::lock;
 use super::values::{IntoParams, options, value};
-use super::wait::LIMIT;
+use super::wait::{LIMIT, eventually};
 
 /// A client of a daemon or of the sidecar. May be shared by threads.
 #[derive(Debug)]
@@ -109,6 +109,15 @@ impl Client {
     /// `GET path`.
     pub fn get(&self, path: &str) -> Result<Reply> {
         self.request("GET", path, &[], None)
+    }
+
+    /// Waits until `/twiddler/health` answers with this status: what it says is up to a second old.
+    pub fn wait_for_health(&self, status: u16) -> Result<Reply> {
+        eventually(LIMIT, || {
+            let health = self.get("/twiddler/health")?;
+            ensure!(health.status == status, "{health:?}");
+            Ok(health)
+        })
     }
 
     /// A request of HTTP/1.1. `Host`, the credentials, `Content-Length` where there is a body and,

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use self::expand::{normal_path, pairs};
 use self::ini::{Section, Sections, Setting};
+use super::descriptors::Descriptors;
 use crate::program::Configured;
 use crate::python::{int, is_space, strip};
 
@@ -57,6 +58,8 @@ pub struct DaemonConf {
     pub logfile: LogFile,
     /// How much it logs there.
     pub loglevel: LogLevel,
+    /// How many descriptors the daemon sees to it that it may have.
+    pub minfds: usize,
     /// Every group that the files define, in their order.
     pub groups: Vec<ConfiguredGroup>,
     /// What `[supervisorctl]` tells its clients.
@@ -67,6 +70,16 @@ pub struct DaemonConf {
     pub sections: Vec<String>,
     /// The sections of programs that run `twiddler serve`.
     pub proxies: Vec<String>,
+}
+
+impl DaemonConf {
+    /// What the daemon may have, and what it needs for these programs.
+    pub fn descriptors(&self) -> Descriptors {
+        Descriptors {
+            limit: self.minfds,
+            processes: self.groups.iter().map(|group| group.processes.len()).sum(),
+        }
+    }
 }
 
 /// What `[supervisorctl]` says (`supervisor/options.py`, `ClientOptions.read_config`).
@@ -306,6 +319,7 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
     reader.check_supervisord();
     let logfile = reader.logfile();
     let loglevel = reader.loglevel();
+    let minfds = reader.minfds();
     reader.take_environment();
     let conf = DaemonConf {
         servers: reader.servers(),
@@ -323,6 +337,7 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
         included,
         logfile,
         loglevel,
+        minfds,
         file: reader.file,
     };
     Ok(Inspection {
@@ -677,6 +692,13 @@ impl<'a> Reader<'a> {
             _ => self.names.get(name),
         });
         text.ok().and_then(|text| int(&text).value()).unwrap_or(1)
+    }
+
+    /// What the daemon finds wrong with it is the daemon's to say.
+    fn minfds(&self) -> usize {
+        let number = self.number("supervisord", "minfds");
+        let number = number.and_then(|number| number.try_into().ok());
+        number.unwrap_or(Descriptors::default().limit)
     }
 
     fn number(&self, section: &str, key: &str) -> Option<i64> {
