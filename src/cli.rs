@@ -71,44 +71,45 @@ pub enum Command {
 pub struct ServeArgs {
     /// supervisord's configuration file; otherwise searched where supervisorctl searches
     /// [env: TWIDDLER_CONFIG]
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(help_heading = "Connection", short, long, value_name = "PATH")]
     pub config: Option<PathBuf>,
 
     /// Where clients connect: an address with a port, or unix:///PATH; may be given more than once
     /// [default: 127.0.0.1:9002 where supervisord has a port too, else twiddler.sock beside its socket]
     /// [env: TWIDDLER_LISTEN, separated by commas]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(help_heading = "Connection", long, value_name = "ADDR")]
     pub listen: Vec<String>,
 
     /// Where supervisord listens: unix:///PATH or http://HOST:PORT; otherwise as the section
     /// unix_http_server of its file says, else inet_http_server [env: TWIDDLER_SUPERVISORD]
-    #[arg(long, value_name = "URL")]
+    #[arg(help_heading = "Connection", long, value_name = "URL")]
     pub supervisord: Option<String>,
 
     /// The directory for generated files, as seen from here; otherwise the first in the include
     /// section of supervisord's file that can be written to [env: TWIDDLER_INCLUDE_DIR]
-    #[arg(long, value_name = "DIR")]
+    #[arg(help_heading = "Connection", long, value_name = "DIR")]
     pub include_dir: Option<PathBuf>,
 
     /// A user name that callers must present to twiddler, with --password; supervisord is then presented its
     /// own. Otherwise supervisord judges what callers present [env: TWIDDLER_USERNAME]
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = "Access", long, value_name = "NAME")]
     pub username: Option<String>,
 
     /// The password that goes with it: plain, {SHA}DIGEST as in supervisord.conf, or $argon2id$...; every
     /// account can read it in the list of processes, so better write --password-file, the variable or the
     /// file [env: TWIDDLER_PASSWORD]
-    #[arg(long, value_name = "PASSWORD")]
+    #[arg(help_heading = "Access", long, value_name = "PASSWORD")]
     pub password: Option<String>,
 
     /// A file with the password alone, which accounts beyond its owner and group may not read
     /// [env: TWIDDLER_PASSWORD_FILE]
-    #[arg(long, value_name = "PATH")]
+    #[arg(help_heading = "Access", long, value_name = "PATH")]
     pub password_file: Option<PathBuf>,
 
     /// Listen for other machines or accounts that supervisord keeps out, although nothing asks them for
     /// credentials: whoever reaches the address can run commands [env: TWIDDLER_ALLOW_OPEN]
     #[arg(
+        help_heading = "Access",
         long,
         value_name = "BOOLEAN",
         num_args = 0..=1,
@@ -120,39 +121,40 @@ pub struct ServeArgs {
     /// Where browsers may find twiddler beside addresses and localhost, separated by commas: names such as
     /// proxy.example.com, and for what is seen through a relay origins such as https://sup.example.com
     /// [env: TWIDDLER_HOSTS]
-    #[arg(long, value_name = "NAMES")]
+    #[arg(help_heading = "Access", long, value_name = "NAMES")]
     pub hosts: Option<String>,
 
     /// The mode of unix sockets that twiddler listens on [default: 0700; beside supervisord's socket, the
     /// same] [env: TWIDDLER_CHMOD]
-    #[arg(long, value_name = "MODE")]
+    #[arg(help_heading = "Connection", long, value_name = "MODE")]
     pub chmod: Option<String>,
 
     /// The owner of such sockets: user or user:group [env: TWIDDLER_CHOWN]
-    #[arg(long, value_name = "OWNER")]
+    #[arg(help_heading = "Connection", long, value_name = "OWNER")]
     pub chown: Option<String>,
 
     /// Speak TLS on TCP addresses with this certificate, or chain of them, in PEM; read again on SIGHUP
     /// [env: TWIDDLER_TLS_CERT]
-    #[arg(long, value_name = "PATH")]
+    #[arg(help_heading = "TLS", long, value_name = "PATH")]
     pub tls_cert: Option<PathBuf>,
 
     /// The certificate's key, in PEM [env: TWIDDLER_TLS_KEY]
-    #[arg(long, value_name = "PATH")]
+    #[arg(help_heading = "TLS", long, value_name = "PATH")]
     pub tls_key: Option<PathBuf>,
 
     /// The methods of all namespaces that may be called, separated by commas, such as supervisor.get*; empty
     /// for all [env: TWIDDLER_ALLOW]
-    #[arg(long, value_name = "NAMES")]
+    #[arg(help_heading = "Access", long, value_name = "NAMES")]
     pub allow: Option<String>,
 
     /// The twiddler.* methods that may be called, separated by commas; empty for all
     /// [env: TWIDDLER_WHITELIST]
-    #[arg(long, value_name = "NAMES")]
+    #[arg(help_heading = "Access", long, value_name = "NAMES")]
     pub whitelist: Option<String>,
 
     /// Keep what was added when supervisord restarts [env: TWIDDLER_PERSIST]
     #[arg(
+        help_heading = "Behaviour",
         long,
         value_name = "BOOLEAN",
         num_args = 0..=1,
@@ -163,11 +165,11 @@ pub struct ServeArgs {
 
     /// How much to log on standard error: error, warn, info, debug or trace
     /// [default: info] [env: TWIDDLER_LOG_LEVEL]
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(help_heading = "Logging", long, value_name = "LEVEL")]
     pub log_level: Option<String>,
 
     /// How to log it: text or json [default: text] [env: TWIDDLER_LOG_FORMAT]
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(help_heading = "Logging", long, value_name = "FORMAT")]
     pub log_format: Option<String>,
 }
 
@@ -192,7 +194,11 @@ mod tests {
 
     #[test]
     fn the_help_of_every_option_names_its_variable() {
-        for command in Args::command().get_subcommands() {
+        let args = Args::command();
+        let ours = args
+            .get_subcommands()
+            .filter(|command| ["serve", "check"].contains(&command.get_name()));
+        for command in ours {
             let options = command
                 .get_arguments()
                 .filter_map(|option| option.get_long().zip(Some(option)));
@@ -200,6 +206,7 @@ mod tests {
                 let variable = format!("[env: TWIDDLER_{}", name.replace('-', "_").to_uppercase());
                 let help = option.get_help().unwrap().to_string();
                 assert!(help.contains(&variable), "--{name}: {help}");
+                assert!(option.get_help_heading().is_some(), "--{name}");
             }
         }
     }
