@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::include_dir::CLEAN_UP_COMMAND;
+
 use crate::client::args::{ClientOptions, Verb};
 
 const AFTER_HELP: &str = "\
@@ -61,6 +63,14 @@ pub enum Command {
     /// Say whether this set-up would work, and what to change if not
     #[command(after_help = AFTER_OPTIONS)]
     Check(ServeArgs),
+    /// Take away what the process at the other end of the standard input has left, when it ends
+    #[command(name = CLEAN_UP_COMMAND, hide = true)]
+    CleanUp {
+        /// The include directory
+        dir: PathBuf,
+        /// The name of generated files
+        file_name: String,
+    },
     /// Everything else is the client's.
     #[command(flatten)]
     Client(Verb),
@@ -183,7 +193,7 @@ mod tests {
         let typed = ["twiddler", "serve"].iter().chain(arguments);
         match Args::try_parse_from(typed).unwrap().command {
             Command::Serve(args) | Command::Check(args) => args,
-            Command::Client(verb) => panic!("{verb:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -14,6 +14,7 @@ use supervisor_twiddler::config::{Config, Draft};
 use supervisor_twiddler::current::Current;
 use supervisor_twiddler::daemon::Daemon;
 use supervisor_twiddler::doors::Doors;
+use supervisor_twiddler::include_dir;
 use supervisor_twiddler::logging::{self, LevelHandle};
 use supervisor_twiddler::reload::Live;
 use supervisor_twiddler::request_log::RequestLog;
@@ -54,6 +55,10 @@ fn main() -> ExitCode {
             Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
         },
         Command::Check(args) => check(&Draft::load(&args)),
+        Command::CleanUp { dir, file_name } => {
+            include_dir::clean_up_after_proxy(&dir, file_name);
+            ExitCode::SUCCESS
+        }
         Command::Client(verb) => client::main(before, verb),
     }
 }

@@ -27,6 +27,7 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::changes::{Change, Model, USER, View, ensure_nothing_astray, make};
@@ -60,6 +61,9 @@ const ASKED: &str = "prepared";
 /// Points between which the disk or the daemon changes hands: elsewhere nothing more is to be seen
 /// of a daemon that starts again.
 const TURNS: [&str; 5] = ["staged", "kept without", ASKED, "answered", "done"];
+
+/// A second, on a machine that is not busy with anything else.
+const SOON: Duration = Duration::from_secs(5);
 
 /// Makes the daemon fail a call, or stop or die before it. `fault` says at which call, and how.
 const EXTENSION: &str = r#"
@@ -264,6 +268,8 @@ impl Stage {
     fn start_proxy_again(&self) -> Result<()> {
         if self.sidecar.is_alive() {
             self.sidecar.kill()?;
+            // Somebody is left to clean up, and is about to.
+            eventually(SOON, || self.ensure_clean())?;
         }
         self.sidecar.start_again()
     }

@@ -122,3 +122,23 @@ fn a_log_that_is_thrown_away_takes_every_line() -> Result<()> {
     ensure!(answer == value(true), "{answer:?}");
     Ok(())
 }
+
+#[test]
+fn a_message_is_one_line_of_the_log_whatever_it_holds() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let forged = "2026-01-01 00:00:00,000 CRIT forged";
+    for (end, shown) in [
+        ("\n", "\\n"),
+        ("\r\n", "\\r\\n"),
+        ("\u{2028}", "\\u2028"),
+        ("\u{85}", "\\x85"),
+        ("\u{7f}", "\\x7f"),
+    ] {
+        let message = format!("before{end}{forged}{end}after");
+        sidecar.client().call("twiddler.log", (message,))?;
+        let line = daemon.wait_for_log(&format!(" INFO before{shown}{forged}{shown}after\n"))?;
+        ensure!(!line.lines().any(|line| line == forged), "{line}");
+    }
+    Ok(())
+}

@@ -377,6 +377,49 @@ fn the_option_may_be_switched_off_and_on_between_starts() -> Result<()> {
 }
 
 #[test]
+fn what_is_kept_is_set_aside_when_the_option_goes_and_taken_up_if_nothing_has_changed() -> Result<()>
+{
+    let daemon = Daemon::start(USER)?;
+    let with = |arguments: &[&str]| Sidecar::start_with(&daemon, arguments);
+    let aside = daemon.include_dir().join(".twiddler-persist.old");
+    let on = with(&["--persist"])?;
+    change_all(&on.client())?;
+    on.stop()?;
+    let kept = fs::read(kept_path(&daemon))?;
+    // Also while the daemon is away.
+    daemon.kill()?;
+    let off = with(&[])?;
+    ensure!(!kept_path(&daemon).exists());
+    ensure!(fs::read(&aside)? == kept, "it was changed");
+    let log = off.wait_for_stderr("persist is off")?;
+    let line = log
+        .lines()
+        .find(|line| line.contains("persist is off"))
+        .unwrap_or_default();
+    let told = line.contains(" WARN ") && line.contains(&*aside.to_string_lossy());
+    ensure!(told && line.contains("programs="), "{line}");
+    off.stop()?;
+    // Nobody has told anybody that it is gone: it comes back, for the daemon that starts now.
+    let on = with(&["--persist"])?;
+    ensure!(!aside.exists(), "it is still aside");
+    ensure!(fs::read(kept_path(&daemon))? == kept, "it was changed");
+    daemon.start_again()?;
+    ensure_all(&on.client())?;
+    on.stop()?;
+    // Now clients are told that it is gone, so it stays so.
+    let off = with(&[])?;
+    ensure_all(&off.client())?;
+    daemon.kill_and_start_again()?;
+    Model::new().ensure_shown_by(&View::of(&off.client())?)?;
+    off.stop()?;
+    let on = with(&["--persist"])?;
+    Model::new().ensure_shown_by(&View::of(&on.client())?)?;
+    ensure!(fs::read(&aside)? == kept, "it was deleted");
+    on.wait_for_stderr("something has changed since")?;
+    Ok(())
+}
+
+#[test]
 fn a_lost_journal_loses_nothing_that_is_kept() -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     change_all(&client)?;

@@ -12,12 +12,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::changes::{Model, USER, View, change_until_cut, ensure_nothing_astray, neighbours};
+use common::ctl::python_command;
 use common::dice::setting;
+use common::disk::set_mode;
+use common::process::send_signal;
 use common::stuck::{GENERATED, slow_sections, stop_in_a_change};
-use common::{CallError, Daemon, Dice, LIMIT, Sidecar, eventually, options};
+use common::{CallError, Daemon, Dice, LIMIT, Process, Sidecar, eventually, options};
+use supervisor_twiddler::xmlrpc::Value;
 
 /// Enough for every pull, and over in a short time; 200 or more say something.
 const KILLS: usize = 25;
+/// A second, on a machine that is not busy with anything else.
+const SOON: Duration = Duration::from_secs(5);
 /// What the proxy keeps beside generated files.
 const OWN_FILES: [&str; 3] = [
     ".twiddler-journal",
@@ -111,33 +117,182 @@ fn ensure_clean(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_program_that_the_daemon_refuses_keeps_it_from_nothing_when_the_proxy_dies() -> Result<()> {
+/// A proxy that is stopped with a file for a program that the daemon refuses.
+fn stopped_in_a_change() -> Result<(Daemon, Sidecar)> {
     let daemon = Daemon::start(&(slow_sections() + USER))?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.socket_client();
     client.call("twiddler.addGroup", ("own", 1))?;
-    let refused = options(&[("command", "/bin/cat"), ("user", "nobody-of-this-name")]);
     stop_in_a_change(&daemon, &client, |attempt| {
         let name = format!("bad{attempt}");
-        let params = params!["web", name, refused.clone()];
-        ("twiddler.addProgramToGroup", params)
+        (
+            "twiddler.addProgramToGroup",
+            params!["web", name, refused()],
+        )
     })?;
     let text = fs::read_to_string(daemon.include_dir().join(GENERATED))?;
     ensure!(text.contains("nobody-of-this-name"), "{text}");
+    Ok((daemon, sidecar))
+}
+
+fn refused() -> Value {
+    options(&[("command", "/bin/cat"), ("user", "nobody-of-this-name")])
+}
+
+#[test]
+fn what_a_killed_proxy_has_left_is_gone_within_a_second() -> Result<()> {
+    let (daemon, sidecar) = stopped_in_a_change()?;
     sidecar.kill()?;
+    eventually(SOON, || ensure_clean(&daemon))?;
+    daemon.kill_and_start_again()?;
+    sidecar.start_again()?;
+    let client = sidecar.socket_client();
+    let fault = client.expect_fault("twiddler.addProgramToGroup", ("web", "bad", refused()))?;
+    ensure!(fault.code == 2, "{fault:?}");
+    Ok(())
+}
+
+/// Ends the proxy and all that it has started in one stroke, as the end of a control group does.
+fn kill_all(sidecar: &Sidecar) -> Result<()> {
+    sidecar.signal("STOP")?;
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sidecar.pid()))?;
+    let children: Vec<i64> = children
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    if !children.is_empty() {
+        send_signal(&children, "KILL")?;
+    }
+    sidecar.kill()?;
+    Ok(())
+}
+
+#[test]
+fn what_is_left_where_nobody_can_clean_up_keeps_the_daemon_from_nothing() -> Result<()> {
+    let (daemon, sidecar) = stopped_in_a_change()?;
+    kill_all(&sidecar)?;
     // Still there, and nothing to read.
     let names = daemon.include_files()?;
     ensure!(names.contains(&GENERATED.to_owned()), "{names:?}");
     ensure!(fs::read(daemon.include_dir().join(GENERATED)).is_err());
     daemon.kill_and_start_again()?;
     sidecar.start_again()?;
-    let client = sidecar.socket_client();
-    client.call("twiddler.getGroupNames", ())?;
+    sidecar.socket_client().call("twiddler.getGroupNames", ())?;
     ensure_clean(&daemon)?;
     let log = sidecar.stderr_text();
     ensure!(log.contains("took away a generated file"), "{log}");
-    let fault = client.expect_fault("twiddler.addProgramToGroup", ("web", "bad", refused))?;
-    ensure!(fault.code == 2, "{fault:?}");
     Ok(())
+}
+
+/// Takes a process number as another account, and puts a file of its own at the end of a link that
+/// leads through that process, as far as it can read the link.
+const SQUATTER: &str = r#"
+import os, re, sys, tempfile
+
+wanted, link, fds = int(sys.argv[1]), sys.argv[2], range(3, 64)
+text = "[group:owned]\nprograms=owned\n[program:owned]\ncommand=/bin/true\n"
+
+def squat():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    names, at = ["link", "files"], link
+    try:
+        while True:
+            target = os.readlink(at)
+            through = re.match(r"/proc/\d+/fd/\d+/(.*)", target)
+            if through:
+                names.append(through.group(1))
+                break
+            at = os.path.join(os.path.dirname(at), target)
+    except OSError:
+        pass
+    own = tempfile.mkdtemp()
+    os.chmod(own, 0o755)
+    for name in names:
+        with open(os.path.join(own, name), "w") as file:
+            file.write(text)
+    handle = os.open(own, os.O_RDONLY)
+    for fd in fds:
+        if fd != handle:
+            os.dup2(handle, fd)
+    print("squatting", names[2:], flush=True)
+    sys.stdin.read()
+    for name in names:
+        os.remove(os.path.join(own, name))
+    os.rmdir(own)
+
+for _ in range(500):
+    try:
+        with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+            file.write(str(wanted - 1))
+    except OSError:
+        print("left out", flush=True)
+        sys.exit()
+    child = os.fork()
+    if child == 0:
+        if os.getpid() == wanted:
+            squat()
+        os._exit(0)
+    os.waitpid(child, 0)
+    if child == wanted:
+        sys.exit()
+print("never", flush=True)
+"#;
+
+#[test]
+fn no_other_account_can_put_a_file_at_the_end_of_a_link_that_is_left() -> Result<()> {
+    let (daemon, sidecar) = stopped_in_a_change()?;
+    let (pid, link) = (sidecar.pid(), daemon.include_dir().join(GENERATED));
+    for dir in [daemon.dir(), daemon.include_dir()] {
+        set_mode(dir, 0o755)?;
+    }
+    kill_all(&sidecar)?;
+    let mut command = python_command(SQUATTER);
+    command.arg(pid.to_string()).arg(&link);
+    let squatter = Process::spawn(&mut command)?;
+    let said = eventually(LIMIT, || {
+        let said = squatter.stdout_text();
+        ensure!(
+            said.ends_with('\n'),
+            "it says nothing: {}",
+            squatter.stderr_text()
+        );
+        Ok(said)
+    })?;
+    if said == "left out\n" {
+        ensure!(
+            std::env::var_os("TWIDDLER_TEST_ALL").is_none(),
+            "needs root, and a /proc/sys to write to"
+        );
+        eprintln!("left out: only root can take a process number on purpose");
+        return Ok(());
+    }
+    ensure!(said.starts_with("squatting"), "{said}");
+    ensure!(fs::read(&link).is_err(), "{}", fs::read_to_string(&link)?);
+    daemon.signal("CONT")?;
+    let reloaded = daemon.call("supervisor.reloadConfig", ())?;
+    ensure!(!format!("{reloaded:?}").contains("owned"), "{reloaded:?}");
+    squatter.close_stdin();
+    squatter.wait()?;
+    Ok(())
+}
+
+#[test]
+fn who_cleans_up_is_there_only_while_there_are_changes() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let children = || -> Result<usize> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sidecar.pid()))?;
+        Ok(children.split_whitespace().count())
+    };
+    ensure!(children()? == 0, "before any change");
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("own", 1))?;
+    client.call("twiddler.removeGroup", ("own",))?;
+    ensure!(children()? == 1, "{} for two changes", children()?);
+    eventually(LIMIT, || {
+        ensure!(children()? == 0, "still there");
+        Ok(())
+    })
 }

@@ -160,3 +160,65 @@ fn faults_do_not_tell_the_daemons_environment() -> Result<()> {
     );
     Ok(())
 }
+
+/// The files of the include directory that hold the canary.
+fn told_by(daemon: &Daemon) -> Result<Vec<String>> {
+    let mut names = daemon.include_files()?;
+    names.retain(|name| {
+        let text = fs::read(daemon.include_dir().join(name)).unwrap_or_default();
+        text.windows(CANARY.len())
+            .any(|part| part == CANARY.as_bytes())
+    });
+    Ok(names)
+}
+
+#[test]
+fn values_leave_the_disk_with_their_programs() -> Result<()> {
+    for arguments in [&[][..], &["--persist"]] {
+        let daemon = Daemon::start("[program:cat]\ncommand = /bin/cat\n")?;
+        let sidecar = Sidecar::start_with(&daemon, arguments)?;
+        let client = sidecar.client();
+        let environment = format!("SECRET=\"{CANARY}\"");
+        let program = |members: &[(&str, &str)]| {
+            let mut all = vec![("command", "/bin/cat"), ("autostart", "false")];
+            all.push(("environment", &environment));
+            all.extend_from_slice(members);
+            options(&all)
+        };
+        client.call("twiddler.addGroup", ("g", 999))?;
+        for (group, name) in [("g", "own"), ("g", "placed"), ("cat", "placed")] {
+            client.call("twiddler.addProgramToGroup", (group, name, program(&[])))?;
+            ensure!(!told_by(&daemon)?.is_empty(), "{name} is nowhere");
+        }
+        client.call("twiddler.removeProcessFromGroup", ("cat", "placed"))?;
+        client.call("twiddler.removeGroup", ("g",))?;
+        let left = told_by(&daemon)?;
+        ensure!(left.is_empty(), "after removals: {left:?}");
+        let refused = program(&[("user", "nobody-of-this-name")]);
+        client.expect_fault("twiddler.addProgramToGroup", ("cat", "refused", refused))?;
+        let left = told_by(&daemon)?;
+        ensure!(left.is_empty(), "after a refusal: {left:?}");
+        client.call("twiddler.addProgramToGroup", ("cat", "lost", program(&[])))?;
+        if arguments.is_empty() {
+            daemon.kill_and_start_again()?;
+            client.call("twiddler.getGroupNames", ())?;
+            let left = told_by(&daemon)?;
+            ensure!(left.is_empty(), "after a restart of supervisord: {left:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_an_earlier_version_left_of_removed_programs_goes_with_the_next_start() -> Result<()> {
+    let daemon = Daemon::start("[program:cat]\ncommand = /bin/cat\n")?;
+    let journal = format!(
+        "{{\"Done\":[{{\"Group\":{{\"name\":\"{CANARY}\",\"priority\":1}}}}]}}\n\
+         {{\"Done\":[{{\"GroupGone\":{{\"name\":\"{CANARY}\"}}}}]}}\n"
+    );
+    fs::write(daemon.include_dir().join(".twiddler-journal"), journal)?;
+    let _sidecar = Sidecar::start(&daemon)?;
+    let left = told_by(&daemon)?;
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}

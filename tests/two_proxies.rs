@@ -2,11 +2,13 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
+use common::ctl::python_command;
 use common::disk::set_mode;
-use common::{Daemon, Sidecar, process::Process, stderr_text, twiddler};
+use common::process::{Process, succeeded};
+use common::{Daemon, DaemonOptions, Sidecar, stderr_text, twiddler};
 
 /// Starts another one, which must not stay, and hands over what it says.
 fn ensure_refused(daemon: &Daemon, arguments: &[&str]) -> Result<String> {
@@ -141,5 +143,108 @@ fn of_several_that_start_together_one_stays() -> Result<()> {
             process.stderr_text()
         );
     }
+    Ok(())
+}
+
+/// Opens a file as nobody, and holds its lock.
+const STRANGER: &str = r#"
+import fcntl, os, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try:
+    fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_SH)
+    print("holds it", flush=True)
+except PermissionError:
+    print("cannot open it", flush=True)
+sys.stdin.read()
+"#;
+
+#[test]
+fn a_stranger_cannot_hold_the_lock() -> Result<()> {
+    if std::fs::metadata("/proc/self")?.uid() != 0 {
+        ensure!(
+            std::env::var_os("TWIDDLER_TEST_ALL").is_none(),
+            "needs root"
+        );
+        eprintln!("left out: only root can act as another account");
+        return Ok(());
+    }
+    let daemon = Daemon::start("")?;
+    let path = daemon.include_dir().join(".twiddler-lock");
+    for dir in [daemon.dir(), daemon.include_dir()] {
+        set_mode(dir, 0o755)?;
+    }
+    let stranger = || -> Result<Process> { Process::spawn(python_command(STRANGER).arg(&path)) };
+    // As an earlier version has left it.
+    std::fs::write(&path, "")?;
+    set_mode(&path, 0o644)?;
+    let early = stranger()?;
+    early.wait_for_stdout("holds it")?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let late = stranger()?;
+    late.wait_for_stdout("cannot open it")?;
+    sidecar.stop()?;
+    sidecar.start_again()?;
+    ensure_refused(&daemon, &[])?;
+    Ok(())
+}
+
+/// A daemon that includes two directories.
+fn with_two_directories() -> Result<(Daemon, String)> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        include: "conf.d/*.conf more.d/*.conf",
+        files: &[("more.d/none.txt", "")],
+        ..DaemonOptions::default()
+    })?;
+    let other = daemon.dir().join("more.d").to_string_lossy().into_owned();
+    Ok((daemon, other))
+}
+
+#[test]
+fn another_include_directory_of_the_same_daemon_hides_nobody() -> Result<()> {
+    let (daemon, other) = with_two_directories()?;
+    let first = Sidecar::start_with(&daemon, &["--include-dir", &other])?;
+    let conf = daemon.conf().to_string_lossy().into_owned();
+    let ended = twiddler(&[
+        "serve",
+        "-c",
+        &conf,
+        "--listen",
+        "127.0.0.1:0",
+        "--allow-open",
+    ])?;
+    let said = stderr_text(&ended);
+    let known = format!("another twiddler (pid {}", first.pid());
+    ensure!(ended.status.code() == Some(2), "{}: {said}", ended.status);
+    ensure!(said.contains(&known) && said.contains(&other), "{said}");
+    // Nor the other way round. The lock of one that has ended stops nobody.
+    first.stop()?;
+    let first = Sidecar::start(&daemon)?;
+    let second = Sidecar::start_with(&daemon, &["--include-dir", &other]);
+    ensure!(second.is_err(), "a second one started");
+    first.client().call("twiddler.addGroup", ("one", 1))?;
+    Ok(())
+}
+
+#[test]
+fn the_mark_of_a_proxy_with_another_directory_is_told_with_what_to_do() -> Result<()> {
+    let (daemon, other) = with_two_directories()?;
+    let earlier = Sidecar::start_with(&daemon, &["--include-dir", &other])?;
+    earlier.client().call("twiddler.addGroup", ("one", 1))?;
+    earlier.stop()?;
+    let sidecar = Sidecar::start(&daemon)?;
+    sidecar.client().call("twiddler.addGroup", ("two", 1))?;
+    let log = sidecar.wait_for_stderr("of another twiddler")?;
+    let advice = log
+        .split_once("supervisorctl remove ")
+        .context("no advice")?
+        .1;
+    let marker = advice.split_whitespace().next().unwrap_or_default();
+    // The advice works, and for a proxy that starts anew there is nothing to tell.
+    succeeded(daemon.supervisorctl(&["remove", marker])?)?;
+    sidecar.stop()?;
+    sidecar.start_again()?;
+    sidecar.client().call("twiddler.addGroup", ("three", 1))?;
+    let told = sidecar.stderr_text().matches("of another twiddler").count();
+    ensure!(told == 1, "told {told} times");
     Ok(())
 }

@@ -125,7 +125,7 @@ async fn check_own_files(
             return false;
         }
     };
-    let probe = match twiddler::probe(opened.clone()) {
+    let probe = match twiddler::probe(opened.clone(), &conf.file) {
         Ok(probe) => probe,
         Err(error) => {
             findings.problem(error);

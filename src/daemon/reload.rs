@@ -42,6 +42,18 @@ impl Reloaded {
             changed: names(1),
         }
     }
+
+    /// The groups that the daemon has and the files have not, in a reply that is whole.
+    pub fn gone(value: &Value) -> impl Iterator<Item = &str> {
+        let lists = value
+            .as_array()
+            .and_then(|outer| outer.first())
+            .and_then(Value::as_array);
+        let gone = lists
+            .and_then(|lists| lists.get(2))
+            .and_then(Value::as_array);
+        gone.unwrap_or_default().iter().filter_map(Value::as_str)
+    }
 }
 
 /// How deep the three lists are in the reply of a multicall: below `methodResponse`, `params`,

@@ -101,6 +101,20 @@ pub(super) fn holder(dir: &Path) -> io::Result<Option<Holder>> {
     }
 }
 
+/// The lock that a process that was killed has left, if nobody takes it within a moment.
+pub(super) fn take_left(dir: &Path) -> Option<File> {
+    let path = dir.join(LOCK_NAME);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let file = own_file::open(&path, File::options().read(true).write(true)).ok()?;
+        match file.try_lock() {
+            Ok(()) => return Some(file),
+            Err(_) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Err(_) => return None,
+        }
+    }
+}
+
 /// What is known of a proxy that holds a lock: its process number, and where it listens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder(String);

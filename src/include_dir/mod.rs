@@ -5,16 +5,22 @@
 
 mod lock;
 mod own_file;
+mod watcher;
 
-use std::fs::{File, Metadata, Permissions};
+use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink,
+};
 use std::path::{Path, PathBuf};
 
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::{NamedTempFile, TempDir, TempPath};
 
 pub use lock::{DirLock, Holder};
+pub use watcher::{COMMAND as CLEAN_UP_COMMAND, clean_up_after_proxy};
+
+use watcher::Watcher;
 
 use crate::seam;
 
@@ -25,6 +31,11 @@ const HIDDEN_PREFIX: &str = ".zz-twiddler-";
 const ASIDE_NAME: &str = ".twiddler-persist.old";
 /// Enough for the owner alone: the daemon runs as root or as the proxy does.
 const MODE_OWNER: u32 = 0o600;
+/// Of directories that nobody else may look into.
+const MODE_PRIVATE: u32 = 0o700;
+/// In such a directory: one that nobody else can open, and the link through this process.
+const INNER_NAME: &str = "files";
+const LINK_NAME: &str = "link";
 /// The daemon runs under another account and reads through the directory's group.
 const MODE_GROUP: u32 = 0o640;
 
@@ -46,6 +57,7 @@ pub struct IncludeDir {
     file_name: String,
     kept_name: Option<String>,
     mode: u32,
+    watcher: Option<Watcher>,
 }
 
 impl IncludeDir {
@@ -60,7 +72,15 @@ impl IncludeDir {
             file_name,
             kept_name: None,
             mode: MODE_OWNER,
+            watcher: None,
         })
+    }
+
+    /// Lets another process take our files away if this one is killed. Only for whoever holds the
+    /// lock.
+    pub fn watched(mut self) -> Self {
+        self.watcher = Some(Watcher::new(self.dir.clone(), self.file_name.clone()));
+        self
     }
 
     /// Names the file that outlives the daemon. The daemon reads it before generated files, which
@@ -88,34 +108,68 @@ impl IncludeDir {
     /// # Errors
     /// When the directory or the disk does not allow it; nothing is left behind then.
     pub fn stage(&self, text: &str, delivery: Delivery) -> io::Result<Staged> {
-        let file = self.write(text)?;
-        seam::reach("written");
         let visible = self.dir.join(&self.file_name);
         match delivery {
             Delivery::File => {
+                let file = self.write(text)?;
+                seam::reach("written");
                 file.persist(&visible).map_err(|error| error.error)?;
-                let paths = vec![TempPath::try_from_path(visible)?];
                 Ok(Staged {
-                    paths,
-                    _handle: None,
+                    visible: Some(TempPath::try_from_path(visible)?),
+                    hidden: None,
                 })
             }
             Delivery::Link => {
-                // Opened anew for each file: the directory may have been put in its place since.
-                let handle = File::open(&self.dir)?;
-                let target = through_this_process(&handle, file.path());
+                let hidden = self.hide(text)?;
+                seam::reach("written");
+                // Relative: the daemon may know the directory by another path.
+                let inside = hidden.dir.path().file_name().unwrap_or_default();
+                let target = Path::new(inside).join(LINK_NAME);
                 let link = self
                     .temporary()
                     .make_in(&self.dir, |path| symlink(&target, path))?;
                 seam::reach("linked");
                 link.persist(&visible).map_err(|error| error.error)?;
-                let paths = vec![TempPath::try_from_path(visible)?, file.into_temp_path()];
                 Ok(Staged {
-                    paths,
-                    _handle: Some(handle),
+                    visible: Some(TempPath::try_from_path(visible)?),
+                    hidden: Some(hidden),
                 })
             }
         }
+    }
+
+    /// Writes `text` where it is read only through a link that leads through this process.
+    ///
+    /// When the process has ended, another one may get its number, and its account could put files of
+    /// its own at the link's end: but it cannot read the link, so it does not know the name that they
+    /// must have. Nor can it open the directory in which ours is, so ours does not come back either.
+    fn hide(&self, text: &str) -> io::Result<Hidden> {
+        let private = Permissions::from_mode(MODE_PRIVATE);
+        let dir = self
+            .temporary()
+            .permissions(private)
+            .tempdir_in(&self.dir)?;
+        let inner = dir.path().join(INNER_NAME);
+        DirBuilder::new().mode(MODE_PRIVATE).create(&inner)?;
+        let handle = File::open(&inner)?;
+        let name = secret_name()?;
+        let mut options = File::options();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(MODE_OWNER)
+            .open(inner.join(&name))?;
+        file.write_all(text.as_bytes())?;
+        let target = through_this_process(&handle, &name);
+        symlink(target, dir.path().join(LINK_NAME))?;
+        let like = self.like(&self.file_name);
+        for file in [&file, &handle, &File::open(dir.path())?] {
+            own_file::give(file, like.as_ref())?;
+        }
+        Ok(Hidden {
+            dir,
+            _handle: handle,
+        })
     }
 
     /// Writes what is to outlive the daemon, under a name that it does not read yet.
@@ -236,6 +290,22 @@ impl IncludeDir {
         lock::busy(&self.dir, holder)
     }
 
+    /// Makes sure that no other proxy uses one of these directories, unless it is this one.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] when one does.
+    pub fn ensure_alone(&self, others: impl Iterator<Item = PathBuf>) -> io::Result<()> {
+        let place = |dir: &Path| Some((dir.metadata().ok()?.dev(), dir.metadata().ok()?.ino()));
+        let ours = place(&self.dir);
+        for other in others.filter(|other| place(other) != ours) {
+            // A lock that cannot be looked at is nobody's that is known.
+            if let Ok(Some(holder)) = lock::holder(&other) {
+                return Err(lock::busy(&other, &holder));
+            }
+        }
+        Ok(())
+    }
+
     fn ensure_replaceable(&self) -> io::Result<()> {
         own_file::ensure_replaceable(&self.dir.join(&self.file_name))
     }
@@ -321,6 +391,9 @@ impl IncludeDir {
     }
 
     fn temporary(&self) -> tempfile::Builder<'static, 'static> {
+        if let Some(watcher) = &self.watcher {
+            watcher.ensure();
+        }
         let mut builder = tempfile::Builder::new();
         builder.prefix(HIDDEN_PREFIX);
         builder
@@ -328,10 +401,17 @@ impl IncludeDir {
 }
 
 /// A path to a file of the directory behind `handle` that ends with this process. Where process
-/// numbers mean other processes, it leads nowhere or to the same file.
-fn through_this_process(handle: &File, file: &Path) -> PathBuf {
+/// numbers mean other processes, it leads nowhere.
+fn through_this_process(handle: &File, name: &str) -> PathBuf {
     let handle = format!("/proc/{}/fd/{}", std::process::id(), handle.as_raw_fd());
-    Path::new(&handle).join(file.file_name().unwrap_or_default())
+    Path::new(&handle).join(name)
+}
+
+/// A name that nobody can guess.
+fn secret_name() -> io::Result<String> {
+    let mut secret = [0; 16];
+    getrandom::fill(&mut secret).map_err(io::Error::from)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(secret)))
 }
 
 /// What is to be kept, not in its place yet; dropping it takes it away.
@@ -341,23 +421,37 @@ pub struct Prepared(NamedTempFile);
 /// A generated file that the daemon can read; dropping it takes it away.
 #[derive(Debug)]
 pub struct Staged {
-    paths: Vec<TempPath>,
+    visible: Option<TempPath>,
+    hidden: Option<Hidden>,
+}
+
+/// What a link leads to while it is there.
+#[derive(Debug)]
+struct Hidden {
+    dir: TempDir,
     /// The link leads through it.
-    _handle: Option<File>,
+    _handle: File,
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        for path in self.paths.drain(..) {
-            let name = path.to_path_buf();
-            match path.close() {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    let path = name.display();
-                    tracing::error!(%error, %path, "a generated file cannot be taken away: supervisord goes on reading it");
-                }
-                _ => {}
-            }
+        if let Some(visible) = self.visible.take() {
+            let path = visible.to_path_buf();
+            tell_unless_gone(&path, visible.close());
         }
+        if let Some(hidden) = self.hidden.take() {
+            let path = hidden.dir.path().to_owned();
+            tell_unless_gone(&path, hidden.dir.close());
+        }
+    }
+}
+
+fn tell_unless_gone(path: &Path, closed: io::Result<()>) {
+    if let Err(error) = closed
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        let path = path.display();
+        tracing::error!(%error, %path, "a generated file cannot be taken away: supervisord goes on reading it");
     }
 }
 
@@ -399,10 +493,18 @@ mod tests {
             .unwrap();
         let path = dir.path().join("zz-twiddler.conf");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "[group:a]\n");
-        // As when the process dies.
-        staged._handle = None;
+        // As when the process dies: the number of its handle is free.
+        let hidden = staged.hidden.take().unwrap();
+        let left = hidden.dir.keep();
+        drop(hidden._handle);
         assert!(std::fs::read_to_string(&path).is_err());
         assert!(std::fs::symlink_metadata(&path).is_ok());
+        for private in [left.clone(), left.join(INNER_NAME)] {
+            assert_eq!(private.metadata().unwrap().mode() & 0o777, MODE_PRIVATE);
+        }
+        // And the next proxy takes all of it away.
+        drop(staged);
+        assert_eq!(open(dir.path()).sweep().unwrap(), [left]);
     }
 
     #[test]

@@ -113,6 +113,20 @@ fn check_log(program: &Program, channel: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// See [`Program::log_files`].
+pub(super) fn log_files(program: &Program) -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    for channel in ["stdout", "stderr"] {
+        let option = format!("{channel}_logfile");
+        let Some(text) = program.text(&option).filter(|_| logs(program, channel)) else {
+            continue;
+        };
+        let paths = distinct_processes(program, text).filter_map(|n| program.expanded(&option, n));
+        files.extend(paths.map(|path| (option.clone(), path)));
+    }
+    files
+}
+
 /// Whether a log of the size that this option gives begins anew at some point, as one does by
 /// default.
 fn rotates(program: &Program, size: &str, number: i64) -> bool {

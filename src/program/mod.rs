@@ -7,6 +7,7 @@
 //! Pure: knows nothing of files, HTTP or calls.
 
 mod check;
+mod cost;
 mod expansion;
 mod fault;
 mod format;
@@ -103,9 +104,13 @@ impl Program {
         options: &Value,
         main_file: &str,
     ) -> Result<Self, ProgramError> {
-        options::read(options)
-            .and_then(|options| Self::from_options(group.clone(), name, options))
-            .map_err(|refusal| refusal.into_error(name, main_file))
+        let parsed = Self::read(group, name, options);
+        let checked = parsed.and_then(|program| cost::check(&program).map(|()| program));
+        checked.map_err(|refusal| refusal.into_error(name, main_file))
+    }
+
+    fn read(group: &Name, name: &str, options: &Value) -> Result<Self, Refusal> {
+        Self::from_options(group.clone(), name, options::read(options)?)
     }
 
     fn from_options(group: Name, name: &str, options: Options) -> Result<Self, Refusal> {
@@ -147,6 +152,11 @@ impl Program {
     /// Checks names that the daemon gave, where [`Program::process_names`] knows none.
     pub fn check_process_names(&self, names: &[String]) -> Result<(), ProgramError> {
         process_names::check_all(names).map_err(|refusal| refusal.into_error(self.name(), ""))
+    }
+
+    /// The files that its processes log to, and the option of each, as far as they are known.
+    pub fn log_files(&self) -> Vec<(String, String)> {
+        limits::log_files(self)
     }
 
     /// Its priority; 999 when none is given or only the daemon can tell.
@@ -275,7 +285,8 @@ impl TryFrom<Stored> for Program {
         let options = options
             .map(|(name, text)| (name, Value::String(text)))
             .collect();
-        Self::parse(&group, &stored.name, &Value::Struct(options), "")
+        let program = Self::read(&group, &stored.name, &Value::Struct(options));
+        program.map_err(|refusal| refusal.into_error(&stored.name, ""))
     }
 }
 

@@ -5,6 +5,7 @@ use http::StatusCode;
 
 use super::Twiddler;
 use super::ask::ask;
+use super::log_files;
 use super::losses::Cause;
 use super::plan::{self, Answers, Plan, Planner, Question};
 use super::reading::{Announced, Reading, text_ahead};
@@ -209,14 +210,19 @@ async fn process_names(
     let mut all = Vec::with_capacity(changes.len());
     for change in changes {
         all.push(match change {
-            Change::AddProgram(program) => match program.process_names() {
-                Some(names) => Ok(names),
-                None => names_from_daemon(twiddler, program).await,
-            },
+            Change::AddProgram(program) => names_of(twiddler, program).await,
             _ => Ok(Vec::new()),
         });
     }
     all
+}
+
+async fn names_of(twiddler: &Twiddler, program: &Program) -> Result<Vec<String>, Refusal> {
+    log_files::check(program).await?;
+    match program.process_names() {
+        Some(names) => Ok(names),
+        None => names_from_daemon(twiddler, program).await,
+    }
 }
 
 /// Lets the daemon expand a `process_name` that speaks of things only it knows: each process in a

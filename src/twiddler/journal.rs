@@ -40,6 +40,8 @@ pub struct Journal {
     include: Arc<IncludeDir>,
     file: Option<File>,
     lines: usize,
+    /// More than one line was read.
+    is_long: bool,
 }
 
 /// What a journal says, and what it leaves open.
@@ -59,21 +61,18 @@ impl Journal {
     pub fn open(include: Arc<IncludeDir>) -> io::Result<Opened> {
         let mut registry = Registry::default();
         let mut unfinished = Vec::new();
-        let file = include.read(FILE_NAME).map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("{error} (what was added is then read from supervisord)"),
-            )
-        })?;
-        if let Some(file) = file {
-            read_lines(BufReader::new(file), &mut registry, &mut unfinished)?;
-        }
+        let file = include.read(FILE_NAME).map_err(or_remove)?;
+        let read = match file {
+            Some(file) => read_lines(BufReader::new(file), &mut registry, &mut unfinished)?,
+            None => 0,
+        };
         let journal = Journal {
             registry,
             begun: unfinished.clone(),
             include,
             file: None,
             lines: 0,
+            is_long: read > 1,
         };
         Ok(Opened {
             journal,
@@ -105,16 +104,18 @@ impl Journal {
     /// Takes note of what happened of that which was about to, on disk as well as the disk allows:
     /// it has happened anyway.
     pub fn done(&mut self, events: Vec<Event>) {
+        let came_to_nothing = |event: &Event| is_addition(event) && !events.contains(event);
+        let leaves_values = self.begun.iter().any(came_to_nothing);
         self.begun.clear();
         self.registry.expect(&[]);
         self.apply(&events);
-        self.write(&Line::Done(events));
+        self.write(&Line::Done(events), leaves_values);
     }
 
     /// Takes note of what happened beside whatever is about to, in the same way.
     pub fn also(&mut self, events: Vec<Event>) {
         self.apply(&events);
-        self.write(&Line::Also(events));
+        self.write(&Line::Also(events), false);
     }
 
     /// Forgets all but these: the daemon started again. One line, so that a proxy that dies here
@@ -123,7 +124,16 @@ impl Journal {
         self.begun.clear();
         self.registry.clear();
         self.apply(&events);
-        self.write(&Line::Life(events));
+        self.write(&Line::Life(events), true);
+    }
+
+    /// Writes the journal anew if an earlier proxy has left more than what it says.
+    pub fn tidy(&mut self) {
+        if self.is_long
+            && let Err(error) = self.compact()
+        {
+            tracing::warn!(%error, path = %self.path().display(), "the journal still has values of what was removed");
+        }
     }
 
     /// Writes the journal anew, as short as what it says.
@@ -150,7 +160,15 @@ impl Journal {
         }
     }
 
-    fn write(&mut self, line: &Line) {
+    /// Writes the line down. Where it takes something away, or what stands there `leaves_values` of
+    /// what is not there, the journal is written anew: the values of options are secrets.
+    fn write(&mut self, line: &Line, leaves_values: bool) {
+        let (Line::Begin(events) | Line::Done(events) | Line::Also(events) | Line::Life(events)) =
+            line;
+        let forgets = leaves_values || events.iter().any(Event::takes_away);
+        if forgets && self.compact().is_ok() {
+            return;
+        }
         if let Err(error) = self.append(line) {
             tracing::error!(%error, path = %self.path().display(), "the journal cannot be written: what was changed is known until this proxy ends");
         }
@@ -197,6 +215,22 @@ impl Journal {
     }
 }
 
+/// Adds what else can be done about a journal that may not be read.
+fn or_remove(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => io::Error::new(
+            error.kind(),
+            format!("{error}, or remove it (what was added is then read from supervisord)"),
+        ),
+        _ => error,
+    }
+}
+
+/// Whether options come with it.
+fn is_addition(event: &Event) -> bool {
+    matches!(event, Event::Joined(_))
+}
+
 /// One write for one line, so that a crash leaves at most one that is cut short.
 fn write_line(file: &mut File, line: &Line) -> io::Result<()> {
     let mut text = serde_json::to_vec(line)?;
@@ -208,8 +242,10 @@ fn read_lines(
     reader: impl BufRead,
     registry: &mut Registry,
     unfinished: &mut Vec<Event>,
-) -> io::Result<()> {
+) -> io::Result<usize> {
+    let mut lines = 0;
     for (number, line) in reader.split(b'\n').enumerate() {
+        lines += 1;
         match serde_json::from_slice(&line?) {
             Ok(Line::Begin(events)) => {
                 keep_numbers(&events, registry);
@@ -230,7 +266,7 @@ fn read_lines(
             }
         }
     }
-    Ok(())
+    Ok(lines)
 }
 
 /// A number that a change was about to use is used, whatever became of the change.
@@ -298,6 +334,35 @@ mod tests {
         journal.done(vec![group("b")]);
         let opened = open(dir.path()).unwrap();
         assert_eq!(opened.journal.registry().added_groups().count(), 2);
+    }
+
+    #[test]
+    fn what_was_removed_or_refused_leaves_the_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = open(dir.path()).unwrap().journal;
+        let text = || std::fs::read_to_string(dir.path().join(FILE_NAME)).unwrap();
+        let gone = |name: &str| Event::GroupGone {
+            name: name.to_owned(),
+        };
+        journal.done(vec![group("canary")]);
+        assert!(text().contains("canary"));
+        journal.done(vec![gone("canary")]);
+        assert!(!text().contains("canary"), "{}", text());
+        journal.done(vec![group("canary")]);
+        journal.also(vec![gone("canary")]);
+        assert!(!text().contains("canary"), "{}", text());
+        journal.done(vec![group("canary")]);
+        journal.renew(Vec::new());
+        assert!(!text().contains("canary"), "{}", text());
+        // As an earlier version left it.
+        std::fs::write(
+            dir.path().join(FILE_NAME),
+            "{\"Done\":[{\"Group\":{\"name\":\"canary\",\"priority\":1}}]}\n\
+             {\"Done\":[{\"GroupGone\":{\"name\":\"canary\"}}]}\n",
+        )
+        .unwrap();
+        open(dir.path()).unwrap().journal.tidy();
+        assert!(!text().contains("canary"), "{}", text());
     }
 
     #[test]

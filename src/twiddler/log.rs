@@ -58,7 +58,7 @@ impl MainLog {
             Target::OutOfReach(reason) => return Err(fault(FAILED, reason)),
         };
         let now = chrono::Local::now().format("%Y-%m-%d %H:%M:%S,%3f");
-        let line = format!("{now} {} {message}\n", level.code());
+        let line = format!("{now} {} {}\n", level.code(), one_line(message));
         let daemon = daemon
             .and_then(|pid| i32::try_from(pid).ok())
             .map(Pid::from_raw);
@@ -126,6 +126,25 @@ fn is_own_descriptor(path: &Path) -> bool {
     const DIRECTORIES: [&str; 3] = ["/dev/fd", "/proc/self", "/proc/thread-self"];
     STANDARD.iter().any(|name| path == Path::new(name))
         || DIRECTORIES.iter().any(|dir| path.starts_with(dir))
+}
+
+/// The message without anything that ends a line, moves a terminal's cursor or turns the direction of
+/// text: such characters are written as Python writes them in a string. A tab stays.
+fn one_line(message: &str) -> String {
+    let mut line = String::with_capacity(message.len());
+    for c in message.chars() {
+        match (c, u32::from(c)) {
+            ('\n', _) => line.push_str("\\n"),
+            ('\r', _) => line.push_str("\\r"),
+            ('\t', _) => line.push(c),
+            (_, code @ 0..0x100) if c.is_control() => line.push_str(&format!("\\x{code:02x}")),
+            (_, code @ (0x61c | 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069)) => {
+                line.push_str(&format!("\\u{code:04x}"));
+            }
+            _ => line.push(c),
+        }
+    }
+    line
 }
 
 /// Writes `line` in one piece, so that it stays whole beside the daemon's own.
@@ -269,6 +288,25 @@ mod tests {
         match file {
             LogFile::File(path) => Target::File(path),
             LogFile::Syslog => Target::Nothing,
+        }
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_holds() {
+        let table = [
+            (
+                "plain äöü \t tab, \\n as it is",
+                "plain äöü \t tab, \\n as it is",
+            ),
+            ("a\nb\r\nc", "a\\nb\\r\\nc"),
+            ("\u{1b}[2Jx\0\u{7f}\u{85}", "\\x1b[2Jx\\x00\\x7f\\x85"),
+            (
+                "\u{2028}\u{2029}\u{202e}\u{2066}",
+                "\\u2028\\u2029\\u202e\\u2066",
+            ),
+        ];
+        for (message, line) in table {
+            assert_eq!(one_line(message), line);
         }
     }
 

@@ -8,6 +8,7 @@ mod change;
 mod configs;
 mod journal;
 pub mod log;
+mod log_files;
 mod losses;
 pub mod methods;
 mod persist;
@@ -88,9 +89,13 @@ pub struct Probe {
 /// Looks at the lock, the journal and the persist file as [`Twiddler::open`] does, and changes nothing.
 ///
 /// # Errors
-/// The sentence with which [`Twiddler::open`] would refuse, unless another proxy is why.
-pub fn probe(include: Arc<IncludeDir>) -> std::io::Result<Probe> {
+/// The sentence with which [`Twiddler::open`] would refuse, unless a proxy in the same directory is
+/// why.
+pub fn probe(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<Probe> {
     let holder = include.holder()?;
+    if holder.is_none() {
+        ensure_alone(&include, conf_file)?;
+    }
     let kept = include.kept()?;
     let opened = Journal::open(include)?;
     let registry = opened.journal.registry();
@@ -103,6 +108,14 @@ pub fn probe(include: Arc<IncludeDir>) -> std::io::Result<Probe> {
             .map(|member| (member.group.clone(), member.process.clone()))
             .collect(),
     })
+}
+
+/// Makes sure that no other proxy is in front of the same daemon, with another of the directories that
+/// it includes. One that was written into the command line of this proxy alone is not seen.
+fn ensure_alone(include: &IncludeDir, conf_file: &Path) -> std::io::Result<()> {
+    let found = conf::inspect(conf_file, &conf::process_environment);
+    let patterns = found.map(|found| found.conf.include).unwrap_or_default();
+    include.ensure_alone(patterns.into_iter().map(|pattern| pattern.dir))
 }
 
 /// Everything about what was changed in the daemon's present life.
@@ -167,13 +180,15 @@ impl Twiddler {
         conf_file: PathBuf,
         persists: bool,
     ) -> std::io::Result<Arc<Self>> {
-        let include = Arc::new(include);
+        let include = Arc::new(include.watched());
         let lock = include.lock()?;
+        ensure_alone(&include, &conf_file)?;
         let kept_before = include.kept()?;
         let Opened {
-            journal,
+            mut journal,
             unfinished,
         } = Journal::open(include.clone())?;
+        journal.tidy();
         match persists {
             true => {
                 let configured = configured_groups(&conf_file);
@@ -439,10 +454,22 @@ impl Twiddler {
         let staged = self.stage_by(&text, Delivery::Link).await?;
         let reloaded = self.call("supervisor.reloadConfig", &[]).await?;
         drop(staged);
+        self.tell_of_other_markers(&reloaded);
         let seen = Reloaded::read(&reloaded).added.contains(&group);
         let delivery = if seen { Delivery::Link } else { Delivery::File };
         tracing::debug!(?delivery, "tried how generated files reach supervisord");
         Ok(delivery)
+    }
+
+    /// Another proxy has marked the daemon's present life, with another include directory. Whether it
+    /// still runs cannot be told where its lock is not seen.
+    fn tell_of_other_markers(&self, reloaded: &Value) {
+        let others = Reloaded::gone(reloaded).filter(|name| is_marker(name));
+        for marker in others.filter(|name| *name != self.marker) {
+            tracing::warn!(
+                "supervisord has the group {marker} of another twiddler: if one still runs in front of it, with another include directory, stop one of the two; if none does, supervisorctl remove {marker} straight on supervisord ends this warning"
+            );
+        }
     }
 
     fn cannot_write(&self, error: &std::io::Error) -> Refusal {
@@ -634,6 +661,14 @@ fn marker_name(journal: &Journal) -> String {
         .registry()
         .marker()
         .map_or_else(fresh, str::to_owned)
+}
+
+/// Whether a group bears a name that [`marker_name`] gives.
+fn is_marker(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit());
+    let rest = name.strip_prefix("twiddler~").unwrap_or_default();
+    rest.split_once('-')
+        .is_some_and(|(pid, time)| number(pid) && number(time))
 }
 
 fn visible_groups(registry: &Registry, answers: &Answers) -> Vec<String> {
