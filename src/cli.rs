@@ -4,8 +4,10 @@
 //! environment and to `[twiddler]` in supervisord's file, and all mistakes are reported together.
 //! Both are `config`'s, which also reads the variables that the help names.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 use crate::include_dir::CLEAN_UP_COMMAND;
@@ -157,7 +159,8 @@ pub struct ServeArgs {
     #[arg(help_heading = "Access", long, value_name = "NAMES")]
     pub allow: Option<String>,
 
-    /// The twiddler.* methods that may be called, separated by commas; empty for all
+    /// The twiddler.* methods that may be called, separated by commas; empty for all. An older way; --allow
+    /// covers it
     /// [env: TWIDDLER_WHITELIST]
     #[arg(help_heading = "Access", long, value_name = "NAMES")]
     pub whitelist: Option<String>,
@@ -181,6 +184,35 @@ pub struct ServeArgs {
     /// How to log it: text or json [default: text] [env: TWIDDLER_LOG_FORMAT]
     #[arg(help_heading = "Logging", long, value_name = "FORMAT")]
     pub log_format: Option<String>,
+}
+
+impl Args {
+    /// Reads the command line. Ends the process where it is wrong, or asks for help.
+    pub fn read(typed: impl Iterator<Item = OsString>) -> Self {
+        let typed: Vec<_> = typed.collect();
+        Self::try_parse_from(&typed).unwrap_or_else(|error| with_tip(error, &typed).exit())
+    }
+}
+
+/// Adds what was most likely meant where an option that takes its value after `=` alone was
+/// written with a space.
+fn with_tip(mut error: clap::Error, typed: &[OsString]) -> clap::Error {
+    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let apart = |pair: &&[OsString]| {
+        !value.starts_with('-')
+            && ["--persist", "--allow-open"]
+                .iter()
+                .any(|option| pair[0] == *option)
+            && pair[1] == value.as_str()
+    };
+    if let Some(pair) = typed.windows(2).find(apart) {
+        let tip = format!("write {}={value}", pair[0].display());
+        let tip = ContextValue::StyledStrs(vec![tip.into()]);
+        error.insert(ContextKind::Suggested, tip);
+    }
+    error
 }
 
 #[cfg(test)]
@@ -237,6 +269,27 @@ mod tests {
             ("--persist=", ""),
         ] {
             assert_eq!(serve(&[typed]).persist.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_value_after_a_space_is_told_where_it_goes() {
+        for (typed, tip) in [
+            (&["--persist", "false"][..], Some("write --persist=false")),
+            (&["--allow-open", "yes"], Some("write --allow-open=yes")),
+            (&["--persist", "--what"], None),
+            (&["false"], None),
+        ] {
+            let typed: Vec<OsString> = ["twiddler", "serve"]
+                .iter()
+                .chain(typed)
+                .map(OsString::from)
+                .collect();
+            let error = with_tip(Args::try_parse_from(&typed).unwrap_err(), &typed).to_string();
+            match tip {
+                Some(tip) => assert!(error.contains(tip), "{error}"),
+                None => assert!(!error.contains("write --"), "{error}"),
+            }
         }
     }
 

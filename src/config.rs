@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 pub mod exposure;
 mod listen;
@@ -202,8 +202,12 @@ impl Default for SocketAccess {
 pub struct TlsFiles {
     /// The chain of certificates, our own first.
     pub cert: PathBuf,
+    /// Where that is written.
+    pub cert_origin: Origin,
     /// The key.
     pub key: PathBuf,
+    /// Where that is written.
+    pub key_origin: Origin,
 }
 
 /// A directory that the daemon includes files from.
@@ -269,7 +273,7 @@ pub enum ConfigError {
         searched: Vec<PathBuf>,
     },
     /// A key of `[twiddler]` that means nothing.
-    #[error("{}: [twiddler] {key} is no option of twiddler; write {}", .file.display(), instead(*.nearest, &KEYS))]
+    #[error("{}: [twiddler] {key} is not a twiddler option; write {}", .file.display(), instead(*.nearest, &KEYS))]
     UnknownKey {
         /// The file.
         file: PathBuf,
@@ -295,7 +299,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// supervisord includes nothing.
-    #[error("{}: [include] names no files, so supervisord would not read what twiddler writes; write [include] and below it files = {example}", .file.display())]
+    #[error("{}: [include] lists no files, so supervisord would not read what twiddler writes; write [include] and below it files = {example}", .file.display())]
     NoInclude {
         /// The file.
         file: PathBuf,
@@ -924,7 +928,9 @@ impl Loader<'_> {
         match (self.given("tls_cert"), self.given("tls_key")) {
             (Some(cert), Some(key)) => Some(TlsFiles {
                 cert: self.path(&cert),
+                cert_origin: cert.origin,
                 key: self.path(&key),
+                key_origin: key.origin,
             }),
             (Some(given), None) => {
                 self.mistakes.push(given.wrong(
@@ -1192,11 +1198,18 @@ fn usable_pattern(pattern: &IncludePattern) -> Result<IncludeDir, String> {
         let fixed = dir
             .ancestors()
             .find(|dir| !has_wildcard(&dir.to_string_lossy()));
-        let example = fixed.unwrap_or(dir).join("conf.d/*.conf");
-        return Err(format!(
-            "its directory is a pattern itself; write {} beside it",
-            example.display()
-        ));
+        return Err(match matching_dir(dir) {
+            Some(dir) => {
+                let dir = dir.display();
+                format!(
+                    "its directory is a pattern itself; write --include-dir {dir}, and create {dir} if there is none"
+                )
+            }
+            None => format!(
+                "its directory is a pattern itself; write {} beside it",
+                fixed.unwrap_or(dir).join("conf.d/*.conf").display()
+            ),
+        });
     }
     if !is_fitting(pattern) {
         return Err(no_place(pattern));
@@ -1206,6 +1219,19 @@ fn usable_pattern(pattern: &IncludePattern) -> Result<IncludeDir, String> {
         dir: dir.clone(),
         file_pattern: pattern.file_part().to_owned(),
     })
+}
+
+/// A directory that matches a pattern of directories.
+fn matching_dir(pattern: &Path) -> Option<PathBuf> {
+    let named = |part: Component<'_>| {
+        let text = part.as_os_str().to_str()?;
+        match has_wildcard(text) {
+            true if name_matches(text, "main") => Some("main".to_owned()),
+            true => generated_name(text, ""),
+            false => Some(text.to_owned()),
+        }
+    };
+    pattern.components().map(named).collect()
 }
 
 /// The directory that was named, with the pattern that is most likely meant for it.
@@ -1249,13 +1275,19 @@ fn no_place(pattern: &IncludePattern) -> String {
 fn check_dir(dir: &Path) -> Result<(), String> {
     let shown = dir.display();
     let refused = |cause: io::Error| {
+        let remedy = match cause.kind() {
+            io::ErrorKind::PermissionDenied => format!(
+                "as root: chgrp GROUP {shown} && chmod 2775 {shown}, with a group that twiddler's account is in"
+            ),
+            _ => "make it writable".to_owned(),
+        };
         format!(
-            "twiddler may not write to {shown} ({cause}); give its account the right to, or write --include-dir DIR with one where it may"
+            "twiddler may not write to {shown} ({cause}); {remedy}, or name another directory that supervisord includes with --include-dir"
         )
     };
     match fs::metadata(dir) {
         Ok(found) if found.is_dir() => try_writing(dir).map_err(refused),
-        Ok(_) => Err(format!("{shown} is no directory; name one that is")),
+        Ok(_) => Err(format!("{shown} is not a directory; name one that is")),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Err(format!(
             "the directory {shown} does not exist here; create it, or write --include-dir DIR if it is elsewhere for twiddler"
         )),
@@ -1309,7 +1341,7 @@ impl ListenAddr {
             .strip_prefix("localhost:")
             .map(|port| format!("127.0.0.1:{port}"));
         local.as_deref().unwrap_or(text).parse().map(Self::Tcp).map_err(|_| {
-            format!("`{text}` is no address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler/twiddler.sock")
+            format!("`{text}` is not an address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler/twiddler.sock")
         })
     }
 }

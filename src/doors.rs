@@ -245,7 +245,7 @@ async fn admit(doors: &Doors, mut request: Request, next: Next) -> Response {
     if reply.status() == StatusCode::UNAUTHORIZED {
         // The caller did nothing wrong.
         return relay::bad_gateway(
-            "supervisord does not take the proxy's credentials: set username and password in supervisord.conf as the running daemon has them",
+            "supervisord rejects the proxy's credentials; write username and password in supervisord.conf that the running daemon was started with",
         );
     }
     reply

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use clap_complete::CompleteEnv;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use supervisor_twiddler::audit::Floods;
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     let Args {
         client: before,
         command,
-    } = Args::parse();
+    } = Args::read(std::env::args_os());
     match command {
         Command::Serve(args) => match Config::load(&args) {
             Ok(config) => {

@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{self, ServerConfig};
 
-use crate::config::TlsFiles;
+use crate::config::{Origin, TlsFiles};
 use crate::current::Current;
 
 /// The only protocol that is spoken inside.
@@ -23,8 +23,8 @@ impl Tls {
     /// Reads certificate and key.
     ///
     /// # Errors
-    /// When they cannot be read or do not belong together; the text names the file and the key of
-    /// `[twiddler]`.
+    /// When they cannot be read or do not belong together; the text names the file, and where
+    /// it is written.
     pub fn load(files: &TlsFiles) -> io::Result<Self> {
         Ok(Tls(Current::new(read(files)?)))
     }
@@ -45,18 +45,15 @@ impl Tls {
 }
 
 fn read(files: &TlsFiles) -> io::Result<ServerConfig> {
+    let no_certificate = |error| unreadable(&files.cert_origin, "certificate", &files.cert, &error);
     let certificates = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unreadable("tls_cert", &files.cert, &error))?;
+        .map_err(no_certificate)?;
     if certificates.is_empty() {
-        return Err(unreadable(
-            "tls_cert",
-            &files.cert,
-            &pem::Error::NoItemsFound,
-        ));
+        return Err(no_certificate(pem::Error::NoItemsFound));
     }
     let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|error| unreadable("tls_key", &files.key, &error))?;
+        .map_err(|error| unreadable(&files.key_origin, "key", &files.key, &error))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|config| {
@@ -69,33 +66,26 @@ fn read(files: &TlsFiles) -> io::Result<ServerConfig> {
     Ok(config)
 }
 
-fn unreadable(key: &str, file: &Path, error: &pem::Error) -> io::Error {
+/// Of what is in the file, nothing is repeated.
+fn unreadable(origin: &Origin, what: &str, file: &Path, error: &pem::Error) -> io::Error {
+    let file = file.display();
     let reason = match error {
-        pem::Error::Io(error) => error.to_string(),
-        // Of what is in the file, nothing is repeated.
-        _ => "it holds none in PEM".to_owned(),
-    };
-    let what = if key == "tls_cert" {
-        "certificate"
-    } else {
-        "key"
-    };
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!(
-            "{key}: the {what} in {} cannot be read: {reason}",
-            file.display()
+        pem::Error::Io(error) => format!(
+            "the {what} in {file} cannot be read ({error}); name a file that the account of twiddler may read"
         ),
-    )
+        _ => format!("there is no {what} in PEM in {file}; name a file that holds one"),
+    };
+    io::Error::new(io::ErrorKind::InvalidData, format!("{origin}: {reason}"))
 }
 
 fn mismatched(files: &TlsFiles, error: &rustls::Error) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!(
-            "tls_cert and tls_key: {} and {} cannot be used together: {error}",
-            files.cert.display(),
-            files.key.display()
+            "{}: the key in {} cannot be used with the certificate in {} ({error}); name the key that the certificate was made for",
+            files.key_origin,
+            files.key.display(),
+            files.cert.display()
         ),
     )
 }

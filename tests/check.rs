@@ -253,7 +253,7 @@ fn what_stops_serve_is_what_check_says() -> Result<()> {
         Setup {
             name: "certificates that are none",
             section: "tls_cert = cert.pem\ntls_key = cert.pem",
-            says: "DIR/cert.pem",
+            says: "DIR/supervisord.conf: [twiddler] tls_cert: there is no certificate in PEM in DIR/cert.pem",
             ..free
         },
         Setup {

@@ -1416,7 +1416,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
     for (text, expected) in [
         (
             "[unix_http_server]\nfile=/a\n".to_owned() + INCLUDE,
-            "DIR/s.conf: there is no [supervisord] section, without which supervisord does not start; write [supervisord], if only the line alone",
+            "DIR/s.conf: there is no [supervisord] section, without which supervisord does not start; write [supervisord], even an empty one",
         ),
         (
             "[supervisord]\n".to_owned() + INCLUDE,
@@ -1428,7 +1428,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
         ),
         (
             format!("{rest}[twiddler]\npersist\n"),
-            "DIR/s.conf: line 9 in [twiddler] is no option; write key = value, or indent it if it continues a value",
+            "DIR/s.conf: line 9 in [twiddler] is not an option; write key = value, or indent it if it continues a value",
         ),
         (
             format!("{rest}[inet_http_server]\n"),
@@ -1476,7 +1476,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
         ),
         (
             HEAD.to_owned(),
-            "DIR/s.conf: [include] names no files, so supervisord would not read what twiddler writes; write [include] and below it files = DIR/conf.d/*.conf",
+            "DIR/s.conf: [include] lists no files, so supervisord would not read what twiddler writes; write [include] and below it files = DIR/conf.d/*.conf",
         ),
         (
             format!("{HEAD}[include]\nfiles=none/*.conf\n"),
@@ -1484,7 +1484,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
         ),
         (
             format!("{HEAD}[include]\nfiles=s.conf/*.conf\n"),
-            "DIR/s.conf: [include] files: DIR/s.conf/*.conf: DIR/s.conf is no directory; name one that is",
+            "DIR/s.conf: [include] files: DIR/s.conf/*.conf: DIR/s.conf is not a directory; name one that is",
         ),
         (
             format!("{HEAD}[include]\nfiles=conf.d/x.conf\n"),
@@ -1492,15 +1492,15 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
         ),
         (
             format!("{HEAD}[include]\nfiles=*/*.conf\n"),
-            "DIR/s.conf: [include] files: DIR/*/*.conf: its directory is a pattern itself; write DIR/conf.d/*.conf beside it",
+            "DIR/s.conf: [include] files: DIR/*/*.conf: its directory is a pattern itself; write --include-dir DIR/main, and create DIR/main if there is none",
         ),
         (
             format!("{rest}[twiddler]\nlistn=127.0.0.1:1\n"),
-            "DIR/s.conf: [twiddler] listn is no option of twiddler; write listen",
+            "DIR/s.conf: [twiddler] listn is not a twiddler option; write listen",
         ),
         (
             format!("{rest}[twiddler]\ncolour=blue\n"),
-            "DIR/s.conf: [twiddler] colour is no option of twiddler; write one of listen, supervisord, include_dir, username, password, password_file, allow_open, hosts, chmod, chown, tls_cert, tls_key, allow, whitelist, persist, log_level, log_format",
+            "DIR/s.conf: [twiddler] colour is not a twiddler option; write one of listen, supervisord, include_dir, username, password, password_file, allow_open, hosts, chmod, chown, tls_cert, tls_key, allow, whitelist, persist, log_level, log_format",
         ),
     ] {
         let files = Files::of(&[("s.conf", &text), ("conf.d/", "")]);
@@ -1550,7 +1550,7 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
         (
             "listen",
             "9002",
-            "`9002` is no address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler/twiddler.sock",
+            "`9002` is not an address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler/twiddler.sock",
         ),
         (
             "listen",
@@ -1565,7 +1565,7 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
         (
             "supervisord",
             "h:9001",
-            "`h:9001` is no address of supervisord; write unix:///run/supervisor.sock or http://127.0.0.1:9001",
+            "`h:9001` is not an address of supervisord; write unix:///run/supervisor.sock or http://127.0.0.1:9001",
         ),
         (
             "supervisord",
@@ -1600,7 +1600,7 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
         (
             "include_dir",
             "/dev/null",
-            "/dev/null is no directory; name one that is",
+            "/dev/null is not a directory; name one that is",
         ),
         (
             "whitelist",
@@ -1676,7 +1676,7 @@ fn a_directory_that_cannot_be_written_to_is_explained() -> Result<()> {
     );
     assert!(
         found.ends_with(
-            "); give its account the right to, or write --include-dir DIR with one where it may"
+            "); make it writable, or name another directory that supervisord includes with --include-dir"
         ),
         "{found}"
     );
@@ -1739,7 +1739,7 @@ fn all_mistakes_are_reported_at_once() -> Result<()> {
         "DIR/s.conf: [unix_http_server] has a username but no password",
         "DIR/s.conf: [inet_http_server] port: ",
         "DIR/s.conf: [inet_http_server] password: a % alone stands for nothing",
-        "DIR/s.conf: [twiddler] listn is no option of twiddler",
+        "DIR/s.conf: [twiddler] listn is not a twiddler option",
         "DIR/s.conf: [twiddler] listen: ",
         "DIR/s.conf: [twiddler] listen: ",
         "DIR/s.conf: [include] files: /none/1/*.conf: the directory /none/1 does not exist here",

@@ -104,6 +104,7 @@ fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
         ("command", "/bin/cat"),
         ("autostart", "false"),
         ("environment", "TOKEN=\"hunter2\""),
+        ("autostrat", SECRET),
     ]);
     let broken = options(&[("command", "/bin/cat"), ("startsecs", SECRET)]);
     let ill = options(&[("command", "/bin/cat"), ("user", "hunter2\nno-such-user")]);
@@ -163,6 +164,9 @@ fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
             }
         }
     }
+    let misspelt = "program dyn:a: supervisord ignores the option autostrat; write autostart";
+    let warned = lines(&log, misspelt);
+    ensure!(warned.len() == 1 && warned[0].contains(" WARN "), "{log}");
     ensure!(!log.contains(SECRET), "{log}");
     Ok(())
 }

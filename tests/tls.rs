@@ -64,7 +64,10 @@ fn tcp_speaks_tls_and_takes_new_certificates_on_hangup() -> Result<()> {
     fs::write(dir.join("key.pem"), "rubbish")?;
     sidecar.signal("HUP")?;
     let log = sidecar.wait_for_stderr("kept the former settings: ")?;
-    ensure!(log.contains("tls_key") && !log.contains("rubbish"), "{log}");
+    ensure!(
+        log.contains("--tls-key: ") && !log.contains("rubbish"),
+        "{log}"
+    );
     assert!(says_running(&sidecar, &dir.join("cert.pem"))?);
     Ok(())
 }
@@ -121,15 +124,15 @@ fn certificates_that_cannot_be_used_are_explained() -> Result<()> {
         ),
         (
             vec!["--tls-cert", &*key, "--tls-key", &*key],
-            "tls_cert: the certificate in",
+            "--tls-cert: there is no certificate in PEM in",
         ),
         (
             vec!["--tls-cert", &*cert, "--tls-key", &*cert],
-            "tls_key: the key in",
+            "--tls-key: there is no key in PEM in",
         ),
         (
             vec!["--tls-cert", &*cert, "--tls-key", &*other_key],
-            "cannot be used together",
+            "cannot be used with the certificate in",
         ),
     ] {
         let said = refused(&arguments)?;

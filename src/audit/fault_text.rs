@@ -1,6 +1,6 @@
 //! Texts of faults as they may stand in the log: what options are set to may be a secret.
 
-use crate::daemon::fault::{CANT_REREAD, INCORRECT_PARAMETERS};
+use crate::daemon::fault::{CANT_REREAD, INCORRECT_PARAMETERS, is_unread};
 use crate::xmlrpc::Fault;
 
 /// What stands for a value.
@@ -152,6 +152,10 @@ pub fn without_values(fault: &Fault, names: &[&str]) -> String {
     if !matches!(fault.code, INCORRECT_PARAMETERS | CANT_REREAD) {
         return super::shown(&fault.text);
     }
+    let detail = fault.text.split_once(": ").map_or("", |(_, detail)| detail);
+    if fault.code == CANT_REREAD && is_unread(detail) {
+        return super::shown(&fault.text);
+    }
     // The section of the program that the line is about anyway, and its file.
     let text = fault.text.rsplit_once(" in section ");
     let text = text.map_or(fault.text.as_str(), |(text, _)| text);
@@ -209,6 +213,20 @@ mod tests {
                 text: text.to_owned(),
             };
             assert_eq!(without_values(&fault, &[]), expected);
+        }
+    }
+
+    #[test]
+    fn what_to_do_about_unread_files_stays() {
+        let ours = crate::include_dir::unreadable_for("joe", std::path::Path::new("/etc/x"));
+        let daemons = "supervisord-like: s3cret";
+        for (detail, is_whole) in [(ours.as_str(), true), (daemons, false)] {
+            let text = format!("CANT_REREAD: {detail}");
+            let fault = Fault {
+                code: CANT_REREAD,
+                text: text.clone(),
+            };
+            assert_eq!(without_values(&fault, &[]) == text, is_whole, "{detail}");
         }
     }
 

@@ -14,7 +14,7 @@ use crate::config::{self, Draft, Settings};
 use crate::daemon::conf::{DaemonConf, LogFile};
 use crate::daemon::fault::{BAD_NAME, UNKNOWN_METHOD, bare};
 use crate::daemon::{CallError, Daemon, Reloaded};
-use crate::include_dir::{Delivery, IncludeDir};
+use crate::include_dir::{self, Delivery, IncludeDir};
 use crate::program;
 use crate::start::{self, account};
 use crate::twiddler::{self, log};
@@ -294,12 +294,8 @@ async fn is_read(daemon: &Daemon, include: &IncludeDir) -> Result<bool, Unread> 
 
 async fn not_read(daemon: &Daemon, dir: &Path, conf: &DaemonConf) -> String {
     let (shown, file) = (dir.display(), conf.file.display());
-    let others = daemon.account().await.filter(|uid| *uid != 0);
-    match others.filter(|uid| *uid != nix::unistd::geteuid().as_raw()) {
-        Some(uid) => format!(
-            "supervisord runs as {} and cannot read what twiddler writes in {shown}; chgrp {shown} to a group that both accounts are in, and chmod 2770 {shown}",
-            start::user_name(uid)
-        ),
+    match daemon.other_account().await {
+        Some(account) => include_dir::unreadable_for(&account, dir),
         None => format!(
             "supervisord does not read {shown}; write files = {shown}/*.conf below [include] in the file that supervisord was started with, if that is not {file}"
         ),

@@ -2,7 +2,7 @@
 
 use crate::daemon::fault::{
     BAD_NAME, CANT_REREAD, INCORRECT_PARAMETERS, NO_FILE, NOT_IN_WHITELIST, SHUTDOWN_STATE,
-    STILL_RUNNING, UNKNOWN_METHOD,
+    STILL_RUNNING, UNKNOWN_METHOD, is_unread,
 };
 use crate::xmlrpc::Fault;
 
@@ -148,6 +148,7 @@ fn explain(fault: &Fault, subject: &str) -> String {
         },
         NO_FILE => format!("{about} has no log file"),
         STILL_RUNNING => format!("{about} is still running: stop it first, or add --stop"),
+        CANT_REREAD if is_unread(detail) => detail.to_owned(),
         CANT_REREAD => format!(
             "supervisord's configuration files are not valid: {detail}; mend them and try again"
         ),
@@ -193,6 +194,12 @@ mod tests {
                 "no such process or group: web:api",
             ),
             (30, "FAILED: disk full", "web:api", "FAILED: disk full"),
+            (
+                92,
+                "CANT_REREAD: supervisord did not read /etc/x; write y",
+                "web:api",
+                "supervisord did not read /etc/x; write y",
+            ),
             (
                 91,
                 "STILL_RUNNING: api",

@@ -10,6 +10,7 @@ use std::time::Duration;
 use base64::Engine;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
+use nix::unistd::{Uid, User};
 
 use super::clients::{Client, Clients};
 use super::conf::{Credentials, DaemonAddress};
@@ -142,6 +143,17 @@ impl Daemon {
         let peer = connection.peer_cred().ok()?;
         self.gauge.meet(&peer);
         Some(peer.uid())
+    }
+
+    /// The account that the daemon runs under, where that can be told and is neither root nor the
+    /// proxy's own: it may be unable to read what the proxy may.
+    pub async fn other_account(&self) -> Option<String> {
+        let uid = Uid::from_raw(self.account().await?);
+        if uid.is_root() || uid == Uid::effective() {
+            return None;
+        }
+        let user = User::from_uid(uid).ok().flatten();
+        Some(user.map_or_else(|| uid.to_string(), |user| user.name))
     }
 
     /// Whether the daemon asks nobody for credentials, as far as its configuration and its answers

@@ -75,3 +75,12 @@ fn name(code: i32) -> &'static str {
         _ => "UNKNOWN",
     }
 }
+
+/// Whether the text of a fault [`CANT_REREAD`], without its name, is the proxy's own: the daemon
+/// does not see the proxy's files. It holds the directory and an account, and no client's value;
+/// none of the daemon's own texts begins so.
+pub fn is_unread(text: &str) -> bool {
+    ["supervisord runs as ", "supervisord did not read "]
+        .iter()
+        .any(|beginning| text.starts_with(beginning))
+}

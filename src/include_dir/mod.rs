@@ -39,6 +39,14 @@ const LINK_NAME: &str = "link";
 /// The daemon runs under another account and reads through the directory's group.
 const MODE_GROUP: u32 = 0o640;
 
+/// Says that the daemon's `account` cannot read what is put into `dir`, and what to do.
+pub fn unreadable_for(account: &str, dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "supervisord runs as {account} and cannot read what twiddler writes in {dir}; chgrp {dir} to a group that both accounts are in, and chmod 2770 {dir}"
+    )
+}
+
 /// How a generated file gets in front of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {

@@ -32,6 +32,7 @@ pub use process_names::Configured;
 pub use section::render_group;
 
 use crate::python::{int, repr, strip};
+use crate::words::nearest;
 use options::{KNOWN_OPTIONS, Options, Reading};
 use template::{Known, Template};
 
@@ -129,6 +130,17 @@ impl Program {
     /// The name of the program.
     pub fn name(&self) -> &str {
         self.name.as_str()
+    }
+
+    /// The options that the daemon ignores and that were most likely meant for others, with those.
+    pub fn misspelt_options(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let given = self.options.keys().map(String::as_str);
+        given
+            .filter(|option| Reading::of(option) == Reading::Ignored)
+            .filter_map(|option| {
+                let known = KNOWN_OPTIONS.iter().map(|(name, _)| *name);
+                Some((option, nearest(option, known)?))
+            })
     }
 
     /// The name of the group it belongs to.
@@ -312,6 +324,24 @@ mod tests {
         let options = Value::Struct(options.iter().map(member).collect());
         let group = Name::parse("g").unwrap();
         Program::parse(&group, "ls", &options, "/s.conf").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_that_are_misspelt_are_found() {
+        let given = [
+            ("command", "/bin/cat"),
+            ("AutoStrat", "false"),
+            ("stdout_logfil", "NONE"),
+            ("autorestart", "true"),
+            ("colour", "red"),
+        ];
+        let program = parse(&given).unwrap();
+        let found: Vec<_> = program.misspelt_options().collect();
+        let expected = [
+            ("autostrat", "autostart"),
+            ("stdout_logfil", "stdout_logfile"),
+        ];
+        assert_eq!(found, expected);
     }
 
     pub(super) fn with_command(option: &str, text: &str) -> Result<(), String> {

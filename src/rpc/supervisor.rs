@@ -331,7 +331,7 @@ impl Rpc {
             (Back::Configs, Value::Array(list)) => {
                 // What cannot be learnt now is left out, as the daemon leaves it out.
                 if let Err(refusal) = self.twiddler.complete_configs(list).await {
-                    tracing::warn!(%refusal, "getAllConfigInfo lacks what was added");
+                    tracing::warn!(reason = %refusal, "getAllConfigInfo lacks what was added");
                 }
             }
             _ => {}

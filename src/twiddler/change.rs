@@ -14,6 +14,7 @@ use super::transaction::Transaction;
 use crate::daemon::CallError;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, FAILED, INCORRECT_PARAMETERS, fault};
+use crate::include_dir;
 use crate::program::{Name, Program, Scope};
 use crate::xmlrpc::{Fault, Value};
 
@@ -255,7 +256,7 @@ async fn names_from_daemon(twiddler: &Twiddler, program: &Program) -> Result<Vec
         .filter_map(|section| name_in_group(&configs, section))
         .collect();
     if names.len() != sections.len() {
-        return Err(Refusal::Fault(not_read(twiddler)));
+        return Err(Refusal::Fault(not_read(twiddler).await));
     }
     program
         .check_process_names(&names)
@@ -307,12 +308,16 @@ fn goes_on(next: char) -> bool {
     next.is_ascii_digit() || next == '~'
 }
 
-pub(super) fn not_read(twiddler: &Twiddler) -> Fault {
-    let dir = twiddler.include.path().display();
-    fault(
-        CANT_REREAD,
-        format!(
-            "supervisord did not read {dir}: add it to [include] files, and let supervisord's account read it"
+/// The fault for a file that the daemon has not read. It needs no restart: the daemon reads
+/// `[include]` again whenever it reads its files.
+pub(super) async fn not_read(twiddler: &Twiddler) -> Fault {
+    let dir = twiddler.include.path();
+    let text = match twiddler.daemon.other_account().await {
+        Some(account) => include_dir::unreadable_for(&account, dir),
+        None => format!(
+            "supervisord did not read {0}; write files = {0}/*.conf below [include] in the file that supervisord was started with, and let its account read {0}",
+            dir.display()
         ),
-    )
+    };
+    fault(CANT_REREAD, text)
 }

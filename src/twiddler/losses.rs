@@ -53,7 +53,7 @@ impl Twiddler {
                 false => Ok(()),
             };
             if let Err(refusal) = looked {
-                tracing::debug!(%refusal, "cannot look for what is gone");
+                tracing::debug!(reason = %refusal, "cannot look for what is gone");
             }
             if doubted {
                 tokio::time::sleep(PAUSE).await;

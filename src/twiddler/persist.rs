@@ -107,7 +107,7 @@ impl Twiddler {
         match settled {
             Ok(()) => self.mark_if_possible().await,
             Err(refusal) => {
-                tracing::error!(%refusal, "supervisord lacks what it did not read when it started: it is added again before the next change");
+                tracing::error!(reason = %refusal, "supervisord lacks what it did not read when it started: it is added again before the next change");
                 Ok(())
             }
         }
@@ -151,7 +151,7 @@ impl Twiddler {
                 other => return other,
             }
         }
-        Err(not_read(self).into())
+        Err(not_read(self).await.into())
     }
 
     /// Lets the daemon read what is kept, and adds what it has not or has otherwise.

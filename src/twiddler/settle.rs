@@ -262,10 +262,11 @@ impl Twiddler {
         if !strays.is_empty() {
             let joined = |event: &&Event| matches!(event, Event::Joined(_));
             let processes = strays.iter().filter(joined).count();
-            tracing::warn!(
-                processes,
-                "recovered what supervisord has and the journal has not"
-            );
+            let processes = match processes {
+                1 => "1 process".to_owned(),
+                many => format!("{many} processes"),
+            };
+            tracing::warn!("recovered {processes} from supervisord that the journal does not have");
             self.note(strays);
         }
         let highest = answers
@@ -350,7 +351,7 @@ impl Twiddler {
         }
         let lost = self.lost_groups(&open_ends, &answers);
         if let Err(refusal) = self.restore(&lost).await {
-            tracing::error!(%refusal, groups = ?lost, "groups were lost in a change that was cut short, and cannot be added again yet");
+            tracing::error!(reason = %refusal, groups = ?lost, "groups were lost in a change that was cut short, and cannot be added again yet");
             self.note(happened);
             return Ok(open_ends);
         }
@@ -485,7 +486,7 @@ impl Twiddler {
         results.next().unwrap_or(Ok(Value::Nil))?;
         for result in results {
             match result {
-                Err(told) if told.code == BAD_NAME => return Err(not_read(self).into()),
+                Err(told) if told.code == BAD_NAME => return Err(not_read(self).await.into()),
                 Err(told) if told.code != ALREADY_ADDED => return Err(told.into()),
                 _ => {}
             }
@@ -531,7 +532,7 @@ pub(super) async fn keep_watch(twiddler: Arc<Twiddler>) {
             }
             Err(refusal) => {
                 if !std::mem::replace(&mut is_away, true) {
-                    tracing::warn!(%refusal, "waiting for supervisord");
+                    tracing::warn!(reason = %refusal, "waiting for supervisord");
                 }
                 match refusal {
                     Refusal::Status(_) => ASK_WITHOUT_CREDENTIALS,

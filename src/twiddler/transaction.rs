@@ -98,7 +98,7 @@ impl<'a> Transaction<'a> {
         }
         self.ahead = None;
         if let Err(refusal) = self.end(None) {
-            tracing::debug!(%refusal, "nothing is left of what was begun");
+            tracing::debug!(reason = %refusal, "nothing is left of what was begun");
         }
         if self.is_stale {
             self.refresh().await;
@@ -112,7 +112,7 @@ impl<'a> Transaction<'a> {
     /// add it for anybody.
     async fn refresh(&self) {
         if let Err(refusal) = ask_and_reload(self.twiddler, Vec::new()).await {
-            tracing::debug!(%refusal, "supervisord may still list what it read last");
+            tracing::debug!(reason = %refusal, "supervisord may still list what it read last");
         }
     }
 
@@ -120,7 +120,7 @@ impl<'a> Transaction<'a> {
     /// `runforever`). Whoever asks after this small call is answered after that.
     async fn take_turn(&self) {
         if let Err(refusal) = self.twiddler.call("supervisor.getState", &[]).await {
-            tracing::debug!(%refusal, "what was added may not have been started yet");
+            tracing::debug!(reason = %refusal, "what was added may not have been started yet");
         }
     }
 
@@ -315,7 +315,7 @@ impl<'a> Transaction<'a> {
             }
             match said {
                 Ok(reloaded) => {
-                    self.refuse_unread(&reloaded);
+                    self.refuse_unread(&reloaded).await;
                     return Ok(Some(staged));
                 }
                 Err(told) => self.blame(&told),
@@ -323,13 +323,17 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    fn refuse_unread(&mut self, reloaded: &Reloaded) {
-        for index in 0..self.plans.len() {
-            if let Some(plan) = &self.plans[index]
-                && !plan.is_read(reloaded)
-            {
-                self.refuse(index, not_read(self.twiddler));
-            }
+    async fn refuse_unread(&mut self, reloaded: &Reloaded) {
+        let is_unread = |plan: &Option<Plan>| plan.as_ref().is_some_and(|it| !it.is_read(reloaded));
+        let unread: Vec<usize> = (0..self.plans.len())
+            .filter(|index| is_unread(&self.plans[*index]))
+            .collect();
+        if unread.is_empty() {
+            return;
+        }
+        let fault = not_read(self.twiddler).await;
+        for index in unread {
+            self.refuse(index, fault.clone());
         }
     }
 

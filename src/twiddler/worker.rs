@@ -177,7 +177,10 @@ pub(super) fn tell(change: &Change, record: &Record, outcome: &Outcome) {
     let (user, ms) = (record.user(), record.millis());
     let peer = record.peer();
     match outcome {
-        Ok(()) => tracing::info!(%peer, user, ms, "{done} {subject}"),
+        Ok(()) => {
+            tracing::info!(%peer, user, ms, "{done} {subject}");
+            tell_misspelt(change, &subject);
+        }
         Err(Refusal::Fault(fault)) => {
             let reason = without_values(fault, &option_names());
             tracing::info!(%peer, user, ms, "did not {undone} {subject}: {reason}");
@@ -185,6 +188,16 @@ pub(super) fn tell(change: &Change, record: &Record, outcome: &Outcome) {
         // The caller is asked for credentials, and tries again.
         Err(Refusal::Status(status)) => tracing::debug!(%peer, %status, "{undone} {subject}"),
         Err(refusal) => tracing::warn!(%peer, user, ms, "could not {undone} {subject}: {refusal}"),
+    }
+}
+
+/// Names options that supervisord takes and ignores. Never with a value.
+fn tell_misspelt(change: &Change, subject: &str) {
+    if let Change::AddProgram(program) = change {
+        for (option, meant) in program.misspelt_options() {
+            let option = shown(option);
+            tracing::warn!("{subject}: supervisord ignores the option {option}; write {meant}");
+        }
     }
 }
 

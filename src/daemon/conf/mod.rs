@@ -222,7 +222,7 @@ pub enum ConfError {
         problem: String,
     },
     /// No `[supervisord]`.
-    #[error("{}: there is no [supervisord] section, without which supervisord does not start; write [supervisord], if only the line alone", .file.display())]
+    #[error("{}: there is no [supervisord] section, without which supervisord does not start; write [supervisord], even an empty one", .file.display())]
     NoSupervisord {
         /// The file.
         file: PathBuf,
@@ -439,7 +439,7 @@ impl<'a> Reader<'a> {
             let (file, line) = (odd.file.to_path_buf(), odd.line);
             let problem = match &odd.section {
                 Some(section) if concerns_us(section) => format!(
-                    "in [{section}] is no option; write key = value, or indent it if it continues a value"
+                    "in [{section}] is not an option; write key = value, or indent it if it continues a value"
                 ),
                 // One is enough: the lines after it are most likely outside as well.
                 None if file == self.file && !outside => {
@@ -922,7 +922,7 @@ impl DaemonAddress {
         }
         let Some(rest) = text.strip_prefix("http://") else {
             return Err(format!(
-                "`{text}` is no address of supervisord; write unix:///run/supervisor.sock or http://127.0.0.1:9001"
+                "`{text}` is not an address of supervisord; write unix:///run/supervisor.sock or http://127.0.0.1:9001"
             ));
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
