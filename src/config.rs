@@ -6,6 +6,7 @@
 //! A new option is a name in `KEYS`, a field in `cli::ServeArgs` with its line in `typed`, and a
 //! field in [`Config`] with a method of `Loader` that reads it.
 
+mod missing;
 mod overlap;
 mod typos;
 
@@ -24,7 +25,7 @@ use crate::access::browser::Site;
 use crate::cli::ServeArgs;
 use crate::daemon::conf::{
     self, ConfError, Credentials, DaemonAddress, DaemonConf, Environment, HttpServer,
-    IncludePattern, Inspection, has_wildcard, name_matches,
+    IncludePattern, Inspection, UnplacedServer, has_wildcard, name_matches,
 };
 use crate::password::Login;
 use crate::policy::{Allow, Policy};
@@ -363,6 +364,7 @@ impl Draft {
         let include = loader.include();
         let login = loader.login(daemon.as_mut().and_then(|(_, asked)| asked.as_mut()));
         let socket = loader.socket();
+        loader.note_missing(login.is_some());
         let reach = loader.reach(listen, socket, daemon.as_ref(), login.is_some());
         loader.check_own_address(&reach.listen, daemon.as_ref().map(|(address, _)| address));
         let settings = Settings {
@@ -595,6 +597,10 @@ impl Loader<'_> {
             .into_iter()
             .filter(|mistake| !(told && matches!(mistake, ConfError::NoServer { .. })));
         self.mistakes.extend(mistakes.map(ConfigError::from));
+        let unplaced = self.conf.iter().flat_map(|conf| &conf.unplaced);
+        let unplaced = unplaced.filter(|_| !told);
+        let needed = unplaced.map(|server| ConfError::Variable(server.missing.clone()).into());
+        self.mistakes.extend(needed.collect::<Vec<ConfigError>>());
     }
 
     fn file(&self) -> Result<PathBuf, ConfigError> {
@@ -713,19 +719,24 @@ impl Loader<'_> {
             .as_ref()
             .map(|conf| &*conf.servers)
             .unwrap_or_default();
-        let server = match &named {
-            Some(address) => server_for(servers, address),
-            None => servers.first(),
+        let unplaced = self.conf.iter().flat_map(|conf| &conf.unplaced);
+        let credentials = match &named {
+            Some(address) => credentials_for(servers, unplaced, address),
+            None => servers
+                .first()
+                .and_then(|server| server.credentials.clone()),
         };
-        let credentials = server.and_then(|server| server.credentials.clone());
-        let address = named.or_else(|| server.map(|server| server.address.clone()))?;
+        let address = named.or_else(|| servers.first().map(|server| server.address.clone()))?;
         Some((address, credentials))
     }
 
     fn include(&mut self) -> Option<IncludeDir> {
         let conf = self.conf.as_ref()?;
         let example = format!("{}/conf.d/*.conf", conf.here.display());
-        if conf.include.is_empty() {
+        let needed = conf.unplaced_include.iter();
+        let needed = needed.map(|pattern| ConfError::Variable(pattern.missing.clone()).into());
+        let needed: Vec<ConfigError> = needed.collect();
+        if conf.include.is_empty() && needed.is_empty() {
             // An [include] whose `files` is wrong or missing has been reported with the file.
             let reported = self.mistakes.iter().any(is_about_include);
             if !reported {
@@ -738,7 +749,10 @@ impl Loader<'_> {
         }
         let chosen = match self.given("include_dir") {
             Some(given) => named_include_dir(conf, &given),
-            None => first_include_dir(conf),
+            None => first_include_dir(conf).map_err(|mut mistakes| {
+                mistakes.extend(needed);
+                mistakes
+            }),
         };
         chosen
             .map_err(|mistakes| self.mistakes.extend(mistakes))
@@ -773,9 +787,19 @@ impl Loader<'_> {
             self.mistakes.push(username.wrong(reason));
             return None;
         }
-        if let Some(asked) = asked.filter(|asked| asked.is_hashed()) {
+        if let Some(asked) = asked.filter(|asked| !asked.can_be_presented()) {
             let digest = Login::new(&asked.username, &asked.password);
-            if digest.is_ok_and(|digest| digest.is(&username.text, &password.text)) {
+            let login = Login::new(&username.text, &password.text);
+            if asked.is_unread {
+                // The option says what the file does not. The daemon judges whether it is right.
+                if login.is_ok_and(|login| login.is_plain()) {
+                    *asked = Credentials::new(username.text.clone(), password.text.clone());
+                } else {
+                    self.mistakes.push(password.wrong(
+                        "supervisord asks for a password that its file takes from a variable that is not set here, and a digest cannot be presented; write that password in plain text".to_owned(),
+                    ));
+                }
+            } else if digest.is_ok_and(|digest| digest.is(&username.text, &password.text)) {
                 // The same in plain text, which can be presented.
                 asked.password = password.text.clone();
             } else {
@@ -1120,6 +1144,21 @@ fn is_about_include(mistake: &ConfigError) -> bool {
     matches!(mistake, ConfigError::Daemon(ConfError::Section { section, .. }) if section == "include")
 }
 
+/// What fits an address: the credentials of the section of this address; else of one whose address
+/// is not known and may be this; else of that of [`server_for`].
+fn credentials_for<'a>(
+    servers: &[HttpServer],
+    mut unplaced: impl Iterator<Item = &'a UnplacedServer>,
+    address: &DaemonAddress,
+) -> Option<Credentials> {
+    let fitting = server_for(servers, address);
+    let same = fitting.filter(|server| is_same(&server.address, address));
+    match (same, unplaced.find(|server| server.may_be_at(address))) {
+        (None, Some(unplaced)) => unplaced.credentials.clone(),
+        _ => fitting.and_then(|server| server.credentials.clone()),
+    }
+}
+
 /// The section whose credentials fit an address: the one of this address; else, as a proxy in
 /// another container sees other hosts and directories, one with the same port or socket name; else
 /// the first that has any.
@@ -1168,7 +1207,7 @@ fn usable_credentials(server: &HttpServer) -> Option<&Credentials> {
     server
         .credentials
         .as_ref()
-        .filter(|credentials| !credentials.is_hashed())
+        .filter(|credentials| credentials.can_be_presented())
 }
 
 /// The first pattern through which the daemon would see files of ours, or why none is of use.
@@ -1245,11 +1284,12 @@ fn named_include_dir(conf: &DaemonConf, given: &Given) -> Result<IncludeDir, Vec
     let fitting = || conf.include.iter().filter(|pattern| is_fitting(pattern));
     let same = fitting().find(|pattern| pattern.dir == dir);
     let alike = || fitting().find(|pattern| pattern.dir.file_name() == dir.file_name());
-    match same.or_else(alike).or_else(|| fitting().next()) {
-        Some(pattern) => Ok(IncludeDir {
-            dir,
-            file_pattern: pattern.file_part().to_owned(),
-        }),
+    let unplaced = || conf.unplaced_include.first().map(missing::file_pattern);
+    let known = same.or_else(alike).map(IncludePattern::file_part);
+    let file_pattern = known.map(str::to_owned).or_else(unplaced);
+    let any = || Some(fitting().next()?.file_part().to_owned());
+    match file_pattern.or_else(any) {
+        Some(file_pattern) => Ok(IncludeDir { dir, file_pattern }),
         None => Err(conf
             .include
             .iter()
@@ -1530,10 +1570,8 @@ mod tests {
         let server = |url: &str, name: Option<(&str, &str)>| HttpServer {
             section: String::new(),
             address: DaemonAddress::parse(url).unwrap(),
-            credentials: name.map(|(name, password)| Credentials {
-                username: name.to_owned(),
-                password: password.to_owned(),
-            }),
+            credentials: name
+                .map(|(name, password)| Credentials::new(name.to_owned(), password.to_owned())),
             chmod: None,
             chown: None,
         };

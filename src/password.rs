@@ -72,6 +72,11 @@ impl Login {
         })
     }
 
+    /// Whether the password was given in plain text.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.password, Password::Plain(_))
+    }
+
     /// Whether these are its user name and its password. For one at a time: a strong hash takes long.
     pub fn is(&self, username: &str, password: &str) -> bool {
         let named: bool = mark(username.as_bytes()).ct_eq(&self.username).into();

@@ -774,3 +774,235 @@ fn a_pattern_that_allows_nothing_is_warned_about() -> Result<()> {
         "allow: `supervisor.getstate` names no method that supervisord has; write supervisor.getState",
     )
 }
+
+/// A daemon with a port whose file takes its password, its log and its include directory from
+/// variables that only the daemon has.
+fn daemon_with_variables() -> Result<Daemon> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        tcp: true,
+        credentials: Some(("user", "secret")),
+        environment: &[
+            ("ONLY_PASSWORD", "secret"),
+            ("ONLY_LOG", "supervisord"),
+            ("ONLY_DIR", "conf.d"),
+        ],
+        extra_supervisord: "logfile = %(here)s/%(ENV_ONLY_LOG)s.log\n",
+        ..DaemonOptions::default()
+    })?;
+    let text = daemon.read("supervisord.conf")?;
+    let text = text.replace("password = secret", "password = %(ENV_ONLY_PASSWORD)s");
+    let (before, include) = text.split_once("[include]").context("no [include]")?;
+    let include = include.replacen("conf.d/*.conf", "%(ENV_ONLY_DIR)s/*.conf", 1);
+    ensure!(include.contains("ONLY_DIR"), "{text}");
+    daemon.write("supervisord.conf", &format!("{before}[include]{include}"))?;
+    daemon.kill_and_start_again()?;
+    Ok(daemon)
+}
+
+#[test]
+fn variables_that_only_supervisord_has_are_noted_where_they_are_not_needed() -> Result<()> {
+    let daemon = daemon_with_variables()?;
+    let file = daemon.conf().display().to_string();
+    let check = outcome(
+        "check",
+        &daemon,
+        &Setup {
+            arguments: &FREE,
+            ..Setup::default()
+        },
+    )?;
+    let needed = format!(
+        "{file}: [include] files: the environment variable ONLY_DIR is not set; start twiddler with the value that supervisord has, or name the directory that it includes with --include-dir, or write %% for a percent sign"
+    );
+    ensure!(
+        check.code == Some(2) && check.sentences == [needed],
+        "{}",
+        check.printed
+    );
+    // As it says.
+    let dir = daemon.include_dir().to_string_lossy().into_owned();
+    let arguments = ["--listen", "127.0.0.1:0", "--include-dir", &dir];
+    let check = outcome(
+        "check",
+        &daemon,
+        &Setup {
+            arguments: &arguments,
+            ..Setup::default()
+        },
+    )?;
+    let notes = [
+        "[include] files: the environment variable ONLY_DIR is not set, so twiddler knows nothing",
+        "[supervisord] logfile: the environment variable ONLY_LOG is not set, so twiddler.log answers a fault",
+        "[unix_http_server] password: the environment variable ONLY_PASSWORD is not set, so twiddler has nothing to present there: supervisord judges each caller",
+        "[inet_http_server] password: the environment variable ONLY_PASSWORD is not set, so",
+    ]
+    .map(|note| format!("note     {file}: {note}"));
+    for note in &notes {
+        ensure!(check.printed.contains(note), "{note}\n{}", check.printed);
+    }
+    ensure!(
+        check.code == Some(0) && !check.printed.contains("secret"),
+        "{}",
+        check.printed
+    );
+
+    let sidecar = Sidecar::start_with(&daemon, &["--include-dir", &dir])?;
+    let stranger = Client::new(sidecar.tcp_addr());
+    let refused = stranger.call("supervisor.getState", ()).unwrap_err();
+    assert_eq!(refused.status(), Some(401));
+    let client = Client::new(sidecar.tcp_addr()).with_credentials("user", "secret");
+    client.call("twiddler.addGroup", ("one", 1))?;
+    let fault = client.expect_fault("twiddler.log", ("hello",))?;
+    ensure!(
+        fault.text.contains("[supervisord] logfile") && fault.text.contains("ONLY_LOG"),
+        "{fault:?}"
+    );
+    let logged = sidecar.stderr_text();
+    let about_log = logged
+        .lines()
+        .filter(|line| line.contains("so twiddler.log answers a fault"));
+    let about_log: Vec<&str> = about_log.collect();
+    ensure!(
+        about_log.len() == 1 && about_log[0].contains("WARN") && !logged.contains("secret"),
+        "{logged}"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_option_gives_the_password_that_only_supervisord_knows() -> Result<()> {
+    let daemon = daemon_with_variables()?;
+    let dir = daemon.include_dir().to_string_lossy().into_owned();
+    let arguments = ["--listen", "127.0.0.1:0", "--include-dir", &dir];
+    let with = |password| {
+        let environment = [
+            ("TWIDDLER_USERNAME", "user"),
+            ("TWIDDLER_PASSWORD", password),
+        ];
+        outcome(
+            "check",
+            &daemon,
+            &Setup {
+                arguments: &arguments,
+                environment: &environment,
+                ..Setup::default()
+            },
+        )
+    };
+    let check = with("secret")?;
+    ensure!(
+        check.code == Some(0)
+            && check.printed.contains("ok       supervisord 4.3.0 answers")
+            && check
+                .printed
+                .contains("ok       supervisord reads generated files in"),
+        "{}",
+        check.printed
+    );
+    let check = with("another")?;
+    ensure!(
+        check.code == Some(2) && check.printed.contains("rejects this username and password"),
+        "{}",
+        check.printed
+    );
+    let check = with("{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4")?;
+    ensure!(
+        check.code == Some(2) && check.printed.contains("a digest cannot be presented"),
+        "{}",
+        check.printed
+    );
+    Ok(())
+}
+
+#[test]
+fn an_option_gives_the_address_that_only_supervisord_knows() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        credentials: Some(("user", "secret")),
+        environment: &[("ONLY_PLACE", ".")],
+        ..DaemonOptions::default()
+    })?;
+    let text = daemon.read("supervisord.conf")?;
+    let socket = daemon.socket();
+    let dir = daemon.dir().to_string_lossy().into_owned();
+    let name = socket.file_name().context("no name")?.to_string_lossy();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("file") && line.ends_with(&*name))
+        .context("no file")?;
+    let hidden = format!("file = {dir}/%(ENV_ONLY_PLACE)s/{name}");
+    daemon.write("supervisord.conf", &text.replacen(line, &hidden, 1))?;
+    daemon.kill_and_start_again()?;
+    let needed = format!(
+        "{}: [unix_http_server] file: the environment variable ONLY_PLACE is not set; start twiddler with the value that supervisord has, or name where it listens with --supervisord, or write %% for a percent sign",
+        daemon.conf().display()
+    );
+    for verb in ["serve", "check"] {
+        let setup = Setup {
+            arguments: &FREE,
+            ..Setup::default()
+        };
+        let outcome = outcome(verb, &daemon, &setup)?;
+        ensure!(
+            outcome.code == Some(2) && outcome.sentences == [needed.as_str()],
+            "{}",
+            outcome.printed
+        );
+    }
+    // As it says; what that section asks for is known, and presented.
+    let url = format!("unix://{}", socket.display());
+    let check = outcome(
+        "check",
+        &daemon,
+        &Setup {
+            arguments: &["--listen", "127.0.0.1:0", "--supervisord", &url],
+            ..Setup::default()
+        },
+    )?;
+    ensure!(
+        check.code == Some(0) && check.printed.contains("ok       supervisord 4.3.0 answers"),
+        "{}",
+        check.printed
+    );
+    Ok(())
+}
+
+#[test]
+fn a_password_that_only_supervisord_knows_opens_no_port() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        tcp: true,
+        environment: &[("ONLY_PASSWORD", "secret")],
+        ..DaemonOptions::default()
+    })?;
+    let text = daemon.read("supervisord.conf")?;
+    let section = "[inet_http_server]\n";
+    let guarded = format!("{section}username = user\npassword = %(ENV_ONLY_PASSWORD)s\n");
+    ensure!(text.contains(section), "{text}");
+    daemon.write("supervisord.conf", &text.replacen(section, &guarded, 1))?;
+    daemon.kill_and_start_again()?;
+    let check = |arguments: &[&str]| {
+        outcome(
+            "check",
+            &daemon,
+            &Setup {
+                arguments,
+                environment: &[("TWIDDLER_ALLOW_OPEN", "false")],
+                ..Setup::default()
+            },
+        )
+    };
+    let beside = check(&[])?;
+    ensure!(
+        beside.code == Some(0)
+            && beside.printed.contains("ok       can listen on unix://")
+            && !beside.printed.contains("can listen on http"),
+        "{}",
+        beside.printed
+    );
+    let port = check(&FREE)?;
+    ensure!(
+        port.code == Some(2) && port.printed.contains("that supervisord keeps out"),
+        "{}",
+        port.printed
+    );
+    Ok(())
+}

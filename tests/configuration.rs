@@ -152,6 +152,7 @@ impl Understood {
             logfile: match conf.logfile {
                 LogFile::File(path) => text(&path),
                 LogFile::Syslog => "syslog".to_owned(),
+                LogFile::Unknown(missing) => missing.to_string(),
             },
             loglevel: conf.loglevel.number(),
             included: conf.included.iter().map(|path| text(path)).collect(),
@@ -242,7 +243,8 @@ impl Compared {
                 // We take `%(here)s` everywhere, the daemon only in some options.
                 let concerns_us = CONCERNS_US.iter().any(|words| reason.contains(words))
                     && !reason.contains("('here')");
-                let missed = concerns_us && mistakes.is_empty();
+                let is_silent = mistakes.is_empty() && conf.all_missing().next().is_none();
+                let missed = concerns_us && is_silent;
                 ensure!(
                     !missed,
                     "case {index}: we take it: {reason}\n{}",
@@ -251,7 +253,13 @@ impl Compared {
                 return Ok(Some(reason));
             }
         };
+        let missing: Vec<String> = conf.all_missing().map(ToString::to_string).collect();
         let ours = Understood::from_conf(conf);
+        ensure!(
+            missing.is_empty(),
+            "case {index}: the daemon has what we miss: {missing:?}\n{}",
+            files.shown()
+        );
         let serious = mistakes
             .iter()
             .find(|mistake| !matches!(mistake, ConfError::NoServer { .. }));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use crate::config::{self, Draft, Settings};
-use crate::daemon::conf::{DaemonConf, LogFile};
+use crate::daemon::conf::{Credentials, DaemonConf, LogFile};
 use crate::daemon::fault::{BAD_NAME, UNKNOWN_METHOD, bare};
 use crate::daemon::{CallError, Daemon, Reloaded};
 use crate::include_dir::{self, Delivery, IncludeDir};
@@ -93,14 +93,14 @@ async fn check_daemon(draft: &Draft, conf: &DaemonConf, findings: &mut Findings)
     };
     let past = notes::past_the_proxy(conf, &address, &draft.settings);
     past.into_iter().for_each(|note| findings.note(note));
-    let section = start::section_of(&address, conf).to_owned();
-    let digest = credentials.as_ref();
-    let digest = digest.and_then(|credentials| notes::digest(&section, credentials, conf));
+    let unpresented = credentials
+        .clone()
+        .filter(|credentials| !credentials.can_be_presented());
     let daemon = match Daemon::new(address, credentials) {
         Ok(daemon) => daemon,
         Err(error) => return findings.problem(error),
     };
-    let answers = ask(&daemon, draft, conf, digest, findings).await;
+    let answers = ask(&daemon, draft, conf, unpresented, findings).await;
     let Some(include) = &draft.include else {
         return;
     };
@@ -144,13 +144,14 @@ async fn check_own_files(
     }
 }
 
-/// Puts every question to the daemon that `serve` does, unless its file holds a `digest` in place of
-/// the password, which cannot be presented.
+/// Puts every question to the daemon that `serve` does, unless what it asks for is
+/// `unpresented`: its file holds a digest in place of the password, or a variable that is not set here,
+/// of which there is a note already.
 async fn ask(
     daemon: &Daemon,
     draft: &Draft,
     conf: &DaemonConf,
-    digest: Option<String>,
+    unpresented: Option<Credentials>,
     findings: &mut Findings,
 ) -> bool {
     let address = daemon.address();
@@ -164,8 +165,10 @@ async fn ask(
             ));
             own_calls(daemon).await
         }
-        Err(CallError::Status(StatusCode::UNAUTHORIZED)) if digest.is_some() => {
+        Err(CallError::Status(StatusCode::UNAUTHORIZED)) if unpresented.is_some() => {
             findings.good(format!("supervisord answers at {address}"));
+            let section = start::section_of(address, conf);
+            let digest = unpresented.and_then(|digest| notes::digest(section, &digest, conf));
             digest.into_iter().for_each(|note| findings.note(note));
             return false;
         }
@@ -303,6 +306,10 @@ async fn not_read(daemon: &Daemon, dir: &Path, conf: &DaemonConf) -> String {
 }
 
 fn check_log(logfile: &LogFile, findings: &mut Findings) {
+    // Noted with the configuration.
+    if matches!(logfile, LogFile::Unknown(_)) {
+        return;
+    }
     let path = match log::target(logfile) {
         log::Target::File(path) => path,
         log::Target::Nothing => {

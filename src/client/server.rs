@@ -35,10 +35,10 @@ pub fn resolve(options: &ClientOptions) -> Result<(Address, Option<HeaderValue>)
             .daemon_conf
             .as_ref()
             .and_then(|conf| conf.supervisorctl.credentials.clone()),
-        (username, password) => Some(Credentials {
-            username: username.unwrap_or_default(),
-            password: password.unwrap_or_default(),
-        }),
+        (username, password) => Some(Credentials::new(
+            username.unwrap_or_default(),
+            password.unwrap_or_default(),
+        )),
     };
     if let Some(url) = options.server.clone().or_else(|| env("TWIDDLER_SERVER")) {
         let (address, in_url) = parse(&url)?;
@@ -111,10 +111,7 @@ fn parse(url: &str) -> Result<(Address, Option<Credentials>), Error> {
     let credentials = authority.rsplit_once('@').map(|(pair, _)| {
         let (username, password) = pair.split_once(':').unwrap_or((pair, ""));
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-        Credentials {
-            username: decoded(username),
-            password: decoded(password),
-        }
+        Credentials::new(decoded(username), decoded(password))
     });
     let host = uri.host().unwrap_or_default();
     let address = Address::Tcp {

@@ -53,9 +53,12 @@ impl Upstream<'_> {
         let same_on_port = ports.contains(&self.credentials);
         let barrier = match (self.credentials, ports.first().copied().flatten()) {
             (None, _) if is_open => Barrier::None,
-            (None, None) => Barrier::Socket,
-            (None, Some(asked)) => Barrier::Port(asked.clone()),
-            (Some(own), Some(asked)) if !is_open && !same_on_port && !own.is_hashed() => {
+            (None, Some(asked)) if !asked.is_unread => Barrier::Port(asked.clone()),
+            // What the port asks for is not known here, so nobody can be asked for it.
+            (None, _) => Barrier::Socket,
+            (Some(own), Some(asked))
+                if !is_open && !same_on_port && own.can_be_presented() && !asked.is_unread =>
+            {
                 Barrier::Port(asked.clone())
             }
             (Some(_), _) => Barrier::Daemon,
@@ -139,13 +142,16 @@ mod tests {
     const OTHER_PORT: &str = "http://10.0.0.5:9001";
     const DIGEST: &str = "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4";
 
+    /// A password with a variable that is not set here.
+    const UNREAD: &str = "%(ENV_X)s";
+
     /// A server: where it listens, and the password that it asks for.
     type Server = (&'static str, Option<&'static str>);
 
     fn credentials(password: Option<&str>) -> Option<Credentials> {
         password.map(|password| Credentials {
-            username: "user".to_owned(),
-            password: password.to_owned(),
+            is_unread: password.starts_with('%'),
+            ..Credentials::new("user".to_owned(), password.to_owned())
         })
     }
 
@@ -225,6 +231,29 @@ mod tests {
             (
                 &[(SOCKET, Some(DIGEST)), (PORT, Some("b"))],
                 false,
+                Barrier::Daemon,
+            ),
+            // A password that only the daemon knows: never more open than with a known one.
+            (
+                &[(SOCKET, None), (PORT, Some(UNREAD))],
+                false,
+                Barrier::Socket,
+            ),
+            (
+                &[(SOCKET, Some("a")), (PORT, Some(UNREAD))],
+                false,
+                Barrier::Daemon,
+            ),
+            (
+                &[(SOCKET, Some(UNREAD)), (PORT, Some("b"))],
+                false,
+                Barrier::Daemon,
+            ),
+            (&[(SOCKET, Some(UNREAD))], false, Barrier::Daemon),
+            (&[(PORT, Some(UNREAD))], true, Barrier::Daemon),
+            (
+                &[(SOCKET, Some(UNREAD)), (PORT, Some(UNREAD))],
+                true,
                 Barrier::Daemon,
             ),
             // Several ports: the most open one counts.

@@ -476,9 +476,9 @@ fn reached(address: &DaemonAddress) -> Reached {
     }
 }
 
-/// A password that the configuration has only as a hash cannot be presented.
+/// A password that is only known as a digest, or not at all, cannot be presented.
 fn usable(credentials: Option<&Credentials>) -> Option<&Credentials> {
-    credentials.filter(|credentials| !credentials.is_hashed())
+    credentials.filter(|credentials| credentials.can_be_presented())
 }
 
 fn basic(credentials: &Credentials) -> anyhow::Result<HeaderValue> {

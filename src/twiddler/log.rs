@@ -91,6 +91,11 @@ pub fn target(file: &LogFile) -> Target<'_> {
             let reason = "supervisord logs to syslog, which has no file to write to";
             return Target::OutOfReach(reason.to_owned());
         }
+        LogFile::Unknown(missing) => {
+            return Target::OutOfReach(format!(
+                "twiddler does not know where supervisord logs: {missing} for twiddler"
+            ));
+        }
     };
     match destination(path) {
         end if end == Path::new("/dev/null") => Target::Nothing,
@@ -287,7 +292,7 @@ mod tests {
     fn as_file(file: &LogFile) -> Target<'_> {
         match file {
             LogFile::File(path) => Target::File(path),
-            LogFile::Syslog => Target::Nothing,
+            LogFile::Syslog | LogFile::Unknown(_) => Target::Nothing,
         }
     }
 

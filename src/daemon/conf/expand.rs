@@ -15,7 +15,7 @@ const LONE_PERCENT: &str = "a % alone stands for nothing; write %% for a percent
 pub(super) fn format(
     text: &str,
     lookup: impl Fn(&str) -> Option<String>,
-) -> Result<String, String> {
+) -> Result<String, Unexpanded> {
     let mut formatted = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('%') {
@@ -25,13 +25,23 @@ pub(super) fn format(
             rest = after;
             continue;
         }
-        let (field, after) = Field::parse(after).ok_or(LONE_PERCENT)?;
+        let (field, after) =
+            Field::parse(after).ok_or_else(|| Unexpanded::Wrong(LONE_PERCENT.to_owned()))?;
         let value = lookup(field.name).ok_or_else(|| field.unknown())?;
         formatted.push_str(&field.fit(&value));
         rest = after;
     }
     formatted.push_str(rest);
     Ok(formatted)
+}
+
+/// Why a value cannot be expanded.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unexpanded {
+    /// This variable of the environment is not set here; the daemon may have it.
+    Variable(String),
+    /// The daemon cannot expand it either: what is wrong, and what to write.
+    Wrong(String),
 }
 
 /// `(name)s`, with the flags, width and precision that may stand before the `s`.
@@ -79,15 +89,13 @@ impl<'a> Field<'a> {
         }
     }
 
-    fn unknown(&self) -> String {
+    fn unknown(&self) -> Unexpanded {
         match self.name.strip_prefix("ENV_") {
-            Some(variable) => format!(
-                "the environment variable {variable} is not set; start twiddler with the value that supervisord has, or write %% for a percent sign"
-            ),
-            None => format!(
+            Some(variable) => Unexpanded::Variable(variable.to_owned()),
+            None => Unexpanded::Wrong(format!(
                 "%({})s stands for nothing here; write %(here)s, %(host_node_name)s or %(ENV_NAME)s, or %% for a percent sign",
                 self.name
-            ),
+            )),
         }
     }
 }
@@ -265,7 +273,6 @@ mod tests {
         for (text, expected) in [
             ("%(x)s", "%(x)s stands"),
             ("%()s", "%()s stands"),
-            ("%(ENV_B)s", "the environment variable B is"),
             ("100%", LONE_PERCENT),
             ("%s", LONE_PERCENT),
             ("%(here)d", LONE_PERCENT),
@@ -273,9 +280,15 @@ mod tests {
             ("%(here)99999s", LONE_PERCENT),
             ("% %", LONE_PERCENT),
         ] {
-            let reason = format(text, lookup).unwrap_err();
-            assert!(reason.starts_with(expected), "{text:?}: {reason}");
+            match format(text, lookup).unwrap_err() {
+                Unexpanded::Wrong(reason) if reason.starts_with(expected) => {}
+                other => panic!("{text:?}: {other:?}"),
+            }
         }
+        assert_eq!(
+            format("%(ENV_A)s%(ENV_B)s%(ENV_C)s", lookup),
+            Err(Unexpanded::Variable("B".to_owned()))
+        );
     }
 
     #[test]

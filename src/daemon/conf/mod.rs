@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use self::expand::{normal_path, pairs};
+use self::expand::{Unexpanded, normal_path, pairs};
 use self::ini::{Section, Sections, Setting};
 use super::descriptors::Descriptors;
 use crate::program::Configured;
@@ -50,8 +50,12 @@ pub struct DaemonConf {
     pub here: PathBuf,
     /// Where the daemon listens, unix sockets first: the order in which the proxy prefers them.
     pub servers: Vec<HttpServer>,
+    /// Servers whose address holds a variable that is not set here.
+    pub unplaced: Vec<UnplacedServer>,
     /// The patterns of `[include] files`; empty where there are none.
     pub include: Vec<IncludePattern>,
+    /// Patterns of it that hold a variable that is not set here.
+    pub unplaced_include: Vec<UnplacedPattern>,
     /// The files that the patterns matched and that could be read, in the order of reading.
     pub included: Vec<PathBuf>,
     /// The daemon's own log.
@@ -70,9 +74,63 @@ pub struct DaemonConf {
     pub sections: Vec<String>,
     /// The sections of programs that run `twiddler serve`.
     pub proxies: Vec<String>,
+    /// Variables that are not set here, in what is neither an address, a pattern nor the log.
+    pub missing: Vec<MissingVariable>,
+}
+
+/// An option whose value holds a variable of the environment that is not set here. Displays as one
+/// line without what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: [{section}] {key}: the environment variable {variable} is not set", .file.display())]
+pub struct MissingVariable {
+    /// The file.
+    pub file: PathBuf,
+    /// The section.
+    pub section: String,
+    /// The option.
+    pub key: String,
+    /// The variable.
+    pub variable: String,
+}
+
+/// A section that makes the daemon listen at an address that is not known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnplacedServer {
+    /// What its address lacks.
+    pub missing: MissingVariable,
+    /// What it asks of clients, as [`HttpServer::credentials`].
+    pub credentials: Option<Credentials>,
+}
+
+/// A pattern of `[include] files` that is not known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnplacedPattern {
+    /// What it lacks.
+    pub missing: MissingVariable,
+    /// The part after the last slash, where that is known.
+    pub file_part: Option<String>,
+}
+
+impl UnplacedServer {
+    /// Whether it can be the one that listens at an address.
+    pub fn may_be_at(&self, address: &DaemonAddress) -> bool {
+        self.missing.section.starts_with(UNIX_SERVER) == matches!(address, DaemonAddress::Unix(_))
+    }
 }
 
 impl DaemonConf {
+    /// All variables that are not set here.
+    pub fn all_missing(&self) -> impl Iterator<Item = &MissingVariable> {
+        let log = match &self.logfile {
+            LogFile::Unknown(missing) => Some(missing),
+            _ => None,
+        };
+        let servers = self.unplaced.iter().map(|server| &server.missing);
+        let patterns = self.unplaced_include.iter().map(|one| &one.missing);
+        let placed = patterns.chain(servers).chain(log);
+        placed.chain(&self.missing)
+    }
+
     /// What the daemon may have, and what it needs for these programs.
     pub fn descriptors(&self) -> Descriptors {
         Descriptors {
@@ -127,6 +185,9 @@ pub struct Credentials {
     pub username: String,
     /// The password, or its digest after `{SHA}`.
     pub password: String,
+    /// Whether one of both holds a variable that is not set here. Then they are as written, which
+    /// serves to compare them alone: they are nobody's.
+    pub is_unread: bool,
 }
 
 /// A pattern of `[include] files`.
@@ -146,6 +207,8 @@ pub enum LogFile {
     File(PathBuf),
     /// The system's log.
     Syslog,
+    /// Its name holds a variable that is not set here.
+    Unknown(MissingVariable),
 }
 
 /// A level of the daemon's log (`supervisor/loggers.py`). What matters more is greater.
@@ -233,6 +296,9 @@ pub enum ConfError {
         /// The file.
         file: PathBuf,
     },
+    /// A variable that is needed is not set.
+    #[error("{0}; start twiddler with the value that supervisord has, {instead}or write %% for a percent sign", instead = instead_of(.0))]
+    Variable(MissingVariable),
     /// An option of a section is missing, or wrong.
     #[error("{}: [{section}] {problem}", .file.display())]
     Section {
@@ -315,6 +381,7 @@ pub fn read_with_env(file: &Path, env: &Environment<'_>) -> Result<DaemonConf, C
 pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfError> {
     let mut reader = Reader::open(file, env)?;
     let (include, included) = reader.include();
+    let unplaced_include = std::mem::take(&mut reader.unplaced_include);
     reader.check_lines();
     reader.check_supervisord();
     let logfile = reader.logfile();
@@ -323,6 +390,7 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
     reader.take_environment();
     let conf = DaemonConf {
         servers: reader.servers(),
+        unplaced: std::mem::take(&mut reader.unplaced),
         groups: reader.groups(),
         supervisorctl: reader.supervisorctl(),
         twiddler: reader.twiddler(),
@@ -334,11 +402,13 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
         proxies: reader.proxies(),
         here: reader.names.here.clone().into(),
         include,
+        unplaced_include,
         included,
         logfile,
         loglevel,
         minfds,
         file: reader.file,
+        missing: reader.missing,
     };
     Ok(Inspection {
         conf,
@@ -352,6 +422,9 @@ struct Reader<'a> {
     sections: Sections,
     names: Names<'a>,
     mistakes: Vec<ConfError>,
+    missing: Vec<MissingVariable>,
+    unplaced: Vec<UnplacedServer>,
+    unplaced_include: Vec<UnplacedPattern>,
 }
 
 impl<'a> Reader<'a> {
@@ -377,6 +450,9 @@ impl<'a> Reader<'a> {
             sections,
             names,
             mistakes: Vec::new(),
+            missing: Vec::new(),
+            unplaced: Vec::new(),
+            unplaced_include: Vec::new(),
         })
     }
 
@@ -391,10 +467,13 @@ impl<'a> Reader<'a> {
         let section_file = section.file.to_path_buf();
         self.sections.expand_here(&self.names.here);
         let files = self.required("include", "files", &section_file, &self.include_example());
-        let patterns = self
-            .keep(files)
-            .map(|(files, _)| self.patterns(&files))
-            .unwrap_or_default();
+        let patterns = match files {
+            Err(ConfError::Variable(_)) => self.known_patterns(),
+            files => self
+                .keep(files)
+                .map(|(files, _)| self.patterns(&files))
+                .unwrap_or_default(),
+        };
         let matched: Vec<_> = patterns
             .iter()
             .flat_map(|one| pattern::glob(&one.pattern))
@@ -405,6 +484,33 @@ impl<'a> Reader<'a> {
             .filter(|file| self.include_file(file))
             .collect();
         (patterns, included)
+    }
+
+    /// The patterns that can be expanded, where not all can.
+    fn known_patterns(&mut self) -> Vec<IncludePattern> {
+        let Some(setting) = self.sections.find("include", "files").cloned() else {
+            return Vec::new();
+        };
+        let words = setting
+            .value
+            .split(is_space)
+            .filter(|word| !word.is_empty());
+        let mut known = Vec::new();
+        for word in words {
+            match self.expanded_as("include", &setting, word) {
+                Err(ConfError::Variable(missing)) => {
+                    let file_part = word.rsplit('/').next().unwrap_or(word);
+                    let file_part = self.names.format(file_part).ok();
+                    self.unplaced_include
+                        .push(UnplacedPattern { missing, file_part });
+                }
+                expanded => {
+                    let expanded = self.keep(expanded);
+                    known.extend(expanded.map(|(files, _)| self.patterns(&files)));
+                }
+            }
+        }
+        known.into_iter().flatten().collect()
     }
 
     fn include_example(&self) -> String {
@@ -468,6 +574,9 @@ impl<'a> Reader<'a> {
 
     fn logfile(&mut self) -> LogFile {
         let named = self.value("supervisord", "logfile");
+        if let Err(ConfError::Variable(missing)) = named {
+            return LogFile::Unknown(missing);
+        }
         let named = self
             .keep(named)
             .flatten()
@@ -492,7 +601,9 @@ impl<'a> Reader<'a> {
 
     fn loglevel(&mut self) -> LogLevel {
         let named = self.value("supervisord", "loglevel");
-        let Some((value, file)) = self.keep(named).flatten() else {
+        let named = self.unless_missing(named);
+        let named = named.and_then(|named| self.keep(named)).flatten();
+        let Some((value, file)) = named else {
             return LogLevel::Info;
         };
         LogLevel::parse(&value).unwrap_or_else(|| {
@@ -534,8 +645,19 @@ impl<'a> Reader<'a> {
             true => self.unix_address(section),
             false => self.inet_address(section),
         };
+        let (address, missing) = match address {
+            Err(ConfError::Variable(missing)) => (None, Some(missing)),
+            address => (self.keep(address), None),
+        };
         let credentials = self.credentials(section);
-        let (address, credentials) = (self.keep(address), self.keep(credentials));
+        let credentials = self.keep(credentials);
+        if let (Some(missing), Some(credentials)) = (missing, &credentials) {
+            let credentials = credentials.clone();
+            self.unplaced.push(UnplacedServer {
+                missing,
+                credentials,
+            });
+        }
         // The daemon itself does not start with those that it does not understand.
         let written = |key| self.value(&section.name, key).ok().flatten();
         let text = |key| written(key).map(|(text, _)| text);
@@ -574,9 +696,11 @@ impl<'a> Reader<'a> {
         Ok(DaemonAddress::Tcp { host, port })
     }
 
-    fn credentials(&self, section: &Section) -> Result<Option<Credentials>, ConfError> {
-        let username = self.value(&section.name, "username")?;
-        let password = self.value(&section.name, "password")?;
+    fn credentials(&mut self, section: &Section) -> Result<Option<Credentials>, ConfError> {
+        let before = self.missing.len();
+        let username = self.value_or_written(&section.name, "username")?;
+        let password = self.value_or_written(&section.name, "password")?;
+        let is_unread = self.missing.len() > before;
         let half = |file, present, absent| {
             let problem = format!("has a {present} but no {absent}; write both or neither");
             Err(ConfError::section(file, &section.name, problem))
@@ -586,7 +710,11 @@ impl<'a> Reader<'a> {
             (None, Some((_, file))) => half(file, "password", "username"),
             // supervisor/http.py, `make_http_servers`: an empty name asks for nothing.
             (Some((username, _)), Some((password, _))) if !username.is_empty() => {
-                Ok(Some(Credentials { username, password }))
+                Ok(Some(Credentials {
+                    username,
+                    password,
+                    is_unread,
+                }))
             }
             _ => Ok(None),
         }
@@ -710,10 +838,8 @@ impl<'a> Reader<'a> {
     fn supervisorctl(&self) -> Supervisorctl {
         let text = |key: &str| Some(self.value("supervisorctl", key).ok()??.0);
         let (username, password) = (text("username"), text("password"));
-        let credentials = (username.is_some() || password.is_some()).then(|| Credentials {
-            username: username.unwrap_or_default(),
-            password: password.unwrap_or_default(),
-        });
+        let credentials = (username.is_some() || password.is_some())
+            .then(|| Credentials::new(username.unwrap_or_default(), password.unwrap_or_default()));
         Supervisorctl {
             serverurl: text("serverurl"),
             credentials,
@@ -761,6 +887,31 @@ impl<'a> Reader<'a> {
             .transpose()
     }
 
+    /// Like [`Self::value`], as it is written where a variable is not set.
+    fn value_or_written(
+        &mut self,
+        section: &str,
+        key: &str,
+    ) -> Result<Option<(String, PathBuf)>, ConfError> {
+        let value = self.value(section, key);
+        if let Some(value) = self.unless_missing(value).transpose()? {
+            return Ok(value);
+        }
+        let written = self.sections.find(section, key);
+        Ok(written.map(|setting| (setting.value.clone(), setting.file.to_path_buf())))
+    }
+
+    /// None where a variable is not set, which is noted.
+    fn unless_missing<T>(&mut self, value: Result<T, ConfError>) -> Option<Result<T, ConfError>> {
+        match value {
+            Err(ConfError::Variable(missing)) => {
+                self.missing.push(missing);
+                None
+            }
+            value => Some(value),
+        }
+    }
+
     fn required(
         &self,
         section: &str,
@@ -775,10 +926,26 @@ impl<'a> Reader<'a> {
     }
 
     fn expanded(&self, section: &str, setting: &Setting) -> Result<(String, PathBuf), ConfError> {
+        self.expanded_as(section, setting, &setting.value)
+    }
+
+    /// `text`, a part of an option's value, expanded, and the file that sets it.
+    fn expanded_as(
+        &self,
+        section: &str,
+        setting: &Setting,
+        text: &str,
+    ) -> Result<(String, PathBuf), ConfError> {
         let file = setting.file.to_path_buf();
-        match self.names.format(&setting.value) {
+        match self.names.format(text) {
             Ok(value) => Ok((value, file)),
-            Err(reason) => {
+            Err(Unexpanded::Variable(variable)) => Err(ConfError::Variable(MissingVariable {
+                file,
+                section: section.to_owned(),
+                key: setting.key.clone(),
+                variable,
+            })),
+            Err(Unexpanded::Wrong(reason)) => {
                 let problem = format!("{}: {reason}", setting.key);
                 Err(ConfError::section(file, section, problem))
             }
@@ -814,7 +981,7 @@ impl Names<'_> {
             .or_else(|| (self.outer)(name))
     }
 
-    fn format(&self, text: &str) -> Result<String, String> {
+    fn format(&self, text: &str) -> Result<String, Unexpanded> {
         expand::format(text, |name| self.get(name))
     }
 }
@@ -959,7 +1126,32 @@ impl fmt::Display for DaemonAddress {
     }
 }
 
+/// The option of twiddler that stands in for an option of the daemon's.
+fn instead_of(missing: &MissingVariable) -> &'static str {
+    match (&*missing.section, &*missing.key) {
+        ("include", _) => "or name the directory that it includes with --include-dir, ",
+        (section, "file" | "port") if concerns_us(section) => {
+            "or name where it listens with --supervisord, "
+        }
+        _ => "",
+    }
+}
+
 impl Credentials {
+    /// These.
+    pub fn new(username: String, password: String) -> Self {
+        Credentials {
+            username,
+            password,
+            is_unread: false,
+        }
+    }
+
+    /// Whether they can be presented to the daemon.
+    pub fn can_be_presented(&self) -> bool {
+        !self.is_unread && !self.is_hashed()
+    }
+
     /// Whether supervisord.conf holds a digest in place of the password: then it serves to check
     /// what clients send, and cannot be presented to the daemon.
     pub fn is_hashed(&self) -> bool {
@@ -1164,10 +1356,7 @@ mod tests {
 
     #[test]
     fn secrets_are_not_in_debug_output() {
-        let credentials = Credentials {
-            username: "me".into(),
-            password: "hush".into(),
-        };
+        let credentials = Credentials::new("me".into(), "hush".into());
         let key = TwiddlerKey {
             key: "k".into(),
             value: "hush".into(),
@@ -1180,10 +1369,7 @@ mod tests {
     #[test]
     fn only_a_digest_is_no_password() {
         for (password, expected) in [("{SHA}82ab", true), ("{sha}82ab", false), ("x{SHA}", false)] {
-            let credentials = Credentials {
-                username: "me".into(),
-                password: password.into(),
-            };
+            let credentials = Credentials::new("me".into(), password.into());
             assert_eq!(credentials.is_hashed(), expected, "{password}");
         }
     }

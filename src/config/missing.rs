@@ -1,0 +1,50 @@
+//! What the proxy does without where supervisord's file holds a variable of the environment that only
+//! supervisord has.
+
+use super::{Loader, generated_name};
+use crate::daemon::conf::{DaemonConf, MissingVariable, UnplacedPattern};
+
+/// What names of generated files are held against where the pattern is not known.
+const USUAL_PATTERN: &str = "*.conf";
+
+impl Loader<'_> {
+    /// Notes what is not known. `has_login`: whether an option says what is presented to supervisord.
+    pub(super) fn note_missing(&mut self, has_login: bool) {
+        let Some(conf) = &self.conf else { return };
+        self.notes.extend(notes(conf, has_login));
+    }
+}
+
+/// A sentence for each variable. None holds a value.
+fn notes(conf: &DaemonConf, has_login: bool) -> Vec<String> {
+    let sentences = conf.all_missing().map(|missing| {
+        let lost = without(missing, has_login);
+        format!("{missing}, so {lost}; start twiddler with the value that supervisord has")
+    });
+    let mut notes: Vec<String> = sentences.collect();
+    notes.dedup();
+    notes
+}
+
+fn without(missing: &MissingVariable, has_login: bool) -> &'static str {
+    match (&*missing.section, &*missing.key) {
+        ("include", _) => "twiddler knows nothing of the files that this pattern includes",
+        ("supervisord", "logfile") => "twiddler.log answers a fault",
+        ("supervisord", _) => "twiddler.log writes from info on",
+        (_, "file" | "port") => "twiddler reaches supervisord where --supervisord says",
+        _ if has_login => {
+            "twiddler presents the username and password of its own options to supervisord"
+        }
+        _ => {
+            "twiddler has nothing to present there: supervisord judges each caller, and twiddler does nothing of its own before one has come"
+        }
+    }
+}
+
+/// What the name of a generated file is held against, for a pattern that is not known as a whole.
+pub(super) fn file_pattern(pattern: &UnplacedPattern) -> String {
+    let known = pattern.file_part.clone();
+    known
+        .filter(|known| generated_name(known, "x").is_some())
+        .unwrap_or_else(|| USUAL_PATTERN.to_owned())
+}
