@@ -161,7 +161,8 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         listeners.push(listener);
         urls.push(url);
     }
-    twiddler.listens_on(&urls.join(", "));
+    let proxy_url = start::child_url(&listeners, settings, &daemon).await;
+    twiddler.listens_on(&urls.join(", "), proxy_url);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         "in front of supervisord at {}",

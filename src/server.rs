@@ -148,14 +148,22 @@ impl Listener {
         Ok(Listener::Unix(listener, file))
     }
 
+    /// Where it listens; a port that the system chose is known then.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn address(&self) -> io::Result<ListenAddr> {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().map(ListenAddr::Tcp),
+            Listener::Unix(_, file) => Ok(ListenAddr::Unix(file.0.clone())),
+        }
+    }
+
     /// Where it listens, as a URL.
     pub fn url(&self) -> String {
-        match self {
-            Listener::Tcp(listener) => match listener.local_addr() {
-                Ok(address) => format!("http://{address}"),
-                Err(error) => format!("http://? ({error})"),
-            },
-            Listener::Unix(_, file) => format!("unix://{}", file.0.display()),
+        match self.address() {
+            Ok(address) => address.to_string(),
+            Err(error) => format!("http://? ({error})"),
         }
     }
 

@@ -10,10 +10,10 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use common::changes::{Model, Restart, USER, View, ensure_nothing_astray, neighbours};
 use common::dice::setting;
-use common::values::fault_in;
+use common::values::{column, fault_in};
 use common::{
-    Client, Daemon, Dice, LIMIT, Row, Sidecar, eventually, items, member, number, options, rows,
-    stdout_text, text, texts, value,
+    Client, Daemon, Dice, LIMIT, Row, Sidecar, SidecarOptions, eventually, items, member, number,
+    options, rows, stdout_text, text, texts, value,
 };
 use supervisor_twiddler::xmlrpc::Value;
 
@@ -406,7 +406,8 @@ fn what_is_kept_is_set_aside_when_the_option_goes_and_taken_up_if_nothing_has_ch
     daemon.start_again()?;
     ensure_all(&on.client())?;
     on.stop()?;
-    // Now clients are told that it is gone, so it stays so.
+    // Now clients are told that it is gone, so it stays so. This proxy is at another address.
+    let kept = fs::read(kept_path(&daemon))?;
     let off = with(&[])?;
     ensure_all(&off.client())?;
     daemon.kill_and_start_again()?;
@@ -416,6 +417,61 @@ fn what_is_kept_is_set_aside_when_the_option_goes_and_taken_up_if_nothing_has_ch
     Model::new().ensure_shown_by(&View::of(&on.client())?)?;
     ensure!(fs::read(&aside)? == kept, "it was deleted");
     on.wait_for_stderr("something has changed since")?;
+    Ok(())
+}
+
+#[test]
+fn a_new_address_of_the_proxy_is_kept_and_restarts_nobody() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let options = SidecarOptions {
+        arguments: &["--persist", "--listen", "127.0.0.1:0"],
+        own_listeners: Some(1),
+        ..SidecarOptions::default()
+    };
+    let sidecar = Sidecar::start_options(&daemon, options)?;
+    let address = || format!("serverurl=http://{}\n", sidecar.tcp_addr());
+    let add = |name: &str| {
+        let params = ("web", name, several());
+        sidecar.client().call("twiddler.addProgramToGroup", params)
+    };
+    let shows_none = || -> Result<()> {
+        let configs = sidecar.client().call("supervisor.getAllConfigInfo", ())?;
+        let urls = column(&configs, "serverurl")?;
+        ensure!(urls.iter().all(|url| *url == "none"), "{urls:?}");
+        Ok(())
+    };
+    add("one")?;
+    let first = address();
+    ensure!(kept(&daemon)?.matches(&first).count() == 3);
+    daemon.restart_by_signal()?;
+    shows_none()?;
+    let pids = |names: &[String]| -> Result<Vec<i64>> {
+        let pid = |name: &String| {
+            let info = sidecar
+                .client()
+                .call("supervisor.getProcessInfo", (name,))?;
+            number(member(&info, "pid")?)
+        };
+        names.iter().map(pid).collect()
+    };
+    let names: Vec<String> = (0..3).map(|number| format!("web:one_{number}")).collect();
+    let before = eventually(LIMIT, || {
+        let pids = pids(&names)?;
+        ensure!(pids.iter().all(|pid| *pid > 0), "{pids:?}");
+        Ok(pids)
+    })?;
+    sidecar.stop()?;
+    sidecar.start_again()?;
+    ensure!(address() != first, "the same port");
+    add("two")?;
+    let text = kept(&daemon)?;
+    ensure!(
+        text.matches(&address()).count() == 6 && !text.contains(&first),
+        "{text}"
+    );
+    shows_none()?;
+    let after = pids(&names)?;
+    ensure!(after == before, "{before:?} became {after:?}");
     Ok(())
 }
 

@@ -136,13 +136,18 @@ impl Daemon {
 
     /// The account that the daemon runs under, where that can be told: over its socket.
     pub async fn account(&self) -> Option<u32> {
+        Some(self.process().await?.uid())
+    }
+
+    /// The daemon's process, where that can be told: over its socket.
+    pub async fn process(&self) -> Option<tokio::net::unix::UCred> {
         let DaemonAddress::Unix(path) = &self.address else {
             return None;
         };
         let connection = tokio::net::UnixStream::connect(path).await.ok()?;
         let peer = connection.peer_cred().ok()?;
         self.gauge.meet(&peer);
-        Some(peer.uid())
+        Some(peer)
     }
 
     /// The account that the daemon runs under, where that can be told and is neither root nor the

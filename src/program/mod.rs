@@ -60,6 +60,7 @@ pub struct Program {
     options: Options,
     numprocs: u32,
     numprocs_start: i64,
+    calls_proxy: bool,
 }
 
 /// Why a program is not taken: the text that belongs behind `INCORRECT_PARAMETERS: `, in the
@@ -85,6 +86,9 @@ struct Stored {
     group: String,
     name: String,
     options: Options,
+    /// Not there in what version 0.1.0 kept, whose processes call the daemon.
+    #[serde(default)]
+    calls_proxy: bool,
 }
 
 /// Why a program is not taken, before the daemon's ending is put to the text.
@@ -122,6 +126,7 @@ impl Program {
             group,
             name,
             options,
+            calls_proxy: false,
         };
         check::check(&program)?;
         Ok(program)
@@ -211,6 +216,26 @@ impl Program {
         }
     }
 
+    /// The same program, whose placed processes are told to call the proxy where its options do not
+    /// say otherwise. What was added without stays so: the daemon compares.
+    #[must_use]
+    pub fn calling_proxy(self) -> Self {
+        let calls_proxy = !self.says_serverurl();
+        Self {
+            calls_proxy,
+            ..self
+        }
+    }
+
+    /// Whether its options say where its processes call supervisord, and not only that the daemon is
+    /// to find out (`supervisor/options.py`, `processes_from_section`).
+    pub fn says_serverurl(&self) -> bool {
+        const FIND_OUT: &str = "AUTO";
+        let is_auto = |text: String| strip(&text).to_uppercase() == FIND_OUT;
+        self.options.contains_key("serverurl")
+            && !self.expanded("serverurl", 0).is_some_and(is_auto)
+    }
+
     /// Turns the text of a fault that the daemon found in the generated `section` into the one it
     /// would have given for the client's program in `main_file`.
     pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> String {
@@ -297,8 +322,12 @@ impl TryFrom<Stored> for Program {
         let options = options
             .map(|(name, text)| (name, Value::String(text)))
             .collect();
-        let program = Self::read(&group, &stored.name, &Value::Struct(options));
-        program.map_err(|refusal| refusal.into_error(&stored.name, ""))
+        let program = Self::read(&group, &stored.name, &Value::Struct(options))
+            .map_err(|refusal| refusal.into_error(&stored.name, ""))?;
+        Ok(Self {
+            calls_proxy: stored.calls_proxy,
+            ..program
+        })
     }
 }
 
@@ -308,6 +337,7 @@ impl From<Program> for Stored {
             group: program.group.into(),
             name: program.name.into(),
             options: program.options,
+            calls_proxy: program.calls_proxy,
         }
     }
 }

@@ -16,8 +16,24 @@ pub fn render_group(group: &str, priority: i64, programs: &[&str]) -> String {
 impl Program {
     /// The section `[program:SECTION]` with the processes of `scope`.
     pub fn render(&self, section: &str, scope: Scope) -> String {
+        self.render_told(section, scope, None)
+    }
+
+    /// As [`Program::render`]. The processes are told to call supervisord at `proxy`, where that was
+    /// asked for ([`Program::calling_proxy`]): under the name that they are told, only the proxy
+    /// knows them. The variable in `environment` wins by itself, because the daemon sets it last
+    /// (`supervisor/process.py`, `_spawn_as_child`).
+    pub fn render_told(&self, section: &str, scope: Scope, proxy: Option<&str>) -> String {
         let mut text = format!("[program:{section}]\n");
+        let proxy = proxy.filter(|_| self.calls_proxy);
+        if let Some(url) = proxy {
+            let url = guarded(&[Piece::Text(url.to_owned())]);
+            let _infallible = writeln!(text, "serverurl={url}");
+        }
         for (option, value) in self.file_texts(scope) {
+            if proxy.is_some() && option == "serverurl" {
+                continue;
+            }
             // Without the indent, the parser would take further lines for options and sections.
             let value = value.replace('\n', "\n ");
             let _infallible = writeln!(text, "{option}={value}");
@@ -27,9 +43,15 @@ impl Program {
 
     /// The processes of `scope` in the group `real` of this priority. Where the daemon would make the
     /// same group of the program's section, that says it all: each section takes the daemon its time
-    /// (`supervisor/options.py`, `process_groups_from_parser`).
-    pub fn render_placed(&self, real: &str, scope: Scope, priority: i64) -> String {
-        let program = self.render(real, scope);
+    /// (`supervisor/options.py`, `process_groups_from_parser`). `proxy` as in [`Program::render_told`].
+    pub fn render_placed(
+        &self,
+        real: &str,
+        scope: Scope,
+        priority: i64,
+        proxy: Option<&str>,
+    ) -> String {
+        let program = self.render_told(real, scope, proxy);
         if priority == DEFAULT_PRIORITY && self.text("priority").is_none() {
             return program;
         }
@@ -218,6 +240,32 @@ mod tests {
                 .render("x", Scope::All)
                 .contains("numprocs=3\nnumprocs_start=5\n")
         );
+    }
+
+    #[test]
+    fn who_says_no_other_address_is_told_that_of_the_proxy() {
+        const PROXY: &str = "unix:///run/50%.sock";
+        const WRITTEN: &str = "serverurl=unix:///run/50%%.sock\n";
+        let table = [
+            (None, Some(WRITTEN)),
+            (Some(" auto "), Some(WRITTEN)),
+            (Some("AUTO"), Some(WRITTEN)),
+            (Some("http://h:1"), Some("serverurl=http://h:1\n")),
+            (Some(""), Some("serverurl=\n")),
+            (Some("%(ENV_A)s"), Some("serverurl=%(ENV_A)s\n")),
+        ];
+        for (sent, expected) in table {
+            let mut options = vec![("command", "/bin/cat")];
+            options.extend(sent.map(|text| ("serverurl", text)));
+            let program = program(&options).calling_proxy();
+            let text = program.render_told("g~000001", Scope::Placed, Some(PROXY));
+            let mut lines = text.split_inclusive('\n');
+            let line = lines.find(|line| line.starts_with("serverurl="));
+            assert_eq!(line, expected, "{sent:?}");
+            assert!(lines.all(|line| !line.starts_with("serverurl=")), "{text}");
+            let text = program.render("g~000001", Scope::Placed);
+            assert!(!text.contains("/run/"), "{text}");
+        }
     }
 
     #[test]

@@ -235,7 +235,7 @@ async fn names_from_daemon(twiddler: &Twiddler, program: &Program) -> Result<Vec
     let text: String = (0..)
         .zip(&sections)
         .map(|(index, section)| {
-            program.render_placed(section, Scope::One(index), plan::DEFAULT_PRIORITY)
+            program.render_placed(section, Scope::One(index), plan::DEFAULT_PRIORITY, None)
         })
         .collect();
     let staged = twiddler.stage(&text).await?;

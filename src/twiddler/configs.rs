@@ -49,8 +49,9 @@ impl Configs {
             let (Some(group), Some(process)) = (text("group"), text("name")) else {
                 continue;
             };
-            if registry.member(group, process).is_some() {
-                known.insert((group.to_owned(), process.to_owned()), config.clone());
+            if let Some(member) = registry.member(group, process) {
+                let config = with_own_serverurl(member, config.clone());
+                known.insert((group.to_owned(), process.to_owned()), config);
             }
         }
     }
@@ -160,6 +161,20 @@ fn give_group(config: &mut Value, sections: &HashMap<String, (String, i64)>) -> 
         }
     }
     true
+}
+
+/// Leaves the address of the proxy out, which was not among the options that a client sent: the daemon
+/// has then no value, for which it says `none` (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
+fn with_own_serverurl(member: &Member, mut config: Value) -> Value {
+    let is_told = member.is_placed()
+        && member
+            .program
+            .as_ref()
+            .is_some_and(|program| !program.says_serverurl());
+    if is_told && let Some(place) = config.get_mut("serverurl") {
+        *place = Value::from("none");
+    }
+    config
 }
 
 fn is_member(registry: &Registry, config: &Value) -> bool {

@@ -25,7 +25,7 @@ mod worker;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -145,6 +145,8 @@ pub struct Twiddler {
     delivery: OnceCell<Delivery>,
     /// What is added outlives the daemon.
     persists: bool,
+    /// Where placed processes call supervisord, once the proxy listens.
+    proxy_url: OnceLock<Option<String>>,
     /// What `getAllConfigInfo` said of processes that were added.
     configs: Configs,
     /// Keeps a second proxy from the same include directory.
@@ -217,6 +219,7 @@ impl Twiddler {
             looked_around: AtomicBool::new(false),
             delivery: OnceCell::new(),
             persists,
+            proxy_url: OnceLock::new(),
             configs: Configs::default(),
             lock: Mutex::new(lock),
             life: Life::default(),
@@ -231,14 +234,23 @@ impl Twiddler {
         });
         twiddler.say_known();
         tokio::spawn(worker::work(twiddler.clone(), waiting));
-        tokio::spawn(settle::keep_watch(twiddler.clone()));
         Ok(twiddler)
     }
 
-    /// Says to a second proxy where this one listens.
-    pub fn listens_on(&self, addresses: &str) {
+    /// Takes note of where the proxy listens, says that to a second proxy, and begins to watch the
+    /// daemon's life. Placed processes are told to call supervisord at `proxy_url`, if there is one.
+    pub fn listens_on(self: &Arc<Self>, addresses: &str, proxy_url: Option<String>) {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         lock.describe(addresses);
+        // Before the watch, which may write what is kept.
+        if self.proxy_url.set(proxy_url).is_ok() {
+            tokio::spawn(settle::keep_watch(self.clone()));
+        }
+    }
+
+    /// Where placed processes call supervisord.
+    fn proxy_url(&self) -> Option<&str> {
+        self.proxy_url.get()?.as_deref()
     }
 
     /// Carries out `changes` in order, together as far as they do not concern each other; one
@@ -252,6 +264,7 @@ impl Twiddler {
     ) -> Vec<Outcome> {
         let waiting: Vec<_> = changes
             .into_iter()
+            .map(|change| self.with_address(change))
             .map(|change| self.submit(change, caution.clone(), record.clone()))
             .collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
@@ -263,6 +276,16 @@ impl Twiddler {
             }));
         }
         outcomes
+    }
+
+    /// What is added while processes can be told where the proxy is.
+    fn with_address(&self, change: Change) -> Change {
+        match change {
+            Change::AddProgram(program) if self.proxy_url().is_some() => {
+                Change::AddProgram(Box::new(program.calling_proxy()))
+            }
+            other => other,
+        }
     }
 
     /// Waits until no change is under way, as long as `patience` lasts, and takes generated files

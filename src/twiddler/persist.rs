@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::change::not_read;
-use super::persist_file::{self, KeptBefore, real_groups, render};
+use super::persist_file::{self, KeptBefore, is_same_but_for_address, real_groups, render};
 use super::plan::Question;
 use super::registry::{Event, Registry};
 use super::script::ADD;
@@ -32,11 +32,11 @@ impl Twiddler {
             going
                 .into_iter()
                 .for_each(|event| registry.apply(event.clone()));
-            let without = render(&registry, &configured);
+            let without = render(&registry, &configured, self.proxy_url());
             coming
                 .into_iter()
                 .for_each(|event| registry.apply(event.clone()));
-            (without, render(&registry, &configured))
+            (without, render(&registry, &configured, self.proxy_url()))
         });
         let prepared = || {
             self.keep_text(&without, None)?;
@@ -57,7 +57,7 @@ impl Twiddler {
             return;
         }
         let configured = self.configured_groups();
-        let text = self.with_registry(|registry| render(registry, &configured));
+        let text = self.with_registry(|registry| render(registry, &configured, self.proxy_url()));
         if let Err(error) = self.keep_text(&text, kept) {
             tracing::error!(%error, dir = %self.include.path().display(), "what was changed will not outlive supervisord");
         }
@@ -134,7 +134,7 @@ impl Twiddler {
             .await?;
         // Each time without one member.
         for _ in 0..=now.members().count() {
-            self.keep_text(&render(now, &configured), None)
+            self.keep_text(&render(now, &configured, self.proxy_url()), None)
                 .map_err(|error| self.cannot_write(&error))?;
             match self.read_what_is_kept(now).await {
                 Err(Refusal::Fault(told)) if told.code == CANT_REREAD => {
@@ -205,7 +205,7 @@ impl Twiddler {
             let mut gone = Vec::new();
             for real in reals {
                 texts.extend(
-                    persist_file::stopped_group(registry, &configured, real)
+                    persist_file::stopped_group(registry, &configured, real, self.proxy_url())
                         .map(|text| (*real, text)),
                 );
                 gone.extend(persist_file::gone_with(registry, real));
@@ -270,8 +270,8 @@ pub(super) fn programs_in(kept: &str) -> usize {
 }
 
 /// Keeps again what was put aside while nothing was to be kept, if it is what is known now to the
-/// letter. Otherwise something has changed since: it stays aside, because what clients were told is
-/// gone must not come back.
+/// letter but for the address of the proxy. Otherwise something has changed since: it stays aside,
+/// because what clients were told is gone must not come back.
 pub(super) fn take_up_aside(
     include: &IncludeDir,
     registry: &Registry,
@@ -282,7 +282,8 @@ pub(super) fn take_up_aside(
     };
     let (programs, path) = (programs_in(&text), include.aside());
     let path = path.display();
-    if render(registry, configured) == text && include.take_up_aside().is_ok() {
+    let now = render(registry, configured, None);
+    if is_same_but_for_address(&now, &text) && include.take_up_aside().is_ok() {
         tracing::info!(programs, "keeps again what was put aside in {path}");
     } else {
         tracing::warn!(

@@ -30,8 +30,13 @@ pub(super) fn real_groups(registry: &Registry) -> BTreeSet<String> {
         .collect()
 }
 
-/// The file: every group that was added, and every member in the group where it lives.
-pub(super) fn render(registry: &Registry, configured: &[ConfiguredGroup]) -> String {
+/// The file: every group that was added, and every member in the group where it lives. What is placed
+/// calls `proxy`, as in [`Program::render_told`](crate::program::Program::render_told).
+pub(super) fn render(
+    registry: &Registry,
+    configured: &[ConfiguredGroup],
+    proxy: Option<&str>,
+) -> String {
     let mut text = HEADER.to_owned();
     for name in registry.added_groups() {
         let own = own_programs(registry, name);
@@ -43,7 +48,7 @@ pub(super) fn render(registry: &Registry, configured: &[ConfiguredGroup]) -> Str
     for (real, members) in by_real_group(registry) {
         let group = members.first().map_or(real, |member| &member.group);
         let priority = plan::priority(registry, configured, group);
-        text += &render_real_group(real, &members, priority);
+        text += &render_real_group(real, &members, priority, proxy);
     }
     text
 }
@@ -53,11 +58,12 @@ pub(super) fn stopped_group(
     registry: &Registry,
     configured: &[ConfiguredGroup],
     real: &str,
+    proxy: Option<&str>,
 ) -> Option<String> {
     let (group, programs) = match registry.owner(real) {
         Some(group) => {
             let members: Vec<&Member> = registry.members_in(real).collect();
-            (group, placed_programs(real, &members))
+            (group, placed_programs(real, &members, proxy))
         }
         None => {
             registry.added_group(real)?;
@@ -125,7 +131,12 @@ fn by_real_group(registry: &Registry) -> BTreeMap<&str, Vec<&Member>> {
     groups
 }
 
-fn render_real_group(real: &str, members: &[&Member], priority: i64) -> String {
+fn render_real_group(
+    real: &str,
+    members: &[&Member],
+    priority: i64,
+    proxy: Option<&str>,
+) -> String {
     // For people; the names cannot hold a line break.
     let comment = |member: &Member| format!("; {}:{}\n", member.group, member.process);
     let mut text = String::new();
@@ -133,11 +144,11 @@ fn render_real_group(real: &str, members: &[&Member], priority: i64) -> String {
         && let Some(program) = &member.program
         && program.numprocs() == 1
     {
-        let program = program.render_placed(real, Scope::One(member.index), priority);
+        let program = program.render_placed(real, Scope::One(member.index), priority, proxy);
         let _ = write!(text, "\n{}{program}", comment(member));
         return text;
     }
-    let programs = placed_programs(real, members);
+    let programs = placed_programs(real, members, proxy);
     if programs.is_empty() {
         return text;
     }
@@ -152,10 +163,10 @@ fn render_real_group(real: &str, members: &[&Member], priority: i64) -> String {
 
 /// The sections of the members of a real group. A member that was only found in the daemon has none:
 /// the daemon would refuse a group without it.
-fn placed_programs<'r>(real: &str, members: &[&'r Member]) -> Sections<'r> {
+fn placed_programs<'r>(real: &str, members: &[&'r Member], proxy: Option<&str>) -> Sections<'r> {
     let sections = members.iter().filter_map(|member| {
         let section = section_name(real, members, member);
-        let text = member_program(member, &section)?;
+        let text = member_program(member, &section, proxy)?;
         Some((*member, section, text))
     });
     sections.collect()
@@ -183,7 +194,7 @@ fn own_programs<'r>(registry: &'r Registry, group: &str) -> Sections<'r> {
     }
     let numbered = own.iter().enumerate().filter_map(|(number, member)| {
         let section = own_section(group, number);
-        let text = member_program(member, &section)?;
+        let text = member_program(member, &section, None)?;
         Some((*member, section, text))
     });
     numbered.collect()
@@ -194,17 +205,24 @@ fn own_section(group: &str, number: usize) -> String {
 }
 
 /// The section of one process; none where it was only found in the daemon.
-fn member_program(member: &Member, section: &str) -> Option<String> {
+fn member_program(member: &Member, section: &str, proxy: Option<&str>) -> Option<String> {
     let rendered = member
         .program
         .as_ref()
-        .map(|program| program.render(section, Scope::One(member.index)));
+        .map(|program| program.render_told(section, Scope::One(member.index), proxy));
     rendered.or_else(|| Some(format!("[program:{section}]\n{}", member.section.as_ref()?)))
 }
 
 fn names<'s>(sections: &'s Sections<'_>) -> Vec<&'s str> {
     let names = sections.iter().map(|(_, section, _)| section.as_str());
     names.collect()
+}
+
+/// Whether two files differ by nothing but where processes call supervisord: the proxy may listen
+/// elsewhere than when one of them was written.
+pub(super) fn is_same_but_for_address(one: &str, other: &str) -> bool {
+    let lines = |text| str::lines(text).filter(|line| !line.starts_with("serverurl="));
+    lines(one).eq(lines(other))
 }
 
 /// What an earlier proxy kept, for the case that its journal is lost.
@@ -373,7 +391,7 @@ mod tests {
     #[test]
     fn each_process_has_a_section_of_its_own_and_what_is_hidden_has_none() {
         let mut known = registry(&members("web", "w", 3, "web~000007"));
-        let whole = render(&known, &[]);
+        let whole = render(&known, &[], None);
         assert_eq!(
             sections(&whole),
             [
@@ -385,11 +403,11 @@ mod tests {
             ]
         );
         known.apply(hidden("web~000007", "w_1"));
-        let less = render(&known, &[]);
+        let less = render(&known, &[], None);
         assert_eq!(sections(&less)[1], "programs=web~000007~0,web~000007~2");
         assert!(less.contains("numprocs_start=2") && !less.contains("numprocs_start=1\n"));
         known.apply(hidden("web~000007", "w_0"));
-        let one = render(&known, &[]);
+        let one = render(&known, &[], None);
         assert_eq!(
             sections(&one),
             [
@@ -399,7 +417,7 @@ mod tests {
             ]
         );
         known.apply(left("web", "w_2"));
-        assert_eq!(render(&known, &[]), HEADER);
+        assert_eq!(render(&known, &[], None), HEADER);
     }
 
     #[test]
@@ -409,7 +427,7 @@ mod tests {
             known.apply(event);
         }
         known.apply(hidden("web~000007", "w_1"));
-        let kept = KeptBefore::read(&render(&known, &[]));
+        let kept = KeptBefore::read(&render(&known, &[], None));
         let table = [
             ("web~000007", "w_0", Some("numprocs_start=0")),
             ("web~000007", "w_1", None),
@@ -474,13 +492,13 @@ mod tests {
     fn a_group_that_comes_back_stopped_holds_its_members_alone() {
         let mut known = registry(&members("web", "w", 3, "web~000007"));
         known.apply(hidden("web~000007", "w_1"));
-        let text = stopped_group(&known, &[], "web~000007").unwrap();
+        let text = stopped_group(&known, &[], "web~000007", None).unwrap();
         assert_eq!(text.matches("autostart=false").count(), 2);
         let uncovered = Event::Shown {
             group: "web~000007".to_owned(),
             process: "w_1".to_owned(),
         };
         assert_eq!(gone_with(&known, "web~000007"), [uncovered]);
-        assert_eq!(stopped_group(&known, &[], "web~000009"), None);
+        assert_eq!(stopped_group(&known, &[], "web~000009", None), None);
     }
 }

@@ -212,8 +212,9 @@ impl Plan {
         }
     }
 
-    /// The sections that the daemon must read for it.
-    pub fn sections(&self) -> String {
+    /// The sections that the daemon must read for it. What is placed calls `proxy`, as in
+    /// [`Program::render_told`].
+    pub fn sections(&self, proxy: Option<&str>) -> String {
         match self {
             Plan::Create { group, priority }
             | Plan::Reset {
@@ -234,7 +235,7 @@ impl Plan {
                 priority,
                 program,
                 ..
-            } => program.render_placed(real, Scope::Placed, *priority),
+            } => program.render_placed(real, Scope::Placed, *priority, proxy),
             Plan::Drop { .. } | Plan::Hide { .. } | Plan::Dissolve { .. } => String::new(),
         }
     }
@@ -914,7 +915,7 @@ mod tests {
         let (plans, next) = planned(&known, &held, &[program("web", "w", 3)], 3);
         assert_eq!(short(&plans[0]), "place 3 in web~000003");
         assert_eq!(next, 4);
-        let sections = plans[0].as_ref().unwrap().sections();
+        let sections = plans[0].as_ref().unwrap().sections(None);
         assert_eq!(sections.matches("[program:").count(), 1, "{sections}");
         assert!(sections.contains("numprocs=3\n"), "{sections}");
         assert!(

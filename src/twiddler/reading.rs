@@ -94,7 +94,8 @@ pub(super) fn text<'p>(
     twiddler: &Twiddler,
     plans: impl IntoIterator<Item = &'p Plan>,
 ) -> Option<String> {
-    let sections: String = plans.into_iter().map(Plan::sections).collect();
+    let proxy = twiddler.proxy_url();
+    let sections: String = plans.into_iter().map(|plan| plan.sections(proxy)).collect();
     if sections.is_empty() {
         return None;
     }
