@@ -139,8 +139,13 @@ fn one_multicall_may_add_and_start() -> Result<()> {
             let fault = |value| fault_in(value).map(|(code, text)| (code, text.to_owned()));
             Ok(results.iter().map(fault).collect())
         };
-        let theirs = results(&pair.oracle.client())?;
-        let ours = results(&pair.sidecar.client())?;
+        let mut theirs = results(&pair.oracle.client())?;
+        let mut ours = results(&pair.sidecar.client())?;
+        if name == "ends" {
+            // Between the calls the daemon may give the process up, after which it starts once more.
+            theirs.truncate(2);
+            ours.truncate(2);
+        }
         ensure!(theirs == ours, "{name}: there {theirs:?}, here {ours:?}");
     }
     // Who is there already is not started again by an addition that is refused.

@@ -1206,6 +1206,16 @@ fn what_concerns_no_placed_process_goes_through_byte_for_byte() -> Result<()> {
     client.call(ADD, ("g", "own", program(&[])))?;
     client.call(ADD, ("web", "placed", program(&[])))?;
     client.call(REMOVE, ("web", "b"))?;
+    // With the first call that is passed on, and then once a minute, the proxy asks for the daemon's
+    // process, whose limit of open files it minds.
+    client.call("supervisor.getState", ())?;
+    let mut seen = Vec::new();
+    eventually(LIMIT, || {
+        seen.extend(tap.take());
+        let text = String::from_utf8_lossy(&seen);
+        ensure!(text.contains("supervisor.getPID"), "{text}");
+        Ok(())
+    })?;
     let calls = [
         ("supervisor.getState", params![]),
         ("supervisor.getProcessInfo", params!["web:a"]),
