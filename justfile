@@ -1,0 +1,31 @@
+# The steps of .ci/run, one by one. `just --list` shows them; CI does not need just.
+
+# All of it, as CI does
+ci:
+    bash .ci/run
+
+# Format, lint, documentation
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+
+# All tests, or those whose names contain NAME
+test *NAME:
+    cargo test --locked {{NAME}}
+
+# The parsers and the call path, for this many seconds each
+fuzz SECONDS="60":
+    TWIDDLER_FUZZ_SECONDS={{SECONDS}} cargo test --locked --profile fuzz --test fuzz
+
+# The figures of docs/performance.md; a row's name measures that row alone
+bench *ROW:
+    cargo bench --bench speed -- {{ if ROW == "" { "" } else { "--row " + ROW } }}
+
+# Licences, duplicate crates and sources of dependencies (needs cargo-deny)
+deny:
+    cargo deny check
+
+# The compose file with real containers (needs Docker)
+compose:
+    bash deploy/compose-check.sh
