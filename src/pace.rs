@@ -29,6 +29,8 @@ pub const UNREAD_TIME: Duration = Duration::from_secs(10 * 60);
 
 /// How long is read after an answer that came before the request had ended.
 pub const LINGER_TIME: Duration = Duration::from_secs(5);
+/// How many pieces are read of that before others have their turn.
+const READS_AT_A_TIME: usize = 16;
 
 /// What a head that does not end is answered.
 const TOO_SLOW: &[u8] =
@@ -335,7 +337,7 @@ impl<S: AsyncRead + Unpin> Paced<S> {
             return Poll::Ready(());
         }
         let mut scratch = [0; 16 * 1024];
-        loop {
+        for _ in 0..READS_AT_A_TIME {
             let mut buffer = ReadBuf::new(&mut scratch);
             match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
@@ -343,6 +345,9 @@ impl<S: AsyncRead + Unpin> Paced<S> {
                 Poll::Pending => return Poll::Pending,
             }
         }
+        // Others have their turn, and the time is looked at, before more is read.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

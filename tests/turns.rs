@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -12,16 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use common::process::succeeded;
 use common::{
-    Client, Connection, Daemon, DaemonOptions, LIMIT, Sidecar, Until, eventually, run, value,
+    Client, Connection, Daemon, DaemonOptions, LIMIT, MIB, Sidecar, Until, descriptors, eventually,
+    memory, raise_file_limit, run, value,
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
 /// Ten programs that run, and a crowd that takes long to start.
 const PROGRAMS: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
     process_name = %(process_num)d\n\
     [program:slow]\ncommand = /bin/cat\nnumprocs = 800\nprocess_name = %(process_num)d\n\
-    autostart = false\nstartsecs = 8\nstdout_logfile = NONE\nstderr_logfile = NONE\n\
+    autostart = false\nstartsecs = 10\nstdout_logfile = NONE\nstderr_logfile = NONE\n\
     [program:quick]\ncommand = /bin/cat\nautostart = false\nstartsecs = 0\n";
 const TEN: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
     process_name = %(process_num)d\n";
@@ -30,13 +29,16 @@ const TEN: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
 const USUAL: usize = 1024;
 /// What the daemon with ten programs may have of them.
 const MOST: usize = 250;
+/// What the proxy may have of memory under attack, and ten seconds later. A build for tests is larger
+/// by its code, and by what it has of each connection.
+const MEMORY: usize = 64 * MIB + OF_TEST_BUILDS;
+const MEMORY_AFTER: usize = 40 * MIB + OF_TEST_BUILDS;
+const OF_TEST_BUILDS: usize = if cfg!(debug_assertions) { 16 * MIB } else { 0 };
 /// Where nothing holds a call up, it takes far less than this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(4);
-const MIB: usize = 1 << 20;
 
 fn started(options: DaemonOptions<'_>, arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    raise_file_limit()?;
     let daemon = Daemon::start_with(options)?;
     for number in 0..10 {
         daemon.wait_for_state(&format!("ten:{number}"), "RUNNING")?;
@@ -61,17 +63,6 @@ fn limit_descriptors(daemon: &Daemon, limit: usize) -> Result<()> {
     ]);
     succeeded(run(&mut prlimit)?).context("prlimit, of util-linux")?;
     Ok(())
-}
-
-fn descriptors(daemon: &Daemon) -> Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count())
-}
-
-fn resident(sidecar: &Sidecar) -> Result<usize> {
-    let status = fs::read_to_string(format!("/proc/{}/status", sidecar.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.context("VmRSS")?.trim().trim_end_matches("kB").trim();
-    Ok(kilobytes.parse::<usize>()? << 10)
 }
 
 /// Sends all of these, each on a connection of its own, and hands over the connections.
@@ -111,9 +102,9 @@ fn unharmed<T>(
                 let began = Instant::now();
                 direct.call("supervisor.getState", ())?;
                 slowest = slowest.max(began.elapsed());
-                most.fetch_max(descriptors(daemon)?, Ordering::Relaxed);
-                let resident = resident(sidecar)?;
-                ensure!(resident <= 64 * MIB, "{} MiB", resident / MIB);
+                most.fetch_max(descriptors(daemon.pid())?, Ordering::Relaxed);
+                let resident = memory(sidecar.pid())?;
+                ensure!(resident <= MEMORY, "{} MiB", resident / MIB);
                 thread::sleep(Duration::from_millis(5));
             }
             Ok(slowest)
@@ -128,8 +119,12 @@ fn unharmed<T>(
     ensure!(most < MOST, "the daemon had {most} descriptors");
     let result = result?;
     eventually(Duration::from_secs(10), || {
-        let resident = resident(sidecar)?;
-        ensure!(resident <= 56 * MIB, "{} MiB afterwards", resident / MIB);
+        let resident = memory(sidecar.pid())?;
+        ensure!(
+            resident <= MEMORY_AFTER,
+            "{} MiB afterwards",
+            resident / MIB
+        );
         Ok(())
     })?;
     Ok(result)
@@ -150,7 +145,7 @@ fn a_crowd_that_asks_for_health_costs_the_daemon_one_connection() -> Result<()> 
     for arguments in [&["--username", "own", "--password", "secret"][..], &[]] {
         let (daemon, sidecar) = started(with_programs(TEN), arguments)?;
         limit_descriptors(&daemon, USUAL)?;
-        let before = descriptors(&daemon)?;
+        let before = descriptors(daemon.pid())?;
         let stranger = Client::new(sidecar.tcp_addr());
         let health = || request(&stranger, "GET", "/twiddler/health", None);
         let statuses = unharmed(&daemon, &sidecar, || {
@@ -159,7 +154,7 @@ fn a_crowd_that_asks_for_health_costs_the_daemon_one_connection() -> Result<()> 
         })?;
         assert!(statuses.iter().all(|status| *status == 200));
         // One for health, one that watches, and the one of whoever looks on.
-        let after = descriptors(&daemon)?;
+        let after = descriptors(daemon.pid())?;
         assert!(
             after <= before + 3,
             "{before} descriptors, and then {after}"
@@ -172,7 +167,7 @@ fn a_crowd_that_asks_for_health_costs_the_daemon_one_connection() -> Result<()> 
 fn health_is_asked_once_for_all_while_the_daemon_hangs() -> Result<()> {
     let (daemon, sidecar) = started(with_programs(TEN), &[])?;
     limit_descriptors(&daemon, USUAL)?;
-    let before = descriptors(&daemon)?;
+    let before = descriptors(daemon.pid())?;
     let stranger = Client::new(sidecar.tcp_addr());
     let health = || request(&stranger, "GET", "/twiddler/health", None);
     daemon.signal("STOP")?;
@@ -182,7 +177,7 @@ fn health_is_asked_once_for_all_while_the_daemon_hangs() -> Result<()> {
     daemon.signal("CONT")?;
     assert!(statuses?.iter().all(|status| *status == 503));
     daemon.client().call("supervisor.getState", ())?;
-    assert!(descriptors(&daemon)? <= before + 4);
+    assert!(descriptors(daemon.pid())? <= before + 4);
     stranger.wait_for_health(200).map(drop)
 }
 
@@ -289,7 +284,7 @@ fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
         }
         took.sort();
         println!("p50 {:?}, p99 {:?}", took[50], took[99]);
-        ensure!(took[98] < SOON, "{:?}", took[98]);
+        ensure!(took[99] < SOON, "{:?}", took[99]);
     }
     // Nor do others' starts, nor changes.
     let other = sidecar.socket_client();
@@ -304,7 +299,7 @@ fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
     timed("twiddler.addGroup", params!["new", 1])?;
     timed("twiddler.getAPIVersion", vec![])?;
     ensure!(took.iter().all(|(_, took)| *took < SOON), "{took:?}");
-    assert!(descriptors(&daemon)? < 500 * 5);
+    assert!(descriptors(daemon.pid())? < 500 * 5);
     drop(crowd);
     Ok(())
 }
@@ -313,15 +308,15 @@ fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
 fn all_calls_that_wait_get_their_turn_however_long_it_takes() -> Result<()> {
     let (daemon, sidecar) = started(with_programs(PROGRAMS), &[])?;
     let client = sidecar.client();
-    // Each turn takes eight seconds, and there are not turns enough for all.
-    let crowd = slow_starts(&client, 0, 250)?;
+    // Each turn takes ten seconds, and there are not turns enough for all.
+    let crowd = slow_starts(&client, 0, 200)?;
     let statuses = statuses(crowd, LIMIT * 4)?;
     assert!(statuses.iter().all(|status| *status == 200));
     let running = common::rows(&daemon.client())?
         .iter()
         .filter(|row| row.group == "slow" && row.state == "RUNNING")
         .count();
-    assert_eq!(running, 250);
+    assert_eq!(running, 200);
     Ok(())
 }
 
@@ -357,30 +352,38 @@ fn calls_that_wait_are_bounded_in_number() -> Result<()> {
 
 #[test]
 fn the_daemons_own_limit_counts() -> Result<()> {
-    let options = DaemonOptions {
-        extra_supervisord: "minfds = 128\n",
-        ..with_programs(PROGRAMS)
-    };
-    let (daemon, sidecar) = started(options, &[])?;
-    // Ten programs and the spare leave 14, and 16 there are always.
-    limit_descriptors(&daemon, 128)?;
-    let client = sidecar.client();
-    client.call("supervisor.getState", ())?;
-    let info = write::call("supervisor.stopProcess", &params!["slow:*"]);
-    let crowd = (0..500).map(|number| match number % 3 {
-        0 => request(&client, "POST", "/RPC2", Some(&info)),
-        1 => request(&client, "GET", "/", None),
-        _ => request(&client, "GET", "/twiddler/health", None),
-    });
-    let crowd = all_at_once(&client, crowd)?;
-    let mut most = 0;
-    for connection in crowd {
-        most = most.max(descriptors(&daemon)?);
-        let statuses = statuses(vec![connection], LIMIT)?;
-        ensure!(statuses == [200], "{statuses:?}");
+    const FEW: &str = "[program:few]\ncommand = /bin/cat\nautostart = false\nnumprocs = 2\n\
+        process_name = %(process_num)d\n";
+    let body = format!("{TEN}{FEW}");
+    // Where there is no socket, the daemon is asked which process it is.
+    for socket in [true, false] {
+        let options = DaemonOptions {
+            socket,
+            tcp: !socket,
+            ..with_programs(&body)
+        };
+        let (daemon, sidecar) = started(options, &["--allow-open"])?;
+        // Ten programs and the spare leave 14, and 16 there are always.
+        limit_descriptors(&daemon, 128)?;
+        let before = descriptors(daemon.pid())?;
+        let client = sidecar.client();
+        // It takes note of the limit a moment after its first call.
+        client.call("supervisor.getState", ())?;
+        let stop = write::call("supervisor.stopProcess", &params!["few:*"]);
+        let requests = (0..300).map(|number| match number % 3 {
+            0 => request(&client, "POST", "/RPC2", Some(&stop)),
+            1 => request(&client, "GET", "/", None),
+            _ => request(&client, "GET", "/twiddler/health", None),
+        });
+        let mut most = 0;
+        for connection in all_at_once(&client, requests)? {
+            most = most.max(descriptors(daemon.pid())?);
+            let statuses = statuses(vec![connection], LIMIT)?;
+            ensure!(statuses == [200], "{statuses:?}");
+        }
+        assert!(most <= before + 16 + 2, "{before}, and then {most}");
+        daemon.client().call("supervisor.getState", ())?;
     }
-    assert!(most <= 57 + 16 + 4, "{most}");
-    daemon.client().call("supervisor.getState", ())?;
     Ok(())
 }
 

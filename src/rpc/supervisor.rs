@@ -16,6 +16,9 @@ use crate::relay;
 use crate::twiddler::{Change, Place, Refusal, Registry, Wording};
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 
+/// Lives of the daemon in which a call is looked at before it is given up.
+const MAX_LIVES: usize = 8;
+
 /// What to do with a call of the daemon's own namespace.
 pub(super) enum Translation {
     /// Pass it on as it is.
@@ -135,13 +138,16 @@ impl Rpc {
         name: &str,
         params: &[Value],
     ) -> (Translation, u64) {
-        loop {
+        for _ in 0..MAX_LIVES {
             let life = self.twiddler.life_number();
             let translation = self.translate_now(caller, name, params).await;
             if self.twiddler.life_number() == life {
                 return (translation, life);
             }
         }
+        let reply = relay::bad_gateway("supervisord starts again and again");
+        let failed = Translation::Failed(Failure::http(reply));
+        (failed, self.twiddler.life_number())
     }
 
     async fn translate_now(
