@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::header::AUTHORIZATION;
@@ -30,9 +30,10 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The peer at `address`.
+    /// The peer at `address`. All programs of this machine have all of its loopback addresses.
     pub fn at(address: IpAddr) -> Self {
         Origin::Address(match address.to_canonical() {
+            address if address.is_loopback() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & OF_ONE_MACHINE).into(),
             address => address,
         })
@@ -161,5 +162,7 @@ mod tests {
         assert_ne!(peer("2001:db8::1"), peer("2001:db8:0:1::1"));
         assert_eq!(peer("::ffff:10.0.0.1"), peer("10.0.0.1"));
         assert_ne!(peer("10.0.0.1"), peer("10.0.0.2"));
+        assert_eq!(peer("127.0.0.1"), peer("127.8.0.2"));
+        assert_eq!(peer("127.0.0.1"), peer("::1"));
     }
 }

@@ -39,6 +39,8 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Kept connections that may turn out to be closed before a request goes over a new one.
 const MAX_STALE: usize = 16;
+/// A reply of more bytes than this takes as long as its reader does.
+const LARGE_REPLY: u64 = 64 * 1024;
 /// A header block of the daemon's replies is small; its redirects carry what the client sent.
 const MAX_REPLY_HEAD: usize = 512 * 1024;
 
@@ -165,7 +167,11 @@ impl Connections {
         }
     }
 
-    fn streamed(&self, reply: Response<Incoming>, way: Way, slot: Slot) -> Response<ReplyBody> {
+    fn streamed(&self, reply: Response<Incoming>, way: Way, mut slot: Slot) -> Response<ReplyBody> {
+        let size = hyper::body::Body::size_hint(reply.body()).exact();
+        if size.is_none_or(|size| size > LARGE_REPLY) {
+            slot.take_long();
+        }
         // Where the daemon finds fault with the head of a request, it takes the body for the next
         // request (`supervisor/medusa/auth_handler.py` does with credentials that it cannot read).
         let was_read = reply.status() == StatusCode::OK;

@@ -261,6 +261,11 @@ impl Queue {
         }
     }
 
+    /// Exchanges a slot for one of another share, if one is free.
+    fn exchange(&mut self, client: Client, from: Share, to: Share) -> Option<Vec<Grant>> {
+        self.take(client, to).then(|| self.give_back(client, from))
+    }
+
     /// Goes by other limits from now on. What is taken stays taken.
     fn resize(&mut self, limits: SlotLimits) -> Vec<Grant> {
         self.limits = limits;
@@ -391,6 +396,25 @@ impl Slots {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    /// Counts a quick call among those that take long, as far as there is room: its reply is so large
+    /// that its reader decides how long it takes.
+    pub(super) fn take_long(&mut self) {
+        if self.share != Share::Quick {
+            return;
+        }
+        let exchanged = self
+            .slots
+            .state()
+            .queue
+            .exchange(self.client, self.share, Share::Waiting);
+        if let Some(grants) = exchanged {
+            self.share = Share::Waiting;
+            self.slots.hand_over(grants);
+        }
     }
 }
 
@@ -538,6 +562,26 @@ mod tests {
         let next = queue.give_back(B, Share::Tail);
         assert_eq!(granted(&next), [(A, 0), (B, 1)]);
         assert!(!queue.take(C, Share::Tail));
+    }
+
+    #[tokio::test]
+    async fn a_quick_call_that_takes_long_makes_room_for_another() {
+        let slots = Arc::new(Slots::new(SlotLimits {
+            quick: 1,
+            waiting: 1,
+            ..LIMITS
+        }));
+        let mut first = slots.take(A, Share::Quick).await.unwrap();
+        first.take_long();
+        first.take_long();
+        let mut second = slots.take(B, Share::Quick).await.unwrap();
+        second.take_long();
+        assert!(!slots.state().queue.is_free(C, Share::Quick), "no room");
+        drop(first);
+        second.take_long();
+        assert!(slots.state().queue.is_free(C, Share::Quick));
+        drop(second);
+        assert!(slots.state().queue.taken_by.is_empty());
     }
 
     #[test]
