@@ -6,8 +6,6 @@
 
 mod common;
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use common::dice::setting;
 use common::pair::Pair;
@@ -118,7 +116,7 @@ fn the_log_says_who_is_waited_for() -> Result<()> {
     let stubborn = options(&[
         (
             "command",
-            "/bin/sh -c 'trap \"\" TERM; while :; do sleep 0.1; done'",
+            "/bin/sh -c 'trap \"\" TERM; echo trapped; while :; do sleep 0.1; done'",
         ),
         ("stopwaitsecs", "3"),
         ("startsecs", "0"),
@@ -128,8 +126,11 @@ fn the_log_says_who_is_waited_for() -> Result<()> {
     client.call(ADD, ("g", "quick", by_hand("/bin/cat", "0")))?;
     client.call(ADD, ("g", "slow", stubborn))?;
     client.call("supervisor.startProcessGroup", ("g",))?;
-    // The shell must have come to its trap.
-    std::thread::sleep(Duration::from_millis(300));
+    eventually(LIMIT, || {
+        let written = client.call("supervisor.readProcessStdoutLog", ("g:slow", 0, 100))?;
+        ensure!(text(&written)?.contains("trapped"), "{written:?}");
+        Ok(())
+    })?;
     client.call("supervisor.stopProcessGroup", ("g",))?;
     let log = daemon.wait_for_log("stopped: slow")?;
     let waiting = log.matches(" INFO waiting for slow to stop\n").count();
