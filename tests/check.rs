@@ -367,7 +367,7 @@ fn a_proxy_that_runs_is_not_disturbed() -> Result<()> {
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
     client.call("twiddler.addGroup", ("one", 1))?;
-    let log = sidecar.stderr_text();
+    let log = sidecar.wait_for_stderr("added group one")?;
     let address = sidecar.tcp_addr().to_string();
     let setup = Setup {
         arguments: &["--listen", &address],
