@@ -48,7 +48,8 @@ fn a_change_is_given_up_and_leaves_nothing() -> Result<()> {
         let error = outcome.err().context("it was made")?;
         ensure!(error.status() == Some(502), "{error:?}");
         ensure!(taken < GIVEN_UP, "given up after {taken:?}");
-        let written = lines()? - written;
+        // The journal may have been tidied meanwhile.
+        let written = lines()?.saturating_sub(written);
         ensure!(written < FEW_LINES, "{written} lines");
         ensure!(relay.dropped() > 0, "no connection was dropped");
         relay.hand_on_again();
