@@ -18,6 +18,10 @@ pub const MAX_QUEUED: usize = 768;
 const TAIL_COST: usize = 2;
 /// Followers that calls which wait always leave room for.
 const ASSURED_TAILS: usize = 4;
+/// Logs that are followed at a time, at most: one client may follow those of fifty processes.
+const MOST_TAILS: usize = 68;
+/// Calls that wait which followers leave room for where there are many connections.
+const LEAST_WAITING: usize = 10;
 /// Connections that only watch whether the daemon has started again, or ask for its account.
 const WATCHING: usize = 2;
 
@@ -62,7 +66,8 @@ impl SlotLimits {
         let rest = ceiling.saturating_sub(idle + WATCHING + own + reload);
         let quick = (rest / 4).clamp(2, 32);
         let long = rest.saturating_sub(quick);
-        let tails = (long / 3).clamp(1, 48);
+        let tails = (long / 3).max(long.saturating_sub(LEAST_WAITING) / TAIL_COST);
+        let tails = tails.clamp(1, MOST_TAILS);
         let waiting = long.saturating_sub(TAIL_COST * tails.min(ASSURED_TAILS));
         SlotLimits {
             idle,
@@ -491,7 +496,7 @@ mod tests {
             assert!(limits.idle > 2 && limits.idle <= 8);
         }
         let most = SlotLimits::of(200);
-        assert_eq!((most.quick, most.waiting, most.tails), (32, 138, 48));
+        assert_eq!((most.quick, most.waiting, most.tails), (32, 138, 68));
         let fewest = SlotLimits::of(16);
         assert_eq!((fewest.quick, fewest.waiting, fewest.tails), (2, 3, 1));
     }
