@@ -131,7 +131,7 @@ pub struct ServeArgs {
     pub allow_open: Option<String>,
 
     /// Where browsers may find twiddler beside addresses and localhost, separated by commas: names such as
-    /// proxy.example.com, and for what is seen through a relay origins such as https://sup.example.com
+    /// proxy.example.com, and for what is seen through a relay origins such as `https://sup.example.com`
     /// [env: TWIDDLER_HOSTS]
     #[arg(help_heading = "Access", long, value_name = "NAMES")]
     pub hosts: Option<String>,

@@ -19,12 +19,12 @@ pub struct ClientOptions {
     #[arg(short, long, value_name = "URL", help_heading = HEADING)]
     pub server: Option<String>,
 
-    /// The user name to present [env: TWIDDLER_CLIENT_USERNAME] [default: that of [supervisorctl]]
+    /// The user name to present [env: TWIDDLER_CLIENT_USERNAME] [default: as in section supervisorctl]
     #[arg(short, long, value_name = "NAME", help_heading = HEADING)]
     pub username: Option<String>,
 
     /// The password to present; other users can see command lines, so better set
-    /// TWIDDLER_CLIENT_PASSWORD [default: that of [supervisorctl]]
+    /// TWIDDLER_CLIENT_PASSWORD [default: as in section supervisorctl]
     #[arg(short, long, value_name = "PASSWORD", help_heading = HEADING)]
     pub password: Option<String>,
 
@@ -324,7 +324,7 @@ pub struct AddArgs {
     /// The group, and the program's name in it
     #[arg(value_name = "GROUP:NAME")]
     pub name: String,
-    /// An option as in a [program:x] section; repeatable
+    /// An option as in a `[program:x]` section; repeatable
     #[arg(short = 'O', long = "option", value_name = "KEY=VALUE", value_parser = key_value)]
     pub options: Vec<(String, String)>,
     /// How many processes; more than one need %(process_num)d in process_name, which is set unless

@@ -40,10 +40,10 @@ use template::{Known, Template};
 /// and it serves nobody meanwhile.
 pub const MAX_NUMPROCS: u32 = 1000;
 
-/// What the daemon takes for a missing `process_name`, `priority` and `startsecs`.
+/// What the daemon takes for a missing `process_name` and `priority`.
 const DEFAULT_PROCESS_NAME: &str = "%(program_name)s";
 const DEFAULT_PRIORITY: i64 = 999;
-/// See [`DEFAULT_PRIORITY`].
+/// What the daemon takes for a missing `startsecs`, in seconds.
 pub const DEFAULT_STARTSECS: i64 = 1;
 
 /// The names of the options that the daemon knows.
