@@ -14,9 +14,9 @@ lint:
 test *NAME:
     cargo test --locked {{NAME}}
 
-# The parsers and the call path, for this many seconds each
-fuzz SECONDS="60":
-    TWIDDLER_FUZZ_SECONDS={{SECONDS}} cargo test --locked --profile fuzz --test fuzz
+# The parsers and the call path, for so many times two seconds each
+fuzz EFFORT="30":
+    TEST_EFFORT={{EFFORT}} cargo test --locked --profile fuzz --test fuzz
 
 # The figures of docs/performance.md; a row's name measures that row alone
 bench *ROW:

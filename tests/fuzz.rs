@@ -1,9 +1,9 @@
 //! Random and mutated input for everything that reads what others wrote: nothing panics, and what
 //! must hold of every input does.
 //!
-//! - `TWIDDLER_FUZZ_SECONDS`: how long each target runs (2)
-//! - `TWIDDLER_FUZZ_SEED`: another seed, other inputs (1)
-//! - `TWIDDLER_FUZZ_INPUT`: runs that one input alone, as a failure names it
+//! - `TEST_EFFORT`: makes each target run so many times its two seconds (1)
+//! - `TEST_SEED`: another seed, other inputs (1)
+//! - `TEST_INPUT`: runs that one input alone, as a failure names it
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -20,7 +20,7 @@ use supervisor_twiddler::program::{Name, Program, Scope};
 use supervisor_twiddler::twiddler::{Event, Member, Registry};
 use supervisor_twiddler::xmlrpc::{Fault, MethodCall, Value, read, write};
 
-fn setting(name: &str) -> Option<u64> {
+fn number(name: &str) -> Option<u64> {
     std::env::var(name)
         .ok()
         .map(|text| text.parse().expect("a number"))
@@ -28,18 +28,18 @@ fn setting(name: &str) -> Option<u64> {
 
 /// Runs `target` on one input after another, each from a seed of its own.
 fn fuzz(name: &str, mut target: impl FnMut(&mut Rng)) {
-    let seed = setting("TWIDDLER_FUZZ_SEED").unwrap_or(1);
+    let seed = number("TEST_SEED").unwrap_or(1);
     let mut run = |input: u64| {
         let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ input);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| target(&mut rng))) {
-            eprintln!("TWIDDLER_FUZZ_SEED={seed} TWIDDLER_FUZZ_INPUT={input} fails in {name}");
+            eprintln!("TEST_SEED={seed} TEST_INPUT={input} fails in {name}");
             resume_unwind(panic);
         }
     };
-    if let Some(input) = setting("TWIDDLER_FUZZ_INPUT") {
+    if let Some(input) = number("TEST_INPUT") {
         return run(input);
     }
-    let time = Duration::from_secs(setting("TWIDDLER_FUZZ_SECONDS").unwrap_or(2));
+    let time = Duration::from_secs(2 * number("TEST_EFFORT").unwrap_or(1));
     let began = Instant::now();
     let mut inputs = 0;
     while began.elapsed() < time {

@@ -4,7 +4,7 @@
 //! prints one table. `cargo bench -- --row NAME` measures one row, `--list` names them, `--smoke`
 //! only tries whether all of them work. Nothing is left running.
 
-#[path = "../../tests/common/mod.rs"]
+#[path = "../../tests/it/common/mod.rs"]
 mod common;
 mod measure;
 mod rows;

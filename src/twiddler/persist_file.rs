@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn the_file_of_the_first_version_is_read() {
-        let kept = KeptBefore::read(include_str!("../../tests/fixtures/0.1.0/persist.conf"));
+        let kept = KeptBefore::read(include_str!("../../tests/it/fixtures/0.1.0/persist.conf"));
         let groups: Vec<(&str, i64)> = kept
             .groups
             .iter()

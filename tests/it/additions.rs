@@ -1,0 +1,163 @@
+//! What a client sees right after an addition is what the in-process original shows.
+//!
+//! `TEST_EFFORT` multiplies how many programs are added in each way.
+
+use std::thread;
+
+use crate::common::dice::times;
+use crate::common::pair::Pair;
+use crate::common::values::fault_in;
+use crate::common::{Client, Daemon, Sidecar, member, options, text, value};
+use anyhow::{Result, ensure};
+use supervisor_twiddler::xmlrpc::Value;
+
+/// Without the turn of the daemon's loop that each waits for, a third of them are seen too early.
+const ADDITIONS: usize = 24;
+const ADD: &str = "twiddler.addProgramToGroup";
+
+const USER: &str = "\
+[group:web]
+programs = a
+
+[program:a]
+command = /bin/sleep 600
+autostart = false
+";
+
+/// Takes a minute to be up.
+fn starter() -> Value {
+    options(&[("command", "/bin/sleep 600"), ("startsecs", "60")])
+}
+
+fn several() -> Value {
+    options(&[
+        ("command", value("/bin/sleep 600")),
+        ("startsecs", value(60)),
+        ("numprocs", value(2)),
+        ("process_name", value("%(program_name)s-%(process_num)d")),
+    ])
+}
+
+fn ensure_starting(client: &Client, namespec: &str) -> Result<()> {
+    let info = client.call("supervisor.getProcessInfo", (namespec,))?;
+    let state = text(member(&info, "statename")?)?;
+    ensure!(state == "STARTING", "{namespec} is {state}");
+    Ok(())
+}
+
+/// In turn: a member that joins others, the first one of a group, a program of two processes.
+fn add_and_look(client: &Client, prefix: &str, count: usize) -> Result<()> {
+    for number in 0..count {
+        let name = format!("{prefix}{number}");
+        let namespec = match number % 3 {
+            0 => {
+                client.call(ADD, ("web", &name, starter()))?;
+                format!("web:{name}")
+            }
+            1 => {
+                client.call("twiddler.addGroup", (&name, 999))?;
+                client.call(ADD, (&name, "first", starter()))?;
+                format!("{name}:first")
+            }
+            _ => {
+                client.call(ADD, ("web", &name, several()))?;
+                format!("web:{name}-1")
+            }
+        };
+        ensure_starting(client, &namespec)?;
+        let calls = [
+            (ADD, params!["web", format!("{name}-m"), starter()]),
+            (
+                "supervisor.getProcessInfo",
+                params![format!("web:{name}-m")],
+            ),
+        ];
+        let results = client.multicall(&calls)?;
+        let state = text(member(&results[1], "statename")?)?;
+        ensure!(state == "STARTING", "{name}-m is {state} in one multicall");
+    }
+    Ok(())
+}
+
+#[test]
+fn nobody_sees_a_process_before_the_daemon_has_started_it() -> Result<()> {
+    let additions = times(ADDITIONS)?;
+    for arguments in [&[][..], &["--persist"]] {
+        let daemon = Daemon::start(USER)?;
+        let sidecar = Sidecar::start_with(&daemon, arguments)?;
+        add_and_look(&sidecar.socket_client().kept_alive(), "one", additions)?;
+        // From several clients, whose additions are made together.
+        let clients = 4;
+        thread::scope(|scope| -> Result<()> {
+            let looking: Vec<_> = (0..clients)
+                .map(|number| {
+                    let client = sidecar.socket_client();
+                    let prefix = format!("many{number}-");
+                    scope.spawn(move || add_and_look(&client, &prefix, additions / clients))
+                })
+                .collect();
+            looking
+                .into_iter()
+                .try_for_each(|one| one.join().expect("it does not panic"))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn one_multicall_may_add_and_start() -> Result<()> {
+    let pair = Pair::start(USER)?;
+    let given = |command: &str| {
+        options(&[
+            ("command", command),
+            ("startsecs", "1"),
+            ("startretries", "0"),
+        ])
+    };
+    let kinds = [
+        ("up", "/bin/sleep 600", params![]),
+        ("not-waited-for", "/bin/sleep 600", params![false]),
+        ("ends", "/bin/sh -c 'sleep 0.2; exit 1'", params![]),
+        ("no-such-file", "/nowhere/at/all", params![]),
+    ];
+    for (name, command, more) in kinds {
+        let calls = [
+            (ADD, params!["web", name, given(command)]),
+            (
+                "supervisor.startProcess",
+                [params![format!("web:{name}")], more].concat(),
+            ),
+            (
+                "supervisor.startProcess",
+                params![format!("web:{name}"), false],
+            ),
+        ];
+        let results = |client: &Client| -> Result<Vec<Option<(i64, String)>>> {
+            let results = client.multicall(&calls)?;
+            let fault = |value| fault_in(value).map(|(code, text)| (code, text.to_owned()));
+            Ok(results.iter().map(fault).collect())
+        };
+        let mut theirs = results(&pair.oracle.client())?;
+        let mut ours = results(&pair.sidecar.client())?;
+        if name == "ends" {
+            // Between the calls the daemon may give the process up, after which it starts once more.
+            theirs.truncate(2);
+            ours.truncate(2);
+        }
+        ensure!(theirs == ours, "{name}: there {theirs:?}, here {ours:?}");
+    }
+    // Who is there already is not started again by an addition that is refused.
+    let calls = [
+        (ADD, params!["web", "up", given("/bin/cat")]),
+        ("supervisor.startProcess", params!["web:up"]),
+    ];
+    for client in [pair.oracle.client(), pair.sidecar.client()] {
+        let results = client.multicall(&calls)?;
+        let codes: Vec<_> = results
+            .iter()
+            .map(|it| fault_in(it).map(|it| it.0))
+            .collect();
+        ensure!(codes == [Some(10), Some(60)], "{codes:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Programs of other people's that some tests use, and that not every machine has.
+
+use std::io::{self, Write};
+use std::process::Command;
+use std::{env, thread};
+
+use anyhow::{Result, ensure};
+
+use super::process::run;
+use super::provision::scrub;
+
+/// Set where every test must be carried out.
+const ALL: &str = "TEST_ALL";
+
+/// A program that a test cannot do without.
+#[derive(Clone, Copy, Debug)]
+pub struct Tool {
+    /// What it is called among people.
+    name: &'static str,
+    /// What must be in `PATH`.
+    programs: &'static [&'static str],
+    /// What must succeed; nothing is fine where the programs are all there is to it.
+    trial: &'static [&'static str],
+    /// The packages of Debian and Ubuntu.
+    packages: &'static str,
+}
+
+/// A browser, with what drives it.
+pub const CHROMIUM: Tool = Tool {
+    name: "Chromium with its driver",
+    programs: &["chromium", "chromedriver"],
+    trial: &[],
+    packages: "chromium chromium-driver",
+};
+/// curl.
+pub const CURL: Tool = Tool {
+    name: "curl",
+    programs: &["curl"],
+    trial: &[],
+    packages: "curl",
+};
+/// Ruby's XML-RPC client.
+pub const RUBY: Tool = Tool {
+    name: "Ruby with its xmlrpc library",
+    programs: &["ruby"],
+    trial: &["ruby", "-e", "require 'xmlrpc/client'"],
+    packages: "ruby ruby-xmlrpc",
+};
+/// nginx.
+pub const NGINX: Tool = Tool {
+    name: "nginx",
+    programs: &["nginx"],
+    trial: &[],
+    packages: "nginx-light",
+};
+/// HAProxy.
+pub const HAPROXY: Tool = Tool {
+    name: "HAProxy",
+    programs: &["haproxy"],
+    trial: &[],
+    packages: "haproxy",
+};
+
+/// Whether the test that asks can be carried out. Where it cannot, says so in one line, whatever
+/// becomes of the test's output otherwise.
+///
+/// # Errors
+///
+/// Where it cannot, and `TEST_ALL=1` says that it must.
+pub fn have(tools: &[Tool]) -> Result<bool> {
+    let Some(tool) = tools.iter().find(|tool| !tool.is_here()) else {
+        return Ok(true);
+    };
+    let thread = thread::current();
+    let said = format!(
+        "{} needs {} in PATH: on Debian and Ubuntu `apt install {}`",
+        thread.name().unwrap_or("this test"),
+        tool.name,
+        tool.packages
+    );
+    let must = env::var(ALL).is_ok_and(|value| value == "1");
+    ensure!(!must, "{said}");
+    let _ = writeln!(io::stderr(), "test left out: {said}");
+    Ok(false)
+}
+
+impl Tool {
+    fn is_here(&self) -> bool {
+        let Some((program, arguments)) = self.trial.split_first() else {
+            return self.programs.iter().all(|program| is_in_path(program));
+        };
+        let mut trial = Command::new(program);
+        scrub(&mut trial);
+        run(trial.args(arguments)).is_ok_and(|output| output.status.success())
+    }
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}

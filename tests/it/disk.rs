@@ -1,0 +1,402 @@
+//! The include directory fails the proxy: full, read-only, gone, in the way; the journal is cut
+//! short or edited. What the daemon has is not lost, and what is refused has changed nothing.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::common::changes::{Change, Model, USER, View, ensure_nothing_astray, make};
+use crate::common::disk::{launcher, limit_files, set_mode};
+use crate::common::process::run;
+use crate::common::stuck::{GENERATED, slow_sections, stop_in_a_change};
+use crate::common::view::ensure_include_holds;
+use crate::common::{
+    CallError, Client, Daemon, Dice, Sidecar, SidecarOptions, options, rows, stderr_text, twiddler,
+};
+use anyhow::{Context, Result, ensure};
+use supervisor_twiddler::xmlrpc::Value;
+
+const FAILED: i32 = 30;
+const JOURNAL: &str = ".twiddler-journal";
+
+fn front(arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            launcher: &launcher()?,
+            arguments,
+            ..SidecarOptions::default()
+        },
+    )?;
+    Ok((daemon, sidecar))
+}
+
+fn sleeper() -> Value {
+    options(&[("command", "/bin/sleep 600"), ("autostart", "false")])
+}
+
+/// Makes a change that must be refused because of the disk, in words that say so.
+fn ensure_refused(
+    client: &Client,
+    daemon: &Daemon,
+    method: &str,
+    params: Vec<Value>,
+) -> Result<()> {
+    let fault = client.expect_fault(method, params)?;
+    let dir = daemon.include_dir().to_string_lossy().into_owned();
+    let said = fault.code == FAILED && fault.text.contains(&dir);
+    ensure!(said, "{method}: fault {}: {}", fault.code, fault.text);
+    Ok(())
+}
+
+/// One refused change of each kind that needs the disk.
+fn ensure_all_refused(client: &Client, daemon: &Daemon) -> Result<()> {
+    let before = rows(&daemon.client())?;
+    for (method, params) in [
+        ("twiddler.addGroup", params!["another", 1]),
+        (
+            "twiddler.addProgramToGroup",
+            params!["web", "another", sleeper()],
+        ),
+        (
+            "twiddler.addProgramToGroup",
+            params!["own", "another", sleeper()],
+        ),
+        (
+            "twiddler.addProgramToGroup",
+            params!["dynamic_procs", "another", sleeper()],
+        ),
+    ] {
+        ensure_refused(client, daemon, method, params)?;
+    }
+    ensure!(
+        rows(&daemon.client())? == before,
+        "a refused change has changed something"
+    );
+    let unknown = client.expect_fault("twiddler.removeGroup", ("another",))?;
+    ensure!(unknown.code == 10, "{unknown:?}");
+    Ok(())
+}
+
+/// The same changes, which all must work.
+fn ensure_all_work(client: &Client) -> Result<()> {
+    client.call("twiddler.addGroup", ("another", 1))?;
+    client.call("twiddler.removeGroup", ("another",))?;
+    for group in ["web", "own", "dynamic_procs"] {
+        client.call("twiddler.addProgramToGroup", (group, "another", sleeper()))?;
+        client.call("twiddler.removeProcessFromGroup", (group, "another"))?;
+    }
+    Ok(())
+}
+
+/// Makes changes while files may grow to this or that size, so that now one write fails and now
+/// another; each change is made and known, or refused and not made. Then the proxy is killed.
+fn every_write_may_fail(arguments: &[&str]) -> Result<()> {
+    let (daemon, sidecar) = front(arguments)?;
+    let mut model = Model::new();
+    let mut dice = Dice::new(8);
+    let (mut made, mut refused) = (0, 0);
+    let journal = daemon.include_dir().join(JOURNAL);
+    for round in 0..40 {
+        let client = sidecar.socket_client();
+        // About as much as the journal has, so that it is full in the middle of a change.
+        let size = journal.metadata().map_or(0, |found| found.len());
+        let room = [0, 40, 120, 200, 300, 450, 700, 1000][round % 8];
+        let limit = if round % 3 == 0 { room } else { size + room };
+        limit_files(&sidecar, Some(limit))?;
+        for _ in 0..2 {
+            let change = model.propose(&mut dice);
+            match make(&client, std::slice::from_ref(&change))? {
+                None => {
+                    model.apply(&change);
+                    made += 1;
+                }
+                Some(CallError::Fault(fault)) if fault.code == FAILED => {
+                    let clear = fault.text.contains("cannot write in the include directory");
+                    ensure!(clear, "{fault:?}");
+                    refused += 1;
+                }
+                Some(error) => return Err(error).context(format!("round {round}: {change:?}")),
+            }
+        }
+        limit_files(&sidecar, None)?;
+        if round % 2 == 0 {
+            sidecar.kill()?;
+            sidecar.start_again()?;
+        }
+        let view = View::of(&sidecar.socket_client())?;
+        model
+            .ensure_shown_by(&view)
+            .and_then(|()| ensure_nothing_astray(&model, &daemon.client(), &[]))
+            .with_context(|| format!("round {round}, limit {limit}"))?;
+        let names = daemon.include_files()?;
+        let left = names
+            .iter()
+            .any(|name| name.starts_with(".zz-") || name == GENERATED);
+        ensure!(!left, "{names:?}");
+    }
+    ensure!(made > 10 && refused > 10, "{made} made, {refused} refused");
+    Ok(())
+}
+
+#[test]
+fn on_a_full_disk_changes_are_made_or_refused() -> Result<()> {
+    every_write_may_fail(&[])
+}
+
+#[test]
+fn on_a_full_disk_changes_that_persist_are_made_or_refused() -> Result<()> {
+    every_write_may_fail(&["--persist"])
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_refuses_changes_until_it_may() -> Result<()> {
+    for arguments in [&[][..], &["--persist"]] {
+        let (daemon, sidecar) = front(arguments)?;
+        let client = sidecar.client();
+        client.call("twiddler.addGroup", ("own", 1))?;
+        client.call("twiddler.addProgramToGroup", ("web", "placed", sleeper()))?;
+        set_mode(daemon.include_dir(), 0o555)?;
+        ensure_all_refused(&client, &daemon)?;
+        // What needs no disk goes on.
+        client.call("supervisor.startProcess", ("web:placed",))?;
+        client.call("supervisor.stopProcess", ("web:placed",))?;
+        set_mode(daemon.include_dir(), 0o755)?;
+        ensure_all_work(&client)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_is_not_there_refuses_changes_until_it_is_again() -> Result<()> {
+    let (daemon, sidecar) = front(&[])?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("own", 1))?;
+    let (dir, elsewhere) = (daemon.include_dir(), daemon.dir().join("elsewhere"));
+    fs::rename(dir, &elsewhere)?;
+    ensure_all_refused(&client, &daemon)?;
+    fs::rename(&elsewhere, dir)?;
+    ensure_all_work(&client)?;
+    // Another one in its place, as after a volume was mounted.
+    fs::rename(dir, &elsewhere)?;
+    fs::create_dir(dir)?;
+    ensure_all_work(&client)?;
+    sidecar.kill()?;
+    sidecar.start_again()?;
+    sidecar.client().call("twiddler.removeGroup", ("own",))?;
+    Ok(())
+}
+
+#[test]
+fn something_in_the_way_refuses_changes_until_it_is_gone() -> Result<()> {
+    let (daemon, sidecar) = front(&[])?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("own", 1))?;
+    let obstacle = daemon.include_dir().join(GENERATED);
+    fs::create_dir(&obstacle)?;
+    ensure_all_refused(&client, &daemon)?;
+    let names = daemon.include_files()?;
+    ensure!(
+        !names.iter().any(|name| name.starts_with(".zz-")),
+        "{names:?}"
+    );
+    fs::remove_dir(&obstacle)?;
+    ensure_all_work(&client)
+}
+
+#[test]
+fn a_file_that_cannot_be_taken_away_is_said_and_goes_later() -> Result<()> {
+    let daemon = Daemon::start(&(slow_sections() + USER))?;
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            launcher: &launcher()?,
+            ..SidecarOptions::default()
+        },
+    )?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("own", 1))?;
+    let (mut call, attempt) = stop_in_a_change(&daemon, &client, |attempt| {
+        ("twiddler.addGroup", params![format!("late{attempt}"), 1])
+    })?;
+    set_mode(daemon.include_dir(), 0o555)?;
+    daemon.signal("CONT")?;
+    let reply = call.read_reply()?;
+    ensure!(reply.text().contains("<boolean>1</boolean>"), "{reply:?}");
+    sidecar.wait_for_stderr("a generated file cannot be taken away")?;
+    set_mode(daemon.include_dir(), 0o755)?;
+    // The next file takes its place.
+    client.call("twiddler.addProgramToGroup", ("web", "another", sleeper()))?;
+    ensure_include_holds(&daemon, &[])?;
+    client.call("twiddler.removeGroup", (format!("late{attempt}"),))?;
+    sidecar.stop()?;
+    let names = daemon.include_files()?;
+    ensure!(
+        !names.iter().any(|name| name.starts_with(".zz-")),
+        "{names:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn without_a_directory_to_write_to_it_does_not_start() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let dir = daemon.include_dir();
+    let conf = daemon.conf().to_string_lossy().into_owned();
+    let serve = [
+        "serve",
+        "-c",
+        &conf,
+        "--allow-open",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let ensure_ends = |what: &str, wanted: &str| -> Result<()> {
+        let words = launcher()?;
+        let mut command = Command::new(words[0]);
+        command
+            .args(&words[1..])
+            .arg(env!("CARGO_BIN_EXE_twiddler"))
+            .args(serve);
+        let ended = run(&mut command)?;
+        let said = stderr_text(&ended);
+        // Started again, it would say the same: a service manager is told so by the code.
+        ensure!(
+            ended.status.code() == Some(2),
+            "{what}: {}: {said}",
+            ended.status
+        );
+        let named = said.contains(&*dir.to_string_lossy()) && said.contains(wanted);
+        ensure!(named, "{what}: {said}");
+        Ok(())
+    };
+    set_mode(dir, 0o555)?;
+    ensure_ends("not writable", "may not write")?;
+    set_mode(dir, 0o755)?;
+    fs::create_dir(dir.join(JOURNAL))?;
+    ensure_ends("a directory for a journal", "irectory")?;
+    fs::remove_dir(dir.join(JOURNAL))?;
+    fs::remove_dir_all(dir)?;
+    ensure_ends("missing", "does not exist")?;
+    ensure!(twiddler(&["--version"])?.status.success());
+    Ok(())
+}
+
+/// Group and name of each process that is shown.
+fn shown(client: &Client) -> Result<BTreeSet<(String, String)>> {
+    Ok(rows(client)?
+        .into_iter()
+        .map(|row| (row.group, row.name))
+        .collect())
+}
+
+/// Ways to spoil a journal.
+fn spoilt(text: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<(String, Vec<u8>)> = Vec::new();
+    for part in 0..16 {
+        let length = text.len() * part / 16;
+        all.push((format!("cut after {length} bytes"), text[..length].to_vec()));
+    }
+    let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+    for (number, _) in lines.iter().enumerate() {
+        let mut without = lines.clone();
+        without.remove(number);
+        all.push((format!("without line {number}"), without.concat()));
+    }
+    all.push((
+        "random bytes".to_owned(),
+        (0..=255).cycle().take(5000).collect(),
+    ));
+    all.push((
+        "turned around".to_owned(),
+        lines.iter().rev().copied().collect::<Vec<_>>().concat(),
+    ));
+    let mut number = text.to_vec();
+    number.extend_from_slice(b"{\"Done\":[{\"Next\":18446744073709551615}]}\n");
+    all.push(("the largest number".to_owned(), number));
+    let mut deep = vec![b'['; 100_000];
+    deep.extend_from_slice(text);
+    all.push(("deep nesting".to_owned(), deep));
+    all.push(("zeros".to_owned(), vec![0; 4096]));
+    all
+}
+
+#[test]
+fn a_spoilt_journal_loses_nothing_that_the_daemon_runs() -> Result<()> {
+    let (daemon, sidecar) = front(&[])?;
+    let client = sidecar.socket_client();
+    client.call("twiddler.addGroup", ("own", 1))?;
+    client.call("twiddler.addProgramToGroup", ("own", "first", sleeper()))?;
+    for (group, name) in [
+        ("own", "second"),
+        ("web", "joined"),
+        ("dynamic_procs", "ls"),
+    ] {
+        client.call("twiddler.addProgramToGroup", (group, name, sleeper()))?;
+    }
+    let before = shown(&client)?;
+    let groups = client.call("twiddler.getGroupNames", ())?;
+    sidecar.kill()?;
+    let path: PathBuf = daemon.include_dir().join(JOURNAL);
+    let whole = fs::read(&path)?;
+    for (number, (how, text)) in spoilt(&whole).into_iter().enumerate() {
+        fs::write(&path, &text)?;
+        sidecar.start_again().with_context(|| how.clone())?;
+        let now = shown(&client)?;
+        ensure!(now == before, "{how}: {now:?}");
+        ensure!(
+            client.call("twiddler.getGroupNames", ())? == groups,
+            "{how}"
+        );
+        // And it can be worked with.
+        let name = format!("more{number}");
+        for group in ["own", "web", "dynamic_procs"] {
+            let added = client.call("twiddler.addProgramToGroup", (group, &name, sleeper()));
+            added.with_context(|| how.clone())?;
+        }
+        client.call("supervisor.startProcess", ("web:joined",))?;
+        client.call("supervisor.stopProcess", ("web:joined",))?;
+        for group in ["own", "web", "dynamic_procs"] {
+            let removed = client.call("twiddler.removeProcessFromGroup", (group, &name));
+            removed.with_context(|| how.clone())?;
+        }
+        ensure!(shown(&client)? == before, "{how}");
+        sidecar.kill()?;
+    }
+    let log = sidecar.stderr_text();
+    ensure!(
+        log.contains("a line of the journal cannot be read"),
+        "{log}"
+    );
+    ensure!(!log.contains("panicked"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_line_that_was_cut_short_is_passed_over_with_a_warning() -> Result<()> {
+    let (daemon, sidecar) = front(&[])?;
+    sidecar.client().call("twiddler.addGroup", ("own", 1))?;
+    sidecar
+        .client()
+        .call("twiddler.removeProcessFromGroup", ("pool", "p0"))?;
+    sidecar.kill()?;
+    let mut journal = OpenOptions::new()
+        .append(true)
+        .open(daemon.include_dir().join(JOURNAL))?;
+    journal.write_all(b"{\"Done\":[{\"Group\":{\"na")?;
+    sidecar.start_again()?;
+    let mut expected = Model::new();
+    expected.apply(&Change::AddGroup {
+        group: "own".to_owned(),
+    });
+    expected.apply(&Change::RemoveProcess {
+        group: "pool".to_owned(),
+        process: "p0".to_owned(),
+    });
+    expected.ensure_shown_by(&View::of(&sidecar.client())?)?;
+    sidecar.wait_for_stderr("a line of the journal cannot be read")?;
+    Ok(())
+}

@@ -1,0 +1,807 @@
+//! `--persist`: what was added comes back with the daemon, out of one file that it reads itself.
+//!
+//! `TEST_EFFORT` multiplies how often the daemon is restarted under changes in each way.
+
+use std::os::unix::fs::PermissionsExt;
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use crate::common::changes::{Model, Restart, USER, View, ensure_nothing_astray, neighbours};
+use crate::common::dice::{seed, times};
+use crate::common::values::{column, fault_in};
+use crate::common::{
+    Client, Daemon, Dice, LIMIT, Row, Sidecar, SidecarOptions, eventually, items, member, number,
+    options, rows, stdout_text, text, texts, value,
+};
+use anyhow::{Context, Result, ensure};
+use supervisor_twiddler::xmlrpc::Value;
+
+/// Enough for every pull; 50 say more.
+const RESTARTS: usize = 5;
+/// The one file.
+const KEPT: &str = "zz-twiddler-persist.conf";
+
+fn front() -> Result<(Daemon, Sidecar, Client)> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
+    let client = sidecar.socket_client();
+    Ok((daemon, sidecar, client))
+}
+
+fn kept_path(daemon: &Daemon) -> PathBuf {
+    daemon.include_dir().join(KEPT)
+}
+
+fn kept(daemon: &Daemon) -> Result<String> {
+    fs::read_to_string(kept_path(daemon)).context("reading what is kept")
+}
+
+fn sleeper() -> Value {
+    options(&[("command", "/bin/sleep 600"), ("startsecs", "0")])
+}
+
+fn several() -> Value {
+    options(&[
+        ("command", value("/bin/sleep 600")),
+        ("startsecs", value(0)),
+        ("numprocs", value(3)),
+        ("process_name", value("%(program_name)s_%(process_num)d")),
+    ])
+}
+
+/// A group of our own with one process and further ones, members of the user's groups, an empty
+/// group, and a process of the user's that is removed.
+fn change_all(client: &Client) -> Result<()> {
+    client.call("twiddler.addGroup", ("own", 5))?;
+    client.call("twiddler.addProgramToGroup", ("own", "first", sleeper()))?;
+    client.call("twiddler.addProgramToGroup", ("own", "more", several()))?;
+    client.call("twiddler.addGroup", ("nothing", 6))?;
+    client.call("twiddler.addProgramToGroup", ("web", "joined", sleeper()))?;
+    client.call(
+        "twiddler.addProgramToGroup",
+        ("dynamic_procs", "ls", several()),
+    )?;
+    client.call("supervisor.stopProcess", ("web:back",))?;
+    client.call("twiddler.removeProcessFromGroup", ("web", "back"))?;
+    ensure_all(client)
+}
+
+/// Fails unless all of [`change_all`] holds, and runs.
+fn ensure_all(client: &Client) -> Result<()> {
+    let running = [
+        "dynamic_procs:ls_0",
+        "dynamic_procs:ls_1",
+        "dynamic_procs:ls_2",
+        "own:first",
+        "own:more_0",
+        "own:more_1",
+        "own:more_2",
+        "web:front",
+        "web:joined",
+    ];
+    eventually(LIMIT, || {
+        let mut rows = rows(client)?;
+        rows.retain(|row| row.group != "pool");
+        let names: Vec<String> = rows.iter().map(Row::namespec).collect();
+        ensure!(names == running, "{names:?}");
+        ensure!(rows.iter().all(|row| row.state == "RUNNING"), "{rows:#?}");
+        Ok(())
+    })?;
+    let groups = client.call("twiddler.getGroupNames", ())?;
+    ensure!(
+        texts(&groups)? == ["dynamic_procs", "nothing", "own", "pool", "web"],
+        "{groups:?}"
+    );
+    let hidden = client.expect_fault("supervisor.getProcessInfo", ("web:back",))?;
+    ensure!(hidden.text == "BAD_NAME: web:back", "{hidden:?}");
+    Ok(())
+}
+
+fn restarts_keep_all(restart: Restart) -> Result<()> {
+    let restarts = times(RESTARTS)?;
+    let (daemon, sidecar, _) = front()?;
+    let mut dice = Dice::new(seed(21)?);
+    let mut model = Model::new();
+    for number in 0..restarts {
+        let case = || format!("{restart:?} {number}");
+        let last = restart
+            .make_under_changes(&daemon, &sidecar, &mut model, &mut dice)
+            .with_context(case)?;
+        let view = View::of(&sidecar.socket_client()).with_context(case)?;
+        model
+            .apply_those_seen(&last.open, &view)
+            .and_then(|()| model.ensure_shown_by(&view))
+            .and_then(|()| ensure_nothing_astray(&model, &daemon.client(), &last.open))
+            .with_context(|| format!("{last:?}"))
+            .with_context(case)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn restarts_by_call_keep_all() -> Result<()> {
+    restarts_keep_all(Restart::Call)
+}
+
+#[test]
+fn restarts_by_hangup_keep_all() -> Result<()> {
+    restarts_keep_all(Restart::Hangup)
+}
+
+#[test]
+fn starts_after_a_kill_keep_all() -> Result<()> {
+    restarts_keep_all(Restart::Kill)
+}
+
+#[test]
+fn the_proxy_may_be_down_while_the_daemon_restarts() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    for (number, restart) in Restart::ALL.into_iter().enumerate() {
+        if number == 1 {
+            sidecar.kill()?;
+        } else {
+            sidecar.stop()?;
+        }
+        restart.make(&daemon, &daemon.client())?;
+        // The daemon has them by itself.
+        daemon.wait_for_state("own:first", "RUNNING")?;
+        let count = rows(&daemon.client())?.len();
+        ensure!(count == 10 + 4, "{count} processes after {restart:?}");
+        sidecar.start_again()?;
+        ensure_all(&client).with_context(|| format!("{restart:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_removed_process_that_the_file_starts_is_stopped_again_while_nobody_calls() -> Result<()> {
+    let (daemon, _sidecar, client) = front()?;
+    client.call("supervisor.stopProcess", ("web:back",))?;
+    client.call("twiddler.removeProcessFromGroup", ("web", "back"))?;
+    for restart in Restart::ALL {
+        restart.make(&daemon, &daemon.client())?;
+        daemon.wait_for_state("web:back", "STOPPED")?;
+        daemon.wait_for_state("web:front", "RUNNING")?;
+    }
+    let shown: Vec<String> = rows(&client)?.iter().map(Row::namespec).collect();
+    ensure!(!shown.contains(&"web:back".to_owned()), "{shown:?}");
+    Ok(())
+}
+
+#[test]
+fn a_removed_process_that_takes_long_to_stop_again_is_not_seen_meanwhile() -> Result<()> {
+    // `sleep` does not heed this signal, so the daemon waits before it kills.
+    let daemon = Daemon::start(
+        "[program:stubborn]\ncommand=/bin/sleep 600\nstartsecs=0\nstopsignal=CHLD\nstopwaitsecs=2\n",
+    )?;
+    let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
+    let client = sidecar.socket_client();
+    client.call("supervisor.stopProcess", ("stubborn",))?;
+    client.call("twiddler.removeProcessFromGroup", ("stubborn", "stubborn"))?;
+    Restart::Kill.make(&daemon, &daemon.client())?;
+    let shown = rows(&client)?;
+    let there = rows(&daemon.client())?;
+    ensure!(
+        there.iter().all(|row| row.state == "STOPPING"),
+        "{there:#?}"
+    );
+    ensure!(shown.is_empty(), "{shown:#?}");
+    daemon.wait_for_state("stubborn", "STOPPED")?;
+    let shown = rows(&client)?;
+    ensure!(shown.is_empty(), "{shown:#?}");
+    Ok(())
+}
+
+#[test]
+fn what_is_kept_is_one_file_that_a_person_can_read() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    crate::common::view::ensure_include_holds(&daemon, &[KEPT])?;
+    let kept = kept(&daemon)?;
+    ensure!(
+        kept.starts_with("; Groups and programs that were added"),
+        "{kept}"
+    );
+    for line in [
+        "[group:own]",
+        "[group:nothing]",
+        "; web:joined",
+        "; own:more_2",
+        "priority=5",
+    ] {
+        ensure!(
+            kept.lines().any(|there| there == line),
+            "no {line} in\n{kept}"
+        );
+    }
+    ensure!(
+        kept.matches("command=/bin/sleep 600").count() == 8,
+        "{kept}"
+    );
+    let mode = fs::metadata(kept_path(&daemon))?.permissions().mode();
+    ensure!(mode & 0o007 == 0, "everybody may read it: {mode:o}");
+    // The next proxy has nothing to say about it.
+    sidecar.stop()?;
+    sidecar.start_again()?;
+    ensure_all(&sidecar.socket_client())?;
+    ensure!(self::kept(&daemon)? == kept);
+    Ok(())
+}
+
+#[test]
+fn an_update_straight_on_the_daemon_leaves_it_alone() -> Result<()> {
+    let (daemon, _sidecar, client) = front()?;
+    change_all(&client)?;
+    for restarted in [false, true] {
+        if restarted {
+            daemon.restart_rpc()?;
+            ensure_all(&client)?;
+        }
+        let before = rows(&client)?;
+        daemon.write(
+            "conf.d/new.conf",
+            "[program:new]\ncommand = /bin/cat\nstartsecs = 0\n",
+        )?;
+        let said = stdout_text(&daemon.supervisorctl(&["update"])?);
+        ensure!(said.contains("new: added process group"), "{said}");
+        for name in ["own", "nothing", "web", "dynamic_procs"] {
+            let touched = said.lines().any(|line| line.starts_with(name));
+            ensure!(!touched, "after a restart: {restarted}: {said}");
+        }
+        fs::remove_file(daemon.dir().join("conf.d/new.conf"))?;
+        daemon.supervisorctl(&["update"])?;
+        ensure!(
+            rows(&client)? == before,
+            "{:#?} was\n{before:#?}",
+            rows(&client)?
+        );
+        ensure_all(&client)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_removed_does_not_come_back() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    client.call("supervisor.stopAllProcesses", ())?;
+    for (group, process) in [
+        ("own", "first"),
+        ("own", "more_1"),
+        ("web", "joined"),
+        ("dynamic_procs", "ls_0"),
+        ("dynamic_procs", "ls_1"),
+        ("dynamic_procs", "ls_2"),
+    ] {
+        client.call("twiddler.removeProcessFromGroup", (group, process))?;
+    }
+    client.call("twiddler.removeGroup", ("nothing",))?;
+    let expected = [
+        "own:more_0",
+        "own:more_2",
+        "pool:p0",
+        "pool:p1",
+        "pool:p2",
+        "pool:p3",
+        "web:front",
+    ];
+    let ensure_gone = |client: &Client| {
+        let shown: Vec<String> = rows(client)?.iter().map(Row::namespec).collect();
+        ensure!(shown == expected, "{shown:?}");
+        let groups = client.call("twiddler.getGroupNames", ())?;
+        ensure!(
+            texts(&groups)? == ["dynamic_procs", "own", "pool", "web"],
+            "{groups:?}"
+        );
+        Ok(())
+    };
+    ensure_gone(&client)?;
+    for restart in Restart::ALL {
+        restart.make(&daemon, &client)?;
+        ensure_gone(&client).with_context(|| format!("{restart:?}"))?;
+        sidecar.kill()?;
+        restart.make(&daemon, &daemon.client())?;
+        sidecar.start_again()?;
+        ensure_gone(&client).with_context(|| format!("{restart:?} without the proxy"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_daemon_refuses_is_never_written() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    let before = kept(&daemon)?;
+    let refused = options(&[("command", "/bin/cat"), ("user", "nobody-of-this-name")]);
+    for group in ["own", "web", "nothing", "dynamic_procs"] {
+        let fault = client.expect_fault(
+            "twiddler.addProgramToGroup",
+            (group, "bad", refused.clone()),
+        )?;
+        ensure!(fault.code == 2, "{fault:?}");
+        ensure!(kept(&daemon)? == before);
+    }
+    // Also not beside others that it takes.
+    let calls = [
+        (
+            "twiddler.addProgramToGroup",
+            params!["nothing", "good", sleeper()],
+        ),
+        ("twiddler.addProgramToGroup", params!["own", "bad", refused]),
+    ];
+    let results = client.multicall(&calls)?;
+    ensure!(
+        fault_in(&results[0]).is_none() && fault_in(&results[1]).is_some(),
+        "{results:?}"
+    );
+    let after = kept(&daemon)?;
+    ensure!(
+        after.contains("nothing") && !after.contains("nobody-of-this-name"),
+        "{after}"
+    );
+    sidecar.kill()?;
+    daemon.kill_and_start_again()?;
+    daemon.wait_for_state("nothing:good", "RUNNING")
+}
+
+#[test]
+fn the_option_may_be_switched_off_and_on_between_starts() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let fresh = Model::new();
+    let with = |arguments: &[&str]| Sidecar::start_with(&daemon, arguments);
+    // On: what was added before is kept from now on.
+    let off = with(&[])?;
+    change_all(&off.client())?;
+    ensure!(!kept_path(&daemon).exists());
+    off.stop()?;
+    let on = with(&["--persist"])?;
+    ensure_all(&on.client())?;
+    on.stop()?;
+    daemon.kill_and_start_again()?;
+    let on = with(&["--persist"])?;
+    ensure_all(&on.client())?;
+    on.stop()?;
+    // Off, although the daemon has read it in the meantime: it goes with the daemon's life.
+    daemon.restart_by_signal()?;
+    let off = with(&[])?;
+    ensure_all(&off.client()).context("switched off")?;
+    ensure!(!kept_path(&daemon).exists());
+    off.kill()?;
+    off.start_again()?;
+    ensure_all(&off.client()).context("and started again")?;
+    daemon.restart_by_signal()?;
+    let view = View::of(&off.client())?;
+    fresh.ensure_shown_by(&view)
+}
+
+#[test]
+fn what_is_kept_is_set_aside_when_the_option_goes_and_taken_up_if_nothing_has_changed() -> Result<()>
+{
+    let daemon = Daemon::start(USER)?;
+    let with = |arguments: &[&str]| Sidecar::start_with(&daemon, arguments);
+    let aside = daemon.include_dir().join(".twiddler-persist.old");
+    let on = with(&["--persist"])?;
+    change_all(&on.client())?;
+    on.stop()?;
+    let kept = fs::read(kept_path(&daemon))?;
+    // Also while the daemon is away.
+    daemon.kill()?;
+    let off = with(&[])?;
+    ensure!(!kept_path(&daemon).exists());
+    ensure!(fs::read(&aside)? == kept, "it was changed");
+    let log = off.wait_for_stderr("persist is off")?;
+    let line = log
+        .lines()
+        .find(|line| line.contains("persist is off"))
+        .unwrap_or_default();
+    let told = line.contains(" WARN ") && line.contains(&*aside.to_string_lossy());
+    ensure!(told && line.contains("programs="), "{line}");
+    off.stop()?;
+    // Nobody has told anybody that it is gone: it comes back, for the daemon that starts now.
+    let on = with(&["--persist"])?;
+    ensure!(!aside.exists(), "it is still aside");
+    ensure!(fs::read(kept_path(&daemon))? == kept, "it was changed");
+    daemon.start_again()?;
+    ensure_all(&on.client())?;
+    on.stop()?;
+    // Now clients are told that it is gone, so it stays so. This proxy is at another address.
+    let kept = fs::read(kept_path(&daemon))?;
+    let off = with(&[])?;
+    ensure_all(&off.client())?;
+    daemon.kill_and_start_again()?;
+    Model::new().ensure_shown_by(&View::of(&off.client())?)?;
+    off.stop()?;
+    let on = with(&["--persist"])?;
+    Model::new().ensure_shown_by(&View::of(&on.client())?)?;
+    ensure!(fs::read(&aside)? == kept, "it was deleted");
+    on.wait_for_stderr("something has changed since")?;
+    Ok(())
+}
+
+#[test]
+fn a_new_address_of_the_proxy_is_kept_and_restarts_nobody() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let options = SidecarOptions {
+        arguments: &["--persist", "--listen", "127.0.0.1:0"],
+        own_listeners: Some(1),
+        ..SidecarOptions::default()
+    };
+    let sidecar = Sidecar::start_options(&daemon, options)?;
+    let address = || format!("serverurl=http://{}\n", sidecar.tcp_addr());
+    let add = |name: &str| {
+        let params = ("web", name, several());
+        sidecar.client().call("twiddler.addProgramToGroup", params)
+    };
+    let shows_none = || -> Result<()> {
+        let configs = sidecar.client().call("supervisor.getAllConfigInfo", ())?;
+        let urls = column(&configs, "serverurl")?;
+        ensure!(urls.iter().all(|url| *url == "none"), "{urls:?}");
+        Ok(())
+    };
+    add("one")?;
+    let first = address();
+    ensure!(kept(&daemon)?.matches(&first).count() == 3);
+    daemon.restart_by_signal()?;
+    shows_none()?;
+    let pids = |names: &[String]| -> Result<Vec<i64>> {
+        let pid = |name: &String| {
+            let info = sidecar
+                .client()
+                .call("supervisor.getProcessInfo", (name,))?;
+            number(member(&info, "pid")?)
+        };
+        names.iter().map(pid).collect()
+    };
+    let names: Vec<String> = (0..3).map(|number| format!("web:one_{number}")).collect();
+    let before = eventually(LIMIT, || {
+        let pids = pids(&names)?;
+        ensure!(pids.iter().all(|pid| *pid > 0), "{pids:?}");
+        Ok(pids)
+    })?;
+    sidecar.stop()?;
+    sidecar.start_again()?;
+    ensure!(address() != first, "the same port");
+    add("two")?;
+    let text = kept(&daemon)?;
+    ensure!(
+        text.matches(&address()).count() == 6 && !text.contains(&first),
+        "{text}"
+    );
+    shows_none()?;
+    let after = pids(&names)?;
+    ensure!(after == before, "{before:?} became {after:?}");
+    Ok(())
+}
+
+#[test]
+fn a_lost_journal_loses_nothing_that_is_kept() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    change_all(&client)?;
+    let pids = |client: &Client| -> Result<Vec<i64>> {
+        Ok(rows(client)?.iter().map(|row| row.pid).collect())
+    };
+    let before = pids(&client)?;
+    sidecar.kill()?;
+    fs::remove_file(daemon.include_dir().join(".twiddler-journal"))?;
+    sidecar.start_again()?;
+    // A removed process of the user's is all that nothing but the journal tells of.
+    let shown: Vec<String> = rows(&client)?.iter().map(Row::namespec).collect();
+    ensure!(shown.contains(&"web:back".to_owned()), "{shown:?}");
+    client.call("twiddler.removeProcessFromGroup", ("web", "back"))?;
+    ensure_all(&client)?;
+    ensure!(pids(&client)? == before, "somebody noticed");
+    sidecar.stop()?;
+    daemon.kill_and_start_again()?;
+    sidecar.start_again()?;
+    ensure_all(&client)
+}
+
+/// One call of the twiddler namespace.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Group(&'static str, i32),
+    Add(&'static str, &'static str, &'static str),
+    Several(&'static str, &'static str),
+    Remove(&'static str, &'static str),
+    RemoveGroup(&'static str),
+}
+
+impl Step {
+    fn make(self, client: &Client) -> Result<()> {
+        let add = |group, name, options| {
+            client.call("twiddler.addProgramToGroup", (group, name, options))
+        };
+        let made = match self {
+            Step::Group(name, priority) => client.call("twiddler.addGroup", (name, priority)),
+            Step::Add(group, name, command) => add(group, name, options(&[("command", command)])),
+            Step::Several(group, name) => add(group, name, several()),
+            Step::Remove(group, process) => {
+                client.call("supervisor.stopProcess", (format!("{group}:{process}"),))?;
+                client.call("twiddler.removeProcessFromGroup", (group, process))
+            }
+            Step::RemoveGroup(name) => {
+                client.call("supervisor.stopProcessGroup", (name,))?;
+                client.call("twiddler.removeGroup", (name,))
+            }
+        };
+        made.map(drop).with_context(|| format!("{self:?}"))
+    }
+}
+
+const SLEEP: &str = "/bin/sleep 600";
+
+/// What there is before the daemon reads for the last time.
+const BEFORE: [Step; 15] = [
+    Step::Group("other", 1),
+    Step::Add("other", "other", SLEEP),
+    Step::Add("web", "goes", SLEEP),
+    Step::Group("gone", 5),
+    Step::Add("gone", "one", SLEEP),
+    Step::Add("gone", "two", SLEEP),
+    Step::Group("empty", 5),
+    Step::Group("fewer", 5),
+    Step::Several("fewer", "many"),
+    Step::Group("emptied", 5),
+    Step::Add("emptied", "one", SLEEP),
+    Step::Group("filled", 5),
+    Step::Group("another", 5),
+    Step::Add("another", "one", SLEEP),
+    Step::Group("priority", 5),
+];
+
+/// What it has not read of: members, a group, a program, a priority that are gone, new or different.
+const LATE: [Step; 13] = [
+    Step::Remove("web", "goes"),
+    Step::RemoveGroup("gone"),
+    Step::RemoveGroup("empty"),
+    Step::Remove("fewer", "many_1"),
+    Step::Remove("emptied", "one"),
+    Step::Add("filled", "one", SLEEP),
+    Step::Remove("another", "one"),
+    Step::Add("another", "one", "/bin/sleep 700"),
+    Step::RemoveGroup("priority"),
+    Step::Group("priority", 7),
+    Step::Add("priority", "one", SLEEP),
+    Step::Add("web", "joins", SLEEP),
+    Step::Several("pool", "join"),
+];
+
+/// What is seen, what it is made of, and what the daemon has but for those that were removed and are
+/// stopped.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    groups: Vec<String>,
+    shown: Vec<String>,
+    configs: BTreeMap<String, (i64, String)>,
+    there: Vec<String>,
+}
+
+fn seen(daemon: &Daemon, client: &Client) -> Result<Seen> {
+    let names = |rows: Vec<Row>| rows.iter().map(Row::namespec).collect::<Vec<_>>();
+    let shown = names(rows(client)?);
+    let mut configs = BTreeMap::new();
+    for config in items(&client.call("supervisor.getAllConfigInfo", ())?)? {
+        let word = |name| Ok::<_, anyhow::Error>(text(member(config, name)?)?.to_owned());
+        let priority = number(member(config, "group_prio")?)?;
+        let name = format!("{}:{}", word("group")?, word("name")?);
+        configs.insert(name, (priority, word("command")?));
+    }
+    let groups = client.call("twiddler.getGroupNames", ())?;
+    let mut there = rows(&daemon.client())?;
+    there.retain(|row| row.state == "RUNNING" || !row.group.contains('~'));
+    Ok(Seen {
+        groups: texts(&groups)?.into_iter().map(str::to_owned).collect(),
+        shown,
+        configs,
+        there: names(there),
+    })
+}
+
+/// What was answered holds although the daemon starts again with what was kept before, while the
+/// proxy is up or before it starts.
+fn what_was_read_too_early_is_put_right(proxy_is_up: bool) -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    BEFORE.iter().try_for_each(|step| step.make(&client))?;
+    let before = fs::read(kept_path(&daemon))?;
+    LATE.iter().try_for_each(|step| step.make(&client))?;
+    let (expected, after) = (seen(&daemon, &client)?, kept(&daemon)?);
+    if !proxy_is_up {
+        sidecar.kill()?;
+    }
+    daemon.kill()?;
+    fs::write(kept_path(&daemon), before)?;
+    daemon.start_again()?;
+    if !proxy_is_up {
+        sidecar.start_again()?;
+    }
+    for life in ["put right", "and then read"] {
+        let now = seen(&daemon, &client)?;
+        ensure!(now == expected, "{life}: {now:#?} was\n{expected:#?}");
+        ensure!(kept(&daemon)? == after, "{life}: {}", kept(&daemon)?);
+        daemon.wait_for_state("other:other", "RUNNING")?;
+        daemon.kill_and_start_again()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_read_too_early_gets_what_was_answered() -> Result<()> {
+    what_was_read_too_early_is_put_right(true)
+}
+
+#[test]
+fn a_daemon_that_read_too_early_gets_what_was_answered_when_the_proxy_comes() -> Result<()> {
+    what_was_read_too_early_is_put_right(false)
+}
+
+/// Restarts the daemon with what was kept before the last changes, while the proxy is down, after
+/// something else has happened meanwhile.
+fn start_both_with(
+    daemon: &Daemon,
+    sidecar: &Sidecar,
+    kept: &[u8],
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    sidecar.kill()?;
+    daemon.kill()?;
+    fs::write(kept_path(daemon), kept)?;
+    daemon.start_again()?;
+    meanwhile()?;
+    sidecar.start_again()
+}
+
+#[test]
+fn what_cannot_be_put_right_at_once_is_before_the_next_change() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    client.call("twiddler.addGroup", ("own", 5))?;
+    let before = fs::read(kept_path(&daemon))?;
+    client.call("twiddler.addProgramToGroup", ("own", "first", sleeper()))?;
+    client.call("twiddler.addProgramToGroup", ("web", "joined", sleeper()))?;
+    start_both_with(&daemon, &sidecar, &before, || {
+        daemon.write("conf.d/broken.conf", "[program:broken]\n")
+    })?;
+    client.call("supervisor.getProcessInfo", ("web:front",))?;
+    let fault = client.expect_fault("twiddler.addGroup", ("more", 1))?;
+    ensure!(
+        fault.code == 92 && fault.text.contains("broken"),
+        "{fault:?}"
+    );
+    fs::remove_file(daemon.dir().join("conf.d/broken.conf"))?;
+    client.call("twiddler.addGroup", ("more", 1))?;
+    for name in ["own:first", "web:joined"] {
+        let info = client.call("supervisor.getProcessInfo", (name,))?;
+        ensure!(text(member(&info, "statename")?)? == "RUNNING", "{info:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_daemon_takes_no_more_is_forgotten_and_keeps_it_from_nothing() -> Result<()> {
+    let (daemon, sidecar, client) = front()?;
+    let logs = daemon.dir().join("logs");
+    fs::create_dir(&logs)?;
+    let log = logs.join("out").to_string_lossy().into_owned();
+    let logging = options(&[("command", SLEEP), ("stdout_logfile", &log)]);
+    client.call("twiddler.addGroup", ("own", 5))?;
+    let before = fs::read(kept_path(&daemon))?;
+    client.call(
+        "twiddler.addProgramToGroup",
+        ("own", "logs", logging.clone()),
+    )?;
+    client.call("twiddler.addProgramToGroup", ("web", "logs", logging))?;
+    client.call("twiddler.addProgramToGroup", ("web", "joined", sleeper()))?;
+    start_both_with(&daemon, &sidecar, &before, || {
+        Ok(fs::remove_dir_all(&logs)?)
+    })?;
+    for restarted in [false, true] {
+        let mut shown: Vec<String> = rows(&client)?.iter().map(Row::namespec).collect();
+        shown.retain(|name| !name.starts_with("pool"));
+        let case = format!("after another restart: {restarted}: {shown:?}");
+        ensure!(shown == ["web:back", "web:front", "web:joined"], "{case}");
+        daemon.kill_and_start_again()?;
+    }
+    sidecar.wait_for_stderr("cannot be added again, and is forgotten")?;
+    Ok(())
+}
+
+/// What version 0.1.0 left, which gave each process a real group: that of [`change_all`] without
+/// `own:more_1`.
+const JOURNAL_0_1_0: &str = include_str!("fixtures/0.1.0/journal");
+const KEPT_0_1_0: &str = include_str!("fixtures/0.1.0/persist.conf");
+
+#[test]
+fn what_the_first_version_kept_is_taken_up() -> Result<()> {
+    let kept_before = |more: &[(&str, &str)]| -> Result<Daemon> {
+        let file = format!("conf.d/{KEPT}");
+        let files = [&[(file.as_str(), KEPT_0_1_0)], more].concat();
+        Daemon::start_with(crate::common::DaemonOptions {
+            body: USER,
+            files: &files,
+            ..crate::common::DaemonOptions::default()
+        })
+    };
+    let expected = [
+        "dynamic_procs:ls_0",
+        "dynamic_procs:ls_1",
+        "dynamic_procs:ls_2",
+        "own:first",
+        "own:more_0",
+        "own:more_2",
+        "web:front",
+        "web:joined",
+    ];
+    let ensure_all = |client: &Client, expected: &[&str]| {
+        let mut shown = rows(client)?;
+        shown.retain(|row| row.group != "pool");
+        let names: Vec<String> = shown.iter().map(Row::namespec).collect();
+        ensure!(names == expected, "{names:?}");
+        Ok(())
+    };
+    let marker = "[group:twiddler~59f5-18ebb38fa07c5e87]\nprograms=\n";
+    let journal = ("conf.d/.twiddler-journal", JOURNAL_0_1_0);
+    let without_back: Vec<&str> = expected.to_vec();
+    let mut with_back = expected.to_vec();
+    with_back.insert(6, "web:back");
+    // In another life of the daemon, in the same one, and with a lost journal.
+    let lives = [
+        (vec![journal], &without_back),
+        (vec![journal, ("conf.d/marker.conf", marker)], &with_back),
+        (vec![], &with_back),
+    ];
+    for (files, expected) in lives {
+        let daemon = kept_before(&files)?;
+        let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
+        let client = sidecar.socket_client();
+        ensure_all(&client, expected)?;
+        let reread = stdout_text(&daemon.supervisorctl(&["reread"])?);
+        ensure!(
+            !reread.contains("changed"),
+            "the daemon has other ones: {reread}"
+        );
+        // One of three leaves, and a program comes.
+        client.call("supervisor.stopProcess", ("dynamic_procs:ls_1",))?;
+        client.call("twiddler.removeProcessFromGroup", ("dynamic_procs", "ls_1"))?;
+        client.call("twiddler.addProgramToGroup", ("web", "new", several()))?;
+        let mut expected = expected.clone();
+        expected.remove(1);
+        expected.extend(["web:new_0", "web:new_1", "web:new_2"]);
+        ensure_all(&client, &expected)?;
+        daemon.kill_and_start_again()?;
+        ensure_all(&client, &expected).context("in another life")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_changes_of_one_multicall_are_written_once() -> Result<()> {
+    let (daemon, _sidecar, client) = front()?;
+    change_all(&client)?;
+    let before = neighbours(&daemon.client())?;
+    // What is kept is written once for each time that the journal says what is about to happen.
+    let begun = || -> Result<usize> {
+        let journal = fs::read_to_string(daemon.include_dir().join(".twiddler-journal"))?;
+        Ok(journal
+            .lines()
+            .filter(|line| line.starts_with("{\"Begin\""))
+            .count())
+    };
+    let begun_before = begun()?;
+    let calls: Vec<(&str, Vec<Value>)> = (0..20)
+        .map(|number| {
+            let name = format!("many{number}");
+            (
+                "twiddler.addProgramToGroup",
+                params!["web", name, sleeper()],
+            )
+        })
+        .collect();
+    let results = client.multicall(&calls)?;
+    ensure!(
+        results.iter().all(|result| fault_in(result).is_none()),
+        "{results:?}"
+    );
+    ensure!(begun()? == begun_before + 1, "{}", begun()? - begun_before);
+    ensure!(kept(&daemon)?.contains("; web:many19"));
+    ensure!(neighbours(&daemon.client())? == before);
+    Ok(())
+}

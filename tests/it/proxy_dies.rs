@@ -1,0 +1,298 @@
+//! The proxy ends by SIGKILL in the middle of whatever it does. After its next start what it
+//! answered holds, what it did not answer holds whole or not at all, and nobody else has noticed.
+//!
+//! `TEST_EFFORT` multiplies how often the proxy is killed under a stream of changes.
+
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::common::changes::{
+    Model, USER, View, change_until_cut, ensure_nothing_astray, neighbours,
+};
+use crate::common::ctl::python_command;
+use crate::common::dice::{seed, times};
+use crate::common::disk::set_mode;
+use crate::common::process::send_signal;
+use crate::common::stuck::{GENERATED, slow_sections, stop_in_a_change};
+use crate::common::{CallError, Daemon, Dice, LIMIT, Process, Sidecar, eventually, options};
+use anyhow::{Context, Result, ensure};
+use supervisor_twiddler::xmlrpc::Value;
+
+/// Enough for every pull, and over in a short time; 200 or more say something.
+const KILLS: usize = 25;
+/// A second, on a machine that is not busy with anything else.
+const SOON: Duration = Duration::from_secs(5);
+/// What the proxy keeps beside generated files.
+const OWN_FILES: [&str; 3] = [
+    ".twiddler-journal",
+    ".twiddler-lock",
+    "zz-twiddler-persist.conf",
+];
+
+#[test]
+fn what_was_answered_holds_and_what_was_not_holds_whole_or_not_at_all() -> Result<()> {
+    kills_lose_nothing(times(KILLS)?, &[])
+}
+
+#[test]
+fn the_same_holds_for_what_outlives_the_daemon() -> Result<()> {
+    kills_lose_nothing(times(KILLS / 2)?, &["--persist"])
+}
+
+fn kills_lose_nothing(kills: usize, arguments: &[&str]) -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    for name in crate::common::changes::NEIGHBOURS {
+        daemon.wait_for_state(name, "RUNNING")?;
+    }
+    let before = neighbours(&daemon.client())?;
+    let sidecar = Sidecar::start_with(&daemon, arguments)?;
+    let mut dice = Dice::new(seed(4)?);
+    let mut model = Model::new();
+    let mut made = 0;
+    for kill in 0..kills {
+        // Sometimes in the very first change of this life, while all is new to it.
+        let (first, moment) = (dice.roll(12), moment(&mut dice));
+        let answered = AtomicUsize::new(0);
+        let open = thread::scope(|scope| {
+            let client = sidecar.socket_client().kept_alive();
+            let (model, dice, answered) = (&mut model, &mut dice, &answered);
+            let stream = scope.spawn(move || {
+                change_until_cut(&client, model, dice, |_| {
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    true
+                })
+            });
+            eventually(LIMIT, || {
+                let enough = answered.load(Ordering::Relaxed) >= first || stream.is_finished();
+                ensure!(enough, "only {answered:?} changes are answered");
+                Ok(())
+            })?;
+            thread::sleep(moment); // the moment of death, not a wait
+            sidecar.kill()?;
+            stream.join().expect("the stream does not panic")
+        });
+        let (open, error) = open.with_context(|| format!("before kill {kill}"))?;
+        let cut = matches!(error, Some(CallError::Transport(_)));
+        ensure!(cut, "before kill {kill}: {open:?}: {error:?}");
+        made += answered.into_inner();
+        let case = || format!("after kill {kill} and {made} changes");
+        sidecar.start_again()?;
+        let view = View::of(&sidecar.socket_client()).with_context(case)?;
+        ensure_clean(&daemon).with_context(case)?;
+        model
+            .apply_those_seen(&open, &view)
+            .and_then(|()| model.ensure_shown_by(&view))
+            .and_then(|()| ensure_nothing_astray(&model, &daemon.client(), &open))
+            .with_context(|| format!("open: {open:?}"))
+            .with_context(case)?;
+        ensure!(
+            neighbours(&daemon.client())? == before,
+            "a neighbour was disturbed"
+        );
+    }
+    eprintln!("{made} changes were answered between {kills} kills");
+    ensure!(
+        !sidecar.stderr_text().contains(" ERROR "),
+        "{}",
+        sidecar.stderr_text()
+    );
+    Ok(())
+}
+
+/// Somewhere in the time that two or three changes take.
+fn moment(dice: &mut Dice) -> Duration {
+    Duration::from_micros(u64::try_from(dice.roll(60_000)).unwrap_or_default())
+}
+
+/// Nothing that the daemon reads, and nothing that is not the proxy's own.
+fn ensure_clean(daemon: &Daemon) -> Result<()> {
+    let names = daemon.include_files()?;
+    let known = |name: &String| OWN_FILES.contains(&name.as_str());
+    ensure!(
+        names.iter().all(known),
+        "in the include directory: {names:?}"
+    );
+    Ok(())
+}
+
+/// A proxy that is stopped with a file for a program that the daemon refuses.
+fn stopped_in_a_change() -> Result<(Daemon, Sidecar)> {
+    let daemon = Daemon::start(&(slow_sections() + USER))?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.socket_client();
+    client.call("twiddler.addGroup", ("own", 1))?;
+    stop_in_a_change(&daemon, &client, |attempt| {
+        let name = format!("bad{attempt}");
+        (
+            "twiddler.addProgramToGroup",
+            params!["web", name, refused()],
+        )
+    })?;
+    let text = fs::read_to_string(daemon.include_dir().join(GENERATED))?;
+    ensure!(text.contains("nobody-of-this-name"), "{text}");
+    Ok((daemon, sidecar))
+}
+
+fn refused() -> Value {
+    options(&[("command", "/bin/cat"), ("user", "nobody-of-this-name")])
+}
+
+#[test]
+fn what_a_killed_proxy_has_left_is_gone_within_a_second() -> Result<()> {
+    let (daemon, sidecar) = stopped_in_a_change()?;
+    sidecar.kill()?;
+    eventually(SOON, || ensure_clean(&daemon))?;
+    daemon.kill_and_start_again()?;
+    sidecar.start_again()?;
+    let client = sidecar.socket_client();
+    let fault = client.expect_fault("twiddler.addProgramToGroup", ("web", "bad", refused()))?;
+    ensure!(fault.code == 2, "{fault:?}");
+    Ok(())
+}
+
+/// Ends the proxy and all that it has started in one stroke, as the end of a control group does.
+fn kill_all(sidecar: &Sidecar) -> Result<()> {
+    sidecar.signal("STOP")?;
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sidecar.pid()))?;
+    let children: Vec<i64> = children
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    if !children.is_empty() {
+        send_signal(&children, "KILL")?;
+    }
+    sidecar.kill()?;
+    Ok(())
+}
+
+#[test]
+fn what_is_left_where_nobody_can_clean_up_keeps_the_daemon_from_nothing() -> Result<()> {
+    let (daemon, sidecar) = stopped_in_a_change()?;
+    kill_all(&sidecar)?;
+    // Still there, and nothing to read.
+    let names = daemon.include_files()?;
+    ensure!(names.contains(&GENERATED.to_owned()), "{names:?}");
+    ensure!(fs::read(daemon.include_dir().join(GENERATED)).is_err());
+    daemon.kill_and_start_again()?;
+    sidecar.start_again()?;
+    sidecar.socket_client().call("twiddler.getGroupNames", ())?;
+    ensure_clean(&daemon)?;
+    let log = sidecar.stderr_text();
+    ensure!(log.contains("took away a generated file"), "{log}");
+    Ok(())
+}
+
+/// Takes a process number as another account, and puts a file of its own at the end of a link that
+/// leads through that process, as far as it can read the link.
+const SQUATTER: &str = r#"
+import os, re, sys, tempfile
+
+wanted, link, fds = int(sys.argv[1]), sys.argv[2], range(3, 64)
+text = "[group:owned]\nprograms=owned\n[program:owned]\ncommand=/bin/true\n"
+
+def squat():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    names, at = ["link", "files"], link
+    try:
+        while True:
+            target = os.readlink(at)
+            through = re.match(r"/proc/\d+/fd/\d+/(.*)", target)
+            if through:
+                names.append(through.group(1))
+                break
+            at = os.path.join(os.path.dirname(at), target)
+    except OSError:
+        pass
+    own = tempfile.mkdtemp()
+    os.chmod(own, 0o755)
+    for name in names:
+        with open(os.path.join(own, name), "w") as file:
+            file.write(text)
+    handle = os.open(own, os.O_RDONLY)
+    for fd in fds:
+        if fd != handle:
+            os.dup2(handle, fd)
+    print("squatting", names[2:], flush=True)
+    sys.stdin.read()
+    for name in names:
+        os.remove(os.path.join(own, name))
+    os.rmdir(own)
+
+for _ in range(500):
+    try:
+        with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+            file.write(str(wanted - 1))
+    except OSError:
+        print("left out", flush=True)
+        sys.exit()
+    child = os.fork()
+    if child == 0:
+        if os.getpid() == wanted:
+            squat()
+        os._exit(0)
+    os.waitpid(child, 0)
+    if child == wanted:
+        sys.exit()
+print("never", flush=True)
+"#;
+
+#[test]
+fn no_other_account_can_put_a_file_at_the_end_of_a_link_that_is_left() -> Result<()> {
+    let (daemon, sidecar) = stopped_in_a_change()?;
+    let (pid, link) = (sidecar.pid(), daemon.include_dir().join(GENERATED));
+    for dir in [daemon.dir(), daemon.include_dir()] {
+        set_mode(dir, 0o755)?;
+    }
+    kill_all(&sidecar)?;
+    let mut command = python_command(SQUATTER);
+    command.arg(pid.to_string()).arg(&link);
+    let squatter = Process::spawn(&mut command)?;
+    let said = eventually(LIMIT, || {
+        let said = squatter.stdout_text();
+        ensure!(
+            said.ends_with('\n'),
+            "it says nothing: {}",
+            squatter.stderr_text()
+        );
+        Ok(said)
+    })?;
+    if said == "left out\n" {
+        ensure!(
+            std::env::var_os("TEST_ALL").is_none(),
+            "needs root, and a /proc/sys to write to"
+        );
+        eprintln!("left out: only root can take a process number on purpose");
+        return Ok(());
+    }
+    ensure!(said.starts_with("squatting"), "{said}");
+    ensure!(fs::read(&link).is_err(), "{}", fs::read_to_string(&link)?);
+    daemon.signal("CONT")?;
+    let reloaded = daemon.call("supervisor.reloadConfig", ())?;
+    ensure!(!format!("{reloaded:?}").contains("owned"), "{reloaded:?}");
+    squatter.close_stdin();
+    squatter.wait()?;
+    Ok(())
+}
+
+#[test]
+fn who_cleans_up_is_there_only_while_there_are_changes() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let children = || -> Result<usize> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sidecar.pid()))?;
+        Ok(children.split_whitespace().count())
+    };
+    ensure!(children()? == 0, "before any change");
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("own", 1))?;
+    client.call("twiddler.removeGroup", ("own",))?;
+    ensure!(children()? == 1, "{} for two changes", children()?);
+    eventually(LIMIT, || {
+        ensure!(children()? == 0, "still there");
+        Ok(())
+    })
+}

@@ -1,0 +1,260 @@
+//! How the proxy ends when it is asked to: what is under way ends, within bounds, and nothing stays.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use crate::common::daemon::free_port;
+use crate::common::stuck::{slow_sections, stop_in_a_change};
+use crate::common::view::ensure_include_holds;
+use crate::common::{
+    Addr, Client, Connection, Daemon, LIMIT, Reply, Sidecar, SidecarOptions, Until, eventually,
+    texts,
+};
+use anyhow::{Result, ensure};
+use supervisor_twiddler::server::GRACE;
+use supervisor_twiddler::xmlrpc::Value;
+
+const FOLLOWED: &str = "\
+[program:talker]
+command = /bin/sh -c 'echo hello; exec sleep 600'
+startsecs = 0
+
+[program:slow]
+command = /bin/cat
+autostart = false
+startsecs = 3
+";
+
+/// A daemon that reads its files slowly, and a proxy that has made its first change.
+fn slow_front() -> Result<(Daemon, Sidecar, Client)> {
+    let daemon = Daemon::start(&slow_sections())?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("first", 1))?;
+    Ok((daemon, sidecar, client))
+}
+
+fn add_group(attempt: usize) -> (&'static str, Vec<supervisor_twiddler::xmlrpc::Value>) {
+    ("twiddler.addGroup", params![format!("late{attempt}"), 1])
+}
+
+fn group_names(client: &Client) -> Result<Vec<String>> {
+    let names = client.call("twiddler.getGroupNames", ())?;
+    let names = texts(&names)?
+        .into_iter()
+        .filter(|name| !name.starts_with("slow"));
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// Follows the log of the talker, and has seen its first line.
+fn tail(sidecar: &Sidecar) -> Result<Connection> {
+    let client = sidecar.client();
+    let mut connection = client.connect()?;
+    connection.send(&client.request_bytes("GET", "/logtail/talker", &[], None))?;
+    connection.read(Until::Text("hello"))?;
+    Ok(connection)
+}
+
+/// Whether the proxy is gone and has left nothing.
+fn ensure_gone(daemon: &Daemon, sidecar: &Sidecar) -> Result<()> {
+    ensure_include_holds(daemon, &[])?;
+    let ours = |name: &&String| name.starts_with(".zz-");
+    let names = daemon.include_files()?;
+    ensure!(names.iter().find(ours).is_none(), "{names:?}");
+    for addr in sidecar.addrs() {
+        ensure!(
+            Client::new(addr.clone()).get("/").is_err(),
+            "{addr} answers"
+        );
+        if let Addr::Unix(path) = addr {
+            ensure!(!path.exists(), "{} is there", path.display());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_change_that_is_under_way_is_made_and_answered() -> Result<()> {
+    let (daemon, sidecar, client) = slow_front()?;
+    let (mut call, attempt) = stop_in_a_change(&daemon, &client, add_group)?;
+    sidecar.signal("TERM")?;
+    sidecar.wait_for_stderr("stopping")?;
+    daemon.signal("CONT")?;
+    let reply = call.read_reply()?;
+    ensure!(reply.text().contains("<boolean>1</boolean>"), "{reply:?}");
+    let status = sidecar.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    ensure_gone(&daemon, &sidecar)?;
+    sidecar.start_again()?;
+    let names = group_names(&sidecar.client())?;
+    ensure!(names.contains(&format!("late{attempt}")), "{names:?}");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_not_waited_for_for_ever() -> Result<()> {
+    let (daemon, sidecar, client) = slow_front()?;
+    let (_call, attempt) = stop_in_a_change(&daemon, &client, add_group)?;
+    let status = sidecar.stop()?;
+    ensure!(status.code() == Some(0), "{status}");
+    let log = sidecar.stderr_text();
+    ensure!(log.contains("has not answered to a change"), "{log}");
+    ensure_gone(&daemon, &sidecar)?;
+    daemon.signal("CONT")?;
+    sidecar.start_again()?;
+    // Whatever became of it: it can be had now, and is known.
+    let client = sidecar.client();
+    let late = format!("late{attempt}");
+    if !group_names(&client)?.contains(&late) {
+        client.call("twiddler.addGroup", (&late, 1))?;
+    }
+    client.call("twiddler.removeGroup", (&late,))?;
+    ensure!(!group_names(&client)?.contains(&late));
+    ensure!(group_names(&client)?.contains(&"first".to_owned()));
+    Ok(())
+}
+
+/// A log never ends by itself, so waiting for its follower would be in vain; a call does.
+#[test]
+fn followers_are_cut_at_once_and_calls_are_answered() -> Result<()> {
+    let daemon = Daemon::start(FOLLOWED)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let mut tails = [tail(&sidecar)?, tail(&sidecar)?];
+    std::thread::scope(|scope| {
+        let client = sidecar.client();
+        let starting = scope.spawn(move || client.call("supervisor.startProcess", ("slow",)));
+        daemon.wait_for_state("slow", "STARTING")?;
+        let asked = Instant::now();
+        sidecar.signal("TERM")?;
+        for tail in &mut tails {
+            tail.read(Until::Close)?;
+        }
+        ensure!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
+        ensure!(!starting.is_finished(), "the call has ended before");
+        let started = starting.join().expect("no panic")?;
+        ensure!(started == Value::Bool(true), "{started:?}");
+        Ok(())
+    })?;
+    let status = sidecar.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    let log = sidecar.stderr_text();
+    ensure!(!log.contains("cut connections"), "{log}");
+    ensure_gone(&daemon, &sidecar)
+}
+
+/// What a client that connects all the time sees of a restart: the best of some, as a busy machine
+/// may take its time for any of them.
+#[test]
+fn a_restart_with_a_follower_refuses_connections_for_an_instant() -> Result<()> {
+    const INSTANT: Duration = Duration::from_millis(50);
+    let daemon = Daemon::start(FOLLOWED)?;
+    let port = free_port()?;
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            arguments: &["--listen", &port.to_string()],
+            own_listeners: Some(1),
+            ..SidecarOptions::default()
+        },
+    )?;
+    let mut refused = Vec::new();
+    for _ in 0..10 {
+        let _tail = tail(&sidecar)?;
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        refused.push(std::thread::scope(|scope| -> Result<Duration> {
+            let poller = scope.spawn(move || longest_refusal(port, &has_ended));
+            sidecar.stop()?;
+            sidecar.start_again()?;
+            drop(ended);
+            Ok(poller.join().expect("no panic"))
+        })?);
+        if refused.iter().any(|time| *time < INSTANT) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("refused for {refused:?}")
+}
+
+/// How long connections were refused until nobody wants to know any more.
+fn longest_refusal(port: SocketAddr, ended: &Receiver<()>) -> Duration {
+    let mut longest = Duration::ZERO;
+    let mut accepted = Instant::now();
+    while ended.try_recv() != Err(TryRecvError::Disconnected) {
+        if TcpStream::connect(port).is_ok() {
+            longest = longest.max(accepted.elapsed());
+            accepted = Instant::now();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    longest.max(accepted.elapsed())
+}
+
+#[test]
+fn other_signals_are_ignored() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let sidecar = Sidecar::start(&daemon)?;
+    for signal in ["USR1", "USR2", "ALRM", "IO", "PIPE", "WINCH", "HUP", "CONT"] {
+        sidecar.signal(signal)?;
+        sidecar.client().call("twiddler.getGroupNames", ())?;
+    }
+    let status = sidecar.stop()?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}
+
+#[test]
+fn idle_connections_do_not_delay_the_end() -> Result<()> {
+    for signal in ["TERM", "INT"] {
+        let daemon = Daemon::start("")?;
+        let sidecar = Sidecar::start(&daemon)?;
+        let client = sidecar.client();
+        let mut idle = client.connect()?;
+        let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        idle.send(request.as_bytes())?;
+        ensure!(Reply::parse(&idle.read(Until::Reply)?)?.status == 200);
+        let mut silent = client.connect()?;
+        let asked = Instant::now();
+        sidecar.signal(signal)?;
+        let status = sidecar.wait()?;
+        ensure!(status.code() == Some(0), "{status}");
+        ensure!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
+        ensure!(!sidecar.stderr_text().contains("cut connections"));
+        idle.read(Until::Close)?;
+        silent.read(Until::Close)?;
+        ensure_gone(&daemon, &sidecar)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once_and_leaves_nothing_either() -> Result<()> {
+    let (daemon, sidecar, client) = slow_front()?;
+    let (mut call, _) = stop_in_a_change(&daemon, &client, add_group)?;
+    let asked = Instant::now();
+    sidecar.signal("TERM")?;
+    sidecar.wait_for_stderr("stopping")?;
+    sidecar.signal("INT")?;
+    let status = sidecar.wait()?;
+    ensure!(status.code() == Some(1), "{status}");
+    ensure!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
+    ensure!(call.read(Until::Close)?.is_empty(), "answered");
+    ensure_gone(&daemon, &sidecar)?;
+    daemon.signal("CONT")?;
+    sidecar.start_again()?;
+    eventually(LIMIT, || {
+        ensure!(group_names(&sidecar.client())?.contains(&"first".to_owned()));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_signal_that_comes_early_is_heard() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    for _ in 0..10 {
+        let sidecar = Sidecar::start(&daemon)?;
+        let status = sidecar.stop()?;
+        ensure!(status.code() == Some(0), "{status}");
+    }
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! Callers without credentials: what they send costs the proxy and supervisord next to nothing, and
+//! keeps nobody out.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::{
+    Client, Daemon, DaemonOptions, MIB, Reply, Sidecar, SidecarOptions, Until, argon2_of,
+    attributes_of, call_of, crowd, descriptors, eventually, guess, memory, peak_memory,
+    raise_file_limit,
+};
+use anyhow::{Context, Result, ensure};
+use supervisor_twiddler::pace::MAX_CONNECTIONS;
+use supervisor_twiddler::xmlrpc::write;
+
+/// User and password of supervisord.
+const DAEMONS: (&str, &str) = ("daemon", "of the daemon");
+/// Ten programs that run.
+const TEN: &str =
+    "[program:cat]\ncommand = /bin/cat\nnumprocs = 10\nprocess_name = %(process_num)d\n";
+/// The memory that a proxy has again ten seconds after whatever was done to it.
+const MEMORY_AFTER: usize = 40 * MIB;
+/// How long it has for that.
+const RECOVERY: Duration = Duration::from_secs(10);
+/// The descriptors that supervisord may need for its programs and all that is asked of it.
+const DESCRIPTORS: usize = 250;
+/// How long supervisord may take to answer on its own socket. On a machine that is busy with other
+/// things it is more than the second that it should be.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// A body as large as is taken.
+const LARGE: usize = 31 * MIB;
+
+/// What the check of a password takes here: as much as `argon2` is often told to.
+const CHECK_MEMORY: usize = 64 * MIB;
+/// What a proxy may take, beside that, whatever strangers do.
+const MEMORY: usize = 64 * MIB;
+
+/// A proxy that asks for `own` and `secret`.
+fn guarded(daemon: &Daemon) -> Result<Sidecar> {
+    Sidecar::start_options(
+        daemon,
+        SidecarOptions {
+            environment: &[
+                ("TWIDDLER_USERNAME", "own"),
+                ("TWIDDLER_PASSWORD", &argon2_of("secret", CHECK_MEMORY)?),
+            ],
+            ..SidecarOptions::default()
+        },
+    )
+}
+
+fn own_client(sidecar: &Sidecar) -> Client {
+    Client::new(sidecar.tcp_addr()).with_credentials("own", "secret")
+}
+
+#[test]
+fn guesses_that_hang_up_are_still_checked_one_at_a_time() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let sidecar = guarded(&daemon)?;
+    let stranger = Client::new(sidecar.tcp_addr());
+    for number in 0..60 {
+        guess(&stranger, number)?;
+    }
+    own_client(&sidecar).call("supervisor.getState", ())?;
+    let peak = peak_memory(sidecar.pid())?;
+    assert!(peak <= MEMORY + CHECK_MEMORY, "{} MiB", peak / MIB);
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_guesses_neither_keeps_out_nor_delays_whoever_knows_the_password() -> Result<()> {
+    const WARM_CALLS: usize = 100;
+    let daemon = Daemon::start("")?;
+    let sidecar = guarded(&daemon)?;
+    let (over, guesses) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let flood = || {
+        let stranger = Client::new(sidecar.tcp_addr());
+        while !over.load(Ordering::Relaxed) {
+            guess(&stranger, guesses.fetch_add(1, Ordering::Relaxed))?;
+        }
+        anyhow::Ok(())
+    };
+    let honest = || {
+        eventually(crate::common::LIMIT, || {
+            let begun = guesses.load(Ordering::Relaxed);
+            ensure!(begun >= 50, "{begun} guesses");
+            Ok(())
+        })?;
+        let user = own_client(&sidecar);
+        user.call("supervisor.getState", ())
+            .context("before he was let in")?;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..WARM_CALLS {
+            let began = Instant::now();
+            user.call("supervisor.getState", ())
+                .context("after he was let in")?;
+            slowest = slowest.max(began.elapsed());
+        }
+        anyhow::Ok(slowest)
+    };
+    let slowest = thread::scope(|scope| {
+        let floods = [scope.spawn(flood), scope.spawn(flood)];
+        let slowest = honest();
+        over.store(true, Ordering::Relaxed);
+        for flood in floods {
+            flood
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        }
+        slowest
+    })?;
+    println!("{guesses:?} guesses, slowest {slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    let peak = peak_memory(sidecar.pid())?;
+    assert!(peak <= MEMORY + CHECK_MEMORY, "{} MiB", peak / MIB);
+    Ok(())
+}
+
+/// A proxy in front of a daemon. It goes first.
+struct Pair {
+    sidecar: Sidecar,
+    daemon: Daemon,
+}
+
+/// A daemon with ten programs that asks for a password, and a proxy that leaves that to it.
+fn judged_by_the_daemon() -> Result<Pair> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        credentials: Some(DAEMONS),
+        body: TEN,
+        ..DaemonOptions::default()
+    })?;
+    for number in 0..10 {
+        daemon.wait_for_state(&format!("cat:{number}"), "RUNNING")?;
+    }
+    let sidecar = Sidecar::start(&daemon)?;
+    Ok(Pair { sidecar, daemon })
+}
+
+/// Does something to the proxy, while supervisord has to stay as it is: few descriptors, and quick
+/// answers on its own socket. Afterwards the proxy has taken no more than `most`, and little is left
+/// of that, nor of its descriptors.
+fn withstands(
+    Pair { sidecar, daemon }: &Pair,
+    most: usize,
+    attack: impl FnOnce() -> Result<()> + Send,
+) -> Result<()> {
+    let pid = sidecar.pid();
+    sidecar.client().call("supervisor.getState", ())?;
+    let before = descriptors(pid)?;
+    thread::scope(|scope| {
+        let attack = scope.spawn(attack);
+        while !attack.is_finished() {
+            let began = Instant::now();
+            daemon.call("supervisor.getState", ())?;
+            let (took, open) = (began.elapsed(), descriptors(daemon.pid())?);
+            ensure!(took < ANSWER_TIME, "supervisord took {took:?}");
+            ensure!(open < DESCRIPTORS, "supervisord has {open} descriptors");
+        }
+        attack
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread panicked"))?
+    })?;
+    let peak = peak_memory(pid)?;
+    println!("at most {} MiB", peak / MIB);
+    ensure!(peak <= most, "{} MiB at most", peak / MIB);
+    eventually(RECOVERY, || {
+        let (left, open) = (memory(pid)?, descriptors(pid)?);
+        ensure!(left <= MEMORY_AFTER, "{} MiB are left", left / MIB);
+        ensure!(
+            open <= before + 16,
+            "{open} descriptors are left of {before}"
+        );
+        println!("{} MiB afterwards", left / MIB);
+        Ok(())
+    })?;
+    sidecar.client().call("supervisor.getState", ())?;
+    Ok(())
+}
+
+/// Sends one request from each of so many connections at once, so often, and hands over how often
+/// each status came.
+fn all_at_once(
+    client: &Client,
+    connections: usize,
+    rounds: usize,
+    body: &[u8],
+) -> Result<Vec<(u16, usize)>> {
+    let request = client.request_bytes("POST", "/RPC2", &[], Some(body));
+    let send = || -> Result<Vec<u16>> {
+        (0..rounds)
+            .map(|_| {
+                let mut connection = client.connect()?;
+                connection.send(&request)?;
+                let reply = connection.read_within(Duration::from_secs(120), Until::Reply)?;
+                Ok(Reply::parse(&reply)?.status)
+            })
+            .collect()
+    };
+    let all = thread::scope(|scope| {
+        let sending: Vec<_> = (0..connections).map(|_| scope.spawn(send)).collect();
+        let mut all = Vec::new();
+        for sending in sending {
+            let statuses = sending
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+            all.extend(statuses?);
+        }
+        anyhow::Ok(all)
+    })?;
+    let mut counted = std::collections::BTreeMap::new();
+    for status in all {
+        *counted.entry(status).or_default() += 1;
+    }
+    Ok(counted.into_iter().collect())
+}
+
+#[test]
+fn large_bodies_of_strangers_are_not_read() -> Result<()> {
+    let pair = judged_by_the_daemon()?;
+    let stranger = Client::new(pair.sidecar.tcp_addr());
+    let body = call_of(LARGE);
+    withstands(&pair, MEMORY, || {
+        let statuses = all_at_once(&stranger, 8, 20, &body)?;
+        ensure!(statuses == [(401, 160)], "{statuses:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_crowd_of_strangers_with_bodies_is_judged_before_they_are_read() -> Result<()> {
+    let pair = judged_by_the_daemon()?;
+    let stranger = Client::new(pair.sidecar.tcp_addr());
+    let body = call_of(MIB);
+    withstands(&pair, MEMORY, || {
+        let statuses = all_at_once(&stranger, 100, 11, &body)?;
+        ensure!(statuses == [(401, 1100)], "{statuses:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn millions_of_attributes_of_strangers_are_not_read() -> Result<()> {
+    let pair = judged_by_the_daemon()?;
+    let stranger = Client::new(pair.sidecar.tcp_addr());
+    let body = attributes_of(LARGE);
+    withstands(&pair, MEMORY, || {
+        let statuses = all_at_once(&stranger, 8, 1, &body)?;
+        ensure!(statuses == [(401, 8)], "{statuses:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn large_bodies_of_those_who_are_let_in_are_held_one_at_a_time() -> Result<()> {
+    let pair = judged_by_the_daemon()?;
+    let known = pair.sidecar.client();
+    let body = call_of(LARGE);
+    withstands(&pair, 200 * MIB, || {
+        let statuses = all_at_once(&known, 8, 1, &body)?;
+        ensure!(statuses == [(200, 8)], "{statuses:?}");
+        Ok(())
+    })
+}
+
+/// More than there are connections for, all of which wait for supervisord.
+const CROWD: usize = MAX_CONNECTIONS + 100;
+
+#[test]
+fn a_crowd_that_asks_for_health_keeps_nobody_out() -> Result<()> {
+    raise_file_limit()?;
+    let pair = judged_by_the_daemon()?;
+    pair.daemon.signal("STOP")?;
+    let stranger = Client::new(pair.sidecar.tcp_addr());
+    let request = stranger.request_bytes("GET", "/twiddler/health", &[], None);
+    let waiting = crowd(&stranger, CROWD, &request);
+    assert_eq!(waiting.len(), CROWD);
+    let known = pair.sidecar.client();
+    let call = write::call("supervisor.getState", &[]);
+    let mut honest = known.connect()?;
+    honest.send(&known.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+    assert!(!honest.is_closed()?);
+    pair.daemon.signal("CONT")?;
+    assert_eq!(honest.read_reply()?.status, 200);
+    Ok(())
+}

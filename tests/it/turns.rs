@@ -1,0 +1,421 @@
+//! Many at once: the daemon keeps its descriptors, turns are fair, and nobody stands behind calls
+//! that wait for processes.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::process::succeeded;
+use crate::common::{
+    Client, Connection, Daemon, DaemonOptions, LIMIT, MIB, Sidecar, Until, descriptors, eventually,
+    memory, raise_file_limit, run, value,
+};
+use anyhow::{Context, Result, anyhow, ensure};
+use supervisor_twiddler::xmlrpc::{Value, write};
+
+/// Ten programs that run, and a crowd that takes long to start.
+const PROGRAMS: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
+    process_name = %(process_num)d\n\
+    [program:slow]\ncommand = /bin/cat\nnumprocs = 800\nprocess_name = %(process_num)d\n\
+    autostart = false\nstartsecs = 10\nstdout_logfile = NONE\nstderr_logfile = NONE\n\
+    [program:quick]\ncommand = /bin/cat\nautostart = false\nstartsecs = 0\n";
+const TEN: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
+    process_name = %(process_num)d\n";
+
+/// The usual limit of descriptors.
+const USUAL: usize = 1024;
+/// What the daemon with ten programs may have of them.
+const MOST: usize = 250;
+/// What the proxy may have of memory under attack, and ten seconds later. A build for tests is larger
+/// by its code, and by what it has of each connection.
+const MEMORY: usize = 64 * MIB + OF_TEST_BUILDS;
+const MEMORY_AFTER: usize = 40 * MIB + OF_TEST_BUILDS;
+const OF_TEST_BUILDS: usize = if cfg!(debug_assertions) { 16 * MIB } else { 0 };
+/// Where nothing holds a call up, it takes far less than this, on a busy machine too.
+const SOON: Duration = Duration::from_secs(4);
+
+fn started(options: DaemonOptions<'_>, arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
+    raise_file_limit()?;
+    let daemon = Daemon::start_with(options)?;
+    for number in 0..10 {
+        daemon.wait_for_state(&format!("ten:{number}"), "RUNNING")?;
+    }
+    let sidecar = Sidecar::start_with(&daemon, arguments)?;
+    Ok((daemon, sidecar))
+}
+
+fn with_programs(body: &str) -> DaemonOptions<'_> {
+    DaemonOptions {
+        body,
+        ..DaemonOptions::default()
+    }
+}
+
+fn limit_descriptors(daemon: &Daemon, limit: usize) -> Result<()> {
+    let mut prlimit = Command::new("prlimit");
+    prlimit.args([
+        "--pid",
+        &daemon.pid().to_string(),
+        &format!("--nofile={limit}:{limit}"),
+    ]);
+    succeeded(run(&mut prlimit)?).context("prlimit, of util-linux")?;
+    Ok(())
+}
+
+/// Sends all of these, each on a connection of its own, and hands over the connections.
+fn all_at_once(
+    client: &Client,
+    requests: impl Iterator<Item = Vec<u8>>,
+) -> Result<Vec<Connection>> {
+    let mut opened = Vec::new();
+    for request in requests {
+        opened.push((client.connect()?, request));
+    }
+    let mut sent = Vec::new();
+    for (mut connection, request) in opened {
+        connection.send(&request)?;
+        sent.push(connection);
+    }
+    Ok(sent)
+}
+
+fn request(client: &Client, method: &str, path: &str, call: Option<&[u8]>) -> Vec<u8> {
+    client.request_bytes(method, path, &[], call)
+}
+
+/// Does this while somebody looks at the daemon: it keeps its descriptors and answers on its own
+/// socket, and the proxy stays small, then and afterwards.
+fn unharmed<T>(
+    daemon: &Daemon,
+    sidecar: &Sidecar,
+    attack: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let (goes_on, most) = (AtomicBool::new(true), AtomicUsize::new(0));
+    let (result, slowest) = thread::scope(|scope| {
+        let looking = scope.spawn(|| -> Result<Duration> {
+            let direct = daemon.client().with_limit(SOON);
+            let mut slowest = Duration::ZERO;
+            while goes_on.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                direct.call("supervisor.getState", ())?;
+                slowest = slowest.max(began.elapsed());
+                most.fetch_max(descriptors(daemon.pid())?, Ordering::Relaxed);
+                let resident = memory(sidecar.pid())?;
+                ensure!(resident <= MEMORY, "{} MiB", resident / MIB);
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok(slowest)
+        });
+        let result = attack();
+        goes_on.store(false, Ordering::Relaxed);
+        let slowest = looking.join().map_err(|_| anyhow!("a thread panicked"));
+        (result, slowest)
+    });
+    let (most, slowest) = (most.load(Ordering::Relaxed), slowest??);
+    println!("{most} descriptors, slowest direct answer {slowest:?}");
+    ensure!(most < MOST, "the daemon had {most} descriptors");
+    let result = result?;
+    eventually(Duration::from_secs(10), || {
+        let resident = memory(sidecar.pid())?;
+        ensure!(
+            resident <= MEMORY_AFTER,
+            "{} MiB afterwards",
+            resident / MIB
+        );
+        Ok(())
+    })?;
+    Ok(result)
+}
+
+fn statuses(connections: Vec<Connection>, limit: Duration) -> Result<Vec<u16>> {
+    let deadline = Instant::now() + limit;
+    let statuses = connections.into_iter().map(|mut connection| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let head = connection.read_within(left, Until::Head)?;
+        Ok(crate::common::Reply::parse(&head)?.status)
+    });
+    statuses.collect()
+}
+
+#[test]
+fn a_crowd_that_asks_for_health_costs_the_daemon_one_connection() -> Result<()> {
+    for arguments in [&["--username", "own", "--password", "secret"][..], &[]] {
+        let (daemon, sidecar) = started(with_programs(TEN), arguments)?;
+        limit_descriptors(&daemon, USUAL)?;
+        let before = descriptors(daemon.pid())?;
+        let stranger = Client::new(sidecar.tcp_addr());
+        let health = || request(&stranger, "GET", "/twiddler/health", None);
+        let statuses = unharmed(&daemon, &sidecar, || {
+            let crowd = all_at_once(&stranger, (0..1023).map(|_| health()))?;
+            statuses(crowd, LIMIT)
+        })?;
+        assert!(statuses.iter().all(|status| *status == 200));
+        // One for health, one that watches, and the one of whoever looks on.
+        let after = descriptors(daemon.pid())?;
+        assert!(
+            after <= before + 3,
+            "{before} descriptors, and then {after}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn health_is_asked_once_for_all_while_the_daemon_hangs() -> Result<()> {
+    let (daemon, sidecar) = started(with_programs(TEN), &[])?;
+    limit_descriptors(&daemon, USUAL)?;
+    let before = descriptors(daemon.pid())?;
+    let stranger = Client::new(sidecar.tcp_addr());
+    let health = || request(&stranger, "GET", "/twiddler/health", None);
+    daemon.signal("STOP")?;
+    let crowd = all_at_once(&stranger, (0..1000).map(|_| health()));
+    // Nobody waits for ever: no answer is an answer.
+    let statuses = statuses(crowd?, LIMIT);
+    daemon.signal("CONT")?;
+    assert!(statuses?.iter().all(|status| *status == 503));
+    daemon.client().call("supervisor.getState", ())?;
+    assert!(descriptors(daemon.pid())? <= before + 4);
+    stranger.wait_for_health(200).map(drop)
+}
+
+/// What strangers send, where the daemon asks for credentials and the proxy has none of its own.
+fn strangers_requests(stranger: &Client, number: usize) -> Vec<u8> {
+    let start = write::call("supervisor.startProcess", &params!["ten:0"]);
+    let guess = crate::common::basic("user", &number.to_string());
+    let with_guess = [("Authorization", guess.as_str())];
+    match number % 6 {
+        0 => request(stranger, "POST", "/RPC2", Some(&start)),
+        1 => stranger.request_bytes("POST", "/RPC2", &with_guess, Some(&start)),
+        2 => request(stranger, "GET", "/", None),
+        3 => stranger.request_bytes("GET", "/index.html?action=stopall", &with_guess, None),
+        4 => request(stranger, "GET", "/mainlogtail", None),
+        _ => stranger.request_bytes("GET", "/logtail/ten:0", &with_guess, None),
+    }
+}
+
+#[test]
+fn a_crowd_of_strangers_leaves_the_daemon_its_descriptors() -> Result<()> {
+    let options = DaemonOptions {
+        credentials: Some(("user", "secret")),
+        ..with_programs(TEN)
+    };
+    let (daemon, sidecar) = started(options, &[])?;
+    limit_descriptors(&daemon, USUAL)?;
+    let stranger = Client::new(sidecar.tcp_addr());
+    let honest = sidecar.client().with_limit(SOON);
+    honest.call("supervisor.getState", ())?;
+    let mut refused = 0;
+    unharmed(&daemon, &sidecar, || {
+        for _ in 0..3 {
+            let requests = (0..1000).map(|number| strangers_requests(&stranger, number));
+            let crowd = all_at_once(&stranger, requests)?;
+            honest.call("supervisor.getState", ())?;
+            let statuses = statuses(crowd, LIMIT)?;
+            refused += statuses.iter().filter(|status| **status == 401).count();
+            ensure!(statuses.iter().all(|status| matches!(status, 401 | 503)));
+        }
+        Ok(())
+    })?;
+    assert!(refused > 1000, "{refused} were judged");
+    Ok(())
+}
+
+#[test]
+fn a_crowd_of_followers_leaves_the_daemon_its_descriptors() -> Result<()> {
+    let (daemon, sidecar) = started(with_programs(TEN), &[])?;
+    limit_descriptors(&daemon, USUAL)?;
+    let stranger = Client::new(sidecar.tcp_addr());
+    unharmed(&daemon, &sidecar, || {
+        let follow = (0..1000).map(|number| {
+            let path = ["/mainlogtail", "/logtail/ten:0"][number % 2];
+            request(&stranger, "GET", path, None)
+        });
+        let crowd = all_at_once(&stranger, follow)?;
+        // One client never has all of it.
+        let other = Client::new(sidecar.socket());
+        let mut follower = other.connect()?;
+        follower.send(&request(&other, "GET", "/mainlogtail", None))?;
+        let head = crate::common::Reply::parse(&follower.read(Until::Head)?)?;
+        ensure!(head.status == 200, "{head:?}");
+        stranger.call("supervisor.getState", ())?;
+        drop(crowd);
+        Ok(())
+    })
+}
+
+/// Starts of processes of `slow`, from this number on.
+fn slow_starts(client: &Client, from: usize, count: usize) -> Result<Vec<Connection>> {
+    let starts = (from..from + count).map(|number| {
+        let name = format!("slow:{number}");
+        let call = write::call("supervisor.startProcess", &[value(name.as_str())]);
+        request(client, "POST", "/RPC2", Some(&call))
+    });
+    all_at_once(client, starts)
+}
+
+/// Waits until the daemon has begun with so many of them.
+fn wait_for_begun(daemon: &Daemon, at_least: usize) -> Result<()> {
+    eventually(LIMIT, || {
+        let begun = crate::common::rows(&daemon.client())?
+            .iter()
+            .filter(|row| row.group == "slow" && row.state != "STOPPED")
+            .count();
+        ensure!(begun >= at_least, "{begun} begun");
+        Ok(())
+    })
+}
+
+#[test]
+fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
+    let (daemon, sidecar) = started(with_programs(PROGRAMS), &[])?;
+    let client = sidecar.client();
+    let crowd = slow_starts(&client, 0, 500)?;
+    wait_for_begun(&daemon, 50)?;
+    // For somebody else, and for whoever waits himself.
+    for reader in [sidecar.socket_client(), sidecar.client().kept_alive()] {
+        let mut took = Vec::new();
+        for _ in 0..100 {
+            let began = Instant::now();
+            reader.call("supervisor.getState", ())?;
+            took.push(began.elapsed());
+        }
+        took.sort();
+        println!("p50 {:?}, p99 {:?}", took[50], took[99]);
+        ensure!(took[99] < SOON, "{:?}", took[99]);
+    }
+    // Nor do others' starts, nor changes.
+    let other = sidecar.socket_client();
+    let mut took = Vec::new();
+    let mut timed = |method, params: Vec<Value>| -> Result<()> {
+        let began = Instant::now();
+        other.call(method, params)?;
+        took.push((method, began.elapsed()));
+        Ok(())
+    };
+    timed("supervisor.startProcess", params!["quick"])?;
+    timed("twiddler.addGroup", params!["new", 1])?;
+    timed("twiddler.getAPIVersion", vec![])?;
+    ensure!(took.iter().all(|(_, took)| *took < SOON), "{took:?}");
+    assert!(descriptors(daemon.pid())? < 500 * 5);
+    drop(crowd);
+    Ok(())
+}
+
+#[test]
+fn all_calls_that_wait_get_their_turn_however_long_it_takes() -> Result<()> {
+    let (daemon, sidecar) = started(with_programs(PROGRAMS), &[])?;
+    let client = sidecar.client();
+    // Each turn takes ten seconds, and there are not turns enough for all.
+    let crowd = slow_starts(&client, 0, 200)?;
+    let statuses = statuses(crowd, LIMIT * 4)?;
+    assert!(statuses.iter().all(|status| *status == 200));
+    let running = crate::common::rows(&daemon.client())?
+        .iter()
+        .filter(|row| row.group == "slow" && row.state == "RUNNING")
+        .count();
+    assert_eq!(running, 200);
+    Ok(())
+}
+
+#[test]
+fn calls_that_wait_are_bounded_in_number() -> Result<()> {
+    let (_daemon, sidecar) = started(with_programs(PROGRAMS), &[])?;
+    let greedy = sidecar.client();
+    let mut crowd = slow_starts(&greedy, 0, 800)?;
+    crowd.extend(slow_starts(&greedy, 0, 150)?);
+    let (mut refused, mut sentence) = (0, String::new());
+    eventually(LIMIT, || {
+        for connection in &mut crowd {
+            let moment = Duration::from_millis(1);
+            if let Ok(reply) = connection.read_within(moment, Until::Reply) {
+                let reply = crate::common::Reply::parse(&reply)?;
+                ensure!(reply.status == 503 || reply.status == 200, "{reply:?}");
+                if reply.status == 503 {
+                    refused += 1;
+                    sentence = reply.text();
+                }
+            }
+        }
+        ensure!(refused >= 40, "{refused} refused");
+        Ok(())
+    })?;
+    assert!(sentence.contains("wait for supervisord"), "{sentence}");
+    // It is the greedy one who is refused.
+    let other = sidecar.socket_client();
+    other.call("supervisor.startProcess", ("quick",))?;
+    greedy.call("supervisor.getState", ())?;
+    Ok(())
+}
+
+#[test]
+fn the_daemons_own_limit_counts() -> Result<()> {
+    const FEW: &str = "[program:few]\ncommand = /bin/cat\nautostart = false\nnumprocs = 2\n\
+        process_name = %(process_num)d\n";
+    let body = format!("{TEN}{FEW}");
+    // Where there is no socket, the daemon is asked which process it is.
+    for socket in [true, false] {
+        let options = DaemonOptions {
+            socket,
+            tcp: !socket,
+            ..with_programs(&body)
+        };
+        let (daemon, sidecar) = started(options, &["--allow-open"])?;
+        // Ten programs and the spare leave 14, and 16 there are always.
+        limit_descriptors(&daemon, 128)?;
+        let before = descriptors(daemon.pid())?;
+        let client = sidecar.client();
+        // It takes note of the limit a moment after its first call.
+        client.call("supervisor.getState", ())?;
+        let stop = write::call("supervisor.stopProcess", &params!["few:*"]);
+        let requests = (0..300).map(|number| match number % 3 {
+            0 => request(&client, "POST", "/RPC2", Some(&stop)),
+            1 => request(&client, "GET", "/", None),
+            _ => request(&client, "GET", "/twiddler/health", None),
+        });
+        let mut most = 0;
+        for connection in all_at_once(&client, requests)? {
+            most = most.max(descriptors(daemon.pid())?);
+            let statuses = statuses(vec![connection], LIMIT)?;
+            ensure!(statuses == [200], "{statuses:?}");
+        }
+        assert!(most <= before + 16 + 2, "{before}, and then {most}");
+        daemon.client().call("supervisor.getState", ())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn health_tells_whether_the_daemon_takes_the_proxys_own_credentials() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        credentials: Some(("user", "secret")),
+        ..DaemonOptions::default()
+    })?;
+    let right = Sidecar::start(&daemon)?;
+    assert_eq!(right.client().get("/twiddler/health")?.status, 200);
+    let conf = daemon.read("supervisord.conf")?;
+    daemon.write("supervisord.conf", &conf.replace("secret", "another"))?;
+    drop(right);
+    let wrong = Sidecar::start(&daemon)?;
+    let health = Client::new(wrong.tcp_addr()).get("/twiddler/health")?;
+    assert_eq!(
+        (health.status, health.text()),
+        (503, r#"{"status":"down"}"#.to_owned())
+    );
+    // Callers speak for themselves.
+    let info = wrong.client().call("supervisor.getState", ())?;
+    assert_eq!(info.get("statename"), Some(&Value::from("RUNNING")));
+    drop(wrong);
+    let without: String = conf
+        .lines()
+        .filter(|line| !line.starts_with("username") && !line.starts_with("password"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    daemon.write("supervisord.conf", &without)?;
+    let none = Sidecar::start(&daemon)?;
+    assert_eq!(
+        Client::new(none.tcp_addr()).get("/twiddler/health")?.status,
+        200
+    );
+    Ok(())
+}

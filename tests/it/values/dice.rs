@@ -1,0 +1,67 @@
+//! Chance that can be repeated.
+
+use std::env;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+
+/// A generator of random numbers (SplitMix64), for runs that can be repeated.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    pub(crate) fn one_in(&mut self, bound: usize) -> bool {
+        self.below(bound) == 0
+    }
+
+    pub(crate) fn pick<'a>(&mut self, choices: &[&'a str]) -> &'a str {
+        choices[self.below(choices.len())]
+    }
+
+    /// Up to `most` of `choices` in a row, with conversions of some of these kinds among them.
+    pub(crate) fn text(&mut self, choices: &[&str], conversions: &[&str], most: usize) -> String {
+        let parts = self.below(most + 1);
+        let part = |dice: &mut Self| match !conversions.is_empty() && dice.one_in(8) {
+            true => dice.conversion(conversions),
+            false => dice.pick(choices).to_owned(),
+        };
+        (0..parts).map(|_| part(self)).collect()
+    }
+
+    /// A conversion with flags, a width and a precision.
+    fn conversion(&mut self, names: &[&str]) -> String {
+        let name = self.pick(names);
+        let kinds: &[&str] = match name {
+            "process_num" | "numprocs" => &[
+                "d", "d", "i", "u", "o", "x", "X", "s", "r", "a", "e", "E", "f", "F", "g", "G",
+            ],
+            _ => &["s", "s", "ls", "r", "a"],
+        };
+        let flags: String = (0..self.below(3))
+            .map(|_| self.pick(&["#", "0", "-", "+", " "]))
+            .collect();
+        let width = self.pick(&["", "", "3", "12"]);
+        let precision = self.pick(&["", "", ".", ".0", ".2", ".9"]);
+        format!("%({name}){flags}{width}{precision}{}", self.pick(kinds))
+    }
+}
+
+/// A seed, and what has to be said of it when something fails.
+pub(crate) fn seed() -> Result<(u64, String)> {
+    let seed = match env::var("TEST_SEED") {
+        Ok(seed) => seed.parse()?,
+        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64,
+    };
+    Ok((seed, format!("to repeat it, set TEST_SEED={seed}")))
+}
