@@ -17,8 +17,8 @@ use hyper::body::Body as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
-use crate::pace::{Phase, Seat};
-use crate::relay;
+use crate::forward;
+use crate::limits::{ClientSlot, Phase};
 
 /// The largest body that is taken: arguments of 8 MB work with the daemon itself, and each body is
 /// held in memory while it is looked at.
@@ -75,13 +75,13 @@ impl Held {
 pub async fn read(
     head: &Parts,
     body: Body,
-    seat: &Seat,
+    slot: &ClientSlot,
     judge: impl AsyncFnOnce() -> Result<(), Response>,
 ) -> Result<Held, Response> {
     let judge = async || match head.extensions.get::<LetIn>() {
         Some(LetIn) => Ok(()),
         None => {
-            seat.set(Phase::Stranger);
+            slot.set(Phase::Stranger);
             judge().await.map_err(closed)
         }
     };
@@ -93,13 +93,13 @@ pub async fn read(
         is_kept: head.headers.contains_key(CONTENT_LENGTH),
         deadline: Instant::now() + BODY_TIME,
     };
-    seat.set(Phase::Body);
+    slot.set(Phase::Body);
     let first = match announced > FREE_BODY {
         true => Ok(Progress::More),
         false => reading.go_on(announced, FREE_BODY).await,
     };
     match &first {
-        Ok(Progress::Whole) => return Ok(reading.held(seat, None)),
+        Ok(Progress::Whole) => return Ok(reading.held(slot, None)),
         // Nobody is there to be judged.
         Err(response) if response.status() == StatusCode::BAD_REQUEST => {}
         Ok(Progress::More) | Err(_) => judge().await?,
@@ -109,11 +109,11 @@ pub async fn read(
         return Err(too_large());
     }
     // Whoever waits here may have to make room for others.
-    seat.set(Phase::Body);
+    slot.set(Phase::Body);
     let share = share(announced).await;
     reading.deadline = Instant::now() + BODY_TIME;
     match reading.go_on(announced, MAX_BODY).await? {
-        Progress::Whole => Ok(reading.held(seat, share)),
+        Progress::Whole => Ok(reading.held(slot, share)),
         Progress::More => Err(too_large()),
     }
 }
@@ -186,8 +186,8 @@ impl Reading {
         }
     }
 
-    fn held(self, seat: &Seat, share: Option<SemaphorePermit<'static>>) -> Held {
-        seat.set(Phase::Busy);
+    fn held(self, slot: &ClientSlot, share: Option<SemaphorePermit<'static>>) -> Held {
+        slot.set(Phase::Busy);
         Held {
             bytes: self.bytes.freeze(),
             _share: share,
@@ -204,7 +204,7 @@ fn too_large() -> Response {
 
 /// An answer to a request that was not read to its end.
 fn closing(status: StatusCode, text: &str) -> Response {
-    closed(relay::own_reply(status, text))
+    closed(forward::own_reply(status, text))
 }
 
 fn closed(mut reply: Response) -> Response {

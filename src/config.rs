@@ -21,14 +21,14 @@ mod listen;
 mod password_file;
 
 use self::exposure::{Barrier, Upstream};
+use crate::access::basic_auth::Login;
 use crate::access::browser::Site;
+use crate::access::method_policy::{Allow, Policy};
 use crate::cli::ServeArgs;
 use crate::daemon::conf::{
     self, ConfError, Credentials, DaemonAddress, DaemonConf, Environment, HttpServer,
     IncludePattern, Inspection, UnplacedServer, has_wildcard, name_matches,
 };
-use crate::password::Login;
-use crate::policy::{Allow, Policy};
 use crate::words::nearest;
 
 /// Where the daemon itself has a port: the port after supervisord's own, on loopback.

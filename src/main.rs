@@ -7,13 +7,13 @@ use anyhow::{Context, anyhow};
 use clap::CommandFactory;
 use clap_complete::CompleteEnv;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use supervisor_twiddler::access::AccessRules;
 use supervisor_twiddler::audit::Floods;
 use supervisor_twiddler::cli::{Args, Command, ServeArgs};
 use supervisor_twiddler::client;
 use supervisor_twiddler::config::{Config, Draft};
 use supervisor_twiddler::current::Current;
 use supervisor_twiddler::daemon::Daemon;
-use supervisor_twiddler::doors::Doors;
 use supervisor_twiddler::include_dir;
 use supervisor_twiddler::logging::{self, LevelHandle};
 use supervisor_twiddler::reload::Live;
@@ -131,7 +131,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         .map_err(|error| StartError::Misconfigured(error.to_string()))?;
     let main_log = MainLog::new(conf.logfile.clone(), conf.loglevel);
     let main_file = conf.file.display().to_string();
-    let doors = Arc::new(Current::new(Doors::of(&config, &daemon)));
+    let access = Arc::new(Current::new(AccessRules::of(&config, &daemon)));
     let policy = Arc::new(Current::new(settings.policy()));
     for note in &config.notes {
         tracing::warn!("{note}");
@@ -170,7 +170,10 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     );
     let (in_front_of, conf, known) = (daemon.clone(), conf.clone(), settings.clone());
     tokio::spawn(async move { start::warn(&in_front_of, &conf, &known).await });
-    let app = Doors::guard(doors.clone(), supervisor_twiddler::http::app(Arc::new(rpc)));
+    let app = AccessRules::guard(
+        access.clone(),
+        supervisor_twiddler::routes::app(Arc::new(rpc)),
+    );
     let floods = Arc::new(Floods::default());
     let app = RequestLog::new(daemon.clone(), floods.clone()).guard(app);
     read_again(
@@ -179,7 +182,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
             args,
             config,
             daemon,
-            doors,
+            access,
             policy,
             tls: tls.clone(),
             level,

@@ -4,14 +4,14 @@
 
 use std::sync::Arc;
 
+use crate::access::AccessRules;
+use crate::access::method_policy::Policy;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Settings};
 use crate::current::Current;
 use crate::daemon::Daemon;
-use crate::doors::Doors;
 use crate::logging::LevelHandle;
-use crate::policy::Policy;
-use crate::tls::Tls;
+use crate::server::tls::Tls;
 
 /// What is said of both keys, neither of which means anything alone.
 const LOGIN: &str = "username and password";
@@ -28,7 +28,7 @@ pub struct Live {
     /// The daemon, which says whether it asks for credentials.
     pub daemon: Arc<Daemon>,
     /// Who may come in.
-    pub doors: Arc<Current<Doors>>,
+    pub access: Arc<Current<AccessRules>>,
     /// What may be called.
     pub policy: Arc<Current<Policy>>,
     /// TLS, where it is on.
@@ -73,7 +73,7 @@ impl Live {
         let changes = changes(&self.config, &fresh);
         take(&mut self.config.settings, fresh.settings, &changes);
         let settings = &self.config.settings;
-        self.doors.set(Doors::of(&self.config, &self.daemon));
+        self.access.set(AccessRules::of(&self.config, &self.daemon));
         self.policy.set(settings.policy());
         self.level.set(settings.log_level);
         changes.log();

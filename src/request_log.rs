@@ -15,10 +15,10 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tracing::Level;
 
+use crate::access::OPEN_PATH;
 use crate::audit::{Flood, Floods, Peer, Record, shown};
 use crate::daemon::Daemon;
-use crate::doors::OPEN_PATH;
-use crate::relay::{self, Reason};
+use crate::forward::{self, Reason};
 use crate::xmlrpc;
 
 /// A reply that is a fault is not longer.
@@ -157,7 +157,7 @@ async fn look_for_fault(response: Response) -> (Response, Option<i32>) {
     let body = match body.collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
-            let gone = relay::bad_gateway(&format!("supervisord went away: {error}"));
+            let gone = forward::bad_gateway(&format!("supervisord went away: {error}"));
             return (gone, None);
         }
     };

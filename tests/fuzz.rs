@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use http::{Method, Uri};
+use supervisor_twiddler::access::basic_auth::Login;
+use supervisor_twiddler::access::method_policy::{self, Allow};
 use supervisor_twiddler::daemon::conf;
-use supervisor_twiddler::names::{self, namespec, split_namespec};
+use supervisor_twiddler::namespec::{namespec, split_namespec};
 use supervisor_twiddler::pages;
-use supervisor_twiddler::password::Login;
-use supervisor_twiddler::policy::{self, Allow};
 use supervisor_twiddler::program::{Name, Program, Scope};
+use supervisor_twiddler::translate;
 use supervisor_twiddler::twiddler::{Event, Member, Registry};
 use supervisor_twiddler::xmlrpc::{Fault, MethodCall, Value, read, write};
 
@@ -188,7 +189,7 @@ fn calls_are_read_and_written_back() {
         let body = mutated(rng, CALLS, MARKUP);
         let Ok(call) = read::call(&body) else { return };
         let MethodCall { method, params } = &call;
-        if policy::is_plain(&body, method) {
+        if method_policy::is_plain(&body, method) {
             let written = String::from_utf8_lossy(&body).into_owned();
             assert_eq!(written.matches("<methodName").count(), 1);
         }
@@ -354,8 +355,8 @@ fn replies_are_put_into_the_clients_names() {
     fuzz("names", |rng| {
         let bystanders = Value::Array(vec![info("cat", "cat", 20), info("other", "other", 0)]);
         let mut same = bystanders.clone();
-        names::infos_back(&registry, &mut same);
-        names::statuses_back(&registry, &mut same);
+        translate::rewrite_infos(&registry, &mut same);
+        translate::rewrite_statuses(&registry, &mut same);
         assert_eq!(same, bystanders);
 
         let original = if rng.bool() {
@@ -364,11 +365,11 @@ fn replies_are_put_into_the_clients_names() {
             odd_value(rng, 4)
         };
         let mut statuses = original.clone();
-        names::statuses_back(&registry, &mut statuses);
+        translate::rewrite_statuses(&registry, &mut statuses);
         let mut configs = original.clone();
-        names::configs_back(&registry, &mut configs);
+        translate::rewrite_configs(&registry, &mut configs);
         let mut infos = original.clone();
-        names::infos_back(&registry, &mut infos);
+        translate::rewrite_infos(&registry, &mut infos);
         for shown in [statuses, configs, infos] {
             for shown in shown.as_array().unwrap_or_default() {
                 let group = shown.get("group").and_then(Value::as_str);
@@ -377,9 +378,9 @@ fn replies_are_put_into_the_clients_names() {
                 assert!(!(has_name && is_real), "{shown:?} of {original:?}");
             }
         }
-        names::reloaded_back(&registry, &mut original.clone());
+        translate::rewrite_reloaded(&registry, &mut original.clone());
         let name = text(rng, WORDS);
-        if let Some(alias) = names::alias(&registry, &name) {
+        if let Some(alias) = translate::alias(&registry, &name) {
             let told = Fault {
                 code: 10,
                 text: format!("BAD_NAME: {}", alias.real),
@@ -657,7 +658,7 @@ fn requests_for_pages_are_understood() {
             } else {
                 Method::POST
             };
-            let needs = policy::page_needs(&method, uri.path(), uri.query(), &body);
+            let needs = method_policy::page_needs(&method, uri.path(), uri.query(), &body);
             let plain = format!(
                 "{}&{}",
                 uri.query().unwrap_or_default(),

@@ -10,7 +10,7 @@ use super::args::ClientOptions;
 use super::server;
 use super::verbs::Session;
 use super::{Connection, Output};
-use crate::names::namespec;
+use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 
 /// Nobody waits longer for a completion.

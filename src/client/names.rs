@@ -6,7 +6,7 @@ use glob::{MatchOptions, Pattern};
 
 use super::error::Error;
 use crate::daemon::ProcessInfo;
-use crate::names::{namespec, split_namespec};
+use crate::namespec::{namespec, split_namespec};
 
 /// Letters of a name that may be wrong for another to be suggested: a third of it.
 const LETTERS_PER_MISTAKE: usize = 3;

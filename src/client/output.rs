@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 
 use super::args::{ColorChoice, Format};
 use crate::daemon::{ProcessInfo, ProcessState};
-use crate::names::namespec;
+use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 
 /// What takes longer than this says who is being waited for.

@@ -69,7 +69,7 @@ pub(super) struct Connections {
 /// Connections that are kept.
 #[derive(Default)]
 struct Idle {
-    ways: Mutex<Vec<Way>>,
+    ways: Mutex<Vec<PooledConnection>>,
     /// How many may be kept; more may be open while calls are waiting.
     most: AtomicUsize,
 }
@@ -77,7 +77,7 @@ struct Idle {
 /// A connection on which one request can be sent. It ends when this is dropped, with whatever the
 /// daemon has not taken of a request's body: the daemon drains slowly what follows a head that it has
 /// refused.
-struct Way {
+struct PooledConnection {
     sender: SendRequest<Body>,
     _connection: Serving,
     /// The same socket once more, to ask the kernel about it; only where the way may be kept.
@@ -139,7 +139,7 @@ impl Connections {
     }
 
     /// A kept connection that is as good as a new one.
-    fn kept(&self) -> Option<Way> {
+    fn kept(&self) -> Option<PooledConnection> {
         let mut idle = self.idle.lock();
         while let Some(way) = idle.pop() {
             if way.is_fresh() {
@@ -149,7 +149,7 @@ impl Connections {
         None
     }
 
-    async fn open(&self, reuse: Reuse) -> Result<Way, Failure> {
+    async fn open(&self, reuse: Reuse) -> Result<PooledConnection, Failure> {
         match &self.address {
             DaemonAddress::Unix(path) => {
                 let stream = UnixStream::connect(path).await?;
@@ -167,7 +167,12 @@ impl Connections {
         }
     }
 
-    fn streamed(&self, reply: Response<Incoming>, way: Way, mut slot: Slot) -> Response<ReplyBody> {
+    fn streamed(
+        &self,
+        reply: Response<Incoming>,
+        way: PooledConnection,
+        mut slot: Slot,
+    ) -> Response<ReplyBody> {
         let size = hyper::body::Body::size_hint(reply.body()).exact();
         if size.is_none_or(|size| size > LARGE_REPLY) {
             slot.take_long();
@@ -178,7 +183,7 @@ impl Connections {
         reply.map(|body| {
             let mut body = ReplyBody {
                 body,
-                way: Some(Way {
+                way: Some(PooledConnection {
                     socket: way.socket.filter(|_| was_read),
                     slot: Some(slot),
                     ..way
@@ -191,7 +196,7 @@ impl Connections {
     }
 }
 
-async fn begin<S>(stream: S, reuse: Reuse) -> Result<Way, Failure>
+async fn begin<S>(stream: S, reuse: Reuse) -> Result<PooledConnection, Failure>
 where
     S: AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static,
 {
@@ -210,7 +215,7 @@ where
             tracing::debug!(%error, "a connection to supervisord ended");
         }
     });
-    Ok(Way {
+    Ok(PooledConnection {
         sender,
         _connection: Serving(serving.abort_handle()),
         socket,
@@ -219,7 +224,7 @@ where
     })
 }
 
-impl Way {
+impl PooledConnection {
     /// Whether the daemon still holds the other end, and has sent nothing that nobody asked for.
     ///
     /// This asks the kernel, because tokio answers from what it last heard of it, and the daemon
@@ -233,7 +238,7 @@ impl Way {
 }
 
 impl Idle {
-    fn lock(&self) -> MutexGuard<'_, Vec<Way>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<PooledConnection>> {
         self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -242,7 +247,7 @@ impl Idle {
 pub struct ReplyBody {
     body: Incoming,
     /// None once it was kept or given up.
-    way: Option<Way>,
+    way: Option<PooledConnection>,
     idle: Arc<Idle>,
 }
 

@@ -22,7 +22,7 @@ pub use watcher::{COMMAND as CLEAN_UP_COMMAND, clean_up_after_proxy};
 
 use watcher::Watcher;
 
-use crate::seam;
+use crate::failpoint;
 
 /// Of files that are not in their place yet. The daemon's include pattern skips such names whatever
 /// it is, and what a proxy that died has left of them is taken away.
@@ -120,7 +120,7 @@ impl IncludeDir {
         match delivery {
             Delivery::File => {
                 let file = self.write(text)?;
-                seam::reach("written");
+                failpoint::hit("written");
                 file.persist(&visible).map_err(|error| error.error)?;
                 Ok(Staged {
                     visible: Some(TempPath::try_from_path(visible)?),
@@ -129,14 +129,14 @@ impl IncludeDir {
             }
             Delivery::Link => {
                 let hidden = self.hide(text)?;
-                seam::reach("written");
+                failpoint::hit("written");
                 // Relative: the daemon may know the directory by another path.
                 let inside = hidden.dir.path().file_name().unwrap_or_default();
                 let target = Path::new(inside).join(LINK_NAME);
                 let link = self
                     .temporary()
                     .make_in(&self.dir, |path| symlink(&target, path))?;
-                seam::reach("linked");
+                failpoint::hit("linked");
                 link.persist(&visible).map_err(|error| error.error)?;
                 Ok(Staged {
                     visible: Some(TempPath::try_from_path(visible)?),

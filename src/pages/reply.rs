@@ -1,7 +1,8 @@
 //! What the daemon's pages say, put into the names of clients.
 
 use super::quote::{escape, quote, unquote};
-use crate::names::{Alias, namespec, split_namespec};
+use crate::namespec::{namespec, split_namespec};
+use crate::translate::Alias;
 use crate::twiddler::Registry;
 
 /// A page after it was looked through.

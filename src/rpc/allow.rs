@@ -7,9 +7,9 @@ use http::{Response, StatusCode};
 
 use super::web::asking_head;
 use super::{Caller, Failure, Rpc, read_entry, reply};
+use crate::access::method_policy::{self, Allow};
 use crate::daemon::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST, fault};
-use crate::policy::{self, Allow};
-use crate::relay;
+use crate::forward;
 use crate::xmlrpc::{Fault, MethodCall, Value};
 
 /// What the refusal of a page says whose needs cannot be told.
@@ -23,7 +23,7 @@ impl Rpc {
 
     /// The answer to a call that may not be made; `body` are its original bytes. What could be
     /// understood in another way than it was understood here may not be made either.
-    pub(super) async fn left_out(
+    pub(super) async fn denied(
         &self,
         caller: &Caller<'_>,
         call: &MethodCall,
@@ -40,24 +40,25 @@ impl Rpc {
     }
 
     /// The result of an entry of a multicall that may not be carried out.
-    pub(super) fn entry_left_out(&self, entry: &Value) -> Option<Fault> {
+    pub(super) fn entry_denied(&self, entry: &Value) -> Option<Fault> {
         let policy = self.policy.get();
         let allow = policy.allow.as_ref()?;
         match read_entry(entry) {
-            Some(call) => method_left_out(allow, &call.method),
+            Some(call) => method_denied(allow, &call.method),
             None => Some(fault(INCORRECT_PARAMETERS, "No methodName")),
         }
     }
 
     /// The answer to a request for a page that may not be seen, or that does what may not be done.
-    pub async fn page_left_out(&self, caller: &Caller<'_>, body: &[u8]) -> Option<Response<Body>> {
+    pub async fn page_denied(&self, caller: &Caller<'_>, body: &[u8]) -> Option<Response<Body>> {
         let policy = self.policy.get();
         let allow = policy.allow.as_ref()?;
         let uri = &caller.head.uri;
-        let reason = match policy::page_needs(&caller.head.method, uri.path(), uri.query(), body) {
-            Some(needs) => left_out_text(allow.missing(&needs)?),
-            None => UNCLEAR.to_owned(),
-        };
+        let reason =
+            match method_policy::page_needs(&caller.head.method, uri.path(), uri.query(), body) {
+                Some(needs) => denied_text(allow.missing(&needs)?),
+                None => UNCLEAR.to_owned(),
+            };
         // The question is a call, whatever was asked for: the page itself must not be asked for.
         let head = asking_head(caller.head);
         let asking = Caller {
@@ -66,16 +67,16 @@ impl Rpc {
         };
         Some(match self.gate(&asking).await {
             Err(Failure::Http(response)) => *response,
-            _ => relay::own_reply(StatusCode::FORBIDDEN, &reason),
+            _ => forward::own_reply(StatusCode::FORBIDDEN, &reason),
         })
     }
 }
 
 fn judge(allow: &Allow, call: &MethodCall, body: &[u8]) -> Option<Fault> {
-    if let Some(fault) = method_left_out(allow, &call.method) {
+    if let Some(fault) = method_denied(allow, &call.method) {
         return Some(fault);
     }
-    if !policy::is_plain(body, &call.method) {
+    if !method_policy::is_plain(body, &call.method) {
         return Some(fault(
             INCORRECT_PARAMETERS,
             "only plain calls pass where methods are limited",
@@ -85,13 +86,13 @@ fn judge(allow: &Allow, call: &MethodCall, body: &[u8]) -> Option<Fault> {
     (call.method == "system.multicall" && !is_list).then(|| fault(INCORRECT_PARAMETERS, ""))
 }
 
-fn left_out_text(method: &str) -> String {
+fn denied_text(method: &str) -> String {
     format!("NOT_IN_WHITELIST: {method}")
 }
 
-fn method_left_out(allow: &Allow, method: &str) -> Option<Fault> {
+fn method_denied(allow: &Allow, method: &str) -> Option<Fault> {
     (!allow.allows(method)).then(|| Fault {
         code: NOT_IN_WHITELIST,
-        text: left_out_text(method),
+        text: denied_text(method),
     })
 }

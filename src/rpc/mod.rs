@@ -4,12 +4,12 @@
 //! answered here, after the daemon let the caller in.
 
 mod allow;
+mod bulk;
 mod multicall;
 mod share;
 mod supervisor;
 mod system;
 mod web;
-mod whole;
 
 use std::sync::Arc;
 
@@ -21,15 +21,15 @@ use http::{HeaderValue, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
+use crate::access::method_policy::Policy;
 use crate::audit::{Record, shown, without_values};
 use crate::current::Current;
 use crate::daemon::fault::{NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{Daemon, Share};
-use crate::policy::Policy;
+use crate::forward::{self, Payload};
 use crate::program::option_names;
-use crate::relay::{self, Payload};
 use crate::twiddler::methods::{self, Method, Request};
-use crate::twiddler::{Caution, Change, MainLog, Refusal, Twiddler};
+use crate::twiddler::{Authorized, Change, MainLog, Refusal, Twiddler};
 use crate::xmlrpc::read::ReadError;
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 
@@ -130,15 +130,15 @@ impl Rpc {
             Ok(call) => call,
             Err(ReadError::TooMany(limit)) => {
                 let text = format!("a call may have {limit} elements and attributes");
-                return relay::own_reply(StatusCode::PAYLOAD_TOO_LARGE, &text);
+                return forward::own_reply(StatusCode::PAYLOAD_TOO_LARGE, &text);
             }
             Err(_) => {
                 let unreadable = Bytes::from_static(UNREADABLE);
-                return self.pass(caller, unreadable, Share::Quick).await;
+                return self.forward(caller, unreadable, Share::Quick).await;
             }
         };
         caller.record().calls(&call.method);
-        if let Some(response) = self.left_out(caller, &call, &body).await {
+        if let Some(response) = self.denied(caller, &call, &body).await {
             return response;
         }
         let answer = match namespace(&call.method) {
@@ -150,7 +150,7 @@ impl Rpc {
             ("supervisor", name) => return self.supervisor_call(caller, name, &call, body).await,
             _ => {
                 let share = share::of_call(&call.method, &call.params);
-                return self.pass(caller, body, share).await;
+                return self.forward(caller, body, share).await;
             }
         };
         reply(answer)
@@ -159,9 +159,9 @@ impl Rpc {
     /// Passes a call on with these bytes. The daemon sends a reply in pieces of 4 KiB; one that is
     /// not large goes on in one piece, because nobody can make use of a part of it, and each piece
     /// wakes its reader.
-    async fn pass(&self, caller: &Caller<'_>, body: Bytes, share: Share) -> Response<Body> {
+    async fn forward(&self, caller: &Caller<'_>, body: Bytes, share: Share) -> Response<Body> {
         let payload = Payload::Bytes(body);
-        let reply = relay::pass(&self.daemon, caller.head, payload, share).await;
+        let reply = forward::forward(&self.daemon, caller.head, payload, share).await;
         let size = reply.body().size_hint().exact();
         if size.is_none_or(|size| size > IN_ONE_PIECE) {
             return reply;
@@ -177,14 +177,14 @@ impl Rpc {
     async fn ask(&self, caller: &Caller<'_>, method: &str, params: &[Value]) -> Answer {
         let body = xmlrpc::write::call(method, params);
         let share = share::of_call(method, params);
-        let reply = self.pass(caller, body.into(), share).await;
+        let reply = self.forward(caller, body.into(), share).await;
         if reply.status() != StatusCode::OK {
             return Err(Failure::http(reply));
         }
         let body = collect(reply.into_body()).await.map_err(Failure::http)?;
         match xmlrpc::read::response(&body) {
             Ok(answer) => Ok(answer?),
-            Err(error) => Err(Failure::http(relay::bad_gateway(&format!(
+            Err(error) => Err(Failure::http(forward::bad_gateway(&format!(
                 "supervisord's answer cannot be read: {error}"
             )))),
         }
@@ -238,16 +238,16 @@ impl Rpc {
     /// change's own questions are judged like the caller's.
     async fn judged_change(&self, caller: &Caller<'_>, change: Change) -> Answer {
         if self.daemon.is_open() {
-            return self.change(caller, change, Caution::Unjudged).await;
+            return self.change(caller, change, Authorized::NotRequired).await;
         }
         self.gate(caller).await?;
         self.change(caller, change, self.judged(caller)).await
     }
 
     /// For a change of a caller whom the daemon let in.
-    fn judged(&self, caller: &Caller<'_>) -> Caution {
+    fn judged(&self, caller: &Caller<'_>) -> Authorized {
         let presented = caller.head.headers.get(AUTHORIZATION);
-        Caution::Judged(self.daemon.authorization_for(presented))
+        Authorized::Checked(self.daemon.authorization_for(presented))
     }
 
     fn read(&self, name: &str, params: &[Value]) -> Result<Request, Fault> {
@@ -292,10 +292,10 @@ impl Rpc {
 
     /// Makes one change. A daemon that asks for credentials although its file does not say so has
     /// refused all of it, and lets the caller speak for it.
-    async fn change(&self, caller: &Caller<'_>, change: Change, caution: Caution) -> Answer {
+    async fn change(&self, caller: &Caller<'_>, change: Change, authorized: Authorized) -> Answer {
         let mut outcome = self
             .twiddler
-            .change(vec![change.clone()], caution, &caller.record())
+            .change(vec![change.clone()], authorized, &caller.record())
             .await
             .pop();
         if let Some(Err(Refusal::Status(_))) = outcome {
@@ -321,10 +321,10 @@ impl Rpc {
     async fn refused(&self, caller: &Caller<'_>, refusal: Refusal) -> Failure {
         match refusal {
             Refusal::Fault(fault) => fault.into(),
-            Refusal::Unreachable(reason) => Failure::http(relay::bad_gateway(&reason)),
+            Refusal::Unreachable(reason) => Failure::http(forward::bad_gateway(&reason)),
             Refusal::Status(status) => match self.gate(caller).await {
                 Err(failure) => failure,
-                Ok(()) => Failure::http(relay::bad_gateway(&format!(
+                Ok(()) => Failure::http(forward::bad_gateway(&format!(
                     "supervisord answered HTTP {status} to the proxy itself: set username and password in supervisord.conf as the running daemon has them"
                 ))),
             },
@@ -335,9 +335,9 @@ impl Rpc {
     /// answer for each.
     async fn changes(&self, caller: &Caller<'_>, changes: Vec<Change>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(changes.len());
-        let caution = self.judged(caller);
+        let authorized = self.judged(caller);
         let record = caller.record();
-        for outcome in self.twiddler.change(changes, caution, &record).await {
+        for outcome in self.twiddler.change(changes, authorized, &record).await {
             answers.push(self.outcome(caller, outcome).await);
         }
         answers
@@ -403,7 +403,7 @@ fn xml(body: Vec<u8>) -> Response<Body> {
 async fn collect(body: Body) -> Result<Bytes, Response<Body>> {
     match body.collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) => Err(relay::bad_gateway(&format!(
+        Err(error) => Err(forward::bad_gateway(&format!(
             "supervisord went away: {error}"
         ))),
     }

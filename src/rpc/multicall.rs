@@ -11,15 +11,15 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
+use super::bulk::is_true;
 use super::supervisor::{Back, Translation};
-use super::whole::is_true;
 use super::{
     Answer, Caller, Failure, Rpc, namespace, read_entry, refused_call, reply, share, system,
     turned_down,
 };
 use crate::daemon::fault::{ABNORMAL_TERMINATION, ALREADY_STARTED, SPAWN_ERROR, fault};
-use crate::names::{self, Shape, shape};
-use crate::relay;
+use crate::forward;
+use crate::translate::{self, MethodKind, method_kind};
 use crate::twiddler::methods::Request;
 use crate::twiddler::{Change, Refusal};
 use crate::xmlrpc::{Fault, MethodCall, Value};
@@ -52,7 +52,7 @@ impl Rpc {
         body: Bytes,
     ) -> Response<Body> {
         match call.params.as_slice() {
-            [Value::Array(entries)] if entries.len() > MAX_CALLS => relay::own_reply(
+            [Value::Array(entries)] if entries.len() > MAX_CALLS => forward::own_reply(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 &format!("a multicall may have {MAX_CALLS} calls"),
             ),
@@ -69,7 +69,7 @@ impl Rpc {
                     _ => None,
                 };
                 let share = share::of_call(&call.method, params);
-                self.pass(caller, body, share).await
+                self.forward(caller, body, share).await
             }
         }
     }
@@ -83,7 +83,7 @@ impl Rpc {
             ("twiddler", _) => true,
             ("system", name) => system::concerns(name, &call.params),
             ("supervisor", name) => {
-                shape(name) != Shape::Nameless && !self.twiddler.knows_nothing()
+                method_kind(name) != MethodKind::Nameless && !self.twiddler.knows_nothing()
             }
             _ => false,
         }
@@ -109,7 +109,7 @@ impl Rpc {
 
 impl Progress<'_> {
     async fn take(&mut self, entry: &Value) -> Result<(), Failure> {
-        if let Some(fault) = self.rpc.entry_left_out(entry) {
+        if let Some(fault) = self.rpc.entry_denied(entry) {
             self.flush().await?;
             return self.push(Err(fault.into()));
         }
@@ -235,7 +235,7 @@ impl Progress<'_> {
         for (_, life) in backs.iter().flatten() {
             let lived_on = self.rpc.twiddler.lived_on_since(*life).await;
             if let Err(Refusal::Unreachable(reason)) = lived_on {
-                return Err(Failure::http(relay::bad_gateway(&reason)));
+                return Err(Failure::http(forward::bad_gateway(&reason)));
             }
         }
         for (result, back) in results.into_iter().zip(backs) {
@@ -268,7 +268,7 @@ impl Rpc {
     async fn start_added(&self, caller: &Caller<'_>, process: &str, call: &MethodCall) -> Answer {
         let alias = self
             .twiddler
-            .with_registry(|registry| names::alias(registry, process));
+            .with_registry(|registry| translate::alias(registry, process));
         let real = alias.as_ref().map_or(process, |alias| &alias.real);
         let mut params = call.params.clone();
         params[0] = real.into();
@@ -322,7 +322,7 @@ fn starting(change: &Change) -> Vec<String> {
 
 /// The name of a process with its group.
 fn full(name: &str) -> String {
-    match names::split_namespec(name) {
+    match crate::namespec::split_namespec(name) {
         (group, Some(process)) => format!("{group}:{process}"),
         (group, None) => format!("{group}:*"),
     }

@@ -5,11 +5,12 @@
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-use super::whole::is_true;
+use super::bulk::is_true;
 use super::{namespace, read_entry};
 use crate::daemon::Share;
-use crate::names::{Shape, Verb, shape, split_namespec};
-use crate::relay;
+use crate::forward;
+use crate::namespec::split_namespec;
+use crate::translate::{BulkAction, MethodKind, method_kind};
 use crate::xmlrpc::Value;
 
 /// The share of a call (`supervisor/rpcinterface.py`: what returns a callback is answered in a later
@@ -25,17 +26,17 @@ pub(super) fn of_call(method: &str, params: &[Value]) -> Share {
 }
 
 fn of_supervisor(name: &str, params: &[Value]) -> Share {
-    let waits = match shape(name) {
+    let waits = match method_kind(name) {
         // A process that runs already is also waited for, if it is only starting.
-        Shape::ProcessOrGroup(verb) => {
+        MethodKind::ProcessOrGroup(verb) => {
             let is_group = params
                 .first()
                 .and_then(Value::as_str)
                 .is_none_or(|name| split_namespec(name).1.is_none());
-            is_group || verb != Verb::Signal && params.get(1).is_none_or(is_true)
+            is_group || verb != BulkAction::Signal && params.get(1).is_none_or(is_true)
         }
         // One process in each turn of the loop.
-        Shape::Group(_) | Shape::All(_) => true,
+        MethodKind::Group(_) | MethodKind::All(_) => true,
         _ => false,
     };
     if waits { Share::Waiting } else { Share::Quick }
@@ -54,7 +55,7 @@ fn of_multicall(params: &[Value]) -> Share {
 /// The share of a request that is no call; `form` is what it sends. Actions wait for the process
 /// (`supervisor/web.py`, `make_callback`). Looked at twice decoded, as the daemon may do.
 pub(super) fn of_page(uri: &Uri, form: &[u8]) -> Share {
-    if relay::is_followed(uri) {
+    if forward::is_followed(uri) {
         return Share::Tail;
     }
     let target = uri.path_and_query().map_or("", |target| target.as_str());

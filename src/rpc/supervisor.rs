@@ -8,11 +8,12 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
-use super::whole::Whole;
+use super::bulk::BulkCall;
 use super::{Answer, Caller, Failure, Rpc, collect, reply, share, with_answer};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
-use crate::names::{self, Alias, Shape, Verb, shape, split_namespec};
-use crate::relay;
+use crate::forward;
+use crate::namespec::split_namespec;
+use crate::translate::{self, Alias, BulkAction, MethodKind, method_kind};
 use crate::twiddler::{Change, Place, Refusal, Registry, Wording};
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 
@@ -26,7 +27,7 @@ pub(super) enum Translation {
     /// Ask the daemon this instead, and put its answer back into the client's names.
     Ask(Vec<Value>, Back),
     /// The call is carried out piece by piece.
-    Whole(Whole),
+    BulkCall(BulkCall),
     /// The call is a change.
     Change(Change),
     /// There is no answer but this.
@@ -58,14 +59,14 @@ impl Rpc {
         call: &MethodCall,
         body: Bytes,
     ) -> Response<Body> {
-        let _quiet = match shape(name) {
-            Shape::Reload => Some(self.twiddler.quiet().await),
+        let _quiet = match method_kind(name) {
+            MethodKind::Reload => Some(self.twiddler.quiet().await),
             _ => None,
         };
         if caller.update.covers(name, &call.params) {
             let life = self.twiddler.life_number();
             let share = share::of_call(&call.method, &call.params);
-            let response = self.pass(caller, body, share).await;
+            let response = self.forward(caller, body, share).await;
             caller.update.touch();
             return match (name, call.params.first()) {
                 ("removeProcessGroup", Some(Value::String(group))) => {
@@ -78,9 +79,9 @@ impl Rpc {
         match translation {
             Translation::Same => {
                 let share = share::of_call(&call.method, &call.params);
-                let response = self.pass(caller, body, share).await;
+                let response = self.forward(caller, body, share).await;
                 // The first change of all may have come before the daemon's answer.
-                match back_of_list(shape(name), &call.params) {
+                match back_of_list(method_kind(name), &call.params) {
                     Some(back) if !self.twiddler.with_registry(Registry::is_plain) => {
                         self.put_back(caller, response, &back, life).await
                     }
@@ -90,7 +91,7 @@ impl Rpc {
             Translation::Ask(params, back) => {
                 let asked = xmlrpc::write::call(&call.method, &params);
                 let share = share::of_call(&call.method, &params);
-                let response = self.pass(caller, asked.into(), share).await;
+                let response = self.forward(caller, asked.into(), share).await;
                 self.put_back(caller, response, &back, life).await
             }
             other => reply(self.carry_out(caller, other).await),
@@ -123,7 +124,7 @@ impl Rpc {
     /// What does not go to the daemon as one call.
     pub(super) async fn carry_out(&self, caller: &Caller<'_>, what: Translation) -> Answer {
         match what {
-            Translation::Whole(whole) => self.whole(caller, whole).await,
+            Translation::BulkCall(whole) => self.whole(caller, whole).await,
             Translation::Change(change) => self.judged_change(caller, change).await,
             Translation::Failed(failure) => Err(failure),
             Translation::Same | Translation::Ask(..) => Ok(Value::Nil),
@@ -145,7 +146,7 @@ impl Rpc {
                 return (translation, life);
             }
         }
-        let reply = relay::bad_gateway("supervisord starts again and again");
+        let reply = forward::bad_gateway("supervisord starts again and again");
         let failed = Translation::Failed(Failure::http(reply));
         (failed, self.twiddler.life_number())
     }
@@ -156,8 +157,8 @@ impl Rpc {
         name: &str,
         params: &[Value],
     ) -> Translation {
-        let shape = shape(name);
-        if shape == Shape::Nameless {
+        let kind = method_kind(name);
+        if kind == MethodKind::Nameless {
             return Translation::Same;
         }
         match self.needs_translation(caller).await {
@@ -165,14 +166,14 @@ impl Rpc {
             Ok(false) => return Translation::Same,
             Err(failure) => return Translation::Failed(failure),
         }
-        if let (Shape::Process | Shape::ProcessOrGroup(_), Some(Value::String(name))) =
-            (shape, params.first())
+        if let (MethodKind::Process | MethodKind::ProcessOrGroup(_), Some(Value::String(name))) =
+            (kind, params.first())
             && let Err(failure) = self.look_at_hidden(caller, name).await
         {
             return Translation::Failed(failure);
         }
         self.twiddler
-            .with_registry(|registry| decide(registry, shape, params))
+            .with_registry(|registry| decide(registry, kind, params))
     }
 
     /// Whether anything may have been changed in the daemon's present life. Where the daemon does
@@ -190,7 +191,7 @@ impl Rpc {
             // A daemon that shuts down may be back before it is asked.
             Ok(()) | Err(Refusal::Fault(_)) => Ok(true),
             Err(Refusal::Status(_)) => Ok(false),
-            Err(Refusal::Unreachable(reason)) => Err(Failure::http(relay::bad_gateway(&reason))),
+            Err(Refusal::Unreachable(reason)) => Err(Failure::http(forward::bad_gateway(&reason))),
         }
     }
 
@@ -241,7 +242,7 @@ impl Rpc {
         let shown = hidden.into_iter().zip(infos).filter_map(|(hidden, info)| {
             let (group, process, start) = hidden;
             let info = info.ok()?;
-            (!names::is_still_hidden(&info, start)).then_some((group, process))
+            (!translate::is_still_hidden(&info, start)).then_some((group, process))
         });
         self.twiddler.show(life, shown);
         Ok(())
@@ -267,7 +268,7 @@ impl Rpc {
             return Response::from_parts(head, Body::from(body));
         }
         if let Err(Refusal::Unreachable(reason)) = self.twiddler.lived_on_since(life).await {
-            return relay::bad_gateway(&reason);
+            return forward::bad_gateway(&reason);
         }
         match xmlrpc::read::response(&body) {
             Ok(answer) => with_answer(head, self.back(caller, answer, back, life).await),
@@ -305,25 +306,25 @@ impl Rpc {
         }
         let mut value = answer?;
         let is_doubtful = self.twiddler.with_registry(|registry| match back {
-            Back::Infos => names::lacks_members(registry, &value),
-            Back::Reloaded => names::lacks_marker(registry, &value),
+            Back::Infos => translate::lacks_members(registry, &value),
+            Back::Reloaded => translate::lacks_marker(registry, &value),
             _ => false,
         });
         if is_doubtful {
             self.twiddler.doubt();
         }
         let shown = self.twiddler.with_registry(|registry| match back {
-            Back::Infos => names::infos_back(registry, &mut value),
+            Back::Infos => translate::rewrite_infos(registry, &mut value),
             Back::Statuses => {
-                names::statuses_back(registry, &mut value);
+                translate::rewrite_statuses(registry, &mut value);
                 Vec::new()
             }
             Back::Configs => {
-                names::configs_back(registry, &mut value);
+                translate::rewrite_configs(registry, &mut value);
                 Vec::new()
             }
             Back::Reloaded => {
-                names::reloaded_back(registry, &mut value);
+                translate::rewrite_reloaded(registry, &mut value);
                 Vec::new()
             }
             Back::Alias(_) | Back::Added(_) => Vec::new(),
@@ -346,32 +347,34 @@ impl Rpc {
     }
 }
 
-fn decide(registry: &Registry, shape: Shape, params: &[Value]) -> Translation {
+fn decide(registry: &Registry, kind: MethodKind, params: &[Value]) -> Translation {
     let name = params.first().and_then(Value::as_str);
-    match (shape, name) {
-        (Shape::Process, Some(name)) => one_process(registry, name, params),
-        (Shape::ProcessOrGroup(verb), Some(name)) => match split_namespec(name) {
+    match (kind, name) {
+        (MethodKind::Process, Some(name)) => one_process(registry, name, params),
+        (MethodKind::ProcessOrGroup(verb), Some(name)) => match split_namespec(name) {
             (group, None) => one_group(registry, verb, group, params),
             _ => one_process(registry, name, params),
         },
-        (Shape::Group(verb), Some(group)) => one_group(registry, verb, group, params),
-        (Shape::All(verb), _) => all_processes(registry, verb, params),
-        (Shape::Infos, _) if !registry.is_plain() => ask(params, Back::Infos),
-        (Shape::Configs, _) if params.is_empty() => ask(params, Back::Configs),
-        (Shape::Reload, _) => ask(params, Back::Reloaded),
-        (Shape::AddGroup, Some(group)) if registry.added_group(group).is_some() => {
+        (MethodKind::Group(verb), Some(group)) => one_group(registry, verb, group, params),
+        (MethodKind::All(verb), _) => all_processes(registry, verb, params),
+        (MethodKind::Infos, _) if !registry.is_plain() => ask(params, Back::Infos),
+        (MethodKind::Configs, _) if params.is_empty() => ask(params, Back::Configs),
+        (MethodKind::Reload, _) => ask(params, Back::Reloaded),
+        (MethodKind::AddGroup, Some(group)) if registry.added_group(group).is_some() => {
             ask(params, Back::Added(group.to_owned()))
         }
-        (Shape::RemoveGroup, Some(group)) if params.len() == 1 => remove_group(registry, group),
+        (MethodKind::RemoveGroup, Some(group)) if params.len() == 1 => {
+            remove_group(registry, group)
+        }
         _ => Translation::Same,
     }
 }
 
 /// How a list of processes gets into the client's names.
-fn back_of_list(shape: Shape, params: &[Value]) -> Option<Back> {
-    match shape {
-        Shape::Infos if params.is_empty() => Some(Back::Infos),
-        Shape::Configs if params.is_empty() => Some(Back::Configs),
+fn back_of_list(kind: MethodKind, params: &[Value]) -> Option<Back> {
+    match kind {
+        MethodKind::Infos if params.is_empty() => Some(Back::Infos),
+        MethodKind::Configs if params.is_empty() => Some(Back::Configs),
         _ => None,
     }
 }
@@ -381,7 +384,7 @@ fn ask(params: &[Value], back: Back) -> Translation {
 }
 
 fn one_process(registry: &Registry, name: &str, params: &[Value]) -> Translation {
-    let Some(alias) = names::alias(registry, name) else {
+    let Some(alias) = translate::alias(registry, name) else {
         return Translation::Same;
     };
     let mut params = params.to_vec();
@@ -389,18 +392,20 @@ fn one_process(registry: &Registry, name: &str, params: &[Value]) -> Translation
     Translation::Ask(params, Back::Alias(alias))
 }
 
-fn one_group(registry: &Registry, verb: Verb, group: &str, params: &[Value]) -> Translation {
-    match Whole::group(verb, group, params) {
-        Some(whole) if registry.is_decorated(group) => Translation::Whole(whole),
+fn one_group(registry: &Registry, verb: BulkAction, group: &str, params: &[Value]) -> Translation {
+    match BulkCall::group(verb, group, params) {
+        Some(whole) if registry.is_decorated(group) => Translation::BulkCall(whole),
         _ => Translation::Same,
     }
 }
 
-fn all_processes(registry: &Registry, verb: Verb, params: &[Value]) -> Translation {
-    match Whole::all(verb, params) {
+fn all_processes(registry: &Registry, verb: BulkAction, params: &[Value]) -> Translation {
+    match BulkCall::all(verb, params) {
         _ if registry.is_plain() => Translation::Same,
         // The daemon orders real groups, and knows no order between the members that they hold.
-        Some(whole) if registry.hides() || verb != Verb::ClearLogs => Translation::Whole(whole),
+        Some(whole) if registry.hides() || verb != BulkAction::ClearLogs => {
+            Translation::BulkCall(whole)
+        }
         _ => ask(params, Back::Statuses),
     }
 }

@@ -5,12 +5,12 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 
-use super::whole::Whole;
+use super::bulk::BulkCall;
 use super::{Caller, Failure, Rpc, Update, collect, share};
 use crate::daemon::Origin;
-use crate::names::{self, Alias, Verb};
+use crate::forward::{self, Payload};
 use crate::pages::{self, Asked, Page, Rewritten};
-use crate::relay::{self, Payload};
+use crate::translate::{self, Alias, BulkAction};
 use crate::twiddler::Registry;
 
 impl Rpc {
@@ -31,7 +31,7 @@ impl Rpc {
 
     async fn pass_page(&self, head: &Parts, payload: Payload) -> Response<Body> {
         let share = share::of_page(&head.uri, form_of(&payload));
-        relay::pass(&self.daemon, head, payload, share).await
+        forward::forward(&self.daemon, head, payload, share).await
     }
 
     /// Either is the answer.
@@ -85,7 +85,7 @@ impl Rpc {
     fn alias(&self, asked: &Asked) -> Option<Alias> {
         let process = asked.process.as_deref()?;
         self.twiddler
-            .with_registry(|registry| names::alias(registry, process))
+            .with_registry(|registry| translate::alias(registry, process))
     }
 
     /// Asks for the process under its real name.
@@ -117,8 +117,8 @@ impl Rpc {
         caller: &Caller<'_>,
         head: &Parts,
     ) -> Result<Response<Body>, Response<Body>> {
-        for verb in [Verb::Stop, Verb::Start] {
-            let Some(whole) = Whole::all(verb, &[]) else {
+        for verb in [BulkAction::Stop, BulkAction::Start] {
+            let Some(whole) = BulkCall::all(verb, &[]) else {
                 continue;
             };
             // Nor does the daemon say what became of each.
@@ -143,9 +143,9 @@ impl Rpc {
         payload: Payload,
     ) -> Result<Response<Body>, Response<Body>> {
         let share = share::of_page(uri, form_of(&payload));
-        match relay::send(&self.daemon, head, uri, payload, share).await {
-            Ok(reply) => Ok(relay::for_client(head, reply)),
-            Err(reason) => Err(relay::bad_gateway(&reason)),
+        match forward::send(&self.daemon, head, uri, payload, share).await {
+            Ok(reply) => Ok(forward::for_client(head, reply)),
+            Err(reason) => Err(forward::bad_gateway(&reason)),
         }
     }
 }

@@ -9,8 +9,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::{StartError, account};
+use crate::access::OPEN_PATH;
 use crate::config::{ListenAddr, Settings};
-use crate::doors::OPEN_PATH;
 use crate::server::{BindError, Listener};
 
 /// How long whoever listens at an address may take to say who it is.

@@ -17,7 +17,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 use crate::config::{self, Settings};
 use crate::daemon::Daemon;
 use crate::include_dir::IncludeDir;
-use crate::tls::Tls;
+use crate::server::tls::Tls;
 
 pub use child_url::child_url;
 pub use listen::{client_url, listen, status_command, try_listen};

@@ -55,20 +55,20 @@ const LOOKS: usize = 5;
 /// Whether the daemon let the one in who wants a change, and so what the change presents to the
 /// daemon from its first call to its last, whatever other callers bring meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Caution {
+pub enum Authorized {
     /// It did, with these credentials. The header is marked as sensitive.
-    Judged(Option<HeaderValue>),
+    Checked(Option<HeaderValue>),
     /// It was not asked, because it asks nobody for credentials as far as is known. The change
     /// presents none.
-    Unjudged,
+    NotRequired,
 }
 
-impl Caution {
+impl Authorized {
     /// What the change presents to the daemon.
     fn presented(&self) -> Option<HeaderValue> {
         match self {
-            Caution::Judged(presented) => presented.clone(),
-            Caution::Unjudged => None,
+            Authorized::Checked(presented) => presented.clone(),
+            Authorized::NotRequired => None,
         }
     }
 }
@@ -259,13 +259,13 @@ impl Twiddler {
     pub async fn change(
         &self,
         changes: Vec<Change>,
-        caution: Caution,
+        authorized: Authorized,
         record: &Record,
     ) -> Vec<Outcome> {
         let waiting: Vec<_> = changes
             .into_iter()
             .map(|change| self.with_address(change))
-            .map(|change| self.submit(change, caution.clone(), record.clone()))
+            .map(|change| self.submit(change, authorized.clone(), record.clone()))
             .collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
         for outcome in waiting {

@@ -11,9 +11,9 @@ use super::{Refusal, Twiddler, ask, plan, reconcile};
 use crate::daemon::Reloaded;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE};
+use crate::failpoint;
 use crate::include_dir::{IncludeDir, Prepared};
 use crate::program;
-use crate::seam;
 use crate::xmlrpc::Value;
 
 impl Twiddler {
@@ -40,7 +40,7 @@ impl Twiddler {
         });
         let prepared = || {
             self.keep_text(&without, None)?;
-            seam::reach("kept without");
+            failpoint::hit("kept without");
             if after == without {
                 return Ok(None);
             }

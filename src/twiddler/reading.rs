@@ -6,8 +6,8 @@ use super::plan::{self, Answers, Plan, Question};
 use super::registry::Event;
 use super::{OnDisk, Twiddler};
 use crate::daemon::Reloaded;
+use crate::failpoint;
 use crate::program;
-use crate::seam;
 use crate::xmlrpc::Fault;
 
 /// A generated file that is there for the daemon to read, and written down what it is for: a daemon
@@ -36,9 +36,9 @@ impl Announced {
         events: Vec<Event>,
     ) -> Result<Self, Refusal> {
         let marker = twiddler.needs_marker().then(|| twiddler.marker_name());
-        seam::reach("planned");
+        failpoint::hit("planned");
         twiddler.begin(marker.as_deref(), &events)?;
-        seam::reach("begun");
+        failpoint::hit("begun");
         match twiddler.stage(&text).await {
             Ok(file) => Ok(Announced {
                 life,
@@ -60,9 +60,9 @@ impl Announced {
         twiddler: &Twiddler,
         questions: Vec<Question>,
     ) -> Result<(Answers, Reading), Refusal> {
-        seam::reach("staged");
+        failpoint::hit("staged");
         let heard = ask_and_reload(twiddler, questions).await;
-        seam::reach("read");
+        failpoint::hit("read");
         match heard {
             Ok((answers, said)) => Ok((answers, Reading { staged: self, said })),
             Err(refusal) => {

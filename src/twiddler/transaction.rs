@@ -17,7 +17,7 @@ use super::registry::Event;
 use super::script::{ADD, REMOVE, Script};
 use crate::daemon::Reloaded;
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
-use crate::seam;
+use crate::failpoint;
 use crate::xmlrpc::{Fault, Value};
 
 /// How often a transaction begins again because the daemon broke the connection by which its life is
@@ -161,7 +161,7 @@ impl<'a> Transaction<'a> {
         let events = std::mem::take(&mut self.events);
         let finished = std::mem::take(&mut self.finished);
         let ended = self.twiddler.end(self.life, events);
-        seam::reach("done");
+        failpoint::hit("done");
         match &ended {
             Ok(()) => self.twiddler.keep(kept),
             Err(refusal) => {
@@ -195,7 +195,7 @@ impl<'a> Transaction<'a> {
             .flat_map(|(_, events)| events.clone())
             .collect();
         self.begin(None, &events)?;
-        seam::reach("hiding");
+        failpoint::hit("hiding");
         self.twiddler.lived_on_since(self.life).await?;
         let kept = self.twiddler.prepare_kept(&events)?;
         for (index, events) in hides {
@@ -392,7 +392,7 @@ impl<'a> Transaction<'a> {
             self.twiddler.leave_open(self.life, open);
         }
         self.end(kept)?;
-        seam::reach("kept");
+        failpoint::hit("kept");
         settled
     }
 
@@ -403,7 +403,7 @@ impl<'a> Transaction<'a> {
             return Ok(None);
         }
         let kept = self.twiddler.prepare_kept(events)?;
-        seam::reach("prepared");
+        failpoint::hit("prepared");
         Ok(self.lives_on().then_some(kept))
     }
 
@@ -418,9 +418,9 @@ impl<'a> Transaction<'a> {
         staged: Option<Announced>,
     ) -> Result<Vec<Told>, Refusal> {
         let results = self.twiddler.multicall(calls).await?;
-        seam::reach("answered");
+        failpoint::hit("answered");
         drop(staged);
-        seam::reach("taken away");
+        failpoint::hit("taken away");
         self.twiddler.lived_on_since(self.life).await?;
         Ok(results)
     }

@@ -9,14 +9,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Duration, Instant, timeout_at};
 
 use super::change::{self, Change, Outcome, Refusal};
-use super::{Caution, Twiddler};
+use super::{Authorized, Twiddler};
 use crate::audit::{Record, shown, without_values};
 use crate::program::option_names;
 
 /// A change on its way to the worker.
 pub(super) struct Job {
     change: Change,
-    caution: Caution,
+    authorized: Authorized,
     /// Whose change it is.
     record: Record,
     outcome: oneshot::Sender<Outcome>,
@@ -26,14 +26,14 @@ impl Twiddler {
     pub(super) fn submit(
         &self,
         change: Change,
-        caution: Caution,
+        authorized: Authorized,
         record: Record,
     ) -> oneshot::Receiver<Outcome> {
         let (outcome, answer) = oneshot::channel();
         // A worker that is gone drops the job, and with it the sender.
         let _ = self.jobs.send(Job {
             change,
-            caution,
+            authorized,
             record,
             outcome,
         });
@@ -42,7 +42,7 @@ impl Twiddler {
 
     /// Turns away a change that nobody judged once it is known that the daemon judges.
     pub(super) fn admit(&self, job: Job) -> Option<Job> {
-        if matches!(job.caution, Caution::Judged(_)) || self.daemon.is_open() {
+        if matches!(job.authorized, Authorized::Checked(_)) || self.daemon.is_open() {
             return Some(job);
         }
         let _ = job
@@ -86,7 +86,7 @@ pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedRecei
     while gather(&mut jobs, &mut waiting, crowd).await.is_some() {
         let _busy = twiddler.busy.lock().await;
         let jobs = take_together(&mut waiting);
-        let presented = jobs.first().and_then(|job| job.caution.presented());
+        let presented = jobs.first().and_then(|job| job.authorized.presented());
         let (changes, answers): (Vec<_>, Vec<_>) = jobs
             .into_iter()
             .filter_map(|job| twiddler.admit(job))
@@ -108,9 +108,9 @@ pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedRecei
 /// does whatever is not made with the credentials of the first.
 pub(super) fn take_together(waiting: &mut VecDeque<Job>) -> Vec<Job> {
     let mut touched: HashMap<String, Touched> = HashMap::new();
-    let caution = waiting.front().map(|job| job.caution.clone());
+    let authorized = waiting.front().map(|job| job.authorized.clone());
     let (taken, kept): (Vec<Job>, Vec<Job>) = waiting.drain(..).partition(|job| {
-        let presents_the_same = caution.as_ref() == Some(&job.caution);
+        let presents_the_same = authorized.as_ref() == Some(&job.authorized);
         let touch = match presents_the_same {
             true => Touched::by(&job.change),
             false => Touched::Alone,

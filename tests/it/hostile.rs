@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use supervisor_twiddler::body::{BODY_PAUSE, FREE_BODY, LARGE_BODY, MAX_BODY};
 use supervisor_twiddler::daemon::{Share, SlotLimits};
-use supervisor_twiddler::pace::{HEAD_TIME, MAX_CONNECTIONS};
+use supervisor_twiddler::limits::{HEAD_TIME, MAX_CONNECTIONS};
 use supervisor_twiddler::server::{MAX_HEAD, MAX_HEADER_LINES};
 use supervisor_twiddler::xmlrpc::{Limits, Value, write};
 

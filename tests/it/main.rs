@@ -3,6 +3,7 @@
 #[macro_use]
 mod common;
 
+mod access;
 mod accounts;
 mod additions;
 mod browser;
@@ -13,7 +14,6 @@ mod clients;
 mod configuration;
 mod daemon_restarts;
 mod disk;
-mod doors;
 mod dropped_connections;
 mod exposure;
 mod fault_points;

@@ -11,7 +11,7 @@ use crate::common::{
     raise_file_limit,
 };
 use anyhow::{Context, Result, ensure};
-use supervisor_twiddler::pace::MAX_CONNECTIONS;
+use supervisor_twiddler::limits::MAX_CONNECTIONS;
 use supervisor_twiddler::xmlrpc::write;
 
 /// User and password of supervisord.

@@ -9,7 +9,7 @@ use crate::client::output::Waiting;
 use crate::client::words;
 use crate::daemon::ProcessInfo;
 use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, SUCCESS};
-use crate::names::{namespec, split_namespec};
+use crate::namespec::{namespec, split_namespec};
 use crate::xmlrpc::Value;
 
 const DEFAULT_PRIORITY: i64 = 999;

@@ -14,7 +14,7 @@ use crate::daemon::fault::{
     NOT_RUNNING, SPAWN_ERROR, SUCCESS,
 };
 use crate::daemon::{ProcessInfo, StatusEntry};
-use crate::names::namespec;
+use crate::namespec::namespec;
 use crate::xmlrpc::{Fault, Value};
 
 /// Calls that are under way at a time for the processes that one glob means.

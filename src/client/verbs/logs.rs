@@ -16,7 +16,7 @@ use crate::client::args::{Format, LogsArgs};
 use crate::client::error::{Error, NOT_DONE};
 use crate::client::names::select;
 use crate::daemon::fault::NO_FILE;
-use crate::names::namespec;
+use crate::namespec::namespec;
 
 /// Lines that are printed first, as `tail` does.
 const LINES: usize = 10;

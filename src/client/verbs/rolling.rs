@@ -10,7 +10,7 @@ use crate::client::names::select;
 use crate::client::output::Waiting;
 use crate::daemon::fault::{NOT_RUNNING, SUCCESS};
 use crate::daemon::{ProcessInfo, StatusEntry};
-use crate::names::namespec;
+use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 
 /// Restarts the processes that `names` mean in batches of `size`. A batch begins when all of the one

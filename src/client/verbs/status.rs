@@ -5,7 +5,7 @@ use crate::client::args::{Format, StatusArgs};
 use crate::client::error::{Error, NOT_RUNNING, UNKNOWN_NAME};
 use crate::client::names::{Selector, unknown};
 use crate::daemon::ProcessInfo;
-use crate::names::namespec;
+use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 
 /// Prints the processes that are named, or all.

@@ -10,7 +10,7 @@ use crate::client::error::{Error, TIME_IS_UP};
 use crate::client::names::select;
 use crate::client::output::Waiting;
 use crate::daemon::{ProcessInfo, ProcessState};
-use crate::names::namespec;
+use crate::namespec::namespec;
 
 /// How often the table is looked at: a call costs the daemon half a millisecond a process.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -5,20 +5,21 @@
 
 use std::collections::HashSet;
 
+use crate::namespec::{namespec, split_namespec};
 use crate::twiddler::{self, Place, Registry};
 use crate::xmlrpc::{Fault, Value};
 
 /// What a `supervisor.*` method takes or returns, as far as names go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum MethodKind {
     /// Takes one process.
     Process,
     /// Takes one process, or a whole group as `group:*`.
-    ProcessOrGroup(Verb),
+    ProcessOrGroup(BulkAction),
     /// Takes a group.
-    Group(Verb),
+    Group(BulkAction),
     /// Concerns all processes.
-    All(Verb),
+    All(BulkAction),
     /// `getAllProcessInfo`
     Infos,
     /// `getAllConfigInfo`
@@ -35,7 +36,7 @@ pub enum Shape {
 
 /// What is done to every process of a group, or to all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum BulkAction {
     /// Start those that are not running.
     Start,
     /// Stop those that are running.
@@ -46,12 +47,12 @@ pub enum Verb {
     ClearLogs,
 }
 
-/// The shape of `supervisor.<method>` (`supervisor/rpcinterface.py`).
-pub fn shape(method: &str) -> Shape {
+/// The kind of `supervisor.<method>` (`supervisor/rpcinterface.py`).
+pub fn method_kind(method: &str) -> MethodKind {
     match method {
-        "startProcess" => Shape::ProcessOrGroup(Verb::Start),
-        "stopProcess" => Shape::ProcessOrGroup(Verb::Stop),
-        "signalProcess" => Shape::ProcessOrGroup(Verb::Signal),
+        "startProcess" => MethodKind::ProcessOrGroup(BulkAction::Start),
+        "stopProcess" => MethodKind::ProcessOrGroup(BulkAction::Stop),
+        "signalProcess" => MethodKind::ProcessOrGroup(BulkAction::Signal),
         "getProcessInfo"
         | "readProcessLog"
         | "readProcessStdoutLog"
@@ -61,40 +62,20 @@ pub fn shape(method: &str) -> Shape {
         | "tailProcessStderrLog"
         | "clearProcessLog"
         | "clearProcessLogs"
-        | "sendProcessStdin" => Shape::Process,
-        "startProcessGroup" => Shape::Group(Verb::Start),
-        "stopProcessGroup" => Shape::Group(Verb::Stop),
-        "signalProcessGroup" => Shape::Group(Verb::Signal),
-        "startAllProcesses" => Shape::All(Verb::Start),
-        "stopAllProcesses" => Shape::All(Verb::Stop),
-        "signalAllProcesses" => Shape::All(Verb::Signal),
-        "clearAllProcessLogs" => Shape::All(Verb::ClearLogs),
-        "getAllProcessInfo" => Shape::Infos,
-        "getAllConfigInfo" => Shape::Configs,
-        "reloadConfig" => Shape::Reload,
-        "addProcessGroup" => Shape::AddGroup,
-        "removeProcessGroup" => Shape::RemoveGroup,
-        _ => Shape::Nameless,
-    }
-}
-
-/// Group and process of a name; no process means the whole group
-/// (`supervisor/options.py`, `split_namespec`).
-pub fn split_namespec(namespec: &str) -> (&str, Option<&str>) {
-    match namespec.split_once(':') {
-        Some((group, "" | "*")) => (group, None),
-        Some((group, process)) => (group, Some(process)),
-        None => (namespec, Some(namespec)),
-    }
-}
-
-/// The name of a process: short where group and process bear the same name
-/// (`supervisor/options.py`, `make_namespec`).
-pub fn namespec(group: &str, process: &str) -> String {
-    if group == process {
-        process.to_owned()
-    } else {
-        format!("{group}:{process}")
+        | "sendProcessStdin" => MethodKind::Process,
+        "startProcessGroup" => MethodKind::Group(BulkAction::Start),
+        "stopProcessGroup" => MethodKind::Group(BulkAction::Stop),
+        "signalProcessGroup" => MethodKind::Group(BulkAction::Signal),
+        "startAllProcesses" => MethodKind::All(BulkAction::Start),
+        "stopAllProcesses" => MethodKind::All(BulkAction::Stop),
+        "signalAllProcesses" => MethodKind::All(BulkAction::Signal),
+        "clearAllProcessLogs" => MethodKind::All(BulkAction::ClearLogs),
+        "getAllProcessInfo" => MethodKind::Infos,
+        "getAllConfigInfo" => MethodKind::Configs,
+        "reloadConfig" => MethodKind::Reload,
+        "addProcessGroup" => MethodKind::AddGroup,
+        "removeProcessGroup" => MethodKind::RemoveGroup,
+        _ => MethodKind::Nameless,
     }
 }
 
@@ -161,7 +142,7 @@ impl Alias {
 
 /// Status structs of group and all forms, in the client's names (`supervisor/rpcinterface.py`,
 /// `make_allfunc`).
-pub fn statuses_back(registry: &Registry, value: &mut Value) {
+pub fn rewrite_statuses(registry: &Registry, value: &mut Value) {
     let Value::Array(statuses) = value else {
         return;
     };
@@ -182,7 +163,7 @@ pub fn statuses_back(registry: &Registry, value: &mut Value) {
 
 /// What `getAllProcessInfo` shows, and which hidden processes are to be seen again because somebody
 /// started them.
-pub fn infos_back(registry: &Registry, value: &mut Value) -> Vec<(String, String)> {
+pub fn rewrite_infos(registry: &Registry, value: &mut Value) -> Vec<(String, String)> {
     let mut shown_again = Vec::new();
     let Value::Array(infos) = value else {
         return shown_again;
@@ -262,7 +243,7 @@ pub fn is_hidden(registry: &Registry, info: &Value) -> bool {
 }
 
 /// What `getAllConfigInfo` shows of the daemon's own list.
-pub fn configs_back(registry: &Registry, value: &mut Value) {
+pub fn rewrite_configs(registry: &Registry, value: &mut Value) {
     let Value::Array(configs) = value else { return };
     configs.retain_mut(|config| {
         let (Some(real), Some(process)) = (text(config, "group"), text(config, "name")) else {
@@ -281,7 +262,7 @@ pub fn configs_back(registry: &Registry, value: &mut Value) {
 }
 
 /// What `reloadConfig` says, without what was added here: it is neither new nor changed nor gone.
-pub fn reloaded_back(registry: &Registry, value: &mut Value) {
+pub fn rewrite_reloaded(registry: &Registry, value: &mut Value) {
     let Value::Array(outer) = value else { return };
     let Some(Value::Array(lists)) = outer.first_mut() else {
         return;

@@ -127,7 +127,7 @@ impl Password {
 
 /// One who lets in whoever has the login.
 #[derive(Debug)]
-pub struct Doorkeeper {
+pub struct BasicAuth {
     login: Login,
     /// Who was let in last: a strong hash is costly, and its check need not be made twice.
     last: Mutex<Option<Mark>>,
@@ -157,10 +157,10 @@ impl Verdict {
     }
 }
 
-impl Doorkeeper {
+impl BasicAuth {
     /// One for this login.
     pub fn new(login: Login) -> Self {
-        Doorkeeper {
+        BasicAuth {
             login,
             last: Mutex::default(),
             hashing: Arc::new(Semaphore::new(1)),
@@ -170,7 +170,7 @@ impl Doorkeeper {
 
     /// Whether these are the right credentials: the value of an `Authorization` header. Whoever was
     /// let in before is let in at once, however many others are being looked at.
-    pub async fn judge(&self, authorization: &[u8]) -> Verdict {
+    pub async fn verify(&self, authorization: &[u8]) -> Verdict {
         let Some(pair) = basic(authorization) else {
             return Verdict::Wrong;
         };
@@ -180,14 +180,14 @@ impl Doorkeeper {
         };
         let named: bool = mark(username).ct_eq(&self.login.username).into();
         match &self.login.password {
-            Password::Argon2(_) => self.judge_strongly(&pair, password, named).await,
+            Password::Argon2(_) => self.verify_strongly(&pair, password, named).await,
             // Both were looked at, whichever is wrong.
             quick => Verdict::of(named & quick.is(password)),
         }
     }
 
     /// Checks a strong hash beside the runtime, whether the name was right or not.
-    async fn judge_strongly(&self, pair: &[u8], password: &[u8], named: bool) -> Verdict {
+    async fn verify_strongly(&self, pair: &[u8], password: &[u8], named: bool) -> Verdict {
         let presented = mark(pair);
         if self.was_last(&presented) {
             return Verdict::Right;
@@ -298,7 +298,7 @@ mod tests {
     async fn only_the_right_name_with_the_right_password_comes_in() {
         let sha = "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4";
         for password in ["secret", sha, &sha.to_uppercase(), &strong()] {
-            let keeper = Doorkeeper::new(Login::new("user", password).unwrap());
+            let auth = BasicAuth::new(Login::new("user", password).unwrap());
             for (pair, expected) in [
                 ("user:secret", true),
                 ("user:secret", true),
@@ -313,7 +313,7 @@ mod tests {
                 ("user:secret", true),
             ] {
                 assert_eq!(
-                    keeper.judge(&header(pair)).await,
+                    auth.verify(&header(pair)).await,
                     Verdict::of(expected),
                     "{pair} for {password}"
                 );
@@ -323,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_headers_do_not_come_in() {
-        let keeper = Doorkeeper::new(Login::new("user", "secret").unwrap());
+        let auth = BasicAuth::new(Login::new("user", "secret").unwrap());
         let good = STANDARD.encode("user:secret");
         for header in [
             "",
@@ -335,14 +335,14 @@ mod tests {
             &format!("Digest {good}"),
         ] {
             assert_eq!(
-                keeper.judge(header.as_bytes()).await,
+                auth.verify(header.as_bytes()).await,
                 Verdict::Wrong,
                 "{header}"
             );
         }
         for header in [format!("basic {good}"), format!("BASIC  {good} ")] {
             assert_eq!(
-                keeper.judge(header.as_bytes()).await,
+                auth.verify(header.as_bytes()).await,
                 Verdict::Right,
                 "{header}"
             );
@@ -351,30 +351,30 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_name_is_not_remembered_for_its_right_password() {
-        let keeper = Doorkeeper::new(Login::new("user", &strong()).unwrap());
+        let auth = BasicAuth::new(Login::new("user", &strong()).unwrap());
         for _ in 0..2 {
-            assert_eq!(keeper.judge(&header("other:secret")).await, Verdict::Wrong);
+            assert_eq!(auth.verify(&header("other:secret")).await, Verdict::Wrong);
         }
     }
 
     #[tokio::test]
     async fn whoever_was_let_in_passes_by_all_who_wait() {
-        let keeper = Doorkeeper::new(Login::new("user", &strong()).unwrap());
+        let auth = BasicAuth::new(Login::new("user", &strong()).unwrap());
         let known = header("user:secret");
-        assert_eq!(keeper.judge(&known).await, Verdict::Right);
-        let turn = keeper.hashing.clone().acquire_owned().await.unwrap();
+        assert_eq!(auth.verify(&known).await, Verdict::Right);
+        let turn = auth.hashing.clone().acquire_owned().await.unwrap();
         let guess = header("user:guess");
         let mut waiting: Vec<_> = (0..MAX_WAITING)
-            .map(|_| Box::pin(keeper.judge(&guess)))
+            .map(|_| Box::pin(auth.verify(&guess)))
             .collect();
         for guess in &mut waiting {
             assert!(poll(guess.as_mut()).await.is_none());
         }
-        assert_eq!(keeper.judge(&guess).await, Verdict::Unknown);
-        assert_eq!(keeper.judge(&known).await, Verdict::Right);
+        assert_eq!(auth.verify(&guess).await, Verdict::Unknown);
+        assert_eq!(auth.verify(&known).await, Verdict::Right);
         // One hangs up, and another may wait in his place.
         drop(waiting.pop());
-        let mut last = Box::pin(keeper.judge(&guess));
+        let mut last = Box::pin(auth.verify(&guess));
         assert!(poll(last.as_mut()).await.is_none());
         drop(turn);
         assert_eq!(waiting.swap_remove(0).await, Verdict::Wrong);
@@ -383,14 +383,14 @@ mod tests {
     #[tokio::test]
     async fn a_check_whose_caller_hung_up_stays_counted_until_it_ends() {
         let strong = strong_with(16 * 1024); // milliseconds at least
-        let keeper = Doorkeeper::new(Login::new("user", &strong).unwrap());
+        let auth = BasicAuth::new(Login::new("user", &strong).unwrap());
         let guess = header("user:guess");
-        let mut abandoned = Box::pin(keeper.judge(&guess));
+        let mut abandoned = Box::pin(auth.verify(&guess));
         assert!(poll(abandoned.as_mut()).await.is_none());
         drop(abandoned);
-        assert!(keeper.hashing.try_acquire().is_err());
-        assert_eq!(keeper.judge(&guess).await, Verdict::Wrong);
-        assert_eq!(keeper.hashing.available_permits(), 1);
+        assert!(auth.hashing.try_acquire().is_err());
+        assert_eq!(auth.verify(&guess).await, Verdict::Wrong);
+        assert_eq!(auth.hashing.available_permits(), 1);
     }
 
     /// What a future has come to without any waiting.
@@ -425,7 +425,7 @@ mod tests {
         assert!(Login::new("user", "$money$").is_ok());
         let shown = format!(
             "{:?}",
-            Doorkeeper::new(Login::new("user", "secret").unwrap())
+            BasicAuth::new(Login::new("user", "secret").unwrap())
         );
         assert!(
             !shown.contains("user") && !shown.contains("secret"),

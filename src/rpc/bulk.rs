@@ -12,8 +12,9 @@ use super::{Answer, Caller, Failure, Rpc};
 use crate::daemon::conf::{ConfiguredGroup, LogLevel};
 use crate::daemon::fault::{ABNORMAL_TERMINATION, BAD_NAME, SPAWN_ERROR, SUCCESS, fault};
 use crate::daemon::{MULTICALL, multicall_entries, multicall_results};
-use crate::names::{Verb, is_hidden, is_still_hidden, namespec};
+use crate::namespec::namespec;
 use crate::program::DEFAULT_STARTSECS;
+use crate::translate::{BulkAction, is_hidden, is_still_hidden};
 use crate::twiddler::{Registry, number_of_real_name};
 use crate::xmlrpc::{Fault, Value};
 
@@ -45,32 +46,32 @@ type Outcome = Result<Value, Fault>;
 
 /// A call on a whole group, or on all processes.
 #[derive(Clone, Debug)]
-pub(super) struct Whole {
-    verb: Verb,
+pub(super) struct BulkCall {
+    verb: BulkAction,
     group: Option<String>,
     signal: Option<Value>,
     wait: bool,
 }
 
-impl Whole {
+impl BulkCall {
     /// A call on `group`; nothing if the daemon would not take that many parameters.
-    pub(super) fn group(verb: Verb, group: &str, params: &[Value]) -> Option<Self> {
+    pub(super) fn group(verb: BulkAction, group: &str, params: &[Value]) -> Option<Self> {
         Self::new(verb, Some(group.to_owned()), &params[1..])
     }
 
     /// A call on all processes.
-    pub(super) fn all(verb: Verb, params: &[Value]) -> Option<Self> {
+    pub(super) fn all(verb: BulkAction, params: &[Value]) -> Option<Self> {
         Self::new(verb, None, params)
     }
 
-    fn new(verb: Verb, group: Option<String>, rest: &[Value]) -> Option<Self> {
+    fn new(verb: BulkAction, group: Option<String>, rest: &[Value]) -> Option<Self> {
         let (signal, wait) = match (verb, rest) {
-            (Verb::Start | Verb::Stop | Verb::ClearLogs, []) => (None, true),
-            (Verb::Start | Verb::Stop, [wait]) => (None, is_true(wait)),
-            (Verb::Signal, [signal]) => (Some(signal.clone()), false),
+            (BulkAction::Start | BulkAction::Stop | BulkAction::ClearLogs, []) => (None, true),
+            (BulkAction::Start | BulkAction::Stop, [wait]) => (None, is_true(wait)),
+            (BulkAction::Signal, [signal]) => (Some(signal.clone()), false),
             _ => return None,
         };
-        Some(Whole {
+        Some(BulkCall {
             verb,
             group,
             signal,
@@ -80,40 +81,40 @@ impl Whole {
 
     fn method(&self) -> &'static str {
         match self.verb {
-            Verb::Start => "supervisor.startProcess",
-            Verb::Stop => "supervisor.stopProcess",
-            Verb::Signal => "supervisor.signalProcess",
-            Verb::ClearLogs => "supervisor.clearProcessLogs",
+            BulkAction::Start => "supervisor.startProcess",
+            BulkAction::Stop => "supervisor.stopProcess",
+            BulkAction::Signal => "supervisor.signalProcess",
+            BulkAction::ClearLogs => "supervisor.clearProcessLogs",
         }
     }
 
     fn params(&self, real: String) -> Vec<Value> {
         match (&self.signal, self.verb) {
             (Some(signal), _) => vec![real.into(), signal.clone()],
-            (None, Verb::ClearLogs) => vec![real.into()],
+            (None, BulkAction::ClearLogs) => vec![real.into()],
             (None, _) => vec![real.into(), Value::Bool(false)],
         }
     }
 
     fn concerns(&self, state: i64) -> bool {
         match self.verb {
-            Verb::Start => !RUNNING_STATES.contains(&state),
-            Verb::Stop => RUNNING_STATES.contains(&state),
-            Verb::Signal => SIGNALLABLE_STATES.contains(&state),
-            Verb::ClearLogs => true,
+            BulkAction::Start => !RUNNING_STATES.contains(&state),
+            BulkAction::Stop => RUNNING_STATES.contains(&state),
+            BulkAction::Signal => SIGNALLABLE_STATES.contains(&state),
+            BulkAction::ClearLogs => true,
         }
     }
 
     /// Whether what becomes of a process counts, and not only that it was told.
     fn waits(&self) -> bool {
-        self.wait && matches!(self.verb, Verb::Start | Verb::Stop)
+        self.wait && matches!(self.verb, BulkAction::Start | BulkAction::Stop)
     }
 
     /// Whether the call alone has brought a process where it is to be. One without `startsecs` is
     /// up at once, whatever becomes of it then.
     fn is_done(&self, info: &Value) -> bool {
         match self.verb {
-            Verb::Start => state(info) == RUNNING,
+            BulkAction::Start => state(info) == RUNNING,
             _ => STOPPED_STATES.contains(&state(info)),
         }
     }
@@ -124,8 +125,8 @@ impl Whole {
     fn verdict(&self, info: &Value, name: &str, late: bool) -> Option<Result<(), Fault>> {
         let state = state(info);
         match self.verb {
-            Verb::Stop => STOPPED_STATES.contains(&state).then_some(Ok(())),
-            Verb::Start => {
+            BulkAction::Stop => STOPPED_STATES.contains(&state).then_some(Ok(())),
+            BulkAction::Start => {
                 let spawnerr = info
                     .get("spawnerr")
                     .and_then(Value::as_str)
@@ -138,7 +139,7 @@ impl Whole {
                     _ => Some(Err(fault(ABNORMAL_TERMINATION, name))),
                 }
             }
-            Verb::Signal | Verb::ClearLogs => Some(Ok(())),
+            BulkAction::Signal | BulkAction::ClearLogs => Some(Ok(())),
         }
     }
 }
@@ -229,7 +230,7 @@ impl Target {
 
 impl Rpc {
     /// Does it, and gives the daemon's kind of list of what became of each process.
-    pub(super) async fn whole(&self, caller: &Caller<'_>, whole: Whole) -> Answer {
+    pub(super) async fn whole(&self, caller: &Caller<'_>, whole: BulkCall) -> Answer {
         let targets: Vec<Target> = self
             .targets(caller, &whole)
             .await?
@@ -264,7 +265,7 @@ impl Rpc {
     async fn act(
         &self,
         caller: &Caller<'_>,
-        whole: &Whole,
+        whole: &BulkCall,
         targets: &[Target],
     ) -> Result<Vec<(Outcome, Option<Outcome>)>, Failure> {
         let calls: Vec<_> = targets
@@ -288,7 +289,7 @@ impl Rpc {
     async fn wait_for(
         &self,
         caller: &Caller<'_>,
-        whole: &Whole,
+        whole: &BulkCall,
         mut under_way: Vec<Target>,
         began: Instant,
     ) -> Result<Vec<Value>, Failure> {
@@ -296,7 +297,7 @@ impl Rpc {
         let mut looked = began;
         // What was killed may be gone already; what was started is not up before its time.
         let mut pause = match whole.verb {
-            Verb::Start => LOOK_AGAIN,
+            BulkAction::Start => LOOK_AGAIN,
             _ => Duration::ZERO,
         };
         while !under_way.is_empty() {
@@ -320,7 +321,7 @@ impl Rpc {
                 }
             }
             under_way = left;
-            if whole.verb == Verb::Stop && !pause.is_zero() {
+            if whole.verb == BulkAction::Stop && !pause.is_zero() {
                 let daemon = daemon.as_ref().and_then(Value::as_int);
                 self.report(&mut under_way, daemon).await;
             }
@@ -347,7 +348,7 @@ impl Rpc {
     }
 
     /// All that clients see of the group, or of everything, in the order of the daemon.
-    async fn targets(&self, caller: &Caller<'_>, whole: &Whole) -> Result<Vec<Target>, Failure> {
+    async fn targets(&self, caller: &Caller<'_>, whole: &BulkCall) -> Result<Vec<Target>, Failure> {
         let calls = [
             ("supervisor.getAllProcessInfo", vec![]),
             ("supervisor.getAllConfigInfo", vec![]),
@@ -383,7 +384,7 @@ impl Rpc {
                     crate::twiddler::Refusal::Fault(told) if told.code == BAD_NAME => {
                         Failure::Fault(fault(BAD_NAME, group))
                     }
-                    refusal => Failure::http(crate::relay::bad_gateway(&refusal.to_string())),
+                    refusal => Failure::http(crate::forward::bad_gateway(&refusal.to_string())),
                 })?;
         }
         targets.sort_by(|one, other| one.order.cmp(&other.order));
@@ -422,9 +423,14 @@ fn shown_again(registry: &Registry, infos: &[Value]) -> Vec<(String, String)> {
 /// for no longer than the daemon takes to see it, so it is looked at as often as the daemon looks once
 /// its time has come; before that it can only fail, and that stays to be seen for a second at least
 /// (`supervisor/process.py`, `record_spawnerr`).
-fn next_pause(whole: &Whole, under_way: &[Target], last: Duration, elapsed: Duration) -> Duration {
+fn next_pause(
+    whole: &BulkCall,
+    under_way: &[Target],
+    last: Duration,
+    elapsed: Duration,
+) -> Duration {
     let longer = (last.max(LOOK_AGAIN) * 5 / 4).min(LOOK_AGAIN_AT_MOST);
-    if whole.verb != Verb::Start {
+    if whole.verb != BulkAction::Start {
         return if last.is_zero() { LOOK_AGAIN } else { longer };
     }
     let left = under_way

@@ -7,7 +7,7 @@ const FILE: &str = "TEST_STOP_AT";
 
 /// Stops this process where it is told to, until somebody lets it go on.
 #[cfg(debug_assertions)]
-pub(crate) fn reach(point: &str) {
+pub(crate) fn hit(point: &str) {
     use nix::sys::signal::{Signal, raise};
     let Some(file) = std::env::var_os(FILE) else {
         return;
@@ -20,4 +20,4 @@ pub(crate) fn reach(point: &str) {
 
 /// Does nothing.
 #[cfg(not(debug_assertions))]
-pub(crate) fn reach(_point: &str) {}
+pub(crate) fn hit(_point: &str) {}

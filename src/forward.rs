@@ -91,7 +91,7 @@ pub fn payload(reads: Reads, headers: &HeaderMap, body: Bytes) -> Payload {
 }
 
 /// Sends the client's request with `payload` and gives the daemon's reply for that client.
-pub async fn pass(
+pub async fn forward(
     daemon: &Arc<Daemon>,
     head: &Parts,
     payload: Payload,

@@ -1,7 +1,7 @@
 //! How many clients there may be, and how long each may take: one that is slow or stuck holds up
 //! no other.
 //!
-//! Every connection has a [`Seat`]. When all are taken, a newcomer gets that of whoever has been
+//! Every connection has a [`ClientSlot`]. When all are taken, a newcomer gets that of whoever has been
 //! idle or slow for longest, or waits without having been let in; only where everybody else waits
 //! for the daemon is it turned away.
 
@@ -54,16 +54,16 @@ pub enum Phase {
     Busy,
 }
 
-/// All seats.
+/// All slots.
 #[derive(Debug, Default)]
-pub struct Seats {
+pub struct ClientSlots {
     taken: Mutex<HashMap<u64, Arc<State>>>,
     next: AtomicU64,
 }
 
-/// One connection's place. It is free again when the seat and its clones in requests are gone.
+/// One connection's place. It is free again when the slot and its clones in requests are gone.
 #[derive(Clone, Debug)]
-pub struct Seat(Arc<State>);
+pub struct ClientSlot(Arc<State>);
 
 #[derive(Debug)]
 struct State {
@@ -79,10 +79,10 @@ impl State {
     }
 }
 
-impl Seat {
-    /// A seat outside of any house, for requests that come without a connection.
+impl ClientSlot {
+    /// A slot of no pool, for requests that come without a connection.
     pub fn alone() -> Self {
-        Seat(Arc::new(State {
+        ClientSlot(Arc::new(State {
             lingers: AtomicBool::new(false),
             phase: Mutex::new((Phase::Idle, Instant::now())),
             asked_to_leave: Notify::new(),
@@ -101,7 +101,7 @@ impl Seat {
         self.0.lingers.store(true, Ordering::Relaxed);
     }
 
-    /// Done when the seat is needed for somebody else.
+    /// Done when the slot is needed for somebody else.
     pub async fn asked_to_leave(&self) {
         self.0.asked_to_leave.notified().await;
     }
@@ -127,7 +127,7 @@ impl Seat {
 }
 
 /// Ends a connection's being busy.
-struct IdleAfter(Seat);
+struct IdleAfter(ClientSlot);
 
 impl Drop for IdleAfter {
     fn drop(&mut self) {
@@ -140,20 +140,20 @@ pub fn holding<T: Send + Unpin + 'static>(body: Body, held: T) -> Body {
     Body::new(Holding { body, _held: held })
 }
 
-impl Seats {
-    /// A seat, in somebody else's place if need be; none where nobody can be asked to leave.
-    pub fn take(self: &Arc<Self>) -> Option<TakenSeat> {
+impl ClientSlots {
+    /// A slot, in somebody else's place if need be; none where nobody can be asked to leave.
+    pub fn take(self: &Arc<Self>) -> Option<TakenSlot> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.len() >= MAX_CONNECTIONS {
             ask_to_leave(&mut taken)?;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let seat = Seat::alone();
-        taken.insert(number, seat.0.clone());
-        Some(TakenSeat {
-            seat,
+        let slot = ClientSlot::alone();
+        taken.insert(number, slot.0.clone());
+        Some(TakenSlot {
+            slot,
             number,
-            seats: self.clone(),
+            slots: self.clone(),
         })
     }
 
@@ -192,18 +192,18 @@ fn slowest(taken: &HashMap<u64, Arc<State>>) -> Option<u64> {
     candidates.min().map(|(_, _, number)| number)
 }
 
-/// A seat that is given back on drop.
+/// A slot that is given back on drop.
 #[derive(Debug)]
-pub struct TakenSeat {
-    /// The seat.
-    pub seat: Seat,
+pub struct TakenSlot {
+    /// The slot.
+    pub slot: ClientSlot,
     number: u64,
-    seats: Arc<Seats>,
+    slots: Arc<ClientSlots>,
 }
 
-impl Drop for TakenSeat {
+impl Drop for TakenSlot {
     fn drop(&mut self) {
-        self.seats
+        self.slots
             .taken
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -238,20 +238,20 @@ impl<T: Unpin> hyper::body::Body for Holding<T> {
 
 /// A connection that may not dawdle.
 #[derive(Debug)]
-pub struct Paced<S> {
+pub struct TimedStream<S> {
     stream: S,
-    seat: Seat,
+    slot: ClientSlot,
     head: Option<Pin<Box<Sleep>>>,
     unread: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Paced<S> {
-    /// A connection on `seat`.
-    pub fn new(stream: S, seat: Seat) -> Self {
-        Paced {
+impl<S> TimedStream<S> {
+    /// A connection on `slot`.
+    pub fn new(stream: S, slot: ClientSlot) -> Self {
+        TimedStream {
             stream,
-            seat,
+            slot,
             head: None,
             unread: None,
             linger: None,
@@ -259,7 +259,7 @@ impl<S> Paced<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -269,9 +269,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
         let came = buffer.filled().len() > before;
-        match this.seat.phase() {
+        match this.slot.phase() {
             Phase::Idle if came => {
-                this.seat.set(Phase::Head);
+                this.slot.set(Phase::Head);
                 this.head = Some(Box::pin(sleep(HEAD_TIME)));
             }
             Phase::Head if !came => {
@@ -306,7 +306,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Paced<S> {
+impl<S: AsyncWrite + Unpin> TimedStream<S> {
     /// Gives up on a reader who takes nothing for too long.
     fn patient<T>(
         &mut self,
@@ -327,7 +327,7 @@ impl<S: AsyncWrite + Unpin> Paced<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> Paced<S> {
+impl<S: AsyncRead + Unpin> TimedStream<S> {
     /// Reads what nobody wants until the client has ended.
     fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self
@@ -351,7 +351,7 @@ impl<S: AsyncRead + Unpin> Paced<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -368,7 +368,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Paced<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        if matches!(shut, Poll::Ready(Ok(()))) && self.seat.0.lingers.load(Ordering::Relaxed) {
+        if matches!(shut, Poll::Ready(Ok(()))) && self.slot.0.lingers.load(Ordering::Relaxed) {
             return self.linger(cx).map(Ok);
         }
         self.patient(cx, shut)
@@ -396,8 +396,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_must_end_in_time_however_it_drips() {
         let (here, mut there) = tokio::io::duplex(64);
-        let seat = Seat::alone();
-        let mut paced = Paced::new(here, seat.clone());
+        let slot = ClientSlot::alone();
+        let mut paced = TimedStream::new(here, slot.clone());
         let dripping = tokio::spawn(async move {
             let mut answer = [0; 12];
             for _ in 0..100 {
@@ -419,7 +419,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_in_a_head_is_answered_and_silence_between_heads_is_not() {
         let (here, mut there) = tokio::io::duplex(1024);
-        let mut paced = Paced::new(here, Seat::alone());
+        let mut paced = TimedStream::new(here, ClientSlot::alone());
         let mut buffer = [0; 8];
         let idle = tokio::time::timeout(HEAD_TIME * 100, paced.read(&mut buffer)).await;
         assert!(idle.is_err());
@@ -435,7 +435,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_reads_nothing_is_given_up() {
         let (here, _there) = tokio::io::duplex(16);
-        let mut paced = Paced::new(here, Seat::alone());
+        let mut paced = TimedStream::new(here, ClientSlot::alone());
         let began = Instant::now();
         let error = paced.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
@@ -444,36 +444,36 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn newcomers_get_the_seats_of_the_slowest() {
-        let seats = Arc::new(Seats::default());
-        let mut all: Vec<TakenSeat> = Vec::new();
+        let slots = Arc::new(ClientSlots::default());
+        let mut all: Vec<TakenSlot> = Vec::new();
         for _ in 0..MAX_CONNECTIONS {
-            all.push(seats.take().unwrap());
+            all.push(slots.take().unwrap());
             tokio::time::advance(Duration::from_millis(1)).await;
         }
-        for seat in &all {
-            seat.seat.set(Phase::Busy);
+        for slot in &all {
+            slot.slot.set(Phase::Busy);
         }
-        assert!(seats.take().is_none());
-        all[9].seat.set(Phase::Stranger);
+        assert!(slots.take().is_none());
+        all[9].slot.set(Phase::Stranger);
         tokio::time::advance(Duration::from_millis(1)).await;
-        all[3].seat.set(Phase::Body);
+        all[3].slot.set(Phase::Body);
         tokio::time::advance(Duration::from_millis(1)).await;
-        all[7].seat.set(Phase::Idle);
+        all[7].slot.set(Phase::Idle);
         tokio::time::advance(Duration::from_millis(1)).await;
-        all[5].seat.set(Phase::Head);
+        all[5].slot.set(Phase::Head);
         let mut newcomers = Vec::new();
         for expected in [7, 5, 3, 9] {
-            let newcomer = seats.take().unwrap();
-            newcomer.seat.set(Phase::Busy);
+            let newcomer = slots.take().unwrap();
+            newcomer.slot.set(Phase::Busy);
             newcomers.push(newcomer);
-            tokio::time::timeout(Duration::from_secs(1), all[expected].seat.asked_to_leave())
+            tokio::time::timeout(Duration::from_secs(1), all[expected].slot.asked_to_leave())
                 .await
                 .unwrap();
         }
-        assert!(seats.take().is_none());
-        assert_eq!(seats.count(), MAX_CONNECTIONS);
+        assert!(slots.take().is_none());
+        assert_eq!(slots.count(), MAX_CONNECTIONS);
         all.clear();
         newcomers.clear();
-        assert_eq!(seats.count(), 0);
+        assert_eq!(slots.count(), 0);
     }
 }

@@ -12,8 +12,8 @@ use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 
 use crate::body::{self, Held};
-use crate::pace::Seat;
-use crate::relay::{self, Payload, Reads};
+use crate::forward::{self, Payload, Reads};
+use crate::limits::ClientSlot;
 use crate::rpc::{Caller, Rpc, Update};
 
 /// What health says. Everybody may read it: why supervisord does not answer is in the log.
@@ -50,24 +50,24 @@ async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
 async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> Response {
     // hyper has refused a head with two lengths, and forgets a length beside chunks.
     let (head, body) = request.into_parts();
-    let reads = relay::reads(&head.method, &head.uri);
-    let seat = head
+    let reads = forward::reads(&head.method, &head.uri);
+    let slot = head
         .extensions
-        .get::<Seat>()
+        .get::<ClientSlot>()
         .cloned()
-        .unwrap_or_else(Seat::alone);
+        .unwrap_or_else(ClientSlot::alone);
     let held = match reads {
         Reads::Nothing => Ok(Held::nothing()),
-        _ => body::read(&head, body, &seat, async || rpc.let_in(&head).await).await,
+        _ => body::read(&head, body, &slot, async || rpc.let_in(&head).await).await,
     };
     let held = match held {
         Ok(held) => held,
         Err(response) => {
-            seat.linger();
+            slot.linger();
             return response;
         }
     };
-    let payload = relay::payload(reads, &head.headers, held.bytes.clone());
+    let payload = forward::payload(reads, &head.headers, held.bytes.clone());
     let answering = answer(&rpc, &head, reads, payload);
     rpc.daemon().on_behalf_of(&head, answering).await
 }
@@ -89,7 +89,7 @@ async fn answer(rpc: &Rpc, head: &Parts, reads: Reads, payload: Payload) -> Resp
                 Payload::Bytes(body) if reads == Reads::Form => body.as_ref(),
                 _ => &[],
             };
-            match rpc.page_left_out(&caller, form).await {
+            match rpc.page_denied(&caller, form).await {
                 Some(response) => response,
                 None => rpc.page(head, payload).await,
             }

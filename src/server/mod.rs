@@ -1,5 +1,7 @@
 //! Listeners and connections: how clients get in, and how everything ends.
 
+pub mod tls;
+
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, lchown};
@@ -24,15 +26,15 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, timeout};
 use tower_service::Service;
 
+use crate::access::Ingress;
 use crate::audit::{Flood, Floods, Peer};
 use crate::config::exposure::narrowed;
 use crate::config::{ListenAddr, SocketAccess};
 use crate::daemon::Origin;
-use crate::doors::Way;
-use crate::http::Connection;
-use crate::pace::{self, HEAD_TIME, Paced, Phase, Seat, Seats};
-use crate::relay;
-use crate::tls::Tls;
+use crate::forward;
+use crate::limits::{self, ClientSlot, ClientSlots, HEAD_TIME, Phase, TimedStream};
+use crate::routes::Connection;
+use crate::server::tls::Tls;
 
 /// How long requests in flight may take to end once the proxy was asked to stop. Log tails, which
 /// never end by themselves, get none of it.
@@ -167,16 +169,16 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Way, Peer, Origin)> {
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Ingress, Peer, Origin)> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let here = stream.local_addr()?.ip().to_canonical();
                 let way = if here.is_loopback() {
-                    Way::Loopback
+                    Ingress::Loopback
                 } else {
-                    Way::Network
+                    Ingress::Network
                 };
                 let origin = Origin::at(peer.ip());
                 Ok((Box::new(stream), way, Peer::Tcp(peer), origin))
@@ -185,7 +187,12 @@ impl Listener {
                 let (stream, _) = listener.accept().await?;
                 let process = stream.peer_cred()?;
                 let peer = Peer::Account(process.uid());
-                Ok((Box::new(stream), Way::Socket, peer, Origin::with(&process)))
+                Ok((
+                    Box::new(stream),
+                    Ingress::Socket,
+                    peer,
+                    Origin::with(&process),
+                ))
             }
         }
     }
@@ -344,7 +351,7 @@ pub async fn serve(
     floods: Arc<Floods>,
     stop: impl Future<Output = ()>,
 ) {
-    let seats = Arc::new(Seats::default());
+    let slots = Arc::new(ClientSlots::default());
     let graceful = Arc::new(GracefulShutdown::new());
     let (stopping, stops) = watch::channel(false);
     let accepting: Vec<_> = listeners
@@ -354,7 +361,7 @@ pub async fn serve(
                 listener,
                 app.clone(),
                 tls.clone(),
-                seats.clone(),
+                slots.clone(),
                 graceful.clone(),
                 stops.clone(),
                 floods.clone(),
@@ -376,7 +383,7 @@ pub async fn serve(
         .is_err()
     {
         tracing::warn!(
-            connections = seats.count(),
+            connections = slots.count(),
             "cut connections that did not end by themselves"
         );
     }
@@ -386,7 +393,7 @@ async fn accept(
     listener: Listener,
     app: Router,
     tls: Option<Arc<Tls>>,
-    seats: Arc<Seats>,
+    slots: Arc<ClientSlots>,
     graceful: Arc<GracefulShutdown>,
     stops: watch::Receiver<bool>,
     floods: Arc<Floods>,
@@ -394,15 +401,15 @@ async fn accept(
     loop {
         match listener.accept().await {
             Ok((mut stream, way, peer, origin)) => {
-                let Some(place) = seats.take() else {
+                let Some(place) = slots.take() else {
                     floods.warn(FULL, || tracing::warn!(%peer, "{}", FULL.what));
                     // As much as fits at once: nobody waits for this one.
-                    let _ = poll_once(stream.write(pace::TOO_MANY)).await;
+                    let _ = poll_once(stream.write(limits::TOO_MANY)).await;
                     continue;
                 };
-                let seat = place.seat.clone();
-                let (app, tls) = (app.clone(), tls.clone().filter(|_| way != Way::Socket));
-                let (on, watcher) = (seat.clone(), graceful.watcher());
+                let slot = place.slot.clone();
+                let (app, tls) = (app.clone(), tls.clone().filter(|_| way != Ingress::Socket));
+                let (on, watcher) = (slot.clone(), graceful.watcher());
                 let connection = async move {
                     let Some(stream) = shake_hands(stream, tls).await else {
                         return Ok(());
@@ -417,8 +424,8 @@ async fn accept(
                         ended = connection => if let Err(error) = ended {
                             tracing::debug!(%error, "a connection ended");
                         },
-                        () = seat.asked_to_leave() => tracing::debug!("an idle connection made room"),
-                        () = endless_at_stop(&seat, stops) => tracing::debug!("cut a follower of a log"),
+                        () = slot.asked_to_leave() => tracing::debug!("an idle connection made room"),
+                        () = endless_at_stop(&slot, stops) => tracing::debug!("cut a follower of a log"),
                     }
                     drop(place);
                 });
@@ -428,7 +435,7 @@ async fn accept(
                     NOT_ACCEPTED,
                     || tracing::warn!(%error, "{}", NOT_ACCEPTED.what),
                 );
-                seats.make_room();
+                slots.make_room();
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
@@ -436,11 +443,11 @@ async fn accept(
 }
 
 /// Done when the proxy stops and this connection would keep it from doing so for as long as it may.
-async fn endless_at_stop(seat: &Seat, mut stops: watch::Receiver<bool>) {
+async fn endless_at_stop(slot: &ClientSlot, mut stops: watch::Receiver<bool>) {
     if stops.wait_for(|stops| *stops).await.is_err() {
         std::future::pending().await
     }
-    seat.endless().await;
+    slot.endless().await;
 }
 
 /// The stream inside, where there is TLS; none where the client does not get that far in time.
@@ -483,7 +490,7 @@ fn head_size<B>(request: &http::Request<B>) -> usize {
 fn head_too_large() -> http::Response<axum::body::Body> {
     let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     let text = format!("the head of a request may have {MAX_HEAD} bytes");
-    let mut reply = relay::own_reply(status, &text);
+    let mut reply = forward::own_reply(status, &text);
     let close = http::HeaderValue::from_static("close");
     reply.headers_mut().insert(http::header::CONNECTION, close);
     reply
@@ -491,14 +498,14 @@ fn head_too_large() -> http::Response<axum::body::Body> {
 
 fn connection(
     stream: Box<dyn Stream>,
-    (way, peer, origin): (Way, Peer, Origin),
-    seat: Seat,
+    (way, peer, origin): (Ingress, Peer, Origin),
+    slot: ClientSlot,
     app: Router,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
     let state = Connection::default();
     let underway = Underway::default();
     let stream = Patient {
-        stream: Box::new(Paced::new(stream, seat.clone())),
+        stream: Box::new(TimedStream::new(stream, slot.clone())),
         underway: underway.clone(),
         patience: None,
     };
@@ -507,25 +514,25 @@ fn connection(
         request.extensions_mut().insert(way);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(origin);
-        request.extensions_mut().insert(seat.clone());
-        seat.set(Phase::Busy);
+        request.extensions_mut().insert(slot.clone());
+        slot.set(Phase::Busy);
         let too_large = head_size(&request) > MAX_HEAD;
-        let (seat, underway) = (seat.clone(), underway.clone());
-        let is_followed = relay::is_followed(request.uri());
+        let (slot, underway) = (slot.clone(), underway.clone());
+        let is_followed = forward::is_followed(request.uri());
         let reply = app.clone().call(request);
         async move {
             let reply = match too_large {
                 true => {
-                    seat.linger();
+                    slot.linger();
                     head_too_large()
                 }
                 false => reply.await?,
             };
             if is_followed && reply.status() == StatusCode::OK {
-                seat.set_endless();
+                slot.set_endless();
             }
             let reply = reply.map(|body| Answer {
-                body: seat.keep_busy(body),
+                body: slot.keep_busy(body),
                 _underway: underway,
             });
             Ok::<_, Infallible>(reply)
