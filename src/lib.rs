@@ -10,6 +10,7 @@
 //! - [`request_log`]: what is logged of each request
 //! - [`access`]: who may call: credentials, browsers, methods
 //! - [`routes`]: what comes in over HTTP
+//! - [`lease`]: programs that go when the client that wanted them is gone
 //! - [`body`]: what is read and held of requests' bodies
 //! - [`limits`]: how many connections there may be, and how long they may take
 //! - [`rpc`]: who answers a call or a page, and in which names
@@ -40,6 +41,7 @@ pub mod daemon;
 mod failpoint;
 pub mod forward;
 pub mod include_dir;
+pub mod lease;
 pub mod limits;
 pub mod logging;
 pub mod namespec;

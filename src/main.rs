@@ -15,9 +15,11 @@ use supervisor_twiddler::config::{Config, Draft};
 use supervisor_twiddler::current::Current;
 use supervisor_twiddler::daemon::Daemon;
 use supervisor_twiddler::include_dir;
+use supervisor_twiddler::lease::{self, Leases};
 use supervisor_twiddler::logging::{self, LevelHandle};
 use supervisor_twiddler::reload::Live;
 use supervisor_twiddler::request_log::RequestLog;
+use supervisor_twiddler::routes;
 use supervisor_twiddler::rpc::Rpc;
 use supervisor_twiddler::server;
 use supervisor_twiddler::start::{self, StartError};
@@ -142,13 +144,13 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     if settings.is_beside_daemon {
         tracing::info!("{BESIDE_DAEMON}");
     }
-    let rpc = Rpc::new(
+    let rpc = Arc::new(Rpc::new(
         daemon.clone(),
         twiddler.clone(),
         policy.clone(),
         main_log,
         main_file,
-    );
+    ));
     let tls = start::tls(settings)?;
     let (mut listeners, mut urls) = (Vec::new(), Vec::new());
     for address in &settings.listen {
@@ -170,10 +172,9 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     );
     let (in_front_of, conf, known) = (daemon.clone(), conf.clone(), settings.clone());
     tokio::spawn(async move { start::warn(&in_front_of, &conf, &known).await });
-    let app = AccessRules::guard(
-        access.clone(),
-        supervisor_twiddler::routes::app(Arc::new(rpc)),
-    );
+    let leases = Arc::new(Leases::default());
+    tokio::spawn(lease::watch(rpc.clone(), leases.clone()));
+    let app = AccessRules::guard(access.clone(), routes::app(rpc, leases));
     let floods = Arc::new(Floods::default());
     let app = RequestLog::new(daemon.clone(), floods.clone()).guard(app);
     read_again(

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use axum::routing::get;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 
 use crate::body::{self, Held};
 use crate::forward::{self, Payload, Reads};
+use crate::lease::{self, Leases};
 use crate::limits::ClientSlot;
 use crate::rpc::{Caller, Rpc, Update};
 
@@ -25,9 +26,13 @@ const DOWN: &str = r#"{"status":"down"}"#;
 pub struct Connection(Arc<Update>);
 
 /// The routes. Each request carries a [`Connection`] among its extensions.
-pub fn app(rpc: Arc<Rpc>) -> Router {
+pub fn app(rpc: Arc<Rpc>, leases: Arc<Leases>) -> Router {
+    let hold = async move |State(rpc): State<Arc<Rpc>>, Path(name): Path<String>, request| {
+        hold_lease(&rpc, &leases, &name, request).await
+    };
     Router::new()
         .route("/twiddler/health", get(health))
+        .route(&format!("{}{{name}}", lease::PATH), get(hold))
         .fallback(entry)
         .with_state(rpc)
 }
@@ -45,6 +50,15 @@ async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// Lets whoever may come in hold a lease, until he hangs up.
+async fn hold_lease(rpc: &Rpc, leases: &Arc<Leases>, name: &str, request: Request) -> Response {
+    let (head, _) = request.into_parts();
+    match rpc.let_in(&head).await {
+        Ok(()) => leases.answer(name, head.headers.get(AUTHORIZATION).cloned()),
+        Err(response) => response,
+    }
 }
 
 async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> Response {

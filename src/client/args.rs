@@ -144,6 +144,21 @@ Examples:
   twiddler add jobs:worker --numprocs 4 --create-group -- /usr/bin/worker")]
     Add(AddArgs),
 
+    /// Run a command in supervisord, with its output here
+    #[command(after_help = "\
+Adds the command as a program that does not start again by itself, starts it, prints what it writes, \
+and removes it when it has ended. Ctrl-C stops it by its stopsignal; a second Ctrl-C kills it. When \
+this command itself is killed or its terminal closed, the proxy stops and removes the process within \
+a minute.
+
+Exit status: that of the command; 128 and the number of the signal that ended it; 126 or 127 when it \
+cannot be executed or found.
+
+Examples:
+  twiddler run -- /usr/bin/backup --full
+  twiddler run -O user=www-data -O directory=/srv/app -- ./manage.py migrate")]
+    Run(RunArgs),
+
     /// Remove processes from their groups
     #[command(
         visible_alias = "rm",
@@ -207,6 +222,7 @@ impl Verb {
             Verb::Logs(args) => Some(&args.client),
             Verb::Wait(args) => Some(&args.client),
             Verb::Add(args) => Some(&args.client),
+            Verb::Run(args) => Some(&args.client),
             Verb::Remove(args) => Some(&args.client),
             Verb::AddGroup(args) => Some(&args.client),
             Verb::RemoveGroup(args) => Some(&args.client),
@@ -334,6 +350,27 @@ pub struct AddArgs {
     /// Add the group first if there is none of that name
     #[arg(long)]
     pub create_group: bool,
+    /// The program and its arguments
+    #[arg(value_name = "COMMAND", last = true, required = true)]
+    pub command: Vec<String>,
+    /// Where the server is, and how to print.
+    #[command(flatten)]
+    pub client: ClientOptions,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// An option as in a `[program:x]` section; repeatable
+    #[arg(short = 'O', long = "option", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub options: Vec<(String, String)>,
+    /// The group to run it in [default: one of its own, which goes with it]
+    #[arg(long, value_name = "GROUP", add = ArgValueCompleter::new(group_names))]
+    pub group: Option<String>,
+    /// Leave the program in supervisord when it has ended; it also runs on when this command is
+    /// killed
+    #[arg(long)]
+    pub keep: bool,
     /// The program and its arguments
     #[arg(value_name = "COMMAND", last = true, required = true)]
     pub command: Vec<String>,

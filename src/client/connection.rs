@@ -21,6 +21,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::error::Error;
+use crate::lease;
 use crate::xmlrpc::{self, Fault, Value};
 
 /// There is no limit on an answer: stopping takes as long as the process does.
@@ -143,8 +144,23 @@ impl Connection {
     /// When the server cannot be reached, or has no such log.
     pub async fn follow(&self, namespec: &str, channel: &str) -> Result<Incoming, Error> {
         let name = utf8_percent_encode(namespec, IN_PATH);
+        self.open_stream(&format!("/logtail/{name}/{channel}"))
+            .await
+    }
+
+    /// Holds a lease until the stream is dropped.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or knows no leases.
+    pub async fn hold_lease(&self, name: &str) -> Result<Incoming, Error> {
+        let name = utf8_percent_encode(name, IN_PATH);
+        self.open_stream(&format!("{}{name}", lease::PATH)).await
+    }
+
+    /// Opens a stream, on a connection of its own.
+    async fn open_stream(&self, path: &str) -> Result<Incoming, Error> {
         let request = self
-            .request(Method::GET, &format!("/logtail/{name}/{channel}"))
+            .request(Method::GET, path)
             .body(Full::new(Bytes::new()))
             .map_err(|error| self.unreadable(&error))?;
         let mut sender = self.connect().await?;
@@ -159,7 +175,7 @@ impl Connection {
         }
         let text = body.collect().await.map(|body| body.to_bytes());
         self.judge(status, &text.unwrap_or_default())?;
-        Err(self.unreadable(&"a log without an end has no status of its own"))
+        Err(self.unreadable(&"a stream has no status of its own"))
     }
 
     fn request(&self, method: Method, path: &str) -> http::request::Builder {

@@ -6,6 +6,7 @@ pub mod args;
 mod complete;
 mod connection;
 mod error;
+mod log_stream;
 mod names;
 mod output;
 mod server;
@@ -18,7 +19,7 @@ use args::{ClientOptions, Verb};
 use connection::Connection;
 use error::Error;
 use output::Output;
-use verbs::{Session, call, changes, control, generated, logs, rolling, status, wait};
+use verbs::{Session, call, changes, control, generated, logs, rolling, run, status, wait};
 
 /// Carries out a verb; `before` are the options that stood before it.
 pub fn main(before: ClientOptions, verb: Verb) -> ExitCode {
@@ -27,7 +28,7 @@ pub fn main(before: ClientOptions, verb: Verb) -> ExitCode {
         .build();
     match runtime {
         Ok(runtime) => {
-            let status = runtime.block_on(run(before, verb));
+            let status = runtime.block_on(perform(before, verb));
             runtime.shutdown_background();
             ExitCode::from(status)
         }
@@ -38,7 +39,7 @@ pub fn main(before: ClientOptions, verb: Verb) -> ExitCode {
     }
 }
 
-async fn run(before: ClientOptions, verb: Verb) -> u8 {
+async fn perform(before: ClientOptions, verb: Verb) -> u8 {
     match carry_out(before, verb).await {
         Ok(status) => status,
         // Whoever reads has seen enough, as with `| head`.
@@ -78,6 +79,7 @@ async fn carry_out(before: ClientOptions, verb: Verb) -> Result<u8, Error> {
         Verb::AddGroup(args) => changes::add_group(session, args).await,
         Verb::RemoveGroup(args) => changes::remove_group(session, args).await,
         Verb::Groups(_) => changes::groups(session).await,
+        Verb::Run(args) => run::run(session, args).await,
         Verb::Call(args) => call::run(session, args).await,
         Verb::Completions(_) | Verb::Man(_) => Ok(0),
     }

@@ -202,7 +202,7 @@ impl Daemon {
     }
 
     /// What the proxy has of its own, or was lent last.
-    fn known_authorization(&self) -> Option<HeaderValue> {
+    pub fn known_authorization(&self) -> Option<HeaderValue> {
         self.own_authorization.clone().or_else(|| {
             self.lent
                 .lock()

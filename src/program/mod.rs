@@ -137,6 +137,11 @@ impl Program {
         self.name.as_str()
     }
 
+    /// The value of an option as the client sent it.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        self.options.get(name).map(String::as_str)
+    }
+
     /// The options that the daemon ignores and that were most likely meant for others, with those.
     pub fn misspelt_options(&self) -> impl Iterator<Item = (&str, &'static str)> {
         let given = self.options.keys().map(String::as_str);

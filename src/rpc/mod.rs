@@ -17,14 +17,14 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode, Uri};
+use http::{HeaderValue, Request as HttpRequest, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
 use crate::access::method_policy::Policy;
 use crate::audit::{Record, shown, without_values};
 use crate::current::Current;
-use crate::daemon::fault::{NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
+use crate::daemon::fault::{FAILED, NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{Daemon, Share};
 use crate::forward::{self, Payload};
 use crate::program::option_names;
@@ -190,12 +190,42 @@ impl Rpc {
         }
     }
 
+    /// Makes a call for the proxy itself, as a client that presents `authorization` makes it.
+    ///
+    /// # Errors
+    /// The fault, and one of the proxy's own where there is no answer.
+    pub async fn call_as(
+        &self,
+        authorization: Option<HeaderValue>,
+        method: &str,
+        params: &[Value],
+    ) -> Result<Value, Fault> {
+        let (mut head, ()) = HttpRequest::new(()).into_parts();
+        head.method = http::Method::POST;
+        head.uri = Uri::from_static(CALLS);
+        head.headers
+            .extend(authorization.map(|header| (AUTHORIZATION, header)));
+        let caller = Caller {
+            head: &head,
+            update: &Update::default(),
+        };
+        let body = xmlrpc::write::call(method, params);
+        let reply = self.answer(&caller, body.into()).await;
+        let status = reply.status();
+        let body = collect(reply.into_body()).await.unwrap_or_default();
+        match xmlrpc::read::response(&body) {
+            Ok(answer) if status == StatusCode::OK => answer,
+            _ => Err(fault(FAILED, format!("HTTP {status}"))),
+        }
+    }
+
     /// Lets the daemon decide whether the sender of a request may come in, whatever it asks for.
     ///
     /// # Errors
     /// What the sender is answered instead: the daemon's challenge, or that it is away.
     pub async fn let_in(&self, head: &Parts) -> Result<(), Response<Body>> {
         let mut head = head.clone();
+        head.method = http::Method::POST;
         head.uri = Uri::from_static(CALLS);
         let caller = Caller {
             head: &head,

@@ -33,6 +33,7 @@ mod proxy_dies;
 mod random_sessions;
 mod reload;
 mod reverse_proxies;
+mod run_verb;
 mod secrets;
 mod session;
 mod shutdown;

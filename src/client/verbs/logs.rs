@@ -1,6 +1,5 @@
 //! `logs`: the last lines of processes' logs, and what follows.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -9,21 +8,18 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::Session;
 use crate::client::args::{Format, LogsArgs};
 use crate::client::error::{Error, NOT_DONE};
+use crate::client::log_stream::{Seen, burst};
 use crate::client::names::select;
 use crate::daemon::fault::NO_FILE;
 use crate::namespec::namespec;
 
 /// Lines that are printed first, as `tail` does.
 const LINES: usize = 10;
-/// What a stream begins with, at most (`supervisor/http.py`, `tail_f_producer`).
-const BURST: usize = 1024;
-/// The beginning of a stream has come when nothing more does for so long.
-const BURST_PAUSE: Duration = Duration::from_millis(150);
 /// How much of a log is read at first for its last lines.
 const FIRST_READ: i64 = 16 * 1024;
 /// A line without an end is printed when it is so long.
@@ -144,7 +140,7 @@ async fn follow_all(
             channel,
             index,
             out: out.clone(),
-            seen: VecDeque::new(),
+            seen: Seen::default(),
             line: Vec::new(),
         };
         followers.push(follower.run(lines));
@@ -173,8 +169,7 @@ struct Follower<'a> {
     channel: &'a str,
     index: usize,
     out: mpsc::Sender<(usize, Vec<u8>)>,
-    /// The last bytes that were read, to know them again at the beginning of the next stream.
-    seen: VecDeque<u8>,
+    seen: Seen,
     /// A line that has not ended yet.
     line: Vec<u8>,
 }
@@ -204,7 +199,7 @@ impl Follower<'_> {
             };
             if let Ok(stream) = &mut stream {
                 let burst = burst(stream).await;
-                let fresh = self.fresh(&burst).to_vec();
+                let fresh = self.seen.fresh(&burst).to_vec();
                 self.take(&fresh).await;
             }
         }
@@ -216,13 +211,13 @@ impl Follower<'_> {
         let Some(lines) = lines else {
             let text = String::from_utf8_lossy(&first);
             let last = tail(&text, LINES).to_owned();
-            self.remember(&first);
+            self.seen.remember(&first);
             self.print(last.as_bytes()).await;
             return Ok(());
         };
         let last = last_lines(self.session, self.name, self.channel, lines).await?;
         // What was read by the call is at least as new as what the stream began with.
-        self.remember(last.as_bytes());
+        self.seen.remember(last.as_bytes());
         self.print(last.as_bytes()).await;
         Ok(())
     }
@@ -252,32 +247,9 @@ impl Follower<'_> {
         }
     }
 
-    /// The part of a stream's beginning that was not read before. Nothing in common means that more
-    /// was written meanwhile than a stream begins with: then half a line at the start is left out.
-    fn fresh<'b>(&self, burst: &'b [u8]) -> &'b [u8] {
-        let seen: Vec<u8> = self.seen.iter().copied().collect();
-        let known = (1..=burst.len().min(seen.len()))
-            .rev()
-            .find(|length| seen.ends_with(&burst[..*length]));
-        match known {
-            Some(length) => &burst[length..],
-            None if burst.len() < BURST => burst,
-            None => {
-                let start = burst.iter().position(|byte| *byte == b'\n');
-                &burst[start.map_or(0, |at| at + 1)..]
-            }
-        }
-    }
-
     async fn take(&mut self, data: &[u8]) {
-        self.remember(data);
+        self.seen.remember(data);
         self.print(data).await;
-    }
-
-    fn remember(&mut self, data: &[u8]) {
-        self.seen.extend(data);
-        let surplus = self.seen.len().saturating_sub(BURST);
-        self.seen.drain(..surplus);
     }
 
     async fn print(&mut self, data: &[u8]) {
@@ -291,19 +263,6 @@ impl Follower<'_> {
             }
         }
     }
-}
-
-/// What a stream begins with.
-async fn burst(stream: &mut Incoming) -> Vec<u8> {
-    let mut burst = Vec::new();
-    while burst.len() < BURST
-        && let Ok(Some(Ok(frame))) = timeout(BURST_PAUSE, stream.frame()).await
-    {
-        if let Ok(data) = frame.into_data() {
-            burst.extend_from_slice(&data);
-        }
-    }
-    burst
 }
 
 /// Prints lines with the names of their processes in front.

@@ -6,6 +6,7 @@ pub mod control;
 pub mod generated;
 pub mod logs;
 pub mod rolling;
+pub mod run;
 pub mod status;
 pub mod wait;
 

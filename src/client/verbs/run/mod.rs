@@ -1,0 +1,288 @@
+//! `run`: a command that supervisord runs and that goes when it has ended.
+//!
+//! The program is added with a lease, which this command holds by an open request: whatever becomes
+//! of the command, the proxy stops and removes what nobody holds any more.
+
+mod exit;
+mod output;
+mod program;
+
+use std::convert::Infallible;
+use std::io::ErrorKind;
+use std::pin::pin;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep};
+
+use super::Session;
+use crate::client::args::RunArgs;
+use crate::client::error::Error;
+use crate::daemon::fault::{BAD_NAME, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING};
+use crate::daemon::{ProcessInfo, ProcessState};
+use crate::xmlrpc::Fault;
+use exit::End;
+use output::Output;
+use program::Program;
+
+/// How often the process is looked at, at first and later: a call costs the daemon a quarter of a
+/// millisecond.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// A server that is away for so long does not come back soon.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A process that supervisord would start again has ended for good when it stays so for so long.
+const STARTS_AGAIN: Duration = Duration::from_secs(2);
+/// Between attempts to hold the lease again.
+const LEASE_PAUSE: Duration = Duration::from_millis(500);
+/// The server has too much to do.
+const BUSY: u16 = 503;
+
+/// Adds the program, starts it, prints what it writes until it has ended, and removes it.
+///
+/// # Errors
+/// When the server does not answer, or refuses the program.
+pub async fn run(session: &Session, args: &RunArgs) -> Result<u8, Error> {
+    let mut signals = Signals::new()?;
+    let program = Program::add(session, args).await?;
+    let run = Run { session, program };
+    let outcome = run.carry_out(&mut signals).await;
+    if !args.keep {
+        run.clean_up(&outcome).await;
+    }
+    match outcome {
+        Err(Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(exit::BROKEN_PIPE),
+        outcome => outcome.map(|end| end.report(&run.program.namespec)),
+    }
+}
+
+/// What asks this command to stop: Ctrl-C, SIGTERM, and the end of its terminal.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
+}
+
+struct Run<'a> {
+    session: &'a Session,
+    program: Program,
+}
+
+impl Run<'_> {
+    async fn carry_out(&self, signals: &mut Signals) -> Result<End, Error> {
+        let (session, namespec) = (self.session, &self.program.namespec);
+        let stdout = Output::open(session, namespec, "stdout").await?;
+        let stderr = Output::open(session, namespec, "stderr").await?;
+        let mut copying = pin!(async { tokio::try_join!(stdout.copy(), stderr.copy()) });
+        let ending = async {
+            if let Some(end) = self.start().await? {
+                return Ok(end);
+            }
+            self.until_ended(signals).await
+        };
+        let end = tokio::select! {
+            end = ending => end?,
+            broken = &mut copying => match broken? {},
+            never = self.hold_lease() => match never {},
+        };
+        let printed = async { tokio::join!(stdout.completed(), stderr.completed()) };
+        tokio::select! {
+            _ = printed => Ok(end),
+            broken = copying => match broken? {},
+        }
+    }
+
+    /// Starts the process; how it ended, where it could not be started.
+    async fn start(&self) -> Result<Option<End>, Error> {
+        // Not waited for: one that ends at once would be told as a fault.
+        let params = [self.program.namespec.as_str().into(), false.into()];
+        let started = self
+            .session
+            .server
+            .try_call("supervisor.startProcess", &params);
+        match started.await? {
+            Ok(_) => Ok(None),
+            Err(fault) if fault.code == NO_FILE => Ok(Some(End::NotFound)),
+            Err(fault) if fault.code == NOT_EXECUTABLE => Ok(Some(End::NotExecutable)),
+            Err(fault) => Err(self.error(fault)),
+        }
+    }
+
+    /// Waits until the process has ended, and stops it when a signal asks for it.
+    async fn until_ended(&self, signals: &mut Signals) -> Result<End, Error> {
+        let (mut asked, mut done) = (0, 0);
+        let mut pause = FIRST_PAUSE;
+        let mut away_since = None;
+        loop {
+            let step = async {
+                if done < asked {
+                    self.stop(asked).await?;
+                    done = asked;
+                }
+                self.look().await
+            };
+            match step.await {
+                Ok(Some(end)) => return Ok(end),
+                Ok(None) => away_since = None,
+                Err(error @ (Error::Fault { .. } | Error::Refused { .. })) => return Err(error),
+                Err(error) => {
+                    let since = *away_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > PATIENCE || asked > 1 {
+                        return Err(error);
+                    }
+                }
+            }
+            tokio::select! {
+                () = sleep(pause) => pause = (pause * 5 / 4).min(LONGEST_PAUSE),
+                () = signals.next() => {
+                    asked += 1;
+                    pause = FIRST_PAUSE;
+                }
+            }
+        }
+    }
+
+    /// Looks whether the process has ended.
+    async fn look(&self) -> Result<Option<End>, Error> {
+        let Some(info) = self.info().await? else {
+            return Ok(Some(End::Gone));
+        };
+        match info.state {
+            ProcessState::Stopped if info.start == 0 => Ok(Some(End::Gone)),
+            ProcessState::Fatal => Ok(Some(End::Fatal(info.spawn_error))),
+            ProcessState::Exited if self.program.starts_again && !self.stays_ended().await? => {
+                Ok(None)
+            }
+            ProcessState::Stopped | ProcessState::Exited => self.end_of(&info).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// What is known of the process; nothing where there is none of its name.
+    async fn info(&self) -> Result<Option<ProcessInfo>, Error> {
+        let params = [self.program.namespec.as_str().into()];
+        let info = self
+            .session
+            .server
+            .try_call("supervisor.getProcessInfo", &params);
+        match info.await? {
+            Ok(info) => Ok(ProcessInfo::read(&info)),
+            Err(fault) if fault.code == BAD_NAME => Ok(None),
+            Err(fault) => Err(self.error(fault)),
+        }
+    }
+
+    /// Whether the process is not started again within a moment.
+    async fn stays_ended(&self) -> Result<bool, Error> {
+        sleep(STARTS_AGAIN).await;
+        let info = self.info().await?;
+        Ok(info.is_none_or(|info| info.state == ProcessState::Exited))
+    }
+
+    async fn end_of(&self, info: &ProcessInfo) -> Result<End, Error> {
+        if let Ok(status) = u8::try_from(info.exit_status) {
+            return Ok(End::Exited(status));
+        }
+        // The daemon says -1 for every signal, and its name in its own log alone
+        // (`supervisor/options.py`, `decode_wait_status`).
+        let params = [(-exit::LOG_END).into(), 0.into()];
+        let log = self
+            .session
+            .server
+            .try_call("supervisor.readLog", &params)
+            .await;
+        let log = log.ok().and_then(Result::ok);
+        let log = log
+            .as_ref()
+            .and_then(|log| log.as_str())
+            .unwrap_or_default();
+        Ok(End::Killed(exit::signal_in(log, &self.program.name)))
+    }
+
+    /// Stops the process by its stopsignal; kills it when asked for the second time.
+    async fn stop(&self, asked: u32) -> Result<(), Error> {
+        let name = &self.program.namespec;
+        let (method, params) = match asked {
+            1 => {
+                eprintln!("twiddler: stopping {name}; Ctrl-C again kills it");
+                (
+                    "supervisor.stopProcess",
+                    [name.as_str().into(), false.into()],
+                )
+            }
+            _ => (
+                "supervisor.signalProcess",
+                [name.as_str().into(), "KILL".into()],
+            ),
+        };
+        match self.session.server.try_call(method, &params).await? {
+            Err(fault) if ![NOT_RUNNING, BAD_NAME].contains(&fault.code) => Err(self.error(fault)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Holds the lease of the program, again whenever that broke off.
+    async fn hold_lease(&self) -> Infallible {
+        loop {
+            match self.session.server.hold_lease(&self.program.name).await {
+                Ok(mut held) => while let Some(Ok(_)) = held.frame().await {},
+                Err(Error::Status { status, .. }) if status != BUSY => {
+                    eprintln!(
+                        "twiddler: cannot hold the lease of {}: the server answered HTTP {status}",
+                        self.program.namespec
+                    );
+                    std::future::pending().await
+                }
+                Err(_) => {}
+            }
+            sleep(LEASE_PAUSE).await;
+        }
+    }
+
+    /// Stops what still runs, and removes the program. What cannot be removed is the lease's matter.
+    async fn clean_up(&self, outcome: &Result<End, Error>) {
+        if matches!(outcome, Ok(End::Gone)) && matches!(self.info().await, Ok(None)) {
+            return;
+        }
+        if outcome.is_err() {
+            let params = [self.program.namespec.as_str().into()];
+            let _removal_says_what_is_wrong = self
+                .session
+                .server
+                .try_call("supervisor.stopProcess", &params)
+                .await;
+        }
+        if let Err(error) = self.program.remove(self.session).await {
+            eprintln!(
+                "twiddler: {} is still in supervisord, and the proxy will remove it: {error}",
+                self.program.namespec
+            );
+        }
+    }
+
+    fn error(&self, fault: Fault) -> Error {
+        Error::Fault {
+            fault,
+            subject: self.program.namespec.clone(),
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! `twiddler run`: output, exit status and Ctrl-C of a command that supervisord runs, and what is
+//! left of it whatever happens.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::sidecar::twiddler_command;
+use crate::common::wait::eventually;
+use crate::common::{
+    Daemon, DaemonOptions, LIMIT, Process, Sidecar, member, number, run, stderr_text, stdout_text,
+    value,
+};
+use anyhow::{Context, Result, ensure};
+
+/// What nobody holds is gone after this time.
+const LEFTOVERS: Duration = Duration::from_secs(60);
+
+const WEB: &str = "
+[group:web]
+programs=api
+
+[program:api]
+command=cat
+";
+
+fn twiddler(sidecar: &Sidecar, words: &[&str]) -> Command {
+    let server = format!("unix://{}", sidecar.socket().display());
+    let mut command = twiddler_command();
+    command.env("TWIDDLER_SERVER", server).args(words);
+    command
+}
+
+/// What `run` came to: exit status, standard output, standard error.
+fn ran(sidecar: &Sidecar, words: &[&str]) -> Result<(i32, String, String)> {
+    let output = run(&mut twiddler(sidecar, &[&["run"], words].concat()))?;
+    let code = output.status.code().context("ended by a signal")?;
+    Ok((code, stdout_text(&output), stderr_text(&output)))
+}
+
+/// Nothing but what the file has is in the daemon.
+fn ensure_nothing_left(daemon: &Daemon, sidecar: &Sidecar) -> Result<()> {
+    let groups = sidecar.client().call("twiddler.getGroupNames", ())?;
+    ensure!(groups == value(vec!["web"]), "{groups:?}");
+    let infos = sidecar.client().call("supervisor.getAllProcessInfo", ())?;
+    ensure!(infos.as_array().map(<[_]>::len) == Some(1), "{infos:?}");
+    ensure!(daemon.state("web:api")? == "RUNNING");
+    Ok(())
+}
+
+/// The process that a run has started: its namespec and its pid.
+fn process_of(sidecar: &Sidecar) -> Result<(String, i64)> {
+    eventually(LIMIT, || {
+        let infos = sidecar.client().call("supervisor.getAllProcessInfo", ())?;
+        for info in infos.as_array().unwrap_or_default() {
+            let text = |name: &str| Some(info.get(name)?.as_str()?.to_owned());
+            let name = text("name").context("no name")?;
+            let pid = number(member(info, "pid")?)?;
+            if name != "api" && pid > 0 {
+                return Ok((format!("{}:{name}", text("group").unwrap_or_default()), pid));
+            }
+        }
+        anyhow::bail!("no process: {infos:?}")
+    })
+}
+
+fn runs(pid: i64) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn start() -> Result<(Daemon, Sidecar)> {
+    let daemon = Daemon::start(WEB)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    Ok((daemon, sidecar))
+}
+
+#[test]
+fn output_and_exit_status_are_those_of_the_command() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let script = "echo out 100%; echo err >&2; printf 'a\\377b\\033c'; exit 7";
+    let output = run(&mut twiddler(&sidecar, &["run", "--", "sh", "-c", script]))?;
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(output.stdout, b"out 100%\na\xffb\x1bc");
+    assert_eq!(stderr_text(&output), "err\n");
+    assert_eq!(
+        ran(&sidecar, &["--", "true"])?,
+        (0, String::new(), String::new())
+    );
+    let (code, _, _) = ran(&sidecar, &["--", "sh", "-c", "kill -SEGV $$"])?;
+    assert_eq!(code, 139);
+    let (code, _, said) = ran(&sidecar, &["--", "/nonexistent/program"])?;
+    assert_eq!((code, said.contains("no such file")), (127, true), "{said}");
+    let (code, _, said) = ran(&sidecar, &["--", "/etc/passwd"])?;
+    assert_eq!(
+        (code, said.contains("not executable")),
+        (126, true),
+        "{said}"
+    );
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn all_of_a_large_output_arrives_in_order() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let (code, out, _) = ran(&sidecar, &["--", "seq", "1", "300000"])?;
+    assert_eq!(code, 0);
+    let expected: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
+    ensure!(out == expected, "{} of {} bytes", out.len(), expected.len());
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn a_log_of_its_own_is_copied_from_where_this_run_begins() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let log = daemon.dir().join("own.log");
+    let option = format!("stdout_logfile={}", log.display());
+    for _ in 0..2 {
+        let words = [
+            "-O",
+            &option,
+            "-O",
+            "redirect_stderr=true",
+            "--",
+            "seq",
+            "1",
+            "3000",
+        ];
+        let (code, out, said) = ran(&sidecar, &words)?;
+        assert_eq!(code, 0, "{said}");
+        ensure!(
+            out.starts_with("1\n2\n") && out.ends_with("2999\n3000\n"),
+            "{out}"
+        );
+        assert_eq!(out.lines().count(), 3000);
+    }
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn groups_options_and_names_are_judged_before_anything_runs() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let (code, out, _) = ran(
+        &sidecar,
+        &[
+            "--group",
+            "web",
+            "--",
+            "sh",
+            "-c",
+            "echo $SUPERVISOR_GROUP_NAME",
+        ],
+    )?;
+    assert_eq!((code, out.as_str()), (0, "web\n"));
+    for (words, code, said) in [
+        (
+            &["--group", "nobody", "--", "true"][..],
+            1,
+            "no such group: nobody",
+        ),
+        (
+            &["-O", "autorestart=perhaps", "--", "true"],
+            1,
+            "autorestart",
+        ),
+        (
+            &["-O", "numprocs=2", "--", "true"],
+            2,
+            "run settles numprocs itself",
+        ),
+        (
+            &["-O", "user=a", "-O", "USER=b", "--", "true"],
+            2,
+            "user is given twice",
+        ),
+        (&["--"], 2, "required"),
+    ] {
+        let (status, _, text) = ran(&sidecar, words)?;
+        assert_eq!(
+            (status, text.contains(said)),
+            (code, true),
+            "{words:?}: {text}"
+        );
+    }
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn ctrl_c_stops_the_process_by_its_own_signal() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let script = "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.05; done";
+    let words = ["run", "-O", "stopsignal=USR1", "--", "sh", "-c", script];
+    for signal in ["INT", "TERM", "HUP"] {
+        let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
+        running.wait_for_stdout("ready\n")?;
+        running.signal(signal)?;
+        assert_eq!(running.wait()?.code(), Some(5), "{signal}");
+        assert_eq!(running.stdout_text(), "ready\ncaught\n");
+        ensure_nothing_left(&daemon, &sidecar)?;
+    }
+    let running = Process::spawn(&mut twiddler(&sidecar, &["run", "--", "cat"]))?;
+    process_of(&sidecar)?;
+    running.signal("INT")?;
+    assert_eq!(running.wait()?.code(), Some(128 + 15));
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn a_second_ctrl_c_kills() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    let words = ["run", "-O", "stopwaitsecs=600", "--", "sh", "-c", script];
+    let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
+    running.wait_for_stdout("ready\n")?;
+    running.signal("INT")?;
+    running.wait_for_stderr("Ctrl-C again kills it")?;
+    running.signal("INT")?;
+    assert_eq!(running.wait()?.code(), Some(128 + 9));
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn nothing_is_left_when_the_reader_goes() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let server = format!("unix://{}", sidecar.socket().display());
+    let mut shell = Command::new("sh");
+    let script = format!(
+        "{} run -s {server} -- sh -c 'while echo x; do sleep 0.02; done' | head -n 3",
+        env!("CARGO_BIN_EXE_twiddler")
+    );
+    let output = run(shell.args(["-c", &script]))?;
+    assert_eq!(stdout_text(&output), "x\nx\nx\n");
+    eventually(LIMIT, || ensure_nothing_left(&daemon, &sidecar))
+}
+
+/// The proxy asks three times whether somebody holds the lease while the process takes its time.
+#[test]
+fn a_run_may_take_longer_than_a_lease_that_nobody_holds() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let words = ["run", "--", "sh", "-c", "sleep 28; echo done; exit 6"];
+    let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
+    assert_eq!(running.wait_within(LEFTOVERS)?.code(), Some(6));
+    assert_eq!(running.stdout_text(), "done\n");
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn what_a_killed_command_leaves_is_gone_within_a_minute() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let words = ["run", "--", "sh", "-c", "trap '' HUP; exec sleep 1000"];
+    let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
+    let inside = ["run", "--group", "web", "--", "sleep", "1000"];
+    let (_, first) = process_of(&sidecar)?;
+    let other = Process::spawn(&mut twiddler(&sidecar, &inside))?;
+    eventually(LIMIT, || {
+        let infos = sidecar.client().call("supervisor.getAllProcessInfo", ())?;
+        ensure!(infos.as_array().map(<[_]>::len) == Some(3), "{infos:?}");
+        Ok(())
+    })?;
+    running.kill()?;
+    other.kill()?;
+    ensure!(runs(first));
+    eventually(LEFTOVERS, || {
+        ensure!(!runs(first), "{first} still runs");
+        ensure_nothing_left(&daemon, &sidecar)
+    })
+}
+
+#[test]
+fn a_group_without_its_program_is_tidied_too() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", params!["half", 999])?;
+    let request = "GET /twiddler/lease/half HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut stream = std::net::TcpStream::connect(sidecar.tcp_addr())?;
+    std::io::Write::write_all(&mut stream, request.as_bytes())?;
+    let mut first = [0; 15];
+    std::io::Read::read_exact(&mut stream, &mut first)?;
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+    drop(stream);
+    eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
+}
+
+#[test]
+fn a_run_goes_on_while_the_proxy_starts_again() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let go = daemon.dir().join("go");
+    let script = format!(
+        "echo one; while test ! -e {}; do sleep 0.05; done; echo two; exit 4",
+        go.display()
+    );
+    let running = Process::spawn(&mut twiddler(&sidecar, &["run", "--", "sh", "-c", &script]))?;
+    running.wait_for_stdout("one\n")?;
+    sidecar.kill()?;
+    sidecar.start_again()?;
+    std::fs::write(&go, "")?;
+    assert_eq!(running.wait()?.code(), Some(4));
+    assert_eq!(running.stdout_text(), "one\ntwo\n");
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn a_command_that_is_killed_while_the_proxy_is_away_leaves_nothing() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let running = Process::spawn(&mut twiddler(&sidecar, &["run", "--", "sleep", "1000"]))?;
+    let (_, pid) = process_of(&sidecar)?;
+    sidecar.kill()?;
+    running.kill()?;
+    sidecar.start_again()?;
+    ensure!(runs(pid));
+    eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
+}
+
+#[test]
+fn a_restart_of_supervisord_ends_the_run() -> Result<()> {
+    for arguments in [&[][..], &["--persist"]] {
+        let daemon = Daemon::start(WEB)?;
+        let sidecar = Sidecar::start_with(&daemon, arguments)?;
+        let running = Process::spawn(&mut twiddler(&sidecar, &["run", "--", "sleep", "1000"]))?;
+        process_of(&sidecar)?;
+        daemon.restart_rpc()?;
+        assert_eq!(running.wait()?.code(), Some(1), "{arguments:?}");
+        ensure!(
+            running
+                .stderr_text()
+                .contains("supervisord has started again")
+        );
+        daemon.wait_for_state("web:api", "RUNNING")?;
+        eventually(LIMIT, || ensure_nothing_left(&daemon, &sidecar))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn runs_of_one_command_do_not_meet() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let many: Vec<Process> = (0..8)
+        .map(|number| {
+            let script = format!("sleep 0.3; echo {number}; exit {number}");
+            Process::spawn(&mut twiddler(&sidecar, &["run", "--", "sh", "-c", &script]))
+        })
+        .collect::<Result<_>>()?;
+    for (number, running) in many.iter().enumerate() {
+        assert_eq!(running.wait()?.code(), Some(i32::try_from(number)?));
+        assert_eq!(running.stdout_text(), format!("{number}\n"));
+    }
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn a_program_that_is_kept_stays() -> Result<()> {
+    let (_daemon, sidecar) = start()?;
+    let (code, out, _) = ran(
+        &sidecar,
+        &["--keep", "--group", "web", "--", "echo", "kept"],
+    )?;
+    assert_eq!((code, out.as_str()), (0, "kept\n"));
+    let status = stdout_text(&run(&mut twiddler(&sidecar, &["status", "web:echo-*"]))?);
+    ensure!(status.contains("EXITED"), "{status}");
+    Ok(())
+}
+
+#[test]
+fn leases_are_for_those_who_may_call() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        body: WEB,
+        credentials: Some(("user", "s3cret")),
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    let mut command = twiddler(
+        &sidecar,
+        &["run", "-u", "user", "-p", "s3cret", "--", "sleep", "1000"],
+    );
+    let running = Process::spawn(&mut command)?;
+    process_of(&sidecar)?;
+    let mut stranger = Command::new("curl");
+    stranger.args(["-s", "-o", "/dev/null", "-w", "%{http_code}"]);
+    let url = format!("http://{}/twiddler/lease/x", sidecar.tcp_addr());
+    assert_eq!(stdout_text(&run(stranger.arg(url))?), "401");
+    running.kill()?;
+    eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
+}
