@@ -28,4 +28,4 @@ deny:
 
 # The compose file with real containers (needs Docker)
 compose:
-    bash deploy/compose-check.sh
+    bash ci/compose-check.sh

@@ -2,7 +2,7 @@
 # Makes local stand-ins for the public base images of this repository's Dockerfiles,
 # for machines where a Docker engine runs but no image registry can be reached.
 #
-#   deploy/stand-in-images.sh           make what is missing and cannot be pulled
+#   ci/stand-in-images.sh           make what is missing and cannot be pulled
 #
 # An image that is present is left alone, one that can be pulled is pulled. What
 # remains is built from Debian packages and from this machine's own Rust toolchain,

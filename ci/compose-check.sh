@@ -110,7 +110,7 @@ look_inside() {
 }
 
 status=0
-deploy/stand-in-images.sh || status=$?
+ci/stand-in-images.sh || status=$?
 if [ "$status" -eq 3 ]; then
     say "skipped: the base images are not here, and cannot be pulled or made"
     exit 0
