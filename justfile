@@ -4,28 +4,42 @@
 ci:
     bash .ci/run
 
-# Format, lint, documentation
-lint:
-    cargo fmt --check
-    cargo clippy --all-targets --locked -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+# Whether the sources are formatted as `cargo fmt` does
+formatting:
+    bash .ci/run formatting
 
-# All tests, or those whose names contain NAME
+# Lints, of tests and benchmarks too
+clippy:
+    bash .ci/run clippy
+
+# The documentation of the code, with its links
+documentation:
+    bash .ci/run documentation
+
+# Licences, bans and sources of dependencies, where cargo-deny is installed
+dependencies:
+    bash .ci/run dependencies
+
+# Programs that some tests need, from Debian's packages (as root)
+tools:
+    bash .ci/run tools
+
+# All tests; none is left out for want of a program
+tests:
+    bash .ci/run tests
+
+# The parsers and the call path, a minute each
+fuzz:
+    bash .ci/run fuzz
+
+# The compose file with real containers (needs Docker)
+compose:
+    bash .ci/run compose
+
+# Tests whose names contain NAME, as `placement::`
 test *NAME:
-    cargo test --locked {{NAME}}
-
-# The parsers and the call path, for so many times two seconds each
-fuzz EFFORT="30":
-    TEST_EFFORT={{EFFORT}} cargo test --locked --profile fuzz --test fuzz
+    cargo test --locked --test it {{NAME}}
 
 # The figures of docs/performance.md; a row's name measures that row alone
 bench *ROW:
     cargo bench --bench speed -- {{ if ROW == "" { "" } else { "--row " + ROW } }}
-
-# Licences, duplicate crates and sources of dependencies (needs cargo-deny)
-deny:
-    cargo deny check
-
-# The compose file with real containers (needs Docker)
-compose:
-    bash ci/compose-check.sh
