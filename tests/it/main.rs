@@ -14,6 +14,7 @@ mod clients;
 mod configuration;
 mod daemon_restarts;
 mod disk;
+mod docs;
 mod dropped_connections;
 mod exposure;
 mod fault_points;
