@@ -30,8 +30,29 @@ pub enum MethodKind {
     AddGroup,
     /// `removeProcessGroup`
     RemoveGroup,
+    /// Ends the daemon's life.
+    End(Ending),
     /// No names at all.
     Nameless,
+}
+
+/// How a life of the daemon ends that a call ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// `shutdown`
+    Shutdown,
+    /// `restart`
+    Restart,
+}
+
+impl Ending {
+    /// The method's full name.
+    pub fn method(self) -> &'static str {
+        match self {
+            Ending::Shutdown => "supervisor.shutdown",
+            Ending::Restart => "supervisor.restart",
+        }
+    }
 }
 
 /// What is done to every process of a group, or to all.
@@ -75,6 +96,8 @@ pub fn method_kind(method: &str) -> MethodKind {
         "reloadConfig" => MethodKind::Reload,
         "addProcessGroup" => MethodKind::AddGroup,
         "removeProcessGroup" => MethodKind::RemoveGroup,
+        "shutdown" => MethodKind::End(Ending::Shutdown),
+        "restart" => MethodKind::End(Ending::Restart),
         _ => MethodKind::Nameless,
     }
 }

@@ -45,6 +45,8 @@ const DEFAULT_PROCESS_NAME: &str = "%(program_name)s";
 const DEFAULT_PRIORITY: i64 = 999;
 /// What the daemon takes for a missing `startsecs`, in seconds.
 pub const DEFAULT_STARTSECS: i64 = 1;
+/// The same for `stopwaitsecs`.
+pub const DEFAULT_STOPWAITSECS: i64 = 10;
 
 /// The names of the options that the daemon knows.
 pub fn option_names() -> Vec<&'static str> {
@@ -190,6 +192,12 @@ impl Program {
     /// the daemon can tell.
     pub fn startsecs(&self) -> i64 {
         self.number("startsecs").unwrap_or(DEFAULT_STARTSECS)
+    }
+
+    /// How many seconds a process has to stop before it is killed; 10 when none are given or only
+    /// the daemon can tell.
+    pub fn stopwaitsecs(&self) -> i64 {
+        self.number("stopwaitsecs").unwrap_or(DEFAULT_STOPWAITSECS)
     }
 
     fn number(&self, option: &str) -> Option<i64> {

@@ -5,15 +5,17 @@
 //! kills in the order of one multicall without waiting, and says beside each call what state it left
 //! behind; states are looked at until all are done.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::{Answer, Caller, Failure, Rpc};
 use crate::daemon::conf::{ConfiguredGroup, LogLevel};
-use crate::daemon::fault::{ABNORMAL_TERMINATION, BAD_NAME, SPAWN_ERROR, SUCCESS, fault};
+use crate::daemon::fault::{
+    ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, SPAWN_ERROR, SUCCESS, fault,
+};
 use crate::daemon::{MULTICALL, multicall_entries, multicall_results};
 use crate::namespec::namespec;
-use crate::program::DEFAULT_STARTSECS;
+use crate::program::{DEFAULT_STARTSECS, DEFAULT_STOPWAITSECS, Program};
 use crate::translate::{BulkAction, is_hidden, is_still_hidden};
 use crate::twiddler::{Registry, number_of_real_name};
 use crate::xmlrpc::{Fault, Value};
@@ -25,8 +27,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const LOOK_AGAIN_AT_MOST: Duration = Duration::from_millis(400);
 /// How often the daemon's log says who is waited for (`supervisor/process.py`, `stop_report`).
 const REPORT_AGAIN: Duration = Duration::from_secs(2);
-/// No program needs longer to start.
-const MAX_STARTSECS: i64 = 365 * 24 * 60 * 60;
+/// No program needs longer to start or to stop.
+const MAX_SECONDS: i64 = 365 * 24 * 60 * 60;
 const DEFAULT_PRIORITY: i64 = 999;
 
 const STARTING: i64 = 10;
@@ -39,7 +41,7 @@ const RUNNING_STATES: [i64; 3] = [STARTING, RUNNING, BACKOFF];
 /// `supervisor/states.py`, `SIGNALLABLE_STATES`.
 const SIGNALLABLE_STATES: [i64; 3] = [STARTING, RUNNING, STOPPING];
 /// `supervisor/states.py`, `STOPPED_STATES`.
-const STOPPED_STATES: [i64; 4] = [0, EXITED, 200, 1000];
+pub(super) const STOPPED_STATES: [i64; 4] = [0, EXITED, 200, 1000];
 
 /// The result of one call.
 type Outcome = Result<Value, Fault>;
@@ -51,6 +53,9 @@ pub(super) struct BulkCall {
     group: Option<String>,
     signal: Option<Value>,
     wait: bool,
+    /// Namespecs of processes that the same multicall has added and the daemon has started by itself.
+    /// In the in-process original they are still to be started.
+    starting: HashSet<String>,
 }
 
 impl BulkCall {
@@ -76,7 +81,39 @@ impl BulkCall {
             group,
             signal,
             wait,
+            starting: HashSet::new(),
         })
+    }
+
+    /// Takes out of `starting` what this call is to start, as far as it starts anything.
+    pub(super) fn take_starting(mut self, starting: &mut HashSet<String>) -> Self {
+        if self.verb == BulkAction::Start {
+            let group = self.group.as_deref();
+            let is_in = |namespec: &String| {
+                let of = namespec.split_once(':').map(|(group, _)| group);
+                group.is_none() || of == group
+            };
+            self.starting = starting.extract_if(is_in).collect();
+        }
+        self
+    }
+
+    /// Whether it starts what the same multicall has added.
+    pub(super) fn starts_added(&self) -> bool {
+        !self.starting.is_empty()
+    }
+
+    fn is_starting(&self, target: &Target) -> bool {
+        let Order { group, process, .. } = &target.order;
+        !self.starting.is_empty() && self.starting.contains(&format!("{group}:{process}"))
+    }
+
+    /// The call that does it to this one. Who has ended already has been started.
+    fn call(&self, target: &Target) -> (&'static str, Vec<Value>) {
+        match self.is_starting(target) && target.state == EXITED {
+            true => target.question(),
+            false => (self.method(), self.params(target.real.clone())),
+        }
     }
 
     fn method(&self) -> &'static str {
@@ -96,9 +133,10 @@ impl BulkCall {
         }
     }
 
-    fn concerns(&self, state: i64) -> bool {
+    fn concerns(&self, target: &Target) -> bool {
+        let state = target.state;
         match self.verb {
-            BulkAction::Start => !RUNNING_STATES.contains(&state),
+            BulkAction::Start => !RUNNING_STATES.contains(&state) || self.is_starting(target),
             BulkAction::Stop => RUNNING_STATES.contains(&state),
             BulkAction::Signal => SIGNALLABLE_STATES.contains(&state),
             BulkAction::ClearLogs => true,
@@ -144,7 +182,8 @@ impl BulkCall {
     }
 }
 
-fn state(info: &Value) -> i64 {
+/// The number of the state that the daemon says a process to be in.
+pub(super) fn state(info: &Value) -> i64 {
     info.get("state")
         .and_then(Value::as_int)
         .unwrap_or_default()
@@ -191,20 +230,48 @@ enum Rank {
 
 /// A process that is dealt with.
 #[derive(Clone, Debug)]
-struct Target {
+pub(super) struct Target {
     /// Also bears the names that clients know.
     order: Order,
     /// The daemon's name for it.
     real: String,
     state: i64,
     startsecs: Duration,
+    stopwaitsecs: Duration,
     /// When the log last said that it is waited for.
     reported: Option<Instant>,
 }
 
 impl Target {
+    /// The group that clients know.
+    pub(super) fn group(&self) -> &str {
+        &self.order.group
+    }
+
+    /// Whether it lives in a real group.
+    pub(super) fn is_placed(&self) -> bool {
+        self.real
+            .split_once(':')
+            .is_some_and(|(real, _)| real != self.order.group)
+    }
+
+    /// Whether the daemon would wait for it before it ends (`get_unstopped_processes`).
+    pub(super) fn is_up(&self) -> bool {
+        !STOPPED_STATES.contains(&self.state)
+    }
+
+    /// How long it may take to stop before the daemon kills it.
+    pub(super) fn stopwaitsecs(&self) -> Duration {
+        self.stopwaitsecs
+    }
+
+    /// The parameters of a call that starts or stops it and does not wait.
+    pub(super) fn without_waiting(&self) -> Vec<Value> {
+        vec![self.real.as_str().into(), Value::Bool(false)]
+    }
+
     /// Asks for its state.
-    fn question(&self) -> (&'static str, Vec<Value>) {
+    pub(super) fn question(&self) -> (&'static str, Vec<Value>) {
         let real = self.real.as_str().into();
         ("supervisor.getProcessInfo", vec![real])
     }
@@ -235,7 +302,7 @@ impl Rpc {
             .targets(caller, &whole)
             .await?
             .into_iter()
-            .filter(|target| whole.concerns(target.state))
+            .filter(|target| whole.concerns(target))
             .collect();
         let began = Instant::now();
         let results = self.act(caller, &whole, &targets).await?;
@@ -243,9 +310,14 @@ impl Rpc {
         let mut failed = Vec::new();
         let mut under_way = Vec::new();
         for (target, (result, left_behind)) in targets.into_iter().zip(results) {
+            let is_starting = whole.is_starting(&target);
+            let result = match result {
+                Err(told) if told.code == ALREADY_STARTED && is_starting => Ok(Value::Bool(true)),
+                result => result,
+            };
             match (result, left_behind) {
                 (Ok(_), Some(Ok(info))) if !whole.is_done(&info) => {
-                    match whole.verdict(&info, &target.shown(), false) {
+                    match whole.verdict(&info, &target.shown(), is_starting) {
                         Some(outcome) => failed.push(target.status(outcome)),
                         None => under_way.push(target),
                     }
@@ -271,7 +343,7 @@ impl Rpc {
         let calls: Vec<_> = targets
             .iter()
             .flat_map(|target| {
-                let act = (whole.method(), whole.params(target.real.clone()));
+                let act = whole.call(target);
                 let ask = whole.waits().then(|| target.question());
                 std::iter::once(act).chain(ask)
             })
@@ -348,7 +420,11 @@ impl Rpc {
     }
 
     /// All that clients see of the group, or of everything, in the order of the daemon.
-    async fn targets(&self, caller: &Caller<'_>, whole: &BulkCall) -> Result<Vec<Target>, Failure> {
+    pub(super) async fn targets(
+        &self,
+        caller: &Caller<'_>,
+        whole: &BulkCall,
+    ) -> Result<Vec<Target>, Failure> {
         let calls = [
             ("supervisor.getAllProcessInfo", vec![]),
             ("supervisor.getAllConfigInfo", vec![]),
@@ -450,19 +526,15 @@ fn target(registry: &Registry, settings: &Settings, info: &Value) -> Option<Targ
     let member = registry.member(group, process);
     let program = member.and_then(|member| member.program.as_ref());
     let added_group = registry.added_group(group);
-    let startsecs = program.map_or_else(
-        || settings.process(real, process).startsecs,
-        |program| program.startsecs(),
-    );
+    let process_settings = settings.process(real, process);
+    let startsecs = program.map_or(process_settings.startsecs, Program::startsecs);
+    let stopwaitsecs = program.map_or(process_settings.stopwaitsecs, Program::stopwaitsecs);
     Some(Target {
         order: Order {
             group_priority: added_group.unwrap_or_else(|| settings.group(group)),
             is_added_group: added_group.is_some(),
             group: group.to_owned(),
-            priority: program.map_or_else(
-                || settings.process(real, process).priority,
-                |program| program.priority(),
-            ),
+            priority: program.map_or(process_settings.priority, Program::priority),
             rank: match member {
                 Some(_) => Rank::Added(number_of_real_name(real)),
                 None => settings.rank(group, process),
@@ -471,9 +543,15 @@ fn target(registry: &Registry, settings: &Settings, info: &Value) -> Option<Targ
         },
         real: format!("{real}:{process}"),
         state,
-        startsecs: Duration::from_secs(startsecs.clamp(0, MAX_STARTSECS).unsigned_abs()),
+        startsecs: seconds(startsecs),
+        stopwaitsecs: seconds(stopwaitsecs),
         reported: None,
     })
+}
+
+/// What an option of so many seconds means.
+fn seconds(number: i64) -> Duration {
+    Duration::from_secs(number.clamp(0, MAX_SECONDS).unsigned_abs())
 }
 
 /// Group and process.
@@ -491,12 +569,14 @@ struct Settings {
 struct ProcessSettings {
     priority: i64,
     startsecs: i64,
+    stopwaitsecs: i64,
 }
 
 /// The daemon's (`supervisor/options.py`, `processes_from_section`).
 const DEFAULTS: ProcessSettings = ProcessSettings {
     priority: DEFAULT_PRIORITY,
     startsecs: DEFAULT_STARTSECS,
+    stopwaitsecs: DEFAULT_STOPWAITSECS,
 };
 
 impl Settings {
@@ -526,6 +606,7 @@ impl Settings {
                 ProcessSettings {
                     priority: number("process_prio").unwrap_or(DEFAULTS.priority),
                     startsecs: number("startsecs").unwrap_or(DEFAULTS.startsecs),
+                    stopwaitsecs: number("stopwaitsecs").unwrap_or(DEFAULTS.stopwaitsecs),
                 },
             );
         }

@@ -5,6 +5,7 @@
 
 mod allow;
 mod bulk;
+mod ending;
 mod multicall;
 mod share;
 mod supervisor;
@@ -48,6 +49,7 @@ const IN_ONE_PIECE: u64 = 64 * 1024;
 const LARGE_CALL: usize = 256 * 1024;
 
 /// Answers calls.
+#[derive(Clone)]
 pub struct Rpc {
     daemon: Arc<Daemon>,
     twiddler: Arc<Twiddler>,

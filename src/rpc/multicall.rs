@@ -12,12 +12,14 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 
 use super::bulk::is_true;
-use super::supervisor::{Back, Translation};
+use super::supervisor::{self, Back, Translation};
 use super::{
     Answer, Caller, Failure, Rpc, namespace, read_entry, refused_call, reply, share, system,
     turned_down,
 };
-use crate::daemon::fault::{ABNORMAL_TERMINATION, ALREADY_STARTED, SPAWN_ERROR, fault};
+use crate::daemon::fault::{
+    ABNORMAL_TERMINATION, ALREADY_STARTED, SHUTDOWN_STATE, SPAWN_ERROR, bare, fault,
+};
 use crate::forward;
 use crate::translate::{self, MethodKind, method_kind};
 use crate::twiddler::methods::Request;
@@ -41,6 +43,8 @@ struct Progress<'a> {
     changes: Vec<Change>,
     /// Namespecs of processes that this call has added, and that the daemon starts by itself.
     starting: HashSet<String>,
+    /// Whether the daemon ends, and may be gone already.
+    ends: bool,
 }
 
 impl Rpc {
@@ -98,6 +102,7 @@ impl Rpc {
             asked: Vec::new(),
             changes: Vec::new(),
             starting: HashSet::new(),
+            ends: false,
         };
         for entry in entries {
             progress.take(entry).await?;
@@ -112,6 +117,9 @@ impl Progress<'_> {
         if let Some(fault) = self.rpc.entry_denied(entry) {
             self.flush().await?;
             return self.push(Err(fault.into()));
+        }
+        if self.ends {
+            return self.push(Err(bare(SHUTDOWN_STATE).into()));
         }
         let Some(call) = read_entry(entry) else {
             // The daemon says what it makes of it.
@@ -161,6 +169,14 @@ impl Progress<'_> {
             let answer = self.rpc.start_added(self.caller, process, call).await;
             return self.push(answer);
         }
+        if let Some(bulk) = supervisor::bulk_call(name, &call.params) {
+            let bulk = bulk.take_starting(&mut self.starting);
+            if bulk.starts_added() {
+                self.flush_asked().await?;
+                let answer = self.rpc.whole(self.caller, bulk).await;
+                return self.push(answer);
+            }
+        }
         let (translation, life) = self.rpc.translate(self.caller, name, &call.params).await;
         match translation {
             Translation::Same => self.ask(entry.clone(), None).await,
@@ -172,6 +188,12 @@ impl Progress<'_> {
                 self.ask(entry, Some((back, life))).await
             }
             Translation::Change(change) => self.change(change).await,
+            Translation::End(ending) => {
+                self.flush().await?;
+                let answer = self.rpc.end(self.caller, ending).await;
+                self.ends = answer.is_ok();
+                self.push(answer)
+            }
             other => {
                 self.flush().await?;
                 let answer = self.rpc.carry_out(self.caller, other).await;
@@ -270,6 +292,12 @@ impl Rpc {
             .twiddler
             .with_registry(|registry| translate::alias(registry, process));
         let real = alias.as_ref().map_or(process, |alias| &alias.real);
+        let info = self
+            .ask(caller, "supervisor.getProcessInfo", &[real.into()])
+            .await;
+        if info.is_ok_and(|info| has_been_up(&info)) {
+            return Ok(Value::Bool(true));
+        }
         let mut params = call.params.clone();
         params[0] = real.into();
         let waits = params.get(1).is_none_or(is_true);
@@ -296,6 +324,9 @@ impl Rpc {
                 .ask(caller, "supervisor.getProcessInfo", &[real.into()])
                 .await?;
             let spawnerr = info.get("spawnerr").and_then(Value::as_str);
+            if has_been_up(&info) {
+                return Ok(Value::Bool(true));
+            }
             if spawnerr.is_some_and(|text| !text.is_empty()) {
                 return Err(fault(SPAWN_ERROR, real).into());
             }
@@ -306,6 +337,11 @@ impl Rpc {
             }
         }
     }
+}
+
+/// Whether a process has ended by itself after it was up: before that it backs off.
+fn has_been_up(info: &Value) -> bool {
+    info.get("statename").and_then(Value::as_str) == Some("EXITED")
 }
 
 /// Namespecs of the processes that the daemon starts by itself when this change is made.

@@ -13,8 +13,8 @@ use super::{Answer, Caller, Failure, Rpc, collect, reply, share, with_answer};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
 use crate::forward;
 use crate::namespec::split_namespec;
-use crate::translate::{self, Alias, BulkAction, MethodKind, method_kind};
-use crate::twiddler::{Change, Place, Refusal, Registry, Wording};
+use crate::translate::{self, Alias, BulkAction, Ending, MethodKind, method_kind};
+use crate::twiddler::{Change, Member, Place, Refusal, Registry, Wording};
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 
 /// Lives of the daemon in which a call is looked at before it is given up.
@@ -30,6 +30,8 @@ pub(super) enum Translation {
     BulkCall(BulkCall),
     /// The call is a change.
     Change(Change),
+    /// The daemon ends, after what would take it long.
+    End(Ending),
     /// There is no answer but this.
     Failed(Failure),
 }
@@ -126,6 +128,7 @@ impl Rpc {
         match what {
             Translation::BulkCall(whole) => self.whole(caller, whole).await,
             Translation::Change(change) => self.judged_change(caller, change).await,
+            Translation::End(ending) => self.end(caller, ending).await,
             Translation::Failed(failure) => Err(failure),
             Translation::Same | Translation::Ask(..) => Ok(Value::Nil),
         }
@@ -347,6 +350,20 @@ impl Rpc {
     }
 }
 
+/// A call on a whole group, or on all processes, of the kind that the daemon would take.
+pub(super) fn bulk_call(name: &str, params: &[Value]) -> Option<BulkCall> {
+    let first = params.first().and_then(Value::as_str);
+    match (method_kind(name), first) {
+        (MethodKind::ProcessOrGroup(verb), Some(name)) => match split_namespec(name) {
+            (group, None) => BulkCall::group(verb, group, params),
+            _ => None,
+        },
+        (MethodKind::Group(verb), Some(group)) => BulkCall::group(verb, group, params),
+        (MethodKind::All(verb), _) => BulkCall::all(verb, params),
+        _ => None,
+    }
+}
+
 fn decide(registry: &Registry, kind: MethodKind, params: &[Value]) -> Translation {
     let name = params.first().and_then(Value::as_str);
     match (kind, name) {
@@ -362,6 +379,9 @@ fn decide(registry: &Registry, kind: MethodKind, params: &[Value]) -> Translatio
         (MethodKind::Reload, _) => ask(params, Back::Reloaded),
         (MethodKind::AddGroup, Some(group)) if registry.added_group(group).is_some() => {
             ask(params, Back::Added(group.to_owned()))
+        }
+        (MethodKind::End(ending), _) if params.is_empty() && has_placed(registry) => {
+            Translation::End(ending)
         }
         (MethodKind::RemoveGroup, Some(group)) if params.len() == 1 => {
             remove_group(registry, group)
@@ -408,6 +428,10 @@ fn all_processes(registry: &Registry, verb: BulkAction, params: &[Value]) -> Tra
         }
         _ => ask(params, Back::Statuses),
     }
+}
+
+fn has_placed(registry: &Registry) -> bool {
+    registry.members().any(Member::is_placed)
 }
 
 fn remove_group(registry: &Registry, group: &str) -> Translation {

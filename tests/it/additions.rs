@@ -7,7 +7,7 @@ use std::thread;
 use crate::common::dice::times;
 use crate::common::pair::Pair;
 use crate::common::values::fault_in;
-use crate::common::{Client, Daemon, Sidecar, member, options, text, value};
+use crate::common::{Client, Daemon, LIMIT, Sidecar, items, member, number, options, text, value};
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
 
@@ -158,6 +158,93 @@ fn one_multicall_may_add_and_start() -> Result<()> {
             .map(|it| fault_in(it).map(|it| it.0))
             .collect();
         ensure!(codes == [Some(10), Some(60)], "{codes:?}");
+    }
+    Ok(())
+}
+
+/// What became of each process, in an order that is the same in both.
+fn statuses(result: &Value) -> Result<Vec<(String, String, i64, String)>> {
+    let word = |status: &Value, name: &str| {
+        Ok::<_, anyhow::Error>(text(member(status, name)?)?.to_owned())
+    };
+    let mut statuses = items(result)?
+        .iter()
+        .map(|status| {
+            Ok((
+                word(status, "group")?,
+                word(status, "name")?,
+                number(member(status, "status")?)?,
+                word(status, "description")?,
+            ))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    statuses.sort();
+    Ok(statuses)
+}
+
+#[test]
+fn one_multicall_may_add_and_start_the_group() -> Result<()> {
+    let pair = Pair::start(&format!("{USER}[group:fresh]\nprograms =\n"))?;
+    let given = |command: &str, startsecs: &str| {
+        options(&[
+            ("command", command),
+            ("startsecs", startsecs),
+            ("startretries", "0"),
+            ("autorestart", "false"),
+        ])
+    };
+    let kinds = [
+        ("up", "/bin/sleep 600", "1"),
+        ("job", "/bin/ls /", "0"),
+        ("ends", "/bin/sh -c 'sleep 0.2; exit 1'", "600"),
+        ("no-such-file", "/nowhere/at/all", "1"),
+    ];
+    let starts = [
+        ("supervisor.startProcessGroup", true),
+        ("supervisor.startProcess", true),
+        ("supervisor.startAllProcesses", false),
+    ];
+    for group in ["fresh", "web"] {
+        for (number, (method, takes_group)) in starts.into_iter().enumerate() {
+            for (name, command, startsecs) in kinds {
+                let name = format!("{name}{number}");
+                let whole = match method {
+                    "supervisor.startProcess" => params![format!("{group}:*")],
+                    _ if takes_group => params![group],
+                    _ => params![],
+                };
+                let calls = [
+                    (ADD, params![group, &name, given(command, startsecs)]),
+                    (method, whole.clone()),
+                ];
+                let of_new = |client: &Client| -> Result<Vec<_>> {
+                    let results = client.multicall(&calls)?;
+                    ensure!(results[0] == Value::Bool(true), "{results:?}");
+                    // Those of before may end at any time, and are started again then.
+                    let all = statuses(&results[1])?.into_iter();
+                    Ok(all
+                        .filter(|status| status.0 == group && status.1 == name)
+                        .collect())
+                };
+                let theirs = of_new(&pair.oracle.client().with_limit(LIMIT))?;
+                let ours = of_new(&pair.sidecar.client().with_limit(LIMIT))?;
+                ensure!(
+                    theirs == ours && ours.len() == 1,
+                    "{method} {group}:{name}: there {theirs:?}, here {ours:?}"
+                );
+            }
+        }
+    }
+    // A group that has nothing new says what it always says.
+    let calls = [
+        (ADD, params!["web", "last", given("/bin/sleep 600", "0")]),
+        ("supervisor.startProcessGroup", params!["fresh"]),
+        ("supervisor.startProcessGroup", params!["web", false]),
+    ];
+    for client in [pair.oracle.client(), pair.sidecar.client()] {
+        let results = client.with_limit(LIMIT).multicall(&calls)?;
+        let of = |result: &Value| statuses(result).map(|all| all.iter().any(|it| it.1 == "last"));
+        ensure!(!of(&results[1])? && of(&results[2])?, "{results:?}");
     }
     Ok(())
 }

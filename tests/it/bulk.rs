@@ -5,10 +5,10 @@
 //! `TEST_SEED` for others.
 
 use crate::common::dice::{seed, times};
-use crate::common::pair::Pair;
+use crate::common::pair::{Answer, Pair, comparable_answer};
 use crate::common::{
-    Daemon, DaemonOptions, Dice, LIMIT, Sidecar, eventually, items, member, number, options, rows,
-    text,
+    Client, Daemon, DaemonOptions, Dice, LIMIT, Sidecar, eventually, items, member, number,
+    options, rows, text,
 };
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
@@ -143,44 +143,66 @@ struct Kind {
     letter: char,
     command: &'static str,
     startsecs: &'static str,
+    /// Whether it runs until it is stopped.
+    stays: bool,
+    /// Whether the daemon knows what became of its start when it has started it.
+    known_at_once: bool,
 }
 
-/// Each lives either for good or clearly longer or shorter than it has to.
+/// What becomes of each is the same on a machine that is busy: it lives for good, is up as soon as it
+/// is started, or ends long before it would be.
 const KINDS: [Kind; 6] = [
     Kind {
         letter: 'c',
         command: "/bin/cat",
         startsecs: "0",
+        stays: true,
+        known_at_once: true,
     },
     Kind {
         letter: 's',
         command: "/bin/sleep 0.3",
         startsecs: "0",
+        stays: false,
+        known_at_once: true,
     },
     Kind {
         letter: 'f',
         command: "/bin/sh -c 'sleep 0.3; exit 3'",
         startsecs: "0",
+        stays: false,
+        known_at_once: true,
     },
     Kind {
         letter: 'u',
-        command: "/bin/sleep 2.5",
+        command: "/bin/cat",
         startsecs: "1",
+        stays: true,
+        known_at_once: false,
     },
     Kind {
         letter: 'q',
         command: "/bin/sleep 0.2",
-        startsecs: "30",
+        startsecs: "600",
+        stays: false,
+        known_at_once: false,
     },
     Kind {
         letter: 'n',
         command: "/no/such/file",
         startsecs: "0",
+        stays: false,
+        known_at_once: true,
     },
 ];
-const STAYS: char = 'c';
 const LETTERS: [&str; 6] = ["z", "a", "m", "k", "b", "y"];
 const PRIORITIES: [&str; 5] = ["999", "999", "999", "5", "1000"];
+
+/// What the program of this name does.
+fn kind_of(name: &str) -> Option<&'static Kind> {
+    let letter = name.chars().nth(1)?;
+    KINDS.iter().find(|kind| kind.letter == letter)
+}
 
 fn kind(dice: &mut Dice) -> &'static Kind {
     if dice.one_in(2) {
@@ -201,6 +223,8 @@ fn program(dice: &mut Dice, number: usize) -> (String, Vec<(&'static str, String
         ("autostart", "false".to_owned()),
         ("autorestart", "false".to_owned()),
         ("priority", dice.pick(&PRIORITIES).to_owned()),
+        // None is killed where the machine stands still.
+        ("stopwaitsecs", "600".to_owned()),
     ];
     if dice.one_in(4) {
         given.push(("numprocs", "3".to_owned()));
@@ -268,7 +292,7 @@ fn settle(pair: &Pair) -> Result<()> {
     eventually(LIMIT, || {
         for client in [pair.oracle.client(), pair.sidecar.client()] {
             for row in rows(&client)? {
-                let stays = row.name.chars().nth(1) == Some(STAYS);
+                let stays = kind_of(&row.name).is_some_and(|kind| kind.stays);
                 let is_settled = match &*row.state {
                     "STOPPED" | "EXITED" | "FATAL" => true,
                     "RUNNING" => stays,
@@ -291,36 +315,40 @@ fn deeds(daemon: &Daemon) -> Vec<String> {
         let name = rest.split(['\'', ' ']).next()?;
         Some(format!("{what}{name}"))
     };
-    // Where a machine stands still for longer than a process may take to stop, it is killed.
-    let by_itself = |line: &&str| !line.contains("SIGKILL");
-    log.lines().filter(by_itself).filter_map(deed).collect()
+    log.lines().filter_map(deed).collect()
 }
 
-/// On a busy machine either daemon may come too late to see that a program was up; what is no
-/// accident is so each time.
-const ATTEMPTS: usize = 3;
+/// What one of the two did and said for a call.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    deeds: Vec<String>,
+    answer: Answer,
+    /// The reply's processes that are in the order of the deeds, not in that of their ends.
+    order: Vec<String>,
+}
+
+fn see(client: &Client, daemon: &Daemon, method: &str, params: &[Value]) -> Result<Seen> {
+    let before = deeds(daemon).len();
+    let reply = client.call(method, params);
+    let known_at_once = |name: &String| {
+        !method.contains("stop") && kind_of(name).is_some_and(|kind| kind.known_at_once)
+    };
+    let order = match &reply {
+        Ok(statuses) => names(statuses)?.into_iter().filter(known_at_once).collect(),
+        Err(_) => Vec::new(),
+    };
+    Ok(Seen {
+        deeds: deeds(daemon).split_off(before),
+        answer: comparable_answer(reply, daemon)?,
+        order,
+    })
+}
 
 fn compare(pair: &Pair, method: &str, params: &[Value]) -> Result<()> {
-    for attempt in 1.. {
-        let before = [deeds(&pair.oracle).len(), deeds(&pair.daemon).len()];
-        let theirs = pair.oracle_answer(method, params)?;
-        let ours = pair.our_answer(method, params)?;
-        let theirs_in_order = deeds(&pair.oracle).split_off(before[0]);
-        let ours_in_order = deeds(&pair.daemon).split_off(before[1]);
-        ensure!(
-            theirs_in_order == ours_in_order,
-            "order there {theirs_in_order:?}\norder here  {ours_in_order:?}"
-        );
-        settle(pair)?;
-        if theirs == ours {
-            break;
-        }
-        ensure!(
-            attempt < ATTEMPTS && method.contains("start"),
-            "there {theirs:#?}\nhere {ours:#?}"
-        );
-    }
-    Ok(())
+    let theirs = see(&pair.oracle.client(), &pair.oracle, method, params)?;
+    let ours = see(&pair.sidecar.client(), &pair.daemon, method, params)?;
+    ensure!(theirs == ours, "there {theirs:#?}\nhere {ours:#?}");
+    settle(pair)
 }
 
 fn try_configuration(seed: u64) -> Result<()> {

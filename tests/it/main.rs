@@ -16,6 +16,7 @@ mod daemon_restarts;
 mod disk;
 mod docs;
 mod dropped_connections;
+mod ending;
 mod exposure;
 mod fault_points;
 mod forwarding;

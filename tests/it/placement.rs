@@ -11,13 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::ctl::python;
+use crate::common::daemon::free_port;
 use crate::common::pair::{Answer, Pair, timeless};
 use crate::common::process::lock;
 use crate::common::values::column;
 use crate::common::view::ensure_include_holds;
 use crate::common::{
-    Client, Daemon, LIMIT, Row, Sidecar, SidecarOptions, ensure_fault, eventually, infos, items,
-    member, number, options, rows, stdout_text, text, texts, value,
+    Client, Daemon, LIMIT, Row, Sidecar, SidecarOptions, Version, ensure_fault, eventually, infos,
+    items, member, number, options, rows, stdout_text, text, texts, value, venv,
 };
 use anyhow::{Context, Result, bail, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
@@ -1379,4 +1380,44 @@ fn a_placed_child_calls_where_its_options_say() -> Result<()> {
     let expected = expected.map(|(name, url)| (name.to_owned(), url.to_owned()));
     ensure!(shown == expected, "{shown:?}");
     Ok(())
+}
+
+/// A program that does not live in a real group of the proxy's, and looks for one that does.
+#[test]
+fn superlances_httpok_restarts_placed_processes() -> Result<()> {
+    let (daemon, sidecar, client) = front(USER)?;
+    let nobody = free_port()?;
+    let python = venv(Version::Superlance).python();
+    let urls = [
+        format!("http://{}", sidecar.tcp_addr()),
+        format!("unix://{}", sidecar.socket().display()),
+    ];
+    let watched = ["p0", "p1"];
+    let mut listeners = String::new();
+    for (name, url) in watched.into_iter().zip(urls) {
+        client.call(ADD, ("web", name, program(&[("autostart", "true")])))?;
+        real_name(&daemon, "web", name)?;
+        listeners += &format!(
+            "[eventlistener:httpok-{name}]\nevents = TICK_5\n\
+             command = {} -m superlance.httpok -t 1 -p web:{name} http://{nobody}/\n\
+             environment = SUPERVISOR_SERVER_URL=\"{url}\"\n",
+            python.display()
+        );
+    }
+    let before = rows(&client)?;
+    daemon.write("conf.d/listeners.conf", &listeners)?;
+    client.call("supervisor.reloadConfig", ())?;
+    for name in watched {
+        client.call("supervisor.addProcessGroup", (format!("httpok-{name}"),))?;
+    }
+    eventually(LIMIT, || {
+        for old in &before {
+            let info = client.call("supervisor.getProcessInfo", (old.namespec(),))?;
+            let new = Row::read(&info)?;
+            let is_watched = watched.contains(&old.name.as_str());
+            ensure!(new.state == old.state, "{new:?}");
+            ensure!((new.pid != old.pid) == is_watched, "{old:?}\n{new:?}");
+        }
+        Ok(())
+    })
 }

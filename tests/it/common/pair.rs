@@ -179,8 +179,13 @@ pub fn plain_table(client: &Client) -> Result<Vec<PlainRow>> {
 
 /// What a client is told, made comparable.
 pub fn answer(client: &Client, daemon: &Daemon, method: &str, params: &[Value]) -> Result<Answer> {
+    comparable_answer(client.call(method, params), daemon)
+}
+
+/// The same of a reply that is there. What became of processes is in the order of their names.
+pub fn comparable_answer(reply: Result<Value, CallError>, daemon: &Daemon) -> Result<Answer> {
     let dir = daemon.dir().display().to_string();
-    Ok(match client.call(method, params) {
+    Ok(match reply {
         Ok(value) => Answer::Value(comparable(value, &dir)),
         Err(CallError::Fault(fault)) => {
             Answer::Fault(fault.code, comparable_text(&fault.text, &dir))

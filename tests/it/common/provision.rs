@@ -42,6 +42,8 @@ pub enum Version {
     V4_2_5,
     /// The newest release, with supervisor_twiddler 1.0.0 beside it.
     Oracle,
+    /// The newest release, with superlance 2.0.0 beside it.
+    Superlance,
 }
 
 impl Version {
@@ -51,7 +53,7 @@ impl Version {
     /// The release's number, as `getSupervisorVersion` gives it.
     pub fn number(self) -> &'static str {
         match self {
-            Version::V4_3_0 | Version::Oracle => "4.3.0",
+            Version::V4_3_0 | Version::Oracle | Version::Superlance => "4.3.0",
             Version::V4_2_5 => "4.2.5",
         }
     }
@@ -61,6 +63,7 @@ impl Version {
             Version::V4_3_0 => "supervisor-4.3.0",
             Version::V4_2_5 => "supervisor-4.2.5",
             Version::Oracle => "supervisor-4.3.0-with-twiddler-1.0.0",
+            Version::Superlance => "supervisor-4.3.0-with-superlance-2.0.0",
         }
     }
 
@@ -76,6 +79,7 @@ impl Version {
                 &["supervisor==4.3.0"],
                 &["--no-build-isolation", "supervisor_twiddler==1.0.0"],
             ],
+            Version::Superlance => &[&["supervisor==4.3.0", "superlance==2.0.0"]],
         }
     }
 
@@ -83,6 +87,7 @@ impl Version {
         match self {
             Version::V4_3_0 | Version::V4_2_5 => "supervisor.supervisord",
             Version::Oracle => "supervisor.supervisord, supervisor_twiddler.rpcinterface",
+            Version::Superlance => "supervisor.supervisord, superlance.httpok",
         }
     }
 }
@@ -99,7 +104,7 @@ pub struct Venv {
 ///
 /// With advice, when it cannot be made: a missing daemon is a failure and never a skipped test.
 pub fn venv(version: Version) -> &'static Venv {
-    static VENVS: [OnceLock<Result<Venv, String>>; 3] = [const { OnceLock::new() }; 3];
+    static VENVS: [OnceLock<Result<Venv, String>>; 4] = [const { OnceLock::new() }; 4];
     let made = VENVS[version as usize]
         .get_or_init(|| provision(version).map_err(|error| format!("{error:#}\n\n{ADVICE}")));
     match made {

@@ -1,0 +1,129 @@
+//! `supervisor.shutdown` and `supervisor.restart` where added processes live in real groups.
+//!
+//! When it ends, the daemon stops its groups one after another, each in a turn of its loop at least,
+//! and the processes of one group together (`supervisor/supervisord.py`,
+//! `ordered_stop_groups_phase_1`). Real groups would make that long, so they are stopped beforehand
+//! together with the group that clients see, in the daemon's order, and are gone when it ends.
+
+use std::time::{Duration, Instant};
+
+use super::bulk::{BulkCall, STOPPED_STATES, Target, state};
+use super::{Answer, Caller, Failure, Rpc, Update};
+use crate::forward;
+use crate::translate::{BulkAction, Ending};
+use crate::twiddler::{Member, Registry};
+use crate::xmlrpc::Value;
+
+/// How long to wait before the first look at what stops, and longer each time.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+/// How often to look at most.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long the daemon may take to kill what has not stopped in its `stopwaitsecs`. What still runs
+/// then cannot be killed, and is left to the daemon.
+const MARGIN: Duration = Duration::from_secs(5);
+
+impl Rpc {
+    /// Ends the daemon, after what would take it long. Goes on when the caller has hung up, as the
+    /// daemon does.
+    pub(super) async fn end(&self, caller: &Caller<'_>, ending: Ending) -> Answer {
+        let (rpc, head) = (self.clone(), caller.head.clone());
+        let work = tokio::spawn(async move {
+            let caller = Caller {
+                head: &head,
+                update: &Update::default(),
+            };
+            let work = rpc.stop_and_end(&caller, ending);
+            rpc.daemon.on_behalf_of(&head, work).await
+        });
+        work.await.unwrap_or_else(|error| {
+            let reason = format!("{} was cut short: {error}", ending.method());
+            Err(Failure::http(forward::bad_gateway(&reason)))
+        })
+    }
+
+    async fn stop_and_end(&self, caller: &Caller<'_>, ending: Ending) -> Answer {
+        let Some(everything) = BulkCall::all(BulkAction::Stop, &[]) else {
+            return self.ask(caller, ending.method(), &[]).await;
+        };
+        let groups = match self.targets(caller, &everything).await {
+            Ok(targets) => to_stop_first(targets),
+            // The daemon ends already, and says so again.
+            Err(Failure::Fault(_)) => Vec::new(),
+            Err(failure) => return Err(failure),
+        };
+        if !groups.is_empty() {
+            let record = caller.record();
+            tracing::info!(
+                peer = %record.peer(),
+                user = record.user(),
+                groups = groups.len(),
+                "stopping groups with added processes before {}",
+                ending.method()
+            );
+        }
+        for group in groups {
+            self.stop_together(caller, group).await?;
+        }
+        // Nothing comes in between: either all of it is done, or the daemon ends already.
+        let real = self.twiddler.with_registry(real_groups);
+        let remove = |name: String| ("supervisor.removeProcessGroup", vec![name.into()]);
+        let mut calls: Vec<_> = real.into_iter().map(remove).collect();
+        calls.push((ending.method(), Vec::new()));
+        let result = self.multicall_as(caller, &calls).await?.pop();
+        Ok(result.unwrap_or(Ok(Value::Nil))?)
+    }
+
+    /// Stops the processes of one group, and waits until none runs any more.
+    async fn stop_together(
+        &self,
+        caller: &Caller<'_>,
+        mut running: Vec<Target>,
+    ) -> Result<(), Failure> {
+        let longest = running.iter().map(Target::stopwaitsecs).max();
+        let limit = longest.unwrap_or_default() + MARGIN;
+        let began = Instant::now();
+        let stop = |target: &Target| ("supervisor.stopProcess", target.without_waiting());
+        let calls: Vec<_> = running.iter().map(stop).collect();
+        self.multicall_as(caller, &calls).await?;
+        let mut pause = FIRST_LOOK;
+        while !running.is_empty() && began.elapsed() < limit {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_AGAIN);
+            let calls: Vec<_> = running.iter().map(Target::question).collect();
+            let mut infos = self.multicall_as(caller, &calls).await?.into_iter();
+            running.retain(|_| match infos.next() {
+                Some(Ok(info)) => !STOPPED_STATES.contains(&state(&info)),
+                _ => false,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What runs, group by group in the order in which the daemon stops them: from the last one to the
+/// last of those that have a running process in a real group. `targets` are in the order of starts.
+fn to_stop_first(targets: Vec<Target>) -> Vec<Vec<Target>> {
+    let mut groups: Vec<Vec<Target>> = Vec::new();
+    for target in targets.into_iter().rev().filter(Target::is_up) {
+        match groups.last_mut() {
+            Some(group) if group[0].group() == target.group() => group.push(target),
+            _ => groups.push(vec![target]),
+        }
+    }
+    let is_placed = |group: &Vec<Target>| group.iter().any(Target::is_placed);
+    let count = groups
+        .iter()
+        .rposition(is_placed)
+        .map_or(0, |last| last + 1);
+    groups.truncate(count);
+    groups
+}
+
+/// The names of all real groups, in order.
+fn real_groups(registry: &Registry) -> Vec<String> {
+    let placed = registry.members().filter(|member| member.is_placed());
+    let mut names: Vec<String> = placed.map(|member: &Member| member.real.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}

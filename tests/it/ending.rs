@@ -1,0 +1,310 @@
+//! `supervisor.shutdown` and `supervisor.restart` through the proxy: what was added stops with its
+//! group, as in-process, and the daemon's end takes no longer.
+
+use std::time::{Duration, Instant};
+
+use crate::common::pair::Pair;
+use crate::common::{
+    Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, options, rows, text, value,
+};
+use anyhow::{Result, ensure};
+use supervisor_twiddler::xmlrpc::Value;
+
+const ADD: &str = "twiddler.addProgramToGroup";
+
+/// Needs a second to stop, and says when it would.
+const SLOW: &str =
+    r#"/bin/sh -c 'trap "kill $!; sleep 1; exit 0" TERM; sleep 600 & echo up; wait'"#;
+
+const WEB: &str = "\
+[group:web]
+programs = a
+
+[program:a]
+command = /bin/sleep 600
+startsecs = 0
+";
+
+fn running(command: &str) -> Value {
+    options(&[
+        ("command", command),
+        ("startsecs", "0"),
+        ("autorestart", "true"),
+    ])
+}
+
+/// Adds so many programs that need a second to stop, and waits until they do.
+fn add_slow(client: &Client, group: &str, count: usize) -> Result<()> {
+    for number in 0..count {
+        client.call(ADD, (group, format!("slow{number}"), running(SLOW)))?;
+    }
+    for number in 0..count {
+        let name = format!("{group}:slow{number}");
+        eventually(LIMIT, || {
+            let log = client.call("supervisor.readProcessStdoutLog", (&name, 0, 10))?;
+            ensure!(text(&log)?.contains("up"), "{name}: {log:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn wait_for_end(daemon: &Daemon) -> Result<()> {
+    eventually(LIMIT, || {
+        ensure!(!daemon.is_alive(), "supervisord still runs");
+        Ok(())
+    })
+}
+
+/// How long it takes until the daemon has ended that this client tells to.
+fn time_of_shutdown(client: &Client, daemon: &Daemon) -> Result<Duration> {
+    let began = Instant::now();
+    let told = client.call("supervisor.shutdown", ())?;
+    ensure!(told == Value::Bool(true), "{told:?}");
+    wait_for_end(daemon)?;
+    Ok(began.elapsed())
+}
+
+/// Names in the order in which the daemon has killed their processes, as it logs at `debug`.
+fn killed(daemon: &Daemon) -> Vec<String> {
+    let log = daemon.log();
+    let lines = log.lines().filter(|line| !line.contains("SIGKILL"));
+    lines
+        .filter_map(|line| line.split_once("killing ")?.1.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// How often the daemon has started this program.
+fn starts(daemon: &Daemon, name: &str) -> usize {
+    daemon.log().matches(&format!("spawned: '{name}'")).count()
+}
+
+#[test]
+fn a_shutdown_with_many_added_processes_takes_no_longer_than_in_process() -> Result<()> {
+    let pair = Pair::start(WEB)?;
+    let clients = [pair.oracle.client(), pair.sidecar.client()].map(|it| it.with_limit(LIMIT));
+    for client in &clients {
+        add_slow(client, "web", 20)?;
+    }
+    let theirs = time_of_shutdown(&clients[0], &pair.oracle)?;
+    let ours = time_of_shutdown(&clients[1], &pair.daemon)?;
+    eprintln!("there {theirs:?}, here {ours:?}");
+    ensure!(ours < theirs * 2, "there {theirs:?}, here {ours:?}");
+    // What has stopped does not start again meanwhile.
+    for number in 0..20 {
+        let name = format!("slow{number}");
+        ensure!(starts(&pair.daemon, &name) == 1, "{name}");
+    }
+    Ok(())
+}
+
+/// The daemon turns once for each group that has stopped before it comes to the next.
+#[test]
+fn added_processes_that_are_stopped_do_not_delay_a_shutdown_either() -> Result<()> {
+    let daemon = Daemon::start(WEB)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client().with_limit(LIMIT);
+    for number in 0..20 {
+        let program = options(&[("command", "/bin/cat"), ("autostart", "false")]);
+        client.call(ADD, ("web", format!("idle{number}"), program))?;
+    }
+    let took = time_of_shutdown(&client, &daemon)?;
+    ensure!(took < Duration::from_secs(5), "{took:?}");
+    Ok(())
+}
+
+#[test]
+fn groups_stop_one_after_another_in_the_daemons_order() -> Result<()> {
+    let program = |name: &str, priority: u32| {
+        format!(
+            "[program:{name}]\ncommand = /bin/sleep 600\nstartsecs = 0\npriority = {priority}\n"
+        )
+    };
+    let body = [
+        "[group:early]\nprograms = e1,e2\npriority = 5\n".to_owned(),
+        "[group:middle]\nprograms = m1,m2\npriority = 50\n".to_owned(),
+        "[group:late]\nprograms = l1,l2\npriority = 500\n".to_owned(),
+        program("e1", 1),
+        program("e2", 2),
+        program("m1", 999),
+        program("m2", 999),
+        program("l1", 7),
+        program("l2", 3),
+        program("lone", 9),
+    ]
+    .concat();
+    let pair = Pair::start_options(
+        DaemonOptions {
+            body: &body,
+            extra_supervisord: "loglevel = debug",
+            ..DaemonOptions::default()
+        },
+        "",
+    )?;
+    for (group, name, priority) in [
+        ("middle", "mx", 999),
+        ("early", "ex", 1),
+        ("middle", "my", 7),
+        ("late", "lx", 5),
+    ] {
+        let program = options(&[
+            ("command", value("/bin/sleep 600")),
+            ("startsecs", value(0)),
+            ("priority", value(priority)),
+        ]);
+        pair.ensure_same(ADD, &params![group, name, program])?;
+    }
+    for client in [pair.oracle.client(), pair.sidecar.client()] {
+        client.call("supervisor.shutdown", ())?;
+    }
+    wait_for_end(&pair.oracle)?;
+    wait_for_end(&pair.daemon)?;
+    let (theirs, ours) = (killed(&pair.oracle), killed(&pair.daemon));
+    ensure!(theirs == ours, "there {theirs:?}\nhere  {ours:?}");
+    // The second group begins when nothing of the first is left.
+    let log = pair.daemon.log();
+    let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text} in\n{log}"));
+    let last_of_late = ["l1", "l2", "lx"].map(|name| at(&format!("stopped: {name} ")));
+    let first_of_middle = ["m1", "m2", "mx", "my"].map(|name| at(&format!("killing {name} ")));
+    ensure!(last_of_late.iter().max() < first_of_middle.iter().min());
+    Ok(())
+}
+
+#[test]
+fn who_may_not_end_the_daemon_stops_nothing() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        body: WEB,
+        credentials: Some(("user", "secret")),
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start_with(
+        &daemon,
+        &["--allow", "supervisor.get*,twiddler.*,supervisor.restart"],
+    )?;
+    let client = sidecar.client();
+    client.call(ADD, ("web", "b", running("/bin/sleep 600")))?;
+    let before = rows(&client)?;
+    let stranger = Client::new(sidecar.tcp_addr());
+    let guesser = Client::new(sidecar.tcp_addr()).with_credentials("user", "guess");
+    for method in ["supervisor.shutdown", "supervisor.restart"] {
+        for client in [&stranger, &guesser] {
+            let calls = [("supervisor.getState", params![]), (method, params![])];
+            let statuses = [
+                client.call(method, ()).err(),
+                client.multicall(&calls).err(),
+            ];
+            let statuses = statuses.map(|it| it.and_then(|it| it.status()));
+            ensure!(statuses == [Some(401); 2], "{method}: {statuses:?}");
+        }
+    }
+    let refused = client.call("supervisor.shutdown", ());
+    ensure!(refused.is_err(), "{refused:?}");
+    let wrong = client.expect_fault("supervisor.restart", ("now",))?;
+    ensure!(wrong.code == 2, "{wrong:?}");
+    ensure!(rows(&client)? == before, "something has stopped");
+    let log = daemon.log();
+    ensure!(!log.contains("waiting for"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn in_a_multicall_it_answers_as_in_process() -> Result<()> {
+    let pair = Pair::start(WEB)?;
+    let calls = [
+        ("supervisor.getPID", params!["too many"]),
+        ("supervisor.shutdown", params![]),
+        ("supervisor.shutdown", params![]),
+        ("supervisor.restart", params![]),
+        ("twiddler.getGroupNames", params![]),
+        ("supervisor.getProcessInfo", params!["web:b"]),
+    ];
+    let results = [pair.oracle.client(), pair.sidecar.client()].map(|client| -> Result<_> {
+        client.call(ADD, ("web", "b", running("/bin/sleep 600")))?;
+        Ok(client.multicall(&calls)?)
+    });
+    let [theirs, ours] = results;
+    let (theirs, ours) = (theirs?, ours?);
+    // The original has not been told of the daemon's state and answers; here it is fault 6.
+    ensure!(theirs[..4] == ours[..4], "there {theirs:?}\nhere  {ours:?}");
+    ensure!(theirs[5] == ours[5], "there {theirs:?}\nhere  {ours:?}");
+    ensure!(ours[1] == Value::Bool(true), "{ours:?}");
+    wait_for_end(&pair.daemon)
+}
+
+#[test]
+fn it_goes_on_when_its_caller_hangs_up() -> Result<()> {
+    let daemon = Daemon::start(WEB)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    add_slow(&client, "web", 3)?;
+    let mut connection = client.connect()?;
+    let body = supervisor_twiddler::xmlrpc::write::call("supervisor.shutdown", &[]);
+    connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&body)))?;
+    daemon.wait_for_state("web~000001:slow0", "STOPPING")?;
+    drop(connection);
+    wait_for_end(&daemon)
+}
+
+#[test]
+fn while_the_daemon_ends_it_says_so() -> Result<()> {
+    let body = format!("{WEB}[program:early]\ncommand = {SLOW}\nstartsecs = 0\npriority = 1\n");
+    let daemon = Daemon::start(&body)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    client.call(ADD, ("web", "b", running("/bin/sleep 600")))?;
+    client.call("supervisor.shutdown", ())?;
+    for method in ["supervisor.shutdown", "supervisor.restart"] {
+        let fault = client.expect_fault(method, ())?;
+        ensure!(
+            fault.code == 6 && fault.text == "SHUTDOWN_STATE",
+            "{fault:?}"
+        );
+    }
+    wait_for_end(&daemon)
+}
+
+#[test]
+fn after_a_restart_what_is_kept_comes_back_and_what_is_not_is_named() -> Result<()> {
+    for arguments in [&["--persist"][..], &[]] {
+        let daemon = Daemon::start(WEB)?;
+        let sidecar = Sidecar::start_with(&daemon, arguments)?;
+        let client = sidecar.client();
+        client.call("twiddler.addGroup", ("dyn", 5))?;
+        client.call(ADD, ("dyn", "x", running("/bin/sleep 600")))?;
+        client.call(ADD, ("web", "b", running("/bin/sleep 600")))?;
+        client.call(ADD, ("web", "c", running("/bin/sleep 600")))?;
+        daemon.restart_by(|| {
+            client.call("supervisor.restart", ())?;
+            Ok(())
+        })?;
+        let kept: &[&str] = match arguments {
+            [] => &["web:a"],
+            _ => &["dyn:x", "web:a", "web:b", "web:c"],
+        };
+        eventually(LIMIT, || {
+            let rows = rows(&client)?;
+            let names: Vec<String> = rows.iter().map(|row| row.namespec()).collect();
+            ensure!(names == kept, "{names:?}");
+            ensure!(rows.iter().all(|row| row.state == "RUNNING"), "{rows:?}");
+            Ok(())
+        })?;
+        let log = match arguments {
+            [] => sidecar.wait_for_stderr("was started again")?,
+            _ => sidecar.stderr_text(),
+        };
+        let lost = |line: &&str| line.contains(" WARN ") && line.to_lowercase().contains("gone");
+        let warnings: Vec<&str> = log.lines().filter(lost).collect();
+        match (arguments, &warnings[..]) {
+            ([], [warning]) => ensure!(
+                ["3 programs", "dyn:x", "web:b", "web:c"]
+                    .iter()
+                    .all(|word| warning.contains(word)),
+                "{warning}"
+            ),
+            ([], other) => anyhow::bail!("{other:#?}"),
+            (_, warnings) => ensure!(warnings.is_empty(), "{warnings:#?}"),
+        }
+    }
+    Ok(())
+}
