@@ -736,7 +736,8 @@ impl Loader<'_> {
         let needed = conf.unplaced_include.iter();
         let needed = needed.map(|pattern| ConfError::Variable(pattern.missing.clone()).into());
         let needed: Vec<ConfigError> = needed.collect();
-        if conf.include.is_empty() && needed.is_empty() {
+        let given = self.given("include_dir");
+        if given.is_none() && conf.include.is_empty() && needed.is_empty() {
             // An [include] whose `files` is wrong or missing has been reported with the file.
             let reported = self.mistakes.iter().any(is_about_include);
             if !reported {
@@ -747,7 +748,7 @@ impl Loader<'_> {
             }
             return None;
         }
-        let chosen = match self.given("include_dir") {
+        let chosen = match given {
             Some(given) => named_include_dir(conf, &given),
             None => first_include_dir(conf).map_err(|mut mistakes| {
                 mistakes.extend(needed);
@@ -1273,6 +1274,9 @@ fn matching_dir(pattern: &Path) -> Option<PathBuf> {
     pattern.components().map(named).collect()
 }
 
+/// What most patterns of `[include] files` are in their directory.
+const USUAL_PATTERN: &str = "*.conf";
+
 /// The directory that was named, with the pattern that is most likely meant for it.
 fn named_include_dir(conf: &DaemonConf, given: &Given) -> Result<IncludeDir, Vec<ConfigError>> {
     let dir = match given.origin {
@@ -1290,6 +1294,11 @@ fn named_include_dir(conf: &DaemonConf, given: &Given) -> Result<IncludeDir, Vec
     let any = || Some(fitting().next()?.file_part().to_owned());
     match file_pattern.or_else(any) {
         Some(file_pattern) => Ok(IncludeDir { dir, file_pattern }),
+        // supervisord may have been started with another file, or include it later.
+        None if conf.include.is_empty() => Ok(IncludeDir {
+            dir,
+            file_pattern: USUAL_PATTERN.to_owned(),
+        }),
         None => Err(conf
             .include
             .iter()

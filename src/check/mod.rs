@@ -5,6 +5,7 @@
 mod notes;
 
 use std::fmt::Display;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -323,6 +324,10 @@ fn check_log(logfile: &LogFile, findings: &mut Findings) {
     };
     match log::open(path) {
         Ok(_) => findings.good(format!("supervisord's log {}", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => findings.note(format!(
+            "there is no supervisord's log {}, so twiddler.log answers a fault; supervisord makes it when it starts, or on SIGUSR2",
+            path.display()
+        )),
         Err(error) => findings.note(format!(
             "{} cannot write supervisord's log {} ({error}), so twiddler.log answers a fault; {}",
             account(),

@@ -195,7 +195,7 @@ fn one_multicall_may_add_and_start_the_group() -> Result<()> {
     };
     let kinds = [
         ("up", "/bin/sleep 600", "1"),
-        ("job", "/bin/ls /", "0"),
+        ("job", "/bin/sleep 0.3", "0"),
         ("ends", "/bin/sh -c 'sleep 0.2; exit 1'", "600"),
         ("no-such-file", "/nowhere/at/all", "1"),
     ];
@@ -238,7 +238,7 @@ fn one_multicall_may_add_and_start_the_group() -> Result<()> {
     // A group that has nothing new says what it always says.
     let calls = [
         (ADD, params!["web", "last", given("/bin/sleep 600", "0")]),
-        ("supervisor.startProcessGroup", params!["fresh"]),
+        ("supervisor.startProcessGroup", params!["fresh", false]),
         ("supervisor.startProcessGroup", params!["web", false]),
     ];
     for client in [pair.oracle.client(), pair.sidecar.client()] {

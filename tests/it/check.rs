@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
+use crate::common::sidecar::twiddler;
 use crate::common::{
     Client, Daemon, DaemonOptions, LIMIT, Process, Sidecar, Version, eventually, run, stderr_text,
     stdout_text, value, venv,
@@ -1002,5 +1003,39 @@ fn a_password_that_only_supervisord_knows_opens_no_port() -> Result<()> {
         "{}",
         port.printed
     );
+    Ok(())
+}
+
+/// Whether the file that this proxy reads is the one that supervisord was started with, only trying
+/// tells; what it says helps without a restart.
+#[test]
+fn a_named_directory_does_until_the_file_includes_it() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        include: "",
+        ..DaemonOptions::default()
+    })?;
+    let dir = daemon.include_dir().display().to_string();
+    let conf = daemon.conf().display().to_string();
+    let arguments = ["--include-dir", dir.as_str()];
+    let advice = format!("write files = {dir}/*.conf below [include] in the file that");
+    let check = || twiddler(&[&["check", "-c", &conf][..], &arguments].concat());
+    let printed = stdout_text(&check()?);
+    ensure!(
+        printed.contains("problem  ") && printed.contains(&advice),
+        "{printed}"
+    );
+    let sidecar = Sidecar::start_with(&daemon, &arguments)?;
+    let client = sidecar.client();
+    let fault = client.expect_fault("twiddler.addGroup", ("dyn", 1))?;
+    ensure!(
+        fault.code == 92 && fault.text.contains(&advice),
+        "{fault:?}"
+    );
+    let text = daemon.read("supervisord.conf")? + &format!("\n[include]\nfiles = {dir}/*.conf\n");
+    daemon.write("supervisord.conf", &text)?;
+    client.call("twiddler.addGroup", ("dyn", 1))?;
+    sidecar.stop()?;
+    let printed = stdout_text(&check()?);
+    ensure!(!printed.contains("problem  "), "{printed}");
     Ok(())
 }

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use crate::common::ctl::python;
 use crate::common::daemon::free_port;
+use crate::common::dice::{seed, times};
 use crate::common::pair::{Answer, Pair, timeless};
 use crate::common::process::lock;
 use crate::common::values::column;
 use crate::common::view::ensure_include_holds;
 use crate::common::{
-    Client, Daemon, LIMIT, Row, Sidecar, SidecarOptions, Version, ensure_fault, eventually, infos,
-    items, member, number, options, rows, stdout_text, text, texts, value, venv,
+    Client, Daemon, Dice, LIMIT, Row, Sidecar, SidecarOptions, Version, ensure_fault, eventually,
+    infos, items, member, number, options, rows, stdout_text, text, texts, value, venv,
 };
 use anyhow::{Context, Result, bail, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
@@ -683,14 +684,16 @@ fn a_process_that_the_daemon_is_about_to_start_is_not_removed() -> Result<()> {
 #[test]
 fn programs_come_and_go_in_any_order_and_leave_nothing_behind() -> Result<()> {
     const CHANGES: usize = 250;
+    let changes = times(CHANGES)?;
     let (daemon, _sidecar, client) = front(USER)?;
     let before = shown(&daemon.client())?;
-    let mut dice = crate::common::Dice::new(crate::common::dice::seed(5)?);
+    let mut dice = Dice::new(seed(5)?);
     let mut there: Vec<(String, String)> = Vec::new();
     client.call("twiddler.addGroup", ("g", 1))?;
     let unfiled = unfiled_groups(&daemon)?;
-    for number in 0..CHANGES {
-        let comes = number < CHANGES / 2 && (there.len() < 5 || there.len() < 30 && dice.one_in(2));
+    for number in 0..changes {
+        let comes = number < changes - CHANGES / 2
+            && (there.len() < 5 || there.len() < 30 && dice.one_in(2));
         if comes {
             let group = dice.pick(&["web", "lone", "empty", "g"]);
             let name = format!("p{}-", number % 20);
