@@ -5,20 +5,21 @@
 //! first child left (`supervisor/xmlrpc.py`, `loads`). So does this one, because a call that both
 //! sides take differently could pass here and do something else there. Refused beyond what the
 //! daemon refuses are document types, elements nested beyond [`Limits::DEFAULT`], integers of more
-//! than 64 bits, digits other than ASCII's, and struct members whose name is not text.
+//! than 64 bits, digits other than ASCII's, struct members whose name is not text, and more
+//! namespaces at a time than quick-xml admits (256).
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::mem;
 
 use quick_xml::errors::{Error as TokenError, IllFormedError};
-use quick_xml::events::Event;
+use quick_xml::events::{BytesStart, Event};
+use quick_xml::name::NamespaceResolver;
 
 use super::{Fault, Limits, MethodCall, Value};
-use crate::python;
-use markup::{Checked, Namespaces};
+use element::{Element, Tag};
+use markup::Checked;
 
+mod element;
 mod literal;
 mod markup;
 
@@ -66,7 +67,7 @@ pub enum ReadError {
 ///
 /// Whatever the daemon answers with status 400, and the few documents more that the module names.
 pub fn call(body: &[u8]) -> Result<MethodCall, ReadError> {
-    let document = Document::read(decode(body)?, Sender::Client, Limits::DEFAULT)?;
+    let document = Document::read(decode(body)?, Source::Client, Limits::DEFAULT)?;
     let method = document.method.filter(|name| !name.is_empty());
     Ok(MethodCall {
         method: method.ok_or(ReadError::NoMethod)?,
@@ -84,8 +85,8 @@ pub fn call(body: &[u8]) -> Result<MethodCall, ReadError> {
 ///
 /// If the bytes are no reply, for example another server's error page.
 pub fn response(body: &[u8]) -> Result<Result<Value, Fault>, ReadError> {
-    let document = Document::read(decode(body)?, Sender::Daemon, Limits::OF_REPLIES)?;
-    if document.root != Some("methodResponse") {
+    let document = Document::read(decode(body)?, Source::Daemon, Limits::OF_REPLIES)?;
+    if !document.is_response {
         return Err(ReadError::NoAnswer);
     }
     if let Some(fault) = document.fault {
@@ -127,215 +128,42 @@ fn complaint(error: &TokenError) -> Cow<'static, str> {
 
 /// Who wrote the document.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sender {
+enum Source {
     Client,
     Daemon,
 }
 
-/// The elements that mean something.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Tag {
-    MethodName,
-    Params,
-    Fault,
-    Param,
-    Value,
-    Int,
-    Boolean,
-    String,
-    Double,
-    DateTime,
-    Base64,
-    Array,
-    Data,
-    Struct,
-    Other,
-}
-
-impl Tag {
-    fn named(name: &str) -> Self {
-        match name {
-            "methodName" => Self::MethodName,
-            "params" => Self::Params,
-            "fault" => Self::Fault,
-            "param" => Self::Param,
-            "value" => Self::Value,
-            "int" | "i4" => Self::Int,
-            "boolean" => Self::Boolean,
-            "string" => Self::String,
-            "double" => Self::Double,
-            "dateTime.iso8601" => Self::DateTime,
-            "base64" => Self::Base64,
-            "array" => Self::Array,
-            "data" => Self::Data,
-            "struct" => Self::Struct,
-            _ => Self::Other,
-        }
-    }
-
-    /// The same for the inside of a tag that is nothing but such a name, or another of the format's.
-    fn bare(inside: &str) -> Option<Self> {
-        match Self::named(inside) {
-            Self::Other => {
-                let known = matches!(inside, "member" | "name" | "methodCall" | "methodResponse");
-                known.then_some(Self::Other)
-            }
-            known => Some(known),
-        }
-    }
-
-    /// Whether the element leaves a value in place of its children.
-    fn replaces_children(self) -> bool {
-        !matches!(
-            self,
-            Self::MethodName | Self::Params | Self::Fault | Self::Other
-        )
-    }
-
-    /// How many children's values an element must remember.
-    fn remembers(self) -> usize {
-        match self {
-            Self::Params | Self::Data => usize::MAX,
-            Self::Fault | Self::Param | Self::Value | Self::Array => 1,
-            _ => 0,
-        }
-    }
-}
-
-/// An element that has begun, and what is in it so far.
-struct Element<'a> {
-    at: usize,
-    tag: Tag,
-    /// The prefixes it declares.
-    prefixes: Vec<&'a str>,
-    /// The text before the first child; the daemon never looks at the rest.
-    text: Cow<'a, str>,
-    has_child: bool,
-    /// What the children left, as many of them as matter.
-    children: Vec<Value>,
-    remembers: usize,
-    /// The children of a struct, each by what its own two children left.
-    members: Vec<(String, Value)>,
-}
-
-impl<'a> Element<'a> {
-    fn push(&mut self, text: Cow<'a, str>) {
-        if self.text.is_empty() {
-            self.text = text;
-        } else {
-            self.text.to_mut().push_str(&text);
-        }
-    }
-
-    /// What the element leaves for the one around it.
-    fn into_value(self) -> Result<Value, ReadError> {
-        let Self { at, tag, text, .. } = self;
-        let refused = |element, what| ReadError::Content { at, element, what };
-        match tag {
-            Tag::Int => python::int(&text)
-                .value()
-                .map(Value::Int)
-                .ok_or_else(|| refused("int", "is not an integer of 64 bits")),
-            Tag::Double => python::float(&text)
-                .map(Value::Double)
-                .ok_or_else(|| refused("double", "is not a number")),
-            Tag::DateTime if literal::is_date_time(&text) => Ok(Value::DateTime(text.into())),
-            Tag::DateTime => Err(refused(
-                "dateTime.iso8601",
-                "is not a time of the form 20240131T23:59:59",
-            )),
-            Tag::Base64 => literal::base64(&text)
-                .map(Value::String)
-                .ok_or_else(|| refused("base64", "is not UTF-8 text in base64")),
-            Tag::Boolean => Ok(Value::Bool(text == "1")),
-            Tag::String => Ok(Value::String(text.into())),
-            Tag::Struct => Ok(Value::Struct(last_of_each_name(self.members))),
-            Tag::Data => Ok(Value::Array(self.children)),
-            Tag::Value => Ok(first(self.children).unwrap_or(Value::String(text.into()))),
-            Tag::Array => first(self.children).ok_or_else(|| refused("array", "is empty")),
-            Tag::Param => first(self.children).ok_or_else(|| refused("param", "is empty")),
-            _ if text.is_empty() => Ok(Value::Nil),
-            _ => Ok(Value::String(text.into())),
-        }
-    }
-
-    /// What the element leaves for a struct around it: a name and a value.
-    fn into_member(self) -> Result<(String, Value), ReadError> {
-        let refused = |what| ReadError::Content {
-            at: self.at,
-            element: "member",
-            what,
-        };
-        if self.tag.replaces_children() {
-            return Err(refused("is a value without a name"));
-        }
-        let [name, value] = <[Value; 2]>::try_from(self.children)
-            .map_err(|_| refused("is not one name and one value"))?;
-        match name {
-            Value::String(name) => Ok((name, value)),
-            Value::Nil => Ok((String::new(), value)),
-            _ => Err(refused("has a name that is not text")),
-        }
-    }
-}
-
-fn first(values: Vec<Value>) -> Option<Value> {
-    values.into_iter().next()
-}
-
-/// Structs of no more members than this are searched from the front.
-const FEW_MEMBERS: usize = 24;
-
-/// Python's idea of duplicate members: the first one's place, the last one's value.
-fn last_of_each_name(members: Vec<(String, Value)>) -> Vec<(String, Value)> {
-    let few = members.len() <= FEW_MEMBERS;
-    let mut names = members.iter().map(|(name, _)| name).enumerate();
-    if few && names.all(|(at, name)| members[..at].iter().all(|(before, _)| before != name)) {
-        return members;
-    }
-    let mut places: HashMap<String, usize> = HashMap::with_capacity(members.len());
-    let mut kept: Vec<(String, Value)> = Vec::with_capacity(members.len());
-    for (name, value) in members {
-        match places.entry(name.clone()) {
-            Entry::Occupied(place) => kept[*place.get()].1 = value,
-            Entry::Vacant(place) => {
-                place.insert(kept.len());
-                kept.push((name, value));
-            }
-        }
-    }
-    kept
-}
-
 /// What has been read so far.
 struct Document<'a> {
-    sender: Sender,
+    source: Source,
     limits: Limits,
-    /// How many elements began so far, with their attributes.
-    begun: usize,
-    namespaces: Namespaces<'a>,
+    /// How many elements and attributes there were so far.
+    element_count: usize,
+    namespaces: NamespaceResolver,
     open: Vec<Element<'a>>,
-    root: Option<&'a str>,
+    has_root: bool,
+    is_response: bool,
     method: Option<String>,
     params: Option<Vec<Value>>,
     fault: Option<Value>,
 }
 
 impl<'a> Document<'a> {
-    fn read(text: &'a str, sender: Sender, limits: Limits) -> Result<Self, ReadError> {
+    fn read(text: &'a str, source: Source, limits: Limits) -> Result<Self, ReadError> {
         let mut document = Self {
-            sender,
+            source,
             limits,
-            begun: 0,
-            namespaces: Namespaces::default(),
+            element_count: 0,
+            namespaces: NamespaceResolver::default(),
             open: Vec::new(),
-            root: None,
+            has_root: false,
+            is_response: false,
             method: None,
             params: None,
             fault: None,
         };
         document.read_tokens(text)?;
-        if document.open.is_empty() && document.root.is_some() {
+        if document.open.is_empty() && document.has_root {
             Ok(document)
         } else {
             Err(malformed(text.len(), "the document ends too early"))
@@ -347,7 +175,7 @@ impl<'a> Document<'a> {
         tokens.config_mut().check_comments = true;
         // the tokenizer skips one byte order mark, and counts from there
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        if self.sender == Sender::Client
+        if self.source == Source::Client
             && let Some(at) = markup::forbidden_character(text)
         {
             return Err(malformed(at, "a character XML does not have"));
@@ -357,131 +185,94 @@ impl<'a> Document<'a> {
             let event = tokens
                 .read_event()
                 .map_err(|error| malformed(tokens.error_position() as usize, complaint(&error)))?;
-            // the event borrows from itself, its bytes in the document do not
-            let token = &text[at..tokens.buffer_position() as usize];
             match event {
-                Event::Start(_) => self.start(at, inside(token, 1, 1))?,
-                Event::Empty(_) => {
-                    self.start(at, inside(token, 1, 2))?;
+                Event::Start(tag) => self.start(at, &tag)?,
+                Event::Empty(tag) => {
+                    self.start(at, &tag)?;
                     self.end()?;
                 }
                 Event::End(_) => self.end()?,
                 Event::Eof => return Ok(()),
                 other => self
-                    .other_token(at, token, &other)
+                    .other_token(at, other)
                     .map_err(|what| malformed(at, what))?,
             }
         }
     }
 
-    /// Takes up text, and checks what stands for none.
-    fn other_token(&mut self, at: usize, token: &'a str, event: &Event<'_>) -> Checked<()> {
+    /// Adds text, and checks what stands for none.
+    fn other_token(&mut self, at: usize, event: Event<'a>) -> Checked<()> {
+        let is_daemon = self.source == Source::Daemon;
         match event {
-            Event::Text(_) if self.open.is_empty() && markup::is_blank(token) => Ok(()),
-            Event::Text(_) if token.contains("]]>") => Err("a `]]>` in text"),
-            Event::Text(_) => self.text(self.line_ends(token)),
-            Event::CData(_) => self.text(self.line_ends(inside(token, 9, 3))),
-            Event::GeneralRef(_) => self.text(markup::reference(inside(token, 1, 1))?),
-            Event::Decl(_) if at == 0 => markup::declaration(inside(token, 2, 2)),
+            Event::Text(text) if self.open.is_empty() && markup::is_blank(&text) => Ok(()),
+            Event::Text(text) if text.contains("]]>") => Err("a `]]>` in text"),
+            Event::Text(text) if is_daemon => self.text(text.into_inner()),
+            Event::Text(text) => self.text(text.xml10_content()),
+            Event::CData(text) if is_daemon => self.text(text.into_inner()),
+            Event::CData(text) => self.text(text.xml10_content()),
+            Event::GeneralRef(name) => self.text(markup::reference(&name)?),
+            Event::Decl(declaration) if at == 0 => markup::declaration(&declaration),
             Event::Decl(_) => Err("an XML declaration after the start"),
-            Event::PI(_) => markup::instruction(inside(token, 2, 2)),
+            Event::PI(instruction) => markup::instruction(&instruction),
             Event::DocType(_) => Err("document types are not accepted"),
             _ => Ok(()),
         }
     }
 
-    fn line_ends(&self, text: &'a str) -> Cow<'a, str> {
-        match self.sender {
-            Sender::Client => markup::line_ends(text),
-            Sender::Daemon => Cow::Borrowed(text),
-        }
-    }
-
     fn text(&mut self, text: Cow<'a, str>) -> Checked<()> {
         let element = self.open.last_mut();
-        let element = element.ok_or("text outside the root element")?;
-        if !element.has_child {
-            element.push(text);
-        }
+        element.ok_or("text outside the root element")?.push(text);
         Ok(())
     }
 
-    fn start(&mut self, at: usize, tag: &'a str) -> Result<(), ReadError> {
+    fn start(&mut self, at: usize, tag: &BytesStart<'_>) -> Result<(), ReadError> {
         if self.open.len() >= self.limits.depth {
             return Err(ReadError::TooDeep(self.limits.depth));
         }
         // Before there is room for any of them: one tag may hold millions.
-        self.begun += 1 + markup::attribute_count(tag);
-        if self.begun > self.limits.elements {
+        self.element_count += 1 + markup::attribute_count(tag);
+        if self.element_count > self.limits.elements {
             return Err(ReadError::TooMany(self.limits.elements));
         }
-        let element = self.element(at, tag).map_err(|what| malformed(at, what))?;
+        let meaning = self.meaning(tag).map_err(|what| malformed(at, what))?;
+        if self.open.is_empty() {
+            if mem::replace(&mut self.has_root, true) {
+                return Err(malformed(at, "a second root element"));
+            }
+            self.is_response = tag.name().0 == "methodResponse";
+        }
+        let element = Element::new(at, meaning, self.open.last_mut());
         self.open.push(element);
         Ok(())
     }
 
-    fn element(&mut self, at: usize, tag: &'a str) -> Checked<Element<'a>> {
-        let (name, tag, prefixes) = match Tag::bare(tag) {
-            Some(known) if self.namespaces.is_empty() => (tag, known, Vec::new()),
-            _ => self.qualified(tag)?,
-        };
-        let mut remembers = tag.remembers();
-        match self.open.last_mut() {
-            Some(parent) => {
-                parent.has_child = true;
-                if parent.tag == Tag::Struct {
-                    remembers = remembers.max(3); // a name, a value and whether there is more
-                }
-            }
-            None if self.root.is_some() => return Err("a second root element"),
-            None => self.root = Some(name),
+    /// What a tag means that may have attributes, or be in a namespace.
+    fn meaning(&mut self, tag: &BytesStart<'_>) -> Checked<Tag> {
+        // The whole inside of a tag that is nothing but a name of XML-RPC needs no check.
+        let known = Tag::named(tag).filter(|_| self.namespaces.bindings().next().is_none());
+        if let Some(known) = known {
+            return Ok(known);
         }
-        Ok(Element {
-            at,
-            tag,
-            prefixes,
-            text: Cow::Borrowed(""),
-            has_child: false,
-            children: Vec::new(),
-            remembers,
-            members: Vec::new(),
-        })
-    }
-
-    /// Name, meaning and declared prefixes of a tag that may have attributes, or be in a namespace.
-    fn qualified(&mut self, tag: &'a str) -> Checked<(&'a str, Tag, Vec<&'a str>)> {
-        let (name, attributes) = markup::start_tag(tag)?;
-        let prefixes = self.namespaces.enter(&attributes)?;
-        let tag = match self.namespaces.of_element(name)? {
-            "" => Tag::named(name),
-            _ => Tag::Other,
-        };
-        Ok((name, tag, prefixes))
+        self.namespaces.set_level(self.open.len() as u16 + 1);
+        let is_plain = markup::start_tag(tag, &mut self.namespaces)?;
+        let named = Tag::named(tag.name().0).filter(|_| is_plain);
+        Ok(named.unwrap_or(Tag::Other))
     }
 
     fn end(&mut self) -> Result<(), ReadError> {
         let Some(mut element) = self.open.pop() else {
             return Ok(()); // the tokenizer has refused it
         };
-        self.namespaces.leave(&element.prefixes);
-        self.note(&mut element);
+        self.namespaces.set_level(self.open.len() as u16);
+        self.record(&mut element);
         match self.open.last_mut() {
-            Some(parent) if parent.tag == Tag::Struct => {
-                parent.members.push(element.into_member()?);
-            }
-            Some(parent) => {
-                let value = element.into_value()?;
-                if parent.children.len() < parent.remembers {
-                    parent.children.push(value);
-                }
-            }
-            None => drop(element.into_value()?),
+            Some(parent) => parent.take(element),
+            None => element.into_value().map(drop),
         }
-        Ok(())
     }
 
     /// Keeps what the elements hold that count wherever they are; the last of each wins.
-    fn note(&mut self, element: &mut Element<'a>) {
+    fn record(&mut self, element: &mut Element<'a>) {
         let in_struct = self.open.last().is_some_and(|it| it.tag == Tag::Struct);
         match element.tag {
             Tag::MethodName => self.method = Some(element.text.clone().into_owned()),
@@ -491,11 +282,6 @@ impl<'a> Document<'a> {
             _ => {}
         }
     }
-}
-
-/// A token without that many bytes of punctuation before and after.
-fn inside(token: &str, before: usize, after: usize) -> &str {
-    &token[before..token.len() - after]
 }
 
 #[cfg(test)]
@@ -796,9 +582,9 @@ mod tests {
     fn crowded_documents_are_read_without_delay() {
         use std::fmt::Write as _;
         const MANY: usize = 50_000; // minutes, if any step took the square
-        let mut body = String::from("<methodName ");
+        let mut body = String::from("<methodName xmlns:a='1' ");
         for number in 0..MANY {
-            write!(body, "xmlns:a{number}='{number}' a{number}:b='' ").unwrap();
+            write!(body, "a:b{number}='{number}' ").unwrap();
         }
         body.push_str(">a<struct>");
         for number in 0..MANY {
