@@ -14,7 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use crate::config::{LogFormat, Verbosity};
+use crate::config::LogFormat;
 
 /// Changes the level of a log that is running.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct LevelHandle(reload::Handle<EnvFilter, Registry>);
 
 impl LevelHandle {
     /// Logs from now on what `level` says.
-    pub fn set(&self, level: Verbosity) {
+    pub fn set(&self, level: Level) {
         if let Err(error) = self.0.reload(filter(level)) {
             tracing::error!(%error, "the log level stays as it is");
         }
@@ -33,7 +33,7 @@ impl LevelHandle {
 ///
 /// # Panics
 /// When the process logs already.
-pub fn start(level: Verbosity, format: LogFormat) -> LevelHandle {
+pub fn start(level: Level, format: LogFormat) -> LevelHandle {
     let (filter, handle) = reload::Layer::new(filter(level));
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let lines: Box<dyn Layer<_> + Send + Sync> = match (format, is_journal()) {
@@ -59,11 +59,8 @@ pub fn start(level: Verbosity, format: LogFormat) -> LevelHandle {
 }
 
 /// Other crates are heard from when something is wrong.
-fn filter(level: Verbosity) -> EnvFilter {
-    EnvFilter::new(format!(
-        "warn,supervisor_twiddler={0},twiddler={0}",
-        level.name()
-    ))
+fn filter(level: Level) -> EnvFilter {
+    EnvFilter::new(format!("warn,supervisor_twiddler={level},twiddler={level}"))
 }
 
 /// Whether standard error goes to the journal. A child inherits the variable and may have another

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use crate::access::AccessRules;
 use crate::access::method_policy::Policy;
-use crate::cli::ServeArgs;
-use crate::config::{Config, Settings};
+use crate::config::{Config, ServeArgs, Settings};
 use crate::current::Current;
 use crate::daemon::Daemon;
 use crate::logging::LevelHandle;

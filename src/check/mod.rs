@@ -114,7 +114,7 @@ async fn check_daemon(draft: &Draft, conf: &DaemonConf, findings: &mut Findings)
 /// Looks at lock, journal and persist file as `serve` does. Whether no proxy uses the directory.
 async fn check_own_files(
     draft: &Draft,
-    include: &config::IncludeDir,
+    include: &config::IncludeTarget,
     conf: &DaemonConf,
     daemon: &Daemon,
     findings: &mut Findings,
@@ -230,7 +230,7 @@ fn program_name() -> String {
 }
 
 async fn try_include(
-    include: &config::IncludeDir,
+    include: &config::IncludeTarget,
     conf: &DaemonConf,
     daemon: &Daemon,
     findings: &mut Findings,

@@ -14,8 +14,7 @@ use percent_encoding::percent_decode_str;
 use super::args::ClientOptions;
 use super::connection::Address;
 use super::error::Error;
-use crate::cli::ServeArgs;
-use crate::config::{Draft, ListenAddr};
+use crate::config::{Draft, ListenAddr, ServeArgs};
 use crate::daemon::conf::Credentials;
 
 /// Decides from the options, the environment and supervisord's file.
@@ -24,10 +23,9 @@ use crate::daemon::conf::Credentials;
 /// A URL that is not valid, or no server to be found.
 pub fn resolve(options: &ClientOptions) -> Result<(Address, Option<HeaderValue>), Error> {
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let draft = Draft::load(&ServeArgs {
-        config: options.config.clone(),
-        ..ServeArgs::default()
-    });
+    let config = options.config.iter();
+    let args = config.fold(ServeArgs::default(), |args, path| args.with("config", path));
+    let draft = Draft::load(&args);
     let username = options.username.clone().or(env("TWIDDLER_CLIENT_USERNAME"));
     let password = options.password.clone().or(env("TWIDDLER_CLIENT_PASSWORD"));
     let credentials = match (username, password) {

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use super::ListenAddr;
+use super::listen::ListenAddr;
 use crate::daemon::conf::{Credentials, DaemonAddress, HttpServer};
 
 /// How the daemon is reached, and by whom else.

@@ -1,78 +1,155 @@
-//! Where the proxy listens when nothing says so: beside the daemon's socket, for the same accounts.
+//! The addresses that the proxy listens on.
 
-use std::ffi::OsStr;
-use std::fs;
-use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
-use nix::unistd::{AccessFlags, eaccess};
+use super::error::ConfigError;
+use super::overlap;
+use super::sources::Resolver;
+use crate::daemon::conf::DaemonAddress;
 
-use super::{DEFAULT_SOCKET_MODE, SocketAccess, owner, socket_mode};
-use crate::daemon::conf::HttpServer;
+/// Where the daemon itself has a port: the port after supervisord's own, on loopback.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9002);
 
-/// The name of the socket that is made beside the daemon's.
-const SOCKET_NAME: &str = "twiddler.sock";
-/// What every account may do, of the permissions of a directory or a socket.
-const OTHERS_WRITE: u32 = 0o002;
-const OTHERS_ENTER: u32 = 0o001;
+/// An address to listen on. Displays as a URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// An address and a port; port 0 is any free one.
+    Tcp(SocketAddr),
+    /// A unix socket, by its absolute path.
+    Unix(PathBuf),
+}
 
-/// The proxy's socket beside the daemon's.
-///
-/// # Errors
-/// Why there can be none, without what to write instead.
-pub fn beside(daemons: &Path) -> Result<PathBuf, String> {
-    let dir = daemons.parent().unwrap_or(Path::new("/"));
-    let shown = dir.display();
-    let refused = |cause: io::Error| format!("twiddler cannot make a socket in {shown} ({cause})");
-    let found = fs::metadata(dir).map_err(refused)?;
-    if found.permissions().mode() & OTHERS_WRITE != 0 {
-        return Err(format!("every account may write in {shown}"));
+impl ListenAddr {
+    /// Reads `127.0.0.1:9002`, `[::1]:9002`, `localhost:9002` or `unix:///PATH`.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix://") {
+            if path.starts_with('/') && path.len() > 1 {
+                return Ok(Self::Unix(path.into()));
+            }
+            return Err(format!(
+                "the socket's path in `{text}` is not absolute; write unix:///run/twiddler/twiddler.sock, with three slashes"
+            ));
+        }
+        if let Some(port) = text.strip_prefix("*:").or(text.strip_prefix(':')) {
+            return Err(format!(
+                "`{text}` would open a port to everybody; write 127.0.0.1:{port} for this machine, or 0.0.0.0:{port} if that is meant"
+            ));
+        }
+        // The name has two addresses, and which comes first depends on the machine.
+        let local = text
+            .strip_prefix("localhost:")
+            .map(|port| format!("127.0.0.1:{port}"));
+        local.as_deref().unwrap_or(text).parse().map(Self::Tcp).map_err(|_| {
+            format!("`{text}` is not an address to listen on; write 127.0.0.1:9002, [::1]:9002 or unix:///run/twiddler/twiddler.sock")
+        })
     }
-    eaccess(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| refused(errno.into()))?;
-    match daemons.file_name() == Some(OsStr::new(SOCKET_NAME)) {
-        true => Err(format!("supervisord's own socket is {}", daemons.display())),
-        false => Ok(dir.join(SOCKET_NAME)),
+
+    /// Whether others than this machine's users can reach it.
+    pub fn is_for_others(&self) -> bool {
+        match self {
+            Self::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => false,
+        }
     }
 }
 
-/// Mode, owner and group of the daemon's socket: its own, or while the daemon is away those that
-/// its file gives it (`supervisor/options.py`, `_parse_servernames`: 0700, and its own account).
-pub fn access_of(daemons: &Path, server: Option<&HttpServer>) -> SocketAccess {
-    if let Ok(found) = fs::metadata(daemons) {
-        return SocketAccess {
-            mode: found.permissions().mode() & 0o777,
-            user: Some(found.uid()),
-            group: Some(found.gid()),
-            like_daemons: true,
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl Resolver<'_> {
+    /// The addresses that are written; none where there is no such line.
+    pub(super) fn listen(&mut self) -> Option<Vec<ListenAddr>> {
+        let raw = self.raw("listen")?;
+        let parsed: Vec<_> = raw
+            .items()
+            .map(|item| ListenAddr::parse(item).map_err(|reason| raw.wrong(reason)))
+            .collect();
+        if parsed.is_empty() {
+            self.mistakes
+                .push(raw.wrong(format!("there is no address; write {DEFAULT_LISTEN}")));
+        }
+        let mut addresses: Vec<ListenAddr> = Vec::new();
+        for address in parsed {
+            let Some(address) = self.ok_or_record(address) else {
+                continue;
+            };
+            let other = addresses
+                .iter()
+                .find(|other| overlap::is_included(other, &address));
+            match other {
+                Some(other) if *other == address => {}
+                Some(other) => self.mistakes.push(raw.wrong(format!(
+                    "{address} and {other} are one place; leave one of them out"
+                ))),
+                None => addresses.push(address),
+            }
+        }
+        Some(addresses)
+    }
+
+    /// A proxy where the daemon is to listen would talk to itself.
+    pub(super) fn check_own_address(
+        &mut self,
+        listen: &[ListenAddr],
+        daemon: Option<&DaemonAddress>,
+    ) {
+        let Some(daemon) = daemon else { return };
+        let servers = self.conf.iter().flat_map(|conf| &conf.servers);
+        let named = self.raw("supervisord").map(|raw| raw.origin);
+        let owner = match (
+            &named,
+            servers.clone().find(|server| server.address == *daemon),
+        ) {
+            (None, Some(server)) => format!("[{}]", server.section),
+            (Some(origin), _) => origin.to_string(),
+            (None, None) => "its file".to_owned(),
         };
-    }
-    let (user, group) = server
-        .and_then(|server| owner(server.chown.as_deref()?))
-        .unwrap_or_default();
-    SocketAccess {
-        mode: mode_in_file(server),
-        user,
-        group,
-        like_daemons: true,
+        // Of other places in its file, only where the file is known to be about this machine.
+        let others = servers
+            .filter(|_| named.is_none())
+            .map(|server| (&server.address, format!("[{}]", server.section)));
+        let places: Vec<_> = [(daemon, owner)].into_iter().chain(others).collect();
+        let origin = self.origin("listen");
+        for address in listen {
+            let taken = places
+                .iter()
+                .find(|(place, _)| overlap::is_daemons(address, place));
+            if let Some((_, owner)) = taken {
+                self.mistakes.push(ConfigError::BadValue {
+                    origin: origin.clone(),
+                    reason: format!(
+                        "{address} is where supervisord listens, by {owner}; choose another address"
+                    ),
+                });
+            }
+        }
     }
 }
 
-/// Whether every account of this machine may open the daemon's socket.
-pub fn is_for_all(daemons: &Path, server: Option<&HttpServer>) -> bool {
-    let mode = match fs::metadata(daemons) {
-        Ok(found) => found.permissions().mode(),
-        Err(_) => mode_in_file(server),
-    };
-    let is_entered = |dir: &Path| {
-        fs::metadata(dir).is_ok_and(|found| found.permissions().mode() & OTHERS_ENTER != 0)
-    };
-    let dir = daemons.parent().map(fs::canonicalize);
-    mode & OTHERS_WRITE != 0 && matches!(dir, Some(Ok(dir)) if dir.ancestors().all(is_entered))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn mode_in_file(server: Option<&HttpServer>) -> u32 {
-    server
-        .and_then(|server| socket_mode(server.chmod.as_deref()?))
-        .unwrap_or(DEFAULT_SOCKET_MODE)
+    #[test]
+    fn listen_addresses_are_read_and_displayed() {
+        for (text, shown) in [
+            ("127.0.0.1:9002", "http://127.0.0.1:9002"),
+            ("localhost:0", "http://127.0.0.1:0"),
+            ("[::1]:9002", "http://[::1]:9002"),
+            ("unix:///run/t.sock", "unix:///run/t.sock"),
+        ] {
+            assert_eq!(ListenAddr::parse(text).unwrap().to_string(), shown);
+        }
+    }
 }

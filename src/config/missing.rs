@@ -1,13 +1,14 @@
 //! What the proxy does without where supervisord's file holds a variable of the environment that only
 //! supervisord has.
 
-use super::{Loader, generated_name};
+use super::include::generated_name;
+use super::sources::Resolver;
 use crate::daemon::conf::{DaemonConf, MissingVariable, UnplacedPattern};
 
 /// What names of generated files are held against where the pattern is not known.
-const USUAL_PATTERN: &str = "*.conf";
+pub(super) const USUAL_PATTERN: &str = "*.conf";
 
-impl Loader<'_> {
+impl Resolver<'_> {
     /// Notes what is not known. `has_login`: whether an option says what is presented to supervisord.
     pub(super) fn note_missing(&mut self, has_login: bool) {
         let Some(conf) = &self.conf else { return };

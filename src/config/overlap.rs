@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket}
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::ListenAddr;
+use super::listen::ListenAddr;
 use crate::daemon::conf::DaemonAddress;
 
 /// Whether who listens there would be called where the daemon is called. Of a host's name the

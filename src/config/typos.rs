@@ -1,7 +1,7 @@
 //! What is not a mistake and most likely not meant either: a section or a variable that nearly has
 //! the name of one that counts.
 
-use super::{CONFIG, KEYS, variable};
+use super::options::{self, CONFIG, variable};
 use crate::daemon::conf::DaemonConf;
 use crate::words::is_misspelt;
 
@@ -22,11 +22,8 @@ pub(super) fn sections(conf: &DaemonConf) -> impl Iterator<Item = String> {
 
 /// Variables that count for nothing.
 pub(super) fn variables<'a>(set: impl Iterator<Item = &'a String>) -> impl Iterator<Item = String> {
-    let known: Vec<String> = KEYS
-        .iter()
-        .chain([&CONFIG])
-        .map(|key| variable(key))
-        .collect();
+    let keys = options::keys().into_iter().chain([CONFIG]);
+    let known: Vec<String> = keys.map(variable).collect();
     set.filter_map(move |name| {
         // Case counts in variables, so another case is a misspelling too.
         let is_known = known.iter().any(|known| known == name);

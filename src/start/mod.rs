@@ -43,7 +43,7 @@ pub enum StartError {
 /// # Errors
 /// When that is not possible, or no name for a generated file matches the daemon's pattern.
 pub async fn include_dir(
-    include: &config::IncludeDir,
+    include: &config::IncludeTarget,
     stem: &str,
     daemon: &Daemon,
 ) -> Result<IncludeDir, StartError> {

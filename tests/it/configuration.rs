@@ -8,14 +8,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use supervisor_twiddler::cli::ServeArgs;
 use supervisor_twiddler::config::{
-    Config, ConfigErrors, IncludeDir, ListenAddr, LogFormat, Verbosity,
+    Config, ConfigErrors, IncludeTarget, ListenAddr, LogFormat, ServeArgs,
 };
 use supervisor_twiddler::daemon::conf::{
     self, ConfError, DaemonAddress, DaemonConf, Inspection, LogFile,
 };
 use tempfile::TempDir;
+use tracing::Level;
 
 /// How many random configurations are compared with the daemon's reading.
 const RANDOM_CASES: u64 = 800;
@@ -1185,12 +1185,12 @@ fn load(
     env: &[(&str, &str)],
 ) -> Result<(TempDir, Result<Config, ConfigErrors>)> {
     let dir = TempDir::new()?;
-    let config = Some(files.write(dir.path())?);
+    let args = args.with("config", files.write(dir.path())?);
     let env = |name: &str| {
         let set = env.iter().find(|(key, _)| *key == name)?;
         Some(set.1.replace("DIR", &dir.path().to_string_lossy()))
     };
-    let loaded = Config::load_with_env(&ServeArgs { config, ..args }, &env);
+    let loaded = Config::load_with_env(&args, &env);
     Ok((dir, loaded))
 }
 
@@ -1232,7 +1232,7 @@ fn defaults_are_those_of_the_contract() -> Result<()> {
     assert!(config.settings.whitelist.is_empty() && !config.settings.persist);
     assert_eq!(
         (config.settings.log_level, config.settings.log_format),
-        (Verbosity::Info, LogFormat::Text)
+        (Level::INFO, LogFormat::Text)
     );
     Ok(())
 }
@@ -1250,15 +1250,13 @@ fn the_command_line_wins_over_the_environment_and_that_over_the_file() -> Result
         ("TWIDDLER_LOG_LEVEL", "WARN"),
         ("TWIDDLER_LOG_FORMAT", "text"),
     ];
-    let args = ServeArgs {
-        listen: vec!["127.0.0.1:3".into(), "[::1]:3".into()],
-        supervisord: some("http://h:9001"),
-        whitelist: some(""),
-        persist: some("true"),
-        log_level: some("trace"),
-        log_format: some("json"),
-        ..ServeArgs::default()
-    };
+    let args = ServeArgs::default()
+        .with("listen", "127.0.0.1:3,[::1]:3")
+        .with("supervisord", "http://h:9001")
+        .with("whitelist", "")
+        .with("persist", "true")
+        .with("log_level", "trace")
+        .with("log_format", "json");
     let decided = |config: Config| {
         let listen: Vec<_> = config
             .settings
@@ -1286,7 +1284,7 @@ fn the_command_line_wins_over_the_environment_and_that_over_the_file() -> Result
         "unix:///f.sock",
         "addGroup",
     ]);
-    assert_eq!(file, (expected, true, Verbosity::Error, LogFormat::Json));
+    assert_eq!(file, (expected, true, Level::ERROR, LogFormat::Json));
 
     let environment = decided(loaded(&files, ServeArgs::default(), &env)?);
     let expected = words([
@@ -1294,14 +1292,11 @@ fn the_command_line_wins_over_the_environment_and_that_over_the_file() -> Result
         "unix:///e.sock",
         "log removeGroup",
     ]);
-    assert_eq!(
-        environment,
-        (expected, false, Verbosity::Warn, LogFormat::Text)
-    );
+    assert_eq!(environment, (expected, false, Level::WARN, LogFormat::Text));
 
     let typed = decided(loaded(&files, args, &env)?);
     let expected = words(["http://127.0.0.1:3 http://[::1]:3", "http://h:9001", ""]);
-    assert_eq!(typed, (expected, true, Verbosity::Trace, LogFormat::Json));
+    assert_eq!(typed, (expected, true, Level::TRACE, LogFormat::Json));
     Ok(())
 }
 
@@ -1337,10 +1332,9 @@ fn credentials_belong_to_the_address() -> Result<()> {
         (some("http://supervisord:9001"), Some("v")),
         (some("unix:///elsewhere.sock"), Some("u")),
     ] {
-        let args = ServeArgs {
-            supervisord: supervisord.clone(),
-            ..ServeArgs::default()
-        };
+        let args = supervisord.iter().fold(ServeArgs::default(), |args, url| {
+            args.with("supervisord", url.clone())
+        });
         let config = loaded(&working(""), args, &[])?;
         let name = config.credentials.map(|credentials| credentials.username);
         assert_eq!(name.as_deref(), expected, "{supervisord:?}");
@@ -1384,7 +1378,7 @@ fn generated_files_go_where_the_daemon_reads_them() -> Result<()> {
         let env = [("TWIDDLER_INCLUDE_DIR", &*variable)];
         let config = loaded(&files, ServeArgs::default(), &env).context(patterns)?;
         let dir = config.daemon_conf.here.join(dir);
-        let expected = IncludeDir {
+        let expected = IncludeTarget {
             dir,
             file_pattern: file_pattern.to_owned(),
         };
@@ -1647,24 +1641,10 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
             assert_eq!(found, [format!("{variable}: {expected}")]);
         }
         let option = format!("--{}", key.replace('_', "-"));
-        let found = mistakes(&working(""), typed(key, value), &[])?;
+        let found = mistakes(&working(""), ServeArgs::default().with(key, value), &[])?;
         assert_eq!(found, [format!("{option}: {expected}")]);
     }
     Ok(())
-}
-
-fn typed(key: &str, value: &str) -> ServeArgs {
-    let mut args = ServeArgs::default();
-    match key {
-        "listen" => args.listen = vec![value.to_owned()],
-        "supervisord" => args.supervisord = some(value),
-        "include_dir" => args.include_dir = Some(value.into()),
-        "whitelist" => args.whitelist = some(value),
-        "persist" => args.persist = some(value),
-        "log_level" => args.log_level = some(value),
-        _ => args.log_format = some(value),
-    }
-    args
 }
 
 #[test]
@@ -1715,10 +1695,7 @@ fn who_says_where_supervisord_listens_need_not_have_it_in_the_file() -> Result<(
         ("s.conf", &format!("[supervisord]\n{INCLUDE}")),
         ("conf.d/", ""),
     ]);
-    let args = ServeArgs {
-        supervisord: some("http://h:9001"),
-        ..ServeArgs::default()
-    };
+    let args = ServeArgs::default().with("supervisord", "http://h:9001");
     let config = loaded(&files, args, &[])?;
     assert_eq!(
         (config.daemon.to_string().as_str(), config.credentials),
@@ -1731,10 +1708,7 @@ fn who_says_where_supervisord_listens_need_not_have_it_in_the_file() -> Result<(
 fn all_mistakes_are_reported_at_once() -> Result<()> {
     let text = "[supervisord]\nloglevel=x\n[unix_http_server]\nusername=u\n[inet_http_server]\nport=x\npassword=%\n[include]\nfiles=/none/1/*.conf /none/2/x\n[twiddler]\nlisten=1,2\nlistn=1\npersist=x\n";
     let env = [("TWIDDLER_LOG_LEVEL", "x")];
-    let args = ServeArgs {
-        log_format: some("x"),
-        ..ServeArgs::default()
-    };
+    let args = ServeArgs::default().with("log_format", "x");
     let found = mistakes(&Files::of(&[("s.conf", text)]), args, &env)?;
     let keys: Vec<_> = found
         .iter()

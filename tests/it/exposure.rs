@@ -13,8 +13,7 @@ use crate::common::{
     stdout_text, twiddler, value,
 };
 use anyhow::{Context, Result, ensure};
-use supervisor_twiddler::cli::ServeArgs;
-use supervisor_twiddler::config::{Config, ListenAddr, Settings};
+use supervisor_twiddler::config::{Config, ListenAddr, ServeArgs, Settings};
 
 /// Who has no business here.
 const NOBODY: u32 = 65534;
@@ -115,10 +114,7 @@ fn refused(daemon: &Daemon, arguments: &[&str], launcher: &[&str]) -> Result<Str
 
 /// What is decided of a daemon's own file.
 fn decided(daemon: &Daemon) -> Result<Settings> {
-    let args = ServeArgs {
-        config: Some(daemon.conf()),
-        ..ServeArgs::default()
-    };
+    let args = ServeArgs::default().with("config", daemon.conf());
     Ok(Config::load_with_env(&args, &|_| None)?.settings)
 }
 
@@ -403,11 +399,9 @@ fn an_open_port_of_the_daemon_is_met_by_an_open_one() -> Result<()> {
     assert!(config.port_login.is_none() && config.warnings.is_empty());
     // Its address alone, as a proxy in another container has it, says nothing of ports here.
     let elsewhere = daemon.dir().join("elsewhere.sock");
-    let args = ServeArgs {
-        config: Some(daemon.conf()),
-        supervisord: Some(Addr::Unix(elsewhere).to_string()),
-        ..ServeArgs::default()
-    };
+    let args = ServeArgs::default()
+        .with("config", daemon.conf())
+        .with("supervisord", Addr::Unix(elsewhere).to_string());
     let config = Config::load_with_env(&args, &|_| None)?;
     assert_eq!(config.settings.listen, [ListenAddr::Unix(beside(&daemon))]);
     Ok(())

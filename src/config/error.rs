@@ -1,0 +1,99 @@
+//! What can be wrong with a configuration.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::options;
+use super::sources::Origin;
+use crate::daemon::conf::ConfError;
+
+/// A mistake in the configuration, and what to write instead. Displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A mistake in the daemon's own part of the file.
+    #[error(transparent)]
+    Daemon(#[from] ConfError),
+    /// No file was named, and none found.
+    #[error("no supervisord.conf was named, and there is none at {}; name it with -c PATH", listed(.searched))]
+    NoFile {
+        /// Where it was searched.
+        searched: Vec<PathBuf>,
+    },
+    /// A key of `[twiddler]` that means nothing.
+    #[error("{}: [twiddler] {key} is not a twiddler option; write {}", .file.display(), instead(*.nearest, &options::keys()))]
+    UnknownKey {
+        /// The file.
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// The known key that is most like it.
+        nearest: Option<&'static str>,
+    },
+    /// A value that an option cannot have.
+    #[error("{origin}: {reason}")]
+    BadValue {
+        /// Where it stands.
+        origin: Origin,
+        /// What is wrong with it, and what to write.
+        reason: String,
+    },
+    /// Nothing says where to listen, and there can be no socket beside the daemon's.
+    #[error("{}: [twiddler] has no listen, and {reason}; write listen = unix:///run/twiddler/twiddler.sock in [twiddler], in a directory where twiddler may write and other accounts may not", .file.display())]
+    NoListen {
+        /// The file.
+        file: PathBuf,
+        /// Why there can be no socket beside the daemon's.
+        reason: String,
+    },
+    /// supervisord includes nothing.
+    #[error("{}: [include] lists no files, so supervisord would not read what twiddler writes; write [include] and below it files = {example}", .file.display())]
+    NoInclude {
+        /// The file.
+        file: PathBuf,
+        /// A pattern.
+        example: String,
+    },
+    /// A pattern of `[include] files` that cannot be used; none other can.
+    #[error("{}: [include] files: {pattern}: {reason}", .file.display())]
+    IncludePattern {
+        /// The file.
+        file: PathBuf,
+        /// The pattern.
+        pattern: String,
+        /// Why it cannot be used, and what to write.
+        reason: String,
+    },
+}
+
+/// All mistakes in a configuration; at least one. Displays as one line for each.
+#[derive(Debug)]
+pub struct ConfigErrors(pub(super) Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// The mistakes.
+    pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+fn listed(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    paths.join(", ")
+}
+
+/// What to write for a word that is not known.
+pub(super) fn instead(nearest: Option<&str>, known: &[&str]) -> String {
+    nearest.map_or_else(|| format!("one of {}", known.join(", ")), str::to_owned)
+}

@@ -1,0 +1,265 @@
+//! The options: one entry each, from which the command line and its help, the keys of `[twiddler]`
+//! and the variables of the environment are made.
+//!
+//! Knows no more of a value than whether it was typed: one that was not must leave the word to the
+//! environment and to the file.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
+
+/// The one option that cannot stand in the file that it names.
+pub(super) const CONFIG: &str = "config";
+
+/// How a value is typed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    /// Several values, by several options or separated by commas.
+    List,
+    Path,
+    /// True without a value; takes one behind `=` alone.
+    Flag,
+}
+
+/// One option. Its key is the one of `[twiddler]`: with `--` and dashes it is an option, with
+/// `TWIDDLER_` and capitals a variable.
+struct OptionSpec {
+    key: &'static str,
+    heading: &'static str,
+    kind: Kind,
+    /// What stands for its value in the help.
+    value: &'static str,
+    default: Option<&'static str>,
+    help: &'static str,
+}
+
+const CONNECTION: &str = "Connection";
+const ACCESS: &str = "Access";
+const TLS: &str = "TLS";
+const LOGGING: &str = "Logging";
+
+#[rustfmt::skip]
+const OPTIONS: [OptionSpec; 18] = [
+    OptionSpec { key: CONFIG, heading: CONNECTION, kind: Kind::Path, value: "PATH", default: None,
+        help: "supervisord's configuration file; otherwise searched where supervisorctl searches" },
+    OptionSpec { key: "listen", heading: CONNECTION, kind: Kind::List, value: "ADDR", default: None,
+        help: "Where clients connect: an address with a port, or unix:///PATH; may be given more than once \
+               [default: 127.0.0.1:9002 where supervisord has a port too, else twiddler.sock beside its socket]" },
+    OptionSpec { key: "supervisord", heading: CONNECTION, kind: Kind::Text, value: "URL", default: None,
+        help: "Where supervisord listens: unix:///PATH or http://HOST:PORT; otherwise as the section \
+               unix_http_server of its file says, else inet_http_server" },
+    OptionSpec { key: "include_dir", heading: CONNECTION, kind: Kind::Path, value: "DIR", default: None,
+        help: "The directory for generated files, as seen from here; otherwise the first in the include \
+               section of supervisord's file that can be written to" },
+    OptionSpec { key: "username", heading: ACCESS, kind: Kind::Text, value: "NAME", default: None,
+        help: "A user name that callers must present to twiddler, with --password; supervisord is then \
+               presented its own. Otherwise supervisord judges what callers present" },
+    OptionSpec { key: "password", heading: ACCESS, kind: Kind::Text, value: "PASSWORD", default: None,
+        help: "The password that goes with it: plain, {SHA}DIGEST as in supervisord.conf, or $argon2id$...; \
+               every account can read it in the list of processes, so better write --password-file, the \
+               variable or the file" },
+    OptionSpec { key: "password_file", heading: ACCESS, kind: Kind::Path, value: "PATH", default: None,
+        help: "A file with the password alone, which accounts beyond its owner and group may not read" },
+    OptionSpec { key: "allow_open", heading: ACCESS, kind: Kind::Flag, value: "BOOLEAN", default: Some("false"),
+        help: "Listen for other machines or accounts that supervisord keeps out, although nothing asks them \
+               for credentials: whoever reaches the address can run commands" },
+    OptionSpec { key: "hosts", heading: ACCESS, kind: Kind::Text, value: "NAMES", default: None,
+        help: "Where browsers may find twiddler beside addresses and localhost, separated by commas: names \
+               such as proxy.example.com, and for what is seen through a relay origins such as \
+               `https://sup.example.com`" },
+    OptionSpec { key: "chmod", heading: CONNECTION, kind: Kind::Text, value: "MODE", default: None,
+        help: "The mode of unix sockets that twiddler listens on \
+               [default: 0700; beside supervisord's socket, the same]" },
+    OptionSpec { key: "chown", heading: CONNECTION, kind: Kind::Text, value: "OWNER", default: None,
+        help: "The owner of such sockets: user or user:group" },
+    OptionSpec { key: "tls_cert", heading: TLS, kind: Kind::Path, value: "PATH", default: None,
+        help: "Speak TLS on TCP addresses with this certificate, or chain of them, in PEM; read again on SIGHUP" },
+    OptionSpec { key: "tls_key", heading: TLS, kind: Kind::Path, value: "PATH", default: None,
+        help: "The certificate's key, in PEM" },
+    OptionSpec { key: "allow", heading: ACCESS, kind: Kind::Text, value: "NAMES", default: None,
+        help: "The methods of all namespaces that may be called, separated by commas, such as \
+               supervisor.get*; empty for all" },
+    OptionSpec { key: "whitelist", heading: ACCESS, kind: Kind::Text, value: "NAMES", default: None,
+        help: "The twiddler.* methods that may be called, separated by commas; empty for all. An older way; \
+               --allow covers it" },
+    OptionSpec { key: "persist", heading: "Behaviour", kind: Kind::Flag, value: "BOOLEAN", default: Some("false"),
+        help: "Keep what was added when supervisord restarts" },
+    OptionSpec { key: "log_level", heading: LOGGING, kind: Kind::Text, value: "LEVEL", default: Some("info"),
+        help: "How much to log on standard error: error, warn, info, debug or trace" },
+    OptionSpec { key: "log_format", heading: LOGGING, kind: Kind::Text, value: "FORMAT", default: Some("text"),
+        help: "How to log it: text or json" },
+];
+
+/// The keys of `[twiddler]`.
+pub(super) fn keys() -> Vec<&'static str> {
+    let keys = OPTIONS.iter().map(|option| option.key);
+    keys.filter(|key| *key != CONFIG).collect()
+}
+
+/// The value of an option that is set nowhere, where it has one.
+pub(super) fn default_of(key: &str) -> Option<&'static str> {
+    OPTIONS.iter().find(|option| option.key == key)?.default
+}
+
+/// The option of a key, as it is typed.
+pub(super) fn long(key: &str) -> String {
+    key.replace('_', "-")
+}
+
+/// The variable of a key.
+pub(super) fn variable(key: &str) -> String {
+    format!("TWIDDLER_{}", key.to_uppercase())
+}
+
+/// The options, as they are typed, that take a value behind `=` alone.
+pub fn flags() -> impl Iterator<Item = String> {
+    let flags = OPTIONS.iter().filter(|option| option.kind == Kind::Flag);
+    flags.map(|option| format!("--{}", long(option.key)))
+}
+
+impl OptionSpec {
+    fn arg(&self) -> Arg {
+        let arg = Arg::new(self.key)
+            .long(long(self.key))
+            .help(self.full_help())
+            .help_heading(self.heading)
+            .value_name(self.value);
+        let arg = match self.key {
+            CONFIG => arg.short('c'),
+            _ => arg,
+        };
+        match self.kind {
+            Kind::Text => arg,
+            Kind::List => arg.action(ArgAction::Append),
+            Kind::Path => arg.value_parser(ValueParser::from(value_parser!(PathBuf))),
+            Kind::Flag => arg
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true"),
+        }
+    }
+
+    /// Its help, and how to set it otherwise.
+    fn full_help(&self) -> String {
+        let default = self.default.map(|text| format!(" [default: {text}]"));
+        let commas = match self.kind {
+            Kind::List => ", separated by commas",
+            _ => "",
+        };
+        format!(
+            "{}{} [env: {}{commas}]",
+            self.help,
+            default.unwrap_or_default(),
+            variable(self.key)
+        )
+    }
+}
+
+/// The options of `serve` and `check`, as they were typed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServeArgs(BTreeMap<&'static str, OsString>);
+
+impl ServeArgs {
+    /// The same, with an option typed.
+    #[must_use]
+    pub fn with(mut self, key: &'static str, value: impl Into<OsString>) -> Self {
+        self.0.insert(key, value.into());
+        self
+    }
+
+    /// What was typed for a key; more than one value joined by commas.
+    pub(super) fn value(&self, key: &str) -> Option<String> {
+        let value = self.0.get(key)?;
+        Some(value.to_string_lossy().into_owned())
+    }
+
+    /// The path of supervisord's file, where it was typed.
+    pub(super) fn config(&self) -> Option<PathBuf> {
+        self.0.get(CONFIG).map(PathBuf::from)
+    }
+}
+
+impl clap::Args for ServeArgs {
+    fn augment_args(command: Command) -> Command {
+        command.args(OPTIONS.iter().map(OptionSpec::arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ServeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let typed = OPTIONS.iter().filter_map(|option| {
+            let values: Vec<_> = matches.get_raw(option.key)?.collect();
+            Some((option.key, values.join(",".as_ref())))
+        });
+        Ok(Self(typed.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.extend(Self::from_arg_matches(matches)?.0);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// The options in the first cells of the table that has `--listen`.
+    fn documented(page: &str) -> BTreeSet<String> {
+        let tables = page.split("\n\n");
+        let tables = tables.filter(|table| table.contains("| `--listen"));
+        let rows = tables.flat_map(str::lines);
+        let cells = rows.filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
+        let words = cells.flat_map(|cell| cell.split(['`', ' ', ',']));
+        words
+            .filter(|word| word.starts_with("--") && word.len() > 3 && !word.starts_with("---"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[test]
+    fn the_documentation_has_each_option_and_no_other() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let docs = fs::read_dir(root.join("docs")).unwrap();
+        let pages = docs.map(|page| page.unwrap().path());
+        let pages = pages.chain([root.join("README.md")]);
+        let found: BTreeSet<String> = pages
+            .filter(|page| page.extension().is_some_and(|kind| kind == "md"))
+            .flat_map(|page| documented(&fs::read_to_string(page).unwrap()))
+            .collect();
+        let options = OPTIONS
+            .iter()
+            .map(|option| format!("--{}", long(option.key)));
+        assert_eq!(found, options.collect());
+    }
+
+    #[test]
+    fn nothing_is_set_that_was_not_typed() {
+        use clap::Args as _;
+        let command = || ServeArgs::augment_args(Command::new("serve"));
+        let parsed = |typed: &[&str]| {
+            let matches = command().try_get_matches_from(typed).unwrap();
+            ServeArgs::from_arg_matches(&matches).unwrap()
+        };
+        assert_eq!(parsed(&["serve"]), ServeArgs::default());
+        let typed = ServeArgs::default()
+            .with("config", "a.conf")
+            .with("listen", "127.0.0.1:1,[::1]:2")
+            .with("persist", "true")
+            .with("allow_open", "");
+        let line = "serve -c a.conf --listen 127.0.0.1:1 --persist --listen [::1]:2 --allow-open=";
+        assert_eq!(parsed(&line.split(' ').collect::<Vec<_>>()), typed);
+    }
+}

@@ -1,0 +1,130 @@
+//! Who can reach the proxy: its addresses, and what stands before them.
+
+use std::path::Path;
+
+use super::error::ConfigError;
+use super::exposure::{Barrier, Upstream};
+use super::listen::{DEFAULT_LISTEN, ListenAddr};
+use super::socket::{self, SocketAccess, WrittenAccess};
+use super::sources::Resolver;
+use crate::access::basic_auth::Login;
+use crate::daemon::conf::{Credentials, DaemonAddress, HttpServer};
+
+/// Who can reach the proxy.
+#[derive(Default)]
+pub(super) struct Reach {
+    pub(super) listen: Vec<ListenAddr>,
+    pub(super) socket: SocketAccess,
+    pub(super) port_login: Option<Login>,
+    pub(super) is_beside_daemon: bool,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Resolver<'_> {
+    /// Who can reach the proxy: its addresses, and what stands before them. An address that opens
+    /// what the daemon keeps shut is a mistake, unless that is meant.
+    pub(super) fn reach(
+        &mut self,
+        listen: Option<Vec<ListenAddr>>,
+        socket: WrittenAccess,
+        daemon: Option<&(DaemonAddress, Option<Credentials>)>,
+        has_login: bool,
+    ) -> Reach {
+        let meant = self.is_on("allow_open");
+        let mut reach = Reach {
+            socket: socket.over(SocketAccess::default()),
+            ..Reach::default()
+        };
+        let Some((address, credentials)) = daemon else {
+            reach.listen = listen.unwrap_or_default();
+            return reach;
+        };
+        let servers = self.conf.as_ref().map(|conf| conf.servers.clone());
+        let servers = servers.unwrap_or_default();
+        let upstream = Upstream {
+            servers: &servers,
+            address,
+            credentials: credentials.as_ref(),
+        };
+        let exposure = upstream.exposure();
+        if let Barrier::Port(asked) = &exposure.barrier {
+            // A digest that is none is a mistake that the daemon finds before us.
+            reach.port_login = Login::new(&asked.username, &asked.password).ok();
+        }
+        let server = servers.iter().find(|server| server.address == *address);
+        reach.listen = match (listen, address) {
+            (Some(listen), _) => self.closed(listen, &upstream, server, meant || has_login),
+            (None, DaemonAddress::Unix(daemons)) if !exposure.port_by_default => {
+                reach.is_beside_daemon = true;
+                reach.socket = socket.over(socket::access_of(daemons, server));
+                self.beside(daemons).into_iter().collect()
+            }
+            (None, _) => vec![ListenAddr::Tcp(DEFAULT_LISTEN)],
+        };
+        if !has_login {
+            reach.warnings = opened(&reach.listen, &upstream, server);
+        }
+        reach.warnings.extend(self.shown_password());
+        reach
+    }
+
+    /// These addresses; with a mistake for each that opens what the daemon keeps shut, unless that
+    /// is `allowed`.
+    fn closed(
+        &mut self,
+        listen: Vec<ListenAddr>,
+        upstream: &Upstream<'_>,
+        server: Option<&HttpServer>,
+        allowed: bool,
+    ) -> Vec<ListenAddr> {
+        let raw = self.raw("listen").filter(|_| !allowed);
+        let is_for_all = is_for_all(upstream.address, server);
+        for address in listen.iter().filter(|_| raw.is_some()) {
+            if let (Some(guard), Some(raw)) = (upstream.keeps_out(address, is_for_all), &raw) {
+                let (others, instead) = if address.is_for_others() {
+                    ("callers", "listen on 127.0.0.1 or a unix socket")
+                } else {
+                    let socket = "listen = unix:///run/twiddler/twiddler.sock";
+                    ("accounts of this machine", socket)
+                };
+                self.mistakes.push(raw.wrong(format!(
+                    "{address} would let in {others} that supervisord keeps out ({guard}); write username = NAME and password = PASSWORD in [twiddler], or {instead}, or --allow-open if all who reach that address may run commands here"
+                )));
+            }
+        }
+        listen
+    }
+
+    /// The socket beside the daemon's, where there can be one.
+    fn beside(&mut self, daemons: &Path) -> Option<ListenAddr> {
+        let made = socket::beside(daemons).map_err(|reason| {
+            let file = self.conf.as_ref().map(|conf| conf.file.clone());
+            ConfigError::NoListen {
+                file: file.unwrap_or_default(),
+                reason,
+            }
+        });
+        self.ok_or_record(made).map(ListenAddr::Unix)
+    }
+}
+
+/// A warning for each address that opens what the daemon keeps shut.
+fn opened(
+    listen: &[ListenAddr],
+    upstream: &Upstream<'_>,
+    server: Option<&HttpServer>,
+) -> Vec<String> {
+    let is_for_all = is_for_all(upstream.address, server);
+    let opened = listen
+        .iter()
+        .filter(|address| upstream.keeps_out(address, is_for_all).is_some());
+    let opened = opened.map(|address| {
+        format!("{address} is open: whoever reaches it can run commands as supervisord's user")
+    });
+    opened.collect()
+}
+
+/// Whether every account may open the daemon's socket.
+fn is_for_all(daemon: &DaemonAddress, server: Option<&HttpServer>) -> bool {
+    matches!(daemon, DaemonAddress::Unix(socket) if socket::is_for_all(socket, server))
+}
