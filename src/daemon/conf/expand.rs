@@ -3,12 +3,47 @@
 
 use nix::unistd::{Uid, User};
 
-use super::Environment;
+/// What a variable of the environment holds; tests bring their own.
+pub type Environment<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// The environment of this process.
+pub fn process_environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
 
 /// Wider than any name; more would only serve to fill the memory.
 const MAX_WIDTH: usize = 4096;
 
 const LONE_PERCENT: &str = "a % alone stands for nothing; write %% for a percent sign";
+
+/// The names that `%(name)s` may stand for.
+pub(super) struct Variables<'a> {
+    pub(super) here: String,
+    pub(super) host: String,
+    pub(super) environment: Vec<(String, String)>,
+    pub(super) outer: &'a Environment<'a>,
+}
+
+impl Variables<'_> {
+    pub(super) fn get(&self, name: &str) -> Option<String> {
+        match name {
+            "here" => Some(self.here.clone()),
+            "host_node_name" => Some(self.host.clone()),
+            _ => self.variable(name.strip_prefix("ENV_")?),
+        }
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        // A name that `environment` sets twice has the later value.
+        let set = self.environment.iter().rev().find(|(key, _)| key == name);
+        set.map(|(_, value)| value.clone())
+            .or_else(|| (self.outer)(name))
+    }
+
+    pub(super) fn format(&self, text: &str) -> Result<String, Unexpanded> {
+        format(text, |name| self.get(name))
+    }
+}
 
 /// `text % names` (supervisor/options.py, `expand`), but for a bare `%s`: the daemon would put
 /// in its whole environment.
@@ -213,33 +248,6 @@ fn home_of(user: nix::Result<Option<User>>) -> Option<String> {
     dir.into_os_string().into_string().ok()
 }
 
-/// Python's `os.path.normpath`: a matter of text, which follows no links.
-pub(super) fn normal_path(path: &str) -> String {
-    let root = match path {
-        // Exactly two slashes are another root than one, says POSIX.
-        _ if path.starts_with("//") && !path.starts_with("///") => "//",
-        _ if path.starts_with('/') => "/",
-        _ => "",
-    };
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path
-        .split('/')
-        .filter(|part| !part.is_empty() && *part != ".")
-    {
-        match parts.last() {
-            Some(&last) if part == ".." && last != ".." => drop(parts.pop()),
-            None if part == ".." && !root.is_empty() => {}
-            _ => parts.push(part),
-        }
-    }
-    let whole = format!("{root}{}", parts.join("/"));
-    if whole.is_empty() {
-        ".".to_owned()
-    } else {
-        whole
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,22 +328,6 @@ mod tests {
                     .collect::<Vec<_>>()
             });
             assert_eq!(pairs(text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn paths_are_normal_as_python_has_them() {
-        for (path, expected) in [
-            ("/a/./b//c/", "/a/b/c"),
-            ("/a/../b", "/b"),
-            ("/../a", "/a"),
-            ("../../a", "../../a"),
-            ("a/..", "."),
-            ("//a", "//a"),
-            ("///a", "/a"),
-            ("", "."),
-        ] {
-            assert_eq!(normal_path(path), expected, "{path:?}");
         }
     }
 

@@ -1,0 +1,172 @@
+//! The groups and programs that the files define.
+
+use std::collections::HashSet;
+
+use super::expand::format;
+use super::ini::Section;
+use super::reader::Reader;
+use crate::daemon::descriptors::Descriptors;
+use crate::program::Configured;
+use crate::python::{int, is_space, strip};
+
+/// The priority of groups and programs that set none.
+const DEFAULT_PRIORITY: i64 = 999;
+/// Event listeners are started first and stopped last.
+const DEFAULT_LISTENER_PRIORITY: i64 = -1;
+/// More processes of one program of the user's are not named: no daemon runs as many.
+const MAX_CONFIGURED: i64 = 10_000;
+
+/// A group that the files define, by a section of its own or by that of a lone program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfiguredGroup {
+    /// Its name.
+    pub name: String,
+    /// Its priority.
+    pub priority: i64,
+    /// Whether it has no process at all.
+    pub empty: bool,
+    /// The names of its processes, in the daemon's order among those of one priority
+    /// (`supervisor/options.py`, `process_groups_from_parser`). A name that only the daemon can tell
+    /// is left out.
+    pub processes: Vec<String>,
+}
+
+impl Reader<'_> {
+    pub(super) fn groups(&self) -> Vec<ConfiguredGroup> {
+        let claimed: HashSet<String> = self
+            .sections
+            .starting_with("group:")
+            .flat_map(|group| self.members(&group.name))
+            .collect();
+        let groups = self
+            .sections
+            .iter()
+            .filter(|section| !claimed.contains(&section.name));
+        groups.filter_map(|section| self.group(section)).collect()
+    }
+
+    fn group(&self, section: &Section) -> Option<ConfiguredGroup> {
+        let (kind, name) = section.name.split_once(':')?;
+        let priority = match kind {
+            "group" | "program" | "fcgi-program" => DEFAULT_PRIORITY,
+            "eventlistener" => DEFAULT_LISTENER_PRIORITY,
+            _ => return None,
+        };
+        let members = if kind == "group" {
+            self.members(&section.name)
+        } else {
+            vec![section.name.clone()]
+        };
+        // The daemon strips all names but those of event listeners.
+        let name = if kind == "eventlistener" {
+            name
+        } else {
+            strip(name)
+        };
+        let empty = members
+            .iter()
+            .all(|program| self.numprocs(program, name) <= 0);
+        let priority = self.number(&section.name, "priority").unwrap_or(priority);
+        Some(ConfiguredGroup {
+            name: name.to_owned(),
+            priority,
+            empty,
+            processes: members
+                .iter()
+                .flat_map(|program| self.processes(program, name))
+                .collect(),
+        })
+    }
+
+    fn processes(&self, section: &str, group: &str) -> Vec<String> {
+        let raw = |key| {
+            let setting = self.sections.find(section, key);
+            setting.map(|setting| setting.value.as_str())
+        };
+        let count = self.numprocs(section, group).clamp(0, MAX_CONFIGURED);
+        let first = raw("numprocs_start")
+            .and_then(|text| int(text).value())
+            .unwrap_or(0);
+        let configured = Configured {
+            name: program_of(section),
+            group,
+            process_name: raw("process_name"),
+            numbers: first..first.saturating_add(count),
+        };
+        configured.process_names(|name| self.names.get(name))
+    }
+
+    /// The sections of the programs that a `[group:x]` takes in.
+    fn members(&self, group: &str) -> Vec<String> {
+        let programs = self
+            .value(group, "programs")
+            .ok()
+            .flatten()
+            .map(|(value, _)| value);
+        let programs = programs.filter(|programs| !programs.is_empty());
+        let names = programs
+            .iter()
+            .flat_map(|programs| programs.split(','))
+            .map(strip);
+        names
+            .map(|name| {
+                let program = format!("program:{name}");
+                let known = self.sections.get(&program).is_some();
+                if known {
+                    program
+                } else {
+                    format!("fcgi-program:{name}")
+                }
+            })
+            .collect()
+    }
+
+    fn numprocs(&self, section: &str, group: &str) -> i64 {
+        let Some(setting) = self.sections.find(section, "numprocs") else {
+            return 1;
+        };
+        let program = program_of(section);
+        let text = format(&setting.value, |name| match name {
+            "program_name" => Some(program.to_owned()),
+            "group_name" => Some(group.to_owned()),
+            _ => self.names.get(name),
+        });
+        text.ok().and_then(|text| int(&text).value()).unwrap_or(1)
+    }
+
+    /// What the daemon finds wrong with it is the daemon's to say.
+    pub(super) fn minfds(&self) -> usize {
+        let number = self.number("supervisord", "minfds");
+        let number = number.and_then(|number| number.try_into().ok());
+        number.unwrap_or(Descriptors::default().limit)
+    }
+
+    fn number(&self, section: &str, key: &str) -> Option<i64> {
+        let (value, _) = self.value(section, key).ok()??;
+        int(&value).value()
+    }
+
+    /// The proxy as a program of the daemon that it is in front of, by any path.
+    pub(super) fn proxies(&self) -> Vec<String> {
+        let is_proxy = |section: &&Section| {
+            let command = self.sections.find(&section.name, "command");
+            let mut words = command
+                .into_iter()
+                .flat_map(|set| set.value.split(is_space));
+            let program = words.by_ref().find(|word| is_our_program(word));
+            program.is_some() && words.any(|word| word == "serve")
+        };
+        let programs = self.sections.starting_with("program:");
+        let proxies = programs.filter(is_proxy);
+        proxies.map(|section| section.name.clone()).collect()
+    }
+}
+
+/// The program that a section defines.
+fn program_of(section: &str) -> &str {
+    section.split_once(':').map_or("", |(_, name)| strip(name))
+}
+
+fn is_our_program(word: &str) -> bool {
+    word.rsplit('/').next() == Some("twiddler")
+}
