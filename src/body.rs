@@ -7,17 +7,17 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::response::Response;
+use axum::response::IntoResponse;
 use bytes::{Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::StatusCode;
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
-use crate::forward;
+use crate::failure::{self, Failure};
 use crate::limits::{ClientSlot, Phase};
 
 /// The largest body that is taken: arguments of 8 MB work with the daemon itself, and each body is
@@ -76,8 +76,8 @@ pub async fn read(
     head: &Parts,
     body: Body,
     slot: &ClientSlot,
-    judge: impl AsyncFnOnce() -> Result<(), Response>,
-) -> Result<Held, Response> {
+    judge: impl AsyncFnOnce() -> Result<(), Failure>,
+) -> Result<Held, Failure> {
     let judge = async || match head.extensions.get::<LetIn>() {
         Some(LetIn) => Ok(()),
         None => {
@@ -101,7 +101,7 @@ pub async fn read(
     match &first {
         Ok(Progress::Whole) => return Ok(reading.held(slot, None)),
         // Nobody is there to be judged.
-        Err(response) if response.status() == StatusCode::BAD_REQUEST => {}
+        Err(Failure::Unread(StatusCode::BAD_REQUEST, _)) => {}
         Ok(Progress::More) | Err(_) => judge().await?,
     }
     first?;
@@ -151,7 +151,7 @@ struct Reading {
 
 impl Reading {
     /// Reads up to `limit` bytes in all, in one piece of memory for those that were `announced`.
-    async fn go_on(&mut self, announced: usize, limit: usize) -> Result<Progress, Response> {
+    async fn go_on(&mut self, announced: usize, limit: usize) -> Result<Progress, Failure> {
         if self.is_kept {
             self.bytes.reserve(announced);
         }
@@ -161,13 +161,13 @@ impl Reading {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(None) => return Ok(Progress::Whole),
                 Ok(Some(Err(_))) => {
-                    return Err(closing(
+                    return Err(unread(
                         StatusCode::BAD_REQUEST,
                         "the request body did not arrive",
                     ));
                 }
                 Err(_) => {
-                    return Err(closing(
+                    return Err(unread(
                         StatusCode::REQUEST_TIMEOUT,
                         "the request body took too long",
                     ));
@@ -195,21 +195,18 @@ impl Reading {
     }
 }
 
-fn too_large() -> Response {
-    closing(
+fn too_large() -> Failure {
+    unread(
         StatusCode::PAYLOAD_TOO_LARGE,
         &format!("a request body may have {MAX_BODY} bytes"),
     )
 }
 
-/// An answer to a request that was not read to its end.
-fn closing(status: StatusCode, text: &str) -> Response {
-    closed(forward::own_reply(status, text))
+/// A request that was not read to its end.
+fn unread(status: StatusCode, text: &str) -> Failure {
+    Failure::Unread(status, text.to_owned())
 }
 
-fn closed(mut reply: Response) -> Response {
-    reply
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
-    reply
+fn closed(failure: Failure) -> Failure {
+    Failure::Reply(Box::new(failure::closing(failure.into_response())))
 }

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, LOCATION,
-    PROXY_AUTHORIZATION, RETRY_AFTER, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, LOCATION,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Empty, Full};
-use hyper::ext::ReasonPhrase;
 use percent_encoding::percent_decode_str;
 
 use crate::daemon::{self, Daemon, MAX_QUEUED, Reuse, Share, Unanswered};
+use crate::failure::Failure;
 
 /// What speaks of one connection only (RFC 9110, 7.6.1); `Connection` may name more.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -31,12 +31,8 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     EXPECT,
 ];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// What this proxy calls itself in replies of its own.
-const OWN_NAME: &str = concat!("twiddler/", env!("CARGO_PKG_VERSION"));
 /// What keeps nginx from holding back a reply until it has 64 KiB of it.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// Characters of a reason phrase; clients read status lines of 64 KiB, relays less.
-const MAX_PHRASE: usize = 512;
 /// A body of a web form that says nothing: the daemon never answers one of no bytes.
 const EMPTY_FORM: &str = "&";
 
@@ -91,30 +87,30 @@ pub fn payload(reads: Reads, headers: &HeaderMap, body: Bytes) -> Payload {
 }
 
 /// Sends the client's request with `payload` and gives the daemon's reply for that client.
+///
+/// # Errors
+/// As [`send`].
 pub async fn forward(
     daemon: &Arc<Daemon>,
     head: &Parts,
     payload: Payload,
     share: Share,
-) -> Response<Body> {
-    match send(daemon, head, &head.uri, payload, share).await {
-        Ok(reply) => for_client(head, reply),
-        Err(reason) => bad_gateway(&reason),
-    }
+) -> Result<Response<Body>, Failure> {
+    let reply = send(daemon, head, &head.uri, payload, share).await?;
+    Ok(for_client(head, reply))
 }
 
-/// Sends the client's request, but for `uri`. Where too many wait, the reply is 503 and not the
-/// daemon's.
+/// Sends the client's request, but for `uri`.
 ///
 /// # Errors
-/// One line saying why the daemon did not answer.
+/// That the daemon did not answer, or that too many wait for it.
 pub async fn send(
     daemon: &Arc<Daemon>,
     head: &Parts,
     uri: &Uri,
     payload: Payload,
     share: Share,
-) -> Result<Response<Body>, String> {
+) -> Result<Response<Body>, Failure> {
     let shared = matches!(payload, Payload::Bytes(_)) && reads(&head.method, uri) == Reads::Call;
     let mut request = Request::new(body_of(&payload));
     *request.method_mut() = head.method.clone();
@@ -135,15 +131,15 @@ pub async fn send(
     let reuse = if shared { Reuse::Shared } else { Reuse::Alone };
     match daemon.forward(request, reuse, share).await {
         Ok(reply) => Ok(reply.map(Body::new)),
-        Err(Unanswered::Full) => Ok(full(daemon, share)),
-        Err(Unanswered::Unreachable(reason)) => Err(reason),
+        Err(Unanswered::Full) => Err(full(daemon, share)),
+        Err(Unanswered::Unreachable(reason)) => Err(Failure::Unreachable(reason)),
     }
 }
 
 /// Too many wait already.
-fn full(daemon: &Daemon, share: Share) -> Response<Body> {
+fn full(daemon: &Daemon, share: Share) -> Failure {
     let limits = daemon.limits();
-    let reason = match share {
+    Failure::Busy(match share {
         Share::Tail => format!(
             "{} logs are followed at a time, {} of them by one client: end others first",
             limits.tails,
@@ -152,12 +148,7 @@ fn full(daemon: &Daemon, share: Share) -> Response<Body> {
         _ => {
             format!("{MAX_QUEUED} calls wait for supervisord, most of them yours: try again later")
         }
-    };
-    let mut reply = own_reply(StatusCode::SERVICE_UNAVAILABLE, &reason);
-    reply
-        .headers_mut()
-        .insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    reply
+    })
 }
 
 /// Makes a reply of the daemon one for the client's connection.
@@ -214,44 +205,6 @@ fn relative_location(path: &str, location: &[u8]) -> Option<HeaderValue> {
         None => return None,
     };
     HeaderValue::try_from(relative).ok()
-}
-
-/// Why the proxy itself replied as it did: an extension of its replies, for the log.
-#[derive(Clone, Debug)]
-pub struct Reason(pub String);
-
-/// A short reply of our own. XML-RPC clients show their users the reason phrase of an error and
-/// nothing else, so it says the same as the body.
-pub fn own_reply(status: StatusCode, text: &str) -> Response<Body> {
-    let mut reply = Response::new(Body::from(format!("{text}\n")));
-    *reply.status_mut() = status;
-    if let Some(phrase) = reason_phrase(text) {
-        reply.extensions_mut().insert(phrase);
-    }
-    reply.extensions_mut().insert(Reason(text.to_owned()));
-    let headers = reply.headers_mut();
-    headers.insert(SERVER, HeaderValue::from_static(OWN_NAME));
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain;charset=utf-8"),
-    );
-    reply
-}
-
-/// The daemon cannot be reached or did not answer.
-pub fn bad_gateway(reason: &str) -> Response<Body> {
-    own_reply(StatusCode::BAD_GATEWAY, reason)
-}
-
-/// `text` where only printable ASCII may stand. None for nothing to say.
-fn reason_phrase(text: &str) -> Option<ReasonPhrase> {
-    let fits = |letter: char| letter == ' ' || letter.is_ascii_graphic();
-    let phrase: String = text
-        .chars()
-        .map(|letter| if fits(letter) { letter } else { '?' })
-        .take(MAX_PHRASE)
-        .collect();
-    ReasonPhrase::try_from(phrase).ok()
 }
 
 fn body_of(payload: &Payload) -> daemon::Body {
@@ -331,12 +284,5 @@ mod tests {
             let relative = relative.as_ref().map(|value| value.to_str().unwrap());
             assert_eq!(relative, expected, "{path} {location}");
         }
-    }
-
-    #[test]
-    fn a_phrase_stays_on_its_line() {
-        let phrase = |text: &str| reason_phrase(text).map(|phrase| phrase.as_bytes().to_vec());
-        assert_eq!(phrase("no \r\nX: \u{e9}").unwrap(), b"no ??X: ?");
-        assert_eq!(phrase(&"x".repeat(9999)).unwrap().len(), MAX_PHRASE);
     }
 }

@@ -16,6 +16,7 @@
 //! - [`rpc`]: who answers a call or a page, and in which names
 //! - [`pages`]: names in the daemon's web interface and log paths
 //! - [`translate`]: between the names of clients and those of the daemon
+//! - [`failure`]: why a request gets no answer, and the response that says so
 //! - [`forward`]: a request on its way to the daemon, and the reply on its way back
 //! - [`twiddler`]: what was changed at run time, and how it is changed
 //! - [`logging`]: the proxy's own log
@@ -39,6 +40,7 @@ pub mod config;
 pub mod current;
 pub mod daemon;
 mod failpoint;
+pub mod failure;
 pub mod forward;
 pub mod include_dir;
 pub mod lease;

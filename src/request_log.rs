@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::header::{AUTHORIZATION, ORIGIN};
 use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
@@ -18,7 +18,7 @@ use tracing::Level;
 use crate::access::OPEN_PATH;
 use crate::audit::{Flood, Floods, Peer, Record, shown};
 use crate::daemon::Daemon;
-use crate::forward::{self, Reason};
+use crate::failure::{Failure, Reason};
 use crate::xmlrpc;
 
 /// A reply that is a fault is not longer.
@@ -156,10 +156,7 @@ async fn look_for_fault(response: Response) -> (Response, Option<i32>) {
     let (head, body) = response.into_parts();
     let body = match body.collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) => {
-            let gone = forward::bad_gateway(&format!("supervisord went away: {error}"));
-            return (gone, None);
-        }
+        Err(error) => return (Failure::cut_short(error).into_response(), None),
     };
     let fault = match xmlrpc::read::response(&body) {
         Ok(Err(fault)) => Some(fault.code),

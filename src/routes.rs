@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 
 use crate::body::{self, Held};
+use crate::failure::Failure;
 use crate::forward::{self, Payload, Reads};
 use crate::lease::{self, Leases};
 use crate::limits::ClientSlot;
@@ -40,9 +41,10 @@ pub fn app(rpc: Arc<Rpc>, leases: Arc<Leases>) -> Router {
 /// Says whether the daemon answers the proxy. What it says is for everybody, so it is no more than
 /// that.
 async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
-    let (status, body) = match rpc.daemon().is_up().await {
-        true => (StatusCode::OK, UP),
-        false => (StatusCode::SERVICE_UNAVAILABLE, DOWN),
+    let (status, body) = if rpc.daemon().is_up().await {
+        (StatusCode::OK, UP)
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, DOWN)
     };
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
@@ -53,15 +55,18 @@ async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
 }
 
 /// Lets whoever may come in hold a lease, until he hangs up.
-async fn hold_lease(rpc: &Rpc, leases: &Arc<Leases>, name: &str, request: Request) -> Response {
+async fn hold_lease(
+    rpc: &Rpc,
+    leases: &Arc<Leases>,
+    name: &str,
+    request: Request,
+) -> Result<Response, Failure> {
     let (head, _) = request.into_parts();
-    match rpc.let_in(&head).await {
-        Ok(()) => leases.answer(name, head.headers.get(AUTHORIZATION).cloned()),
-        Err(response) => response,
-    }
+    rpc.let_in(&head).await?;
+    Ok(leases.answer(name, head.headers.get(AUTHORIZATION).cloned()))
 }
 
-async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> Response {
+async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> Result<Response, Failure> {
     // hyper has refused a head with two lengths, and forgets a length beside chunks.
     let (head, body) = request.into_parts();
     let reads = forward::reads(&head.method, &head.uri);
@@ -74,19 +79,18 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> Response {
         Reads::Nothing => Ok(Held::nothing()),
         _ => body::read(&head, body, &slot, async || rpc.let_in(&head).await).await,
     };
-    let held = match held {
-        Ok(held) => held,
-        Err(response) => {
-            slot.linger();
-            return response;
-        }
-    };
+    let held = held.inspect_err(|_| slot.linger())?;
     let payload = forward::payload(reads, &head.headers, held.bytes.clone());
     let answering = answer(&rpc, &head, reads, payload);
     rpc.daemon().on_behalf_of(&head, answering).await
 }
 
-async fn answer(rpc: &Rpc, head: &Parts, reads: Reads, payload: Payload) -> Response {
+async fn answer(
+    rpc: &Rpc,
+    head: &Parts,
+    reads: Reads,
+    payload: Payload,
+) -> Result<Response, Failure> {
     let connection = head
         .extensions
         .get::<Connection>()
@@ -103,10 +107,8 @@ async fn answer(rpc: &Rpc, head: &Parts, reads: Reads, payload: Payload) -> Resp
                 Payload::Bytes(body) if reads == Reads::Form => body.as_ref(),
                 _ => &[],
             };
-            match rpc.page_denied(&caller, form).await {
-                Some(response) => response,
-                None => rpc.page(head, payload).await,
-            }
+            rpc.ensure_page_allowed(&caller, form).await?;
+            rpc.page(head, payload).await
         }
     }
 }

@@ -5,33 +5,28 @@
 
 pub mod basic_auth;
 pub mod browser;
+mod challenge;
 pub mod method_policy;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
-use axum::response::Response;
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, DATE};
-use http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use http::header::AUTHORIZATION;
 use http::{HeaderValue, StatusCode};
-use http_body_util::{BodyExt, Empty};
 use hyper::body::Body as _;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::OnceCell;
 
 use self::browser::{Arrival, Browsers, Head, Scheme, Site};
+use self::challenge::Challenge;
 use crate::access::basic_auth::{BasicAuth, Login, Verdict};
 use crate::audit::Record;
 use crate::body::LetIn;
 use crate::config::Config;
 use crate::current::Current;
 use crate::daemon::Daemon;
-use crate::forward::{self, Reason};
+use crate::failure::{Failure, Reason};
 use crate::limits::{ClientSlot, Phase};
 
 /// What everybody may ask.
@@ -64,6 +59,7 @@ pub struct AccessRules {
     scheme: Scheme,
     /// Whether nobody asks for credentials, neither here nor in the daemon.
     is_open: bool,
+    challenge: Challenge,
 }
 
 impl AccessRules {
@@ -109,6 +105,7 @@ impl AccessRules {
             presented,
             browsers: Browsers::new(hosts, own_name.as_deref()),
             scheme: Scheme::Http,
+            challenge: Challenge::default(),
         }
     }
 
@@ -200,7 +197,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
         headers: request.headers(),
     };
     if let Some(reason) = rules.browsers.refuses(head, rules.arrival(ingress)) {
-        return forward::own_reply(StatusCode::FORBIDDEN, &reason);
+        return Failure::Refused(StatusCode::FORBIDDEN, reason).into_response();
     }
     let presented = request
         .headers()
@@ -214,7 +211,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
                 if is_away(&reply)
                     && known.verify(presented.as_bytes()).await != Verdict::Right =>
             {
-                let mut away = forward::own_reply(StatusCode::BAD_GATEWAY, AWAY);
+                let mut away = Failure::Unreachable(AWAY.to_owned()).into_response();
                 // The log says why.
                 if let Some(reason) = reply.extensions().get::<Reason>() {
                     away.extensions_mut().insert(reason.clone());
@@ -235,16 +232,14 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
             if !body.is_end_stream() {
                 slot.linger();
             }
-            let mut reply = challenge(&head).await;
+            let mut reply = rules.challenge.reply(&head).await;
             let reason = "the username and password are not right";
             reply.extensions_mut().insert(Reason(reason.to_owned()));
             return reply;
         }
         Verdict::Unknown => {
-            return forward::own_reply(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many passwords are being checked: try again",
-            );
+            let reason = "too many passwords are being checked: try again".to_owned();
+            return Failure::Refused(StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
         }
     }
     slot.set(Phase::Busy);
@@ -257,59 +252,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
     let reply = next.run(request).await;
     if reply.status() == StatusCode::UNAUTHORIZED {
         // The caller did nothing wrong.
-        return forward::bad_gateway(
-            "supervisord rejects the proxy's credentials; write username and password in supervisord.conf that the running daemon was started with",
-        );
+        return Failure::Unreachable("supervisord rejects the proxy's credentials; write username and password in supervisord.conf that the running daemon was started with".to_owned()).into_response();
     }
     reply
-}
-
-/// What the daemon answers to somebody without the right credentials (`supervisor/medusa`,
-/// `auth_handler.py` and `http_server.py`). The date is another one each time.
-const CHALLENGE: &[u8] = b"HTTP/1.1 401 Unauthorized\r\nServer: Medusa/1.12\r\nDate: \r\nConnection: close\r\n\
-    WWW-Authenticate: Basic realm=\"default\"\r\nContent-Length: 137\r\nContent-Type: text/html\r\n\r\n\
-    <head>\r\n<title>Error response</title>\r\n</head>\r\n<body>\r\n<h1>Error response</h1>\r\n\
-    <p>Error code 401.\r\n<p>Message: Unauthorized.\r\n</body>\r\n";
-
-async fn challenge(head: &Parts) -> Response {
-    static READ: OnceCell<Option<(http::response::Parts, Bytes)>> = OnceCell::const_new();
-    let read = READ
-        .get_or_init(|| async { read_reply(CHALLENGE).await.ok() })
-        .await;
-    let Some((daemons, body)) = read.clone() else {
-        return forward::own_reply(StatusCode::UNAUTHORIZED, "Unauthorized");
-    };
-    let mut reply = Response::from_parts(daemons, Body::from(body));
-    reply.headers_mut().insert(DATE, now());
-    forward::for_client(head, reply)
-}
-
-/// Reads a reply as if the daemon had sent it: that is how hyper keeps header names in their case.
-async fn read_reply(bytes: &'static [u8]) -> anyhow::Result<(http::response::Parts, Bytes)> {
-    let (here, mut there) = tokio::io::duplex(CHALLENGE.len() * 2);
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .preserve_header_case(true)
-        .handshake(TokioIo::new(here))
-        .await?;
-    let connection = tokio::spawn(connection);
-    let answering = async {
-        there.read_u8().await?; // a reply before the request would be an error
-        there.write_all(bytes).await
-    };
-    let asking = sender.send_request(http::Request::new(Empty::<Bytes>::new()));
-    let (answered, reply) = tokio::join!(answering, asking);
-    answered?;
-    let reply = reply?;
-    let (head, body) = reply.into_parts();
-    let body = body.collect().await?.to_bytes();
-    connection.abort();
-    Ok((head, body))
-}
-
-fn now() -> HeaderValue {
-    let now = chrono::Utc::now()
-        .format("%a, %d %b %Y %H:%M:%S GMT")
-        .to_string();
-    HeaderValue::from_str(&now)
-        .unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
 }

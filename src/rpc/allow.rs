@@ -2,14 +2,13 @@
 //!
 //! A caller whom the daemon refuses learns nothing of it: the daemon is asked first.
 
-use axum::body::Body;
-use http::{Response, StatusCode};
+use http::StatusCode;
 
 use super::web::asking_head;
-use super::{Caller, Failure, Rpc, read_entry, reply};
+use super::{Caller, Rpc, read_entry};
 use crate::access::method_policy::{self, Allow};
 use crate::daemon::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST, fault};
-use crate::forward;
+use crate::failure::Failure;
 use crate::xmlrpc::{Fault, MethodCall, Value};
 
 /// What the refusal of a page says whose needs cannot be told.
@@ -21,22 +20,21 @@ impl Rpc {
         self.policy.get().allow.is_some()
     }
 
-    /// The answer to a call that may not be made; `body` are its original bytes. What could be
-    /// understood in another way than it was understood here may not be made either.
-    pub(super) async fn denied(
+    /// Refuses a call that may not be made; `body` are its original bytes. What could be understood
+    /// in another way than it was understood here may not be made either.
+    pub(super) async fn ensure_allowed(
         &self,
         caller: &Caller<'_>,
         call: &MethodCall,
         body: &[u8],
-    ) -> Option<Response<Body>> {
+    ) -> Result<(), Failure> {
         let policy = self.policy.get();
-        let allow = policy.allow.as_ref()?;
-        let fault = judge(allow, call, body)?;
-        Some(match self.gate(caller).await {
-            Ok(()) => reply(Err(fault.into())),
-            Err(Failure::Http(response)) => *response,
-            Err(failure) => reply(Err(failure)),
-        })
+        let denied = policy.allow.as_ref();
+        let Some(fault) = denied.and_then(|allow| judge(allow, call, body)) else {
+            return Ok(());
+        };
+        self.gate(caller).await?;
+        Err(fault.into())
     }
 
     /// The result of an entry of a multicall that may not be carried out.
@@ -49,14 +47,26 @@ impl Rpc {
         }
     }
 
-    /// The answer to a request for a page that may not be seen, or that does what may not be done.
-    pub async fn page_denied(&self, caller: &Caller<'_>, body: &[u8]) -> Option<Response<Body>> {
+    /// Refuses a page that may not be seen, or that does what may not be done.
+    ///
+    /// # Errors
+    /// That it may not, or what the daemon says to a caller whom it does not let in.
+    pub async fn ensure_page_allowed(
+        &self,
+        caller: &Caller<'_>,
+        body: &[u8],
+    ) -> Result<(), Failure> {
         let policy = self.policy.get();
-        let allow = policy.allow.as_ref()?;
+        let Some(allow) = &policy.allow else {
+            return Ok(());
+        };
         let uri = &caller.head.uri;
         let reason =
             match method_policy::page_needs(&caller.head.method, uri.path(), uri.query(), body) {
-                Some(needs) => denied_text(allow.missing(&needs)?),
+                Some(needs) => match allow.missing(&needs) {
+                    Some(method) => denied_text(method),
+                    None => return Ok(()),
+                },
                 None => UNCLEAR.to_owned(),
             };
         // The question is a call, whatever was asked for: the page itself must not be asked for.
@@ -65,10 +75,10 @@ impl Rpc {
             head: &head,
             update: caller.update,
         };
-        Some(match self.gate(&asking).await {
-            Err(Failure::Http(response)) => *response,
-            _ => forward::own_reply(StatusCode::FORBIDDEN, &reason),
-        })
+        match self.gate(&asking).await {
+            Ok(()) | Err(Failure::Fault(_)) => Err(Failure::Refused(StatusCode::FORBIDDEN, reason)),
+            failure => failure,
+        }
     }
 }
 

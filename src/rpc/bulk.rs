@@ -8,12 +8,13 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use super::{Answer, Caller, Failure, Rpc};
+use super::{Answer, Caller, Rpc};
 use crate::daemon::conf::{ConfiguredGroup, LogLevel};
 use crate::daemon::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, SPAWN_ERROR, SUCCESS, fault,
 };
 use crate::daemon::{MULTICALL, multicall_entries, multicall_results};
+use crate::failure::Failure;
 use crate::namespec::namespec;
 use crate::program::{DEFAULT_STARTSECS, DEFAULT_STOPWAITSECS, Program};
 use crate::translate::{BulkAction, is_hidden, is_still_hidden};
@@ -460,7 +461,7 @@ impl Rpc {
                     crate::twiddler::Refusal::Fault(told) if told.code == BAD_NAME => {
                         Failure::Fault(fault(BAD_NAME, group))
                     }
-                    refusal => Failure::http(crate::forward::bad_gateway(&refusal.to_string())),
+                    refusal => Failure::Unreachable(refusal.to_string()),
                 })?;
         }
         targets.sort_by(|one, other| one.order.cmp(&other.order));

@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use super::bulk::{BulkCall, STOPPED_STATES, Target, state};
-use super::{Answer, Caller, Failure, Rpc, Update};
-use crate::forward;
+use super::{Answer, Caller, Rpc, Update};
+use crate::failure::Failure;
 use crate::translate::{BulkAction, Ending};
 use crate::twiddler::{Member, Registry};
 use crate::xmlrpc::Value;
@@ -37,7 +37,7 @@ impl Rpc {
         });
         work.await.unwrap_or_else(|error| {
             let reason = format!("{} was cut short: {error}", ending.method());
-            Err(Failure::http(forward::bad_gateway(&reason)))
+            Err(Failure::Unreachable(reason))
         })
     }
 

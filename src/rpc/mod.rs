@@ -15,8 +15,9 @@ mod web;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use http::request::Parts;
 use http::{HeaderValue, Request as HttpRequest, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -27,6 +28,7 @@ use crate::audit::{Record, shown, without_values};
 use crate::current::Current;
 use crate::daemon::fault::{FAILED, NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{Daemon, Share};
+use crate::failure::{self, Failure};
 use crate::forward::{self, Payload};
 use crate::program::option_names;
 use crate::twiddler::methods::{self, Method, Request};
@@ -74,28 +76,8 @@ impl Caller<'_> {
     }
 }
 
-/// Why there is no XML-RPC answer.
-pub enum Failure {
-    /// Something else is to be answered: the daemon's challenge, or that it is away.
-    Http(Box<Response<Body>>),
-    /// The fault is the answer.
-    Fault(Fault),
-}
-
 /// An answer that may be a fault, or no XML-RPC at all.
 type Answer = Result<Value, Failure>;
-
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        Failure::Fault(fault)
-    }
-}
-
-impl Failure {
-    fn http(response: Response<Body>) -> Self {
-        Failure::Http(Box::new(response))
-    }
-}
 
 impl Rpc {
     /// Answers on behalf of `twiddler` in front of `daemon`, as far as the policy goes that holds
@@ -127,12 +109,19 @@ impl Rpc {
     }
 
     /// Answers the call in `body`.
-    pub async fn answer(&self, caller: &Caller<'_>, body: Bytes) -> Response<Body> {
+    ///
+    /// # Errors
+    /// Why there is no answer to it.
+    pub async fn answer(
+        &self,
+        caller: &Caller<'_>,
+        body: Bytes,
+    ) -> Result<Response<Body>, Failure> {
         let call = match read_call(&body).await {
             Ok(call) => call,
             Err(ReadError::TooMany(limit)) => {
                 let text = format!("a call may have {limit} elements and attributes");
-                return forward::own_reply(StatusCode::PAYLOAD_TOO_LARGE, &text);
+                return Err(Failure::Refused(StatusCode::PAYLOAD_TOO_LARGE, text));
             }
             Err(_) => {
                 let unreadable = Bytes::from_static(UNREADABLE);
@@ -140,9 +129,7 @@ impl Rpc {
             }
         };
         caller.record().calls(&call.method);
-        if let Some(response) = self.denied(caller, &call, &body).await {
-            return response;
-        }
+        self.ensure_allowed(caller, &call, &body).await?;
         let answer = match namespace(&call.method) {
             ("twiddler", name) => self.twiddler_call(caller, name, &call.params).await,
             ("system", "multicall") => return self.multicall(caller, &call, body).await,
@@ -155,41 +142,42 @@ impl Rpc {
                 return self.forward(caller, body, share).await;
             }
         };
-        reply(answer)
+        Ok(reply(answer))
     }
 
     /// Passes a call on with these bytes. The daemon sends a reply in pieces of 4 KiB; one that is
     /// not large goes on in one piece, because nobody can make use of a part of it, and each piece
     /// wakes its reader.
-    async fn forward(&self, caller: &Caller<'_>, body: Bytes, share: Share) -> Response<Body> {
+    async fn forward(
+        &self,
+        caller: &Caller<'_>,
+        body: Bytes,
+        share: Share,
+    ) -> Result<Response<Body>, Failure> {
         let payload = Payload::Bytes(body);
-        let reply = forward::forward(&self.daemon, caller.head, payload, share).await;
+        let reply = forward::forward(&self.daemon, caller.head, payload, share).await?;
         let size = reply.body().size_hint().exact();
         if size.is_none_or(|size| size > IN_ONE_PIECE) {
-            return reply;
+            return Ok(reply);
         }
         let (head, body) = reply.into_parts();
-        match collect(body).await {
-            Ok(body) => Response::from_parts(head, Body::from(body)),
-            Err(response) => response,
-        }
+        let body = collect(body).await?;
+        Ok(Response::from_parts(head, Body::from(body)))
     }
 
     /// Asks the daemon as the caller, and reads the answer.
     async fn ask(&self, caller: &Caller<'_>, method: &str, params: &[Value]) -> Answer {
         let body = xmlrpc::write::call(method, params);
         let share = share::of_call(method, params);
-        let reply = self.forward(caller, body.into(), share).await;
+        let reply = self.forward(caller, body.into(), share).await?;
         if reply.status() != StatusCode::OK {
-            return Err(Failure::http(reply));
+            return Err(Failure::Reply(Box::new(reply)));
         }
-        let body = collect(reply.into_body()).await.map_err(Failure::http)?;
-        match xmlrpc::read::response(&body) {
-            Ok(answer) => Ok(answer?),
-            Err(error) => Err(Failure::http(forward::bad_gateway(&format!(
-                "supervisord's answer cannot be read: {error}"
-            )))),
-        }
+        let body = collect(reply.into_body()).await?;
+        let answer = xmlrpc::read::response(&body).map_err(|error| {
+            Failure::Unreachable(format!("supervisord's answer cannot be read: {error}"))
+        })?;
+        Ok(answer?)
     }
 
     /// Makes a call for the proxy itself, as a client that presents `authorization` makes it.
@@ -213,6 +201,7 @@ impl Rpc {
         };
         let body = xmlrpc::write::call(method, params);
         let reply = self.answer(&caller, body.into()).await;
+        let reply = reply.unwrap_or_else(Failure::into_response);
         let status = reply.status();
         let body = collect(reply.into_body()).await.unwrap_or_default();
         match xmlrpc::read::response(&body) {
@@ -225,7 +214,7 @@ impl Rpc {
     ///
     /// # Errors
     /// What the sender is answered instead: the daemon's challenge, or that it is away.
-    pub async fn let_in(&self, head: &Parts) -> Result<(), Response<Body>> {
+    pub async fn let_in(&self, head: &Parts) -> Result<(), Failure> {
         let mut head = head.clone();
         head.method = http::Method::POST;
         head.uri = Uri::from_static(CALLS);
@@ -234,8 +223,8 @@ impl Rpc {
             update: &Update::default(),
         };
         match self.gate(&caller).await {
-            Err(Failure::Http(response)) => Err(*response),
             Ok(()) | Err(Failure::Fault(_)) => Ok(()),
+            failure => failure,
         }
     }
 
@@ -353,12 +342,12 @@ impl Rpc {
     async fn refused(&self, caller: &Caller<'_>, refusal: Refusal) -> Failure {
         match refusal {
             Refusal::Fault(fault) => fault.into(),
-            Refusal::Unreachable(reason) => Failure::http(forward::bad_gateway(&reason)),
+            Refusal::Unreachable(reason) => Failure::Unreachable(reason),
             Refusal::Status(status) => match self.gate(caller).await {
                 Err(failure) => failure,
-                Ok(()) => Failure::http(forward::bad_gateway(&format!(
+                Ok(()) => Failure::Unreachable(format!(
                     "supervisord answered HTTP {status} to the proxy itself: set username and password in supervisord.conf as the running daemon has them"
-                ))),
+                )),
             },
         }
     }
@@ -414,31 +403,15 @@ fn namespace(method: &str) -> (&str, &str) {
 
 /// The HTTP reply for an answer.
 fn reply(answer: Answer) -> Response<Body> {
-    match answer {
-        Ok(value) => xml(xmlrpc::write::response(&value)),
-        Err(Failure::Fault(fault)) => xml(xmlrpc::write::fault(&fault)),
-        Err(Failure::Http(response)) => *response,
-    }
-}
-
-fn xml(body: Vec<u8>) -> Response<Body> {
-    let length = HeaderValue::from(body.len());
-    let mut reply = Response::new(Body::from(body));
-    reply
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/xml"));
-    reply.headers_mut().insert(CONTENT_LENGTH, length);
-    reply
+    answer.map_or_else(Failure::into_response, |value| {
+        failure::xml(xmlrpc::write::response(&value))
+    })
 }
 
 /// Reads a reply of the daemon to its end.
-async fn collect(body: Body) -> Result<Bytes, Response<Body>> {
-    match body.collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) => Err(forward::bad_gateway(&format!(
-            "supervisord went away: {error}"
-        ))),
-    }
+async fn collect(body: Body) -> Result<Bytes, Failure> {
+    let collected = body.collect().await.map_err(Failure::cut_short)?;
+    Ok(collected.to_bytes())
 }
 
 /// The daemon's reply with another answer in it: its head stays, but for the length.

@@ -14,13 +14,12 @@ use http::{Response, StatusCode};
 use super::bulk::is_true;
 use super::supervisor::{self, Back, Translation};
 use super::{
-    Answer, Caller, Failure, Rpc, namespace, read_entry, refused_call, reply, share, system,
-    turned_down,
+    Answer, Caller, Rpc, namespace, read_entry, refused_call, reply, share, system, turned_down,
 };
 use crate::daemon::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, SHUTDOWN_STATE, SPAWN_ERROR, bare, fault,
 };
-use crate::forward;
+use crate::failure::Failure;
 use crate::translate::{self, MethodKind, method_kind};
 use crate::twiddler::methods::Request;
 use crate::twiddler::{Change, Refusal};
@@ -54,16 +53,16 @@ impl Rpc {
         caller: &Caller<'_>,
         call: &MethodCall,
         body: Bytes,
-    ) -> Response<Body> {
+    ) -> Result<Response<Body>, Failure> {
         match call.params.as_slice() {
-            [Value::Array(entries)] if entries.len() > MAX_CALLS => forward::own_reply(
+            [Value::Array(entries)] if entries.len() > MAX_CALLS => Err(Failure::Refused(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                &format!("a multicall may have {MAX_CALLS} calls"),
-            ),
+                format!("a multicall may have {MAX_CALLS} calls"),
+            )),
             [Value::Array(entries)]
                 if self.is_restricted() || entries.iter().any(|entry| self.touches(entry)) =>
             {
-                reply(self.mixed(caller, entries).await)
+                Ok(reply(self.mixed(caller, entries).await))
             }
             params => {
                 let _quiet = match params {
@@ -177,7 +176,14 @@ impl Progress<'_> {
                 return self.push(answer);
             }
         }
-        let (translation, life) = self.rpc.translate(self.caller, name, &call.params).await;
+        let translated = self.rpc.translate(self.caller, name, &call.params).await;
+        let (translation, life) = match translated {
+            Ok(translated) => translated,
+            Err(failure) => {
+                self.flush().await?;
+                return self.push(Err(failure));
+            }
+        };
         match translation {
             Translation::Same => self.ask(entry.clone(), None).await,
             Translation::Ask(params, back) => {
@@ -257,7 +263,7 @@ impl Progress<'_> {
         for (_, life) in backs.iter().flatten() {
             let lived_on = self.rpc.twiddler.lived_on_since(*life).await;
             if let Err(Refusal::Unreachable(reason)) = lived_on {
-                return Err(Failure::http(forward::bad_gateway(&reason)));
+                return Err(Failure::Unreachable(reason));
             }
         }
         for (result, back) in results.into_iter().zip(backs) {

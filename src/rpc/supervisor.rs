@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 
 use super::bulk::BulkCall;
-use super::{Answer, Caller, Failure, Rpc, collect, reply, share, with_answer};
+use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
-use crate::forward;
+use crate::failure::Failure;
 use crate::namespec::split_namespec;
 use crate::translate::{self, Alias, BulkAction, Ending, MethodKind, method_kind};
 use crate::twiddler::{Change, Member, Place, Refusal, Registry, Wording};
@@ -32,8 +32,6 @@ pub(super) enum Translation {
     Change(Change),
     /// The daemon ends, after what would take it long.
     End(Ending),
-    /// There is no answer but this.
-    Failed(Failure),
 }
 
 /// How an answer of the daemon gets back into the client's names.
@@ -60,7 +58,7 @@ impl Rpc {
         name: &str,
         call: &MethodCall,
         body: Bytes,
-    ) -> Response<Body> {
+    ) -> Result<Response<Body>, Failure> {
         let _quiet = match method_kind(name) {
             MethodKind::Reload => Some(self.twiddler.quiet().await),
             _ => None,
@@ -72,31 +70,31 @@ impl Rpc {
             caller.update.touch();
             return match (name, call.params.first()) {
                 ("removeProcessGroup", Some(Value::String(group))) => {
-                    self.show_all_of(group, response, life).await
+                    self.show_all_of(group, response?, life).await
                 }
                 _ => response,
             };
         }
-        let (translation, life) = self.translate(caller, name, &call.params).await;
+        let (translation, life) = self.translate(caller, name, &call.params).await?;
         match translation {
             Translation::Same => {
                 let share = share::of_call(&call.method, &call.params);
-                let response = self.forward(caller, body, share).await;
+                let response = self.forward(caller, body, share).await?;
                 // The first change of all may have come before the daemon's answer.
                 match back_of_list(method_kind(name), &call.params) {
                     Some(back) if !self.twiddler.with_registry(Registry::is_plain) => {
                         self.put_back(caller, response, &back, life).await
                     }
-                    _ => response,
+                    _ => Ok(response),
                 }
             }
             Translation::Ask(params, back) => {
                 let asked = xmlrpc::write::call(&call.method, &params);
                 let share = share::of_call(&call.method, &params);
-                let response = self.forward(caller, asked.into(), share).await;
+                let response = self.forward(caller, asked.into(), share).await?;
                 self.put_back(caller, response, &back, life).await
             }
-            other => reply(self.carry_out(caller, other).await),
+            other => Ok(reply(self.carry_out(caller, other).await)),
         }
     }
 
@@ -106,12 +104,9 @@ impl Rpc {
         group: &str,
         response: Response<Body>,
         life: u64,
-    ) -> Response<Body> {
+    ) -> Result<Response<Body>, Failure> {
         let (head, body) = response.into_parts();
-        let body = match collect(body).await {
-            Ok(body) => body,
-            Err(response) => return response,
-        };
+        let body = collect(body).await?;
         if matches!(xmlrpc::read::response(&body), Ok(Ok(_))) {
             let hidden: Vec<_> = self.twiddler.with_registry(|registry| {
                 let hidden = registry.hidden().filter(|(hidden, _, _)| *hidden == group);
@@ -120,7 +115,7 @@ impl Rpc {
             });
             self.twiddler.show(life, hidden);
         }
-        Response::from_parts(head, Body::from(body))
+        Ok(Response::from_parts(head, Body::from(body)))
     }
 
     /// What does not go to the daemon as one call.
@@ -129,7 +124,6 @@ impl Rpc {
             Translation::BulkCall(whole) => self.whole(caller, whole).await,
             Translation::Change(change) => self.judged_change(caller, change).await,
             Translation::End(ending) => self.end(caller, ending).await,
-            Translation::Failed(failure) => Err(failure),
             Translation::Same | Translation::Ask(..) => Ok(Value::Nil),
         }
     }
@@ -141,17 +135,16 @@ impl Rpc {
         caller: &Caller<'_>,
         name: &str,
         params: &[Value],
-    ) -> (Translation, u64) {
+    ) -> Result<(Translation, u64), Failure> {
         for _ in 0..MAX_LIVES {
             let life = self.twiddler.life_number();
             let translation = self.translate_now(caller, name, params).await;
             if self.twiddler.life_number() == life {
-                return (translation, life);
+                return Ok((translation?, life));
             }
         }
-        let reply = forward::bad_gateway("supervisord starts again and again");
-        let failed = Translation::Failed(Failure::http(reply));
-        (failed, self.twiddler.life_number())
+        let reason = "supervisord starts again and again".to_owned();
+        Err(Failure::Unreachable(reason))
     }
 
     async fn translate_now(
@@ -159,24 +152,18 @@ impl Rpc {
         caller: &Caller<'_>,
         name: &str,
         params: &[Value],
-    ) -> Translation {
+    ) -> Result<Translation, Failure> {
         let kind = method_kind(name);
-        if kind == MethodKind::Nameless {
-            return Translation::Same;
-        }
-        match self.needs_translation(caller).await {
-            Ok(true) => {}
-            Ok(false) => return Translation::Same,
-            Err(failure) => return Translation::Failed(failure),
+        if kind == MethodKind::Nameless || !self.needs_translation(caller).await? {
+            return Ok(Translation::Same);
         }
         if let (MethodKind::Process | MethodKind::ProcessOrGroup(_), Some(Value::String(name))) =
             (kind, params.first())
-            && let Err(failure) = self.look_at_hidden(caller, name).await
         {
-            return Translation::Failed(failure);
+            self.look_at_hidden(caller, name).await?;
         }
-        self.twiddler
-            .with_registry(|registry| decide(registry, kind, params))
+        let decide = |registry: &Registry| decide(registry, kind, params);
+        Ok(self.twiddler.with_registry(decide))
     }
 
     /// Whether anything may have been changed in the daemon's present life. Where the daemon does
@@ -194,7 +181,7 @@ impl Rpc {
             // A daemon that shuts down may be back before it is asked.
             Ok(()) | Err(Refusal::Fault(_)) => Ok(true),
             Err(Refusal::Status(_)) => Ok(false),
-            Err(Refusal::Unreachable(reason)) => Err(Failure::http(forward::bad_gateway(&reason))),
+            Err(Refusal::Unreachable(reason)) => Err(Failure::Unreachable(reason)),
         }
     }
 
@@ -258,28 +245,25 @@ impl Rpc {
         response: Response<Body>,
         back: &Back,
         life: u64,
-    ) -> Response<Body> {
+    ) -> Result<Response<Body>, Failure> {
         if response.status() != StatusCode::OK {
-            return response;
+            return Ok(response);
         }
         let (head, body) = response.into_parts();
-        let body = match collect(body).await {
-            Ok(body) => body,
-            Err(response) => return response,
-        };
+        let body = collect(body).await?;
         if matches!(back, Back::Alias(_)) && !may_name_the_process(&body) {
-            return Response::from_parts(head, Body::from(body));
+            return Ok(Response::from_parts(head, Body::from(body)));
         }
         if let Err(Refusal::Unreachable(reason)) = self.twiddler.lived_on_since(life).await {
-            return forward::bad_gateway(&reason);
+            return Err(Failure::Unreachable(reason));
         }
-        match xmlrpc::read::response(&body) {
+        Ok(match xmlrpc::read::response(&body) {
             Ok(answer) => with_answer(head, self.back(caller, answer, back, life).await),
             Err(error) => {
                 tracing::warn!(%error, "a reply of supervisord cannot be read and is passed on as it is");
                 Response::from_parts(head, Body::from(body))
             }
-        }
+        })
     }
 
     /// The same for an answer that was read already.

@@ -6,8 +6,9 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 use super::bulk::BulkCall;
-use super::{Caller, Failure, Rpc, Update, collect, share};
+use super::{Caller, Rpc, Update, collect, share};
 use crate::daemon::Origin;
+use crate::failure::Failure;
 use crate::forward::{self, Payload};
 use crate::pages::{self, Asked, Page, Rewritten};
 use crate::translate::{self, Alias, BulkAction};
@@ -15,7 +16,10 @@ use crate::twiddler::Registry;
 
 impl Rpc {
     /// Passes on a request that is no call, and puts its reply into the client's names.
-    pub async fn page(&self, head: &Parts, payload: Payload) -> Response<Body> {
+    ///
+    /// # Errors
+    /// Why there is no reply.
+    pub async fn page(&self, head: &Parts, payload: Payload) -> Result<Response<Body>, Failure> {
         let form = match &payload {
             Payload::Bytes(form) => Some(&form[..]),
             Payload::Nothing => None,
@@ -24,30 +28,27 @@ impl Rpc {
         let Some(asked) = Asked::read(&head.method, &head.uri, form) else {
             return self.pass_page(head, payload).await;
         };
-        match self.answer_page(head, &asked, payload).await {
-            Ok(response) | Err(response) => response,
-        }
+        self.answer_page(head, &asked, payload).await
     }
 
-    async fn pass_page(&self, head: &Parts, payload: Payload) -> Response<Body> {
+    async fn pass_page(&self, head: &Parts, payload: Payload) -> Result<Response<Body>, Failure> {
         let share = share::of_page(&head.uri, form_of(&payload));
         forward::forward(&self.daemon, head, payload, share).await
     }
 
-    /// Either is the answer.
     async fn answer_page(
         &self,
         head: &Parts,
         asked: &Asked,
         payload: Payload,
-    ) -> Result<Response<Body>, Response<Body>> {
+    ) -> Result<Response<Body>, Failure> {
         let asking = asking_head(head);
         let caller = Caller {
             head: &asking,
             update: &Update::default(),
         };
-        if !self.needs_translation(&caller).await.map_err(own)? {
-            return Ok(self.pass_page(head, payload).await);
+        if !self.needs_translation(&caller).await? {
+            return self.pass_page(head, payload).await;
         }
         self.look_for(&caller, asked).await?;
         let hides = self.twiddler.with_registry(Registry::hides);
@@ -57,7 +58,7 @@ impl Rpc {
         if let Some(alias) = self.alias(asked) {
             return self.named(head, asked, &alias, payload).await;
         }
-        let response = self.pass_page(head, payload).await;
+        let response = self.pass_page(head, payload).await?;
         if asked.page == Page::Status && !self.twiddler.with_registry(Registry::is_plain) {
             return rewrite(response, |page| {
                 self.twiddler
@@ -69,16 +70,16 @@ impl Rpc {
     }
 
     /// Sees whether hidden processes that matter here were started behind our back.
-    async fn look_for(&self, caller: &Caller<'_>, asked: &Asked) -> Result<(), Response<Body>> {
+    async fn look_for(&self, caller: &Caller<'_>, asked: &Asked) -> Result<(), Failure> {
         let looked = match (asked.page, &asked.process) {
             (Page::Status, _) => self.look_at_all_hidden(caller).await,
             (_, Some(process)) => self.look_at_hidden(caller, process).await,
             (_, None) => Ok(()),
         };
         match looked {
-            Err(Failure::Http(response)) => Err(*response),
             // What the daemon refuses now it refuses again, in the words of its pages.
             Ok(()) | Err(Failure::Fault(_)) => Ok(()),
+            failure => failure,
         }
     }
 
@@ -95,7 +96,7 @@ impl Rpc {
         asked: &Asked,
         alias: &Alias,
         payload: Payload,
-    ) -> Result<Response<Body>, Response<Body>> {
+    ) -> Result<Response<Body>, Failure> {
         let (uri, form) = asked.naming(&alias.real);
         let uri = uri.as_ref().unwrap_or(&head.uri);
         let payload = form.map_or(payload, Payload::Bytes);
@@ -116,14 +117,15 @@ impl Rpc {
         &self,
         caller: &Caller<'_>,
         head: &Parts,
-    ) -> Result<Response<Body>, Response<Body>> {
+    ) -> Result<Response<Body>, Failure> {
         for verb in [BulkAction::Stop, BulkAction::Start] {
             let Some(whole) = BulkCall::all(verb, &[]) else {
                 continue;
             };
             // Nor does the daemon say what became of each.
-            if let Err(Failure::Http(response)) = self.whole(caller, whole).await {
-                return Err(*response);
+            match self.whole(caller, whole).await {
+                Ok(_) | Err(Failure::Fault(_)) => {}
+                Err(failure) => return Err(failure),
             }
         }
         let (uri, form) = pages::refresh();
@@ -141,12 +143,10 @@ impl Rpc {
         head: &Parts,
         uri: &Uri,
         payload: Payload,
-    ) -> Result<Response<Body>, Response<Body>> {
+    ) -> Result<Response<Body>, Failure> {
         let share = share::of_page(uri, form_of(&payload));
-        match forward::send(&self.daemon, head, uri, payload, share).await {
-            Ok(reply) => Ok(forward::for_client(head, reply)),
-            Err(reason) => Err(forward::bad_gateway(&reason)),
-        }
+        let reply = forward::send(&self.daemon, head, uri, payload, share).await?;
+        Ok(forward::for_client(head, reply))
     }
 }
 
@@ -155,10 +155,6 @@ fn form_of(payload: &Payload) -> &[u8] {
         Payload::Bytes(form) => form,
         Payload::Nothing | Payload::NoLength => &[],
     }
-}
-
-fn own(failure: Failure) -> Response<Body> {
-    super::reply(Err(failure))
 }
 
 /// What the proxy asks with on behalf of somebody who asked for a page.
@@ -184,7 +180,7 @@ pub(super) fn asking_head(head: &Parts) -> Parts {
 async fn rewrite(
     response: Response<Body>,
     change: impl FnOnce(&str) -> Rewritten,
-) -> Result<Response<Body>, Response<Body>> {
+) -> Result<Response<Body>, Failure> {
     if response.status() != StatusCode::OK {
         return Ok(response);
     }

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::IntoResponse;
 use http::StatusCode;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::server::conn::http1;
@@ -31,6 +32,7 @@ use crate::audit::{Flood, Floods, Peer};
 use crate::config::exposure::narrowed;
 use crate::config::{ListenAddr, SocketAccess};
 use crate::daemon::Origin;
+use crate::failure::Failure;
 use crate::forward;
 use crate::limits::{self, ClientSlot, ClientSlots, HEAD_TIME, Phase, TimedStream};
 use crate::routes::Connection;
@@ -490,10 +492,7 @@ fn head_size<B>(request: &http::Request<B>) -> usize {
 fn head_too_large() -> http::Response<axum::body::Body> {
     let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     let text = format!("the head of a request may have {MAX_HEAD} bytes");
-    let mut reply = forward::own_reply(status, &text);
-    let close = http::HeaderValue::from_static("close");
-    reply.headers_mut().insert(http::header::CONNECTION, close);
-    reply
+    Failure::Unread(status, text).into_response()
 }
 
 fn connection(
