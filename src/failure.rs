@@ -33,6 +33,9 @@ pub enum Failure {
     Unread(StatusCode, String),
 }
 
+/// A response, or why there is none.
+pub type HttpResult = Result<Response, Failure>;
+
 /// Why the proxy itself replied as it did: an extension of its replies, for the log.
 #[derive(Clone, Debug)]
 pub struct Reason(pub String);

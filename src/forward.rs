@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use percent_encoding::percent_decode_str;
 
 use crate::daemon::{self, Daemon, MAX_QUEUED, Reuse, Share, Unanswered};
-use crate::failure::Failure;
+use crate::failure::{Failure, HttpResult};
 
 /// What speaks of one connection only (RFC 9110, 7.6.1); `Connection` may name more.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -95,7 +95,7 @@ pub async fn forward(
     head: &Parts,
     payload: Payload,
     share: Share,
-) -> Result<Response<Body>, Failure> {
+) -> HttpResult {
     let reply = send(daemon, head, &head.uri, payload, share).await?;
     Ok(for_client(head, reply))
 }
@@ -110,7 +110,7 @@ pub async fn send(
     uri: &Uri,
     payload: Payload,
     share: Share,
-) -> Result<Response<Body>, Failure> {
+) -> HttpResult {
     let shared = matches!(payload, Payload::Bytes(_)) && reads(&head.method, uri) == Reads::Call;
     let mut request = Request::new(body_of(&payload));
     *request.method_mut() = head.method.clone();

@@ -12,7 +12,7 @@ use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 
 use crate::body::{self, Held};
-use crate::failure::Failure;
+use crate::failure::HttpResult;
 use crate::forward::{self, Payload, Reads};
 use crate::lease::{self, Leases};
 use crate::limits::ClientSlot;
@@ -55,18 +55,13 @@ async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
 }
 
 /// Lets whoever may come in hold a lease, until he hangs up.
-async fn hold_lease(
-    rpc: &Rpc,
-    leases: &Arc<Leases>,
-    name: &str,
-    request: Request,
-) -> Result<Response, Failure> {
+async fn hold_lease(rpc: &Rpc, leases: &Arc<Leases>, name: &str, request: Request) -> HttpResult {
     let (head, _) = request.into_parts();
     rpc.let_in(&head).await?;
     Ok(leases.answer(name, head.headers.get(AUTHORIZATION).cloned()))
 }
 
-async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> Result<Response, Failure> {
+async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
     // hyper has refused a head with two lengths, and forgets a length beside chunks.
     let (head, body) = request.into_parts();
     let reads = forward::reads(&head.method, &head.uri);
@@ -85,12 +80,7 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> Result<Response
     rpc.daemon().on_behalf_of(&head, answering).await
 }
 
-async fn answer(
-    rpc: &Rpc,
-    head: &Parts,
-    reads: Reads,
-    payload: Payload,
-) -> Result<Response, Failure> {
+async fn answer(rpc: &Rpc, head: &Parts, reads: Reads, payload: Payload) -> HttpResult {
     let connection = head
         .extensions
         .get::<Connection>()

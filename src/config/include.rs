@@ -103,14 +103,11 @@ impl Resolver<'_> {
         }
         let chosen = match named {
             Some(raw) => named_include_dir(conf, &raw),
-            None => first_include_dir(conf).map_err(|mut mistakes| {
-                mistakes.extend(needed);
-                mistakes
-            }),
+            None => first_include_dir(conf)
+                .map_err(|mistakes| mistakes.into_iter().chain(needed).collect()),
         };
-        chosen
-            .map_err(|mistakes| self.mistakes.extend(mistakes))
-            .ok()
+        let record = |mistakes: Vec<ConfigError>| self.mistakes.extend(mistakes);
+        chosen.map_err(record).ok()
     }
 }
 
@@ -145,18 +142,16 @@ fn usable_pattern(pattern: &IncludePattern) -> Result<IncludeTarget, String> {
         let fixed = dir
             .ancestors()
             .find(|dir| !has_wildcard(&dir.to_string_lossy()));
-        return Err(match matching_dir(dir) {
-            Some(dir) => {
-                let dir = dir.display();
-                format!(
-                    "its directory is a pattern itself; write --include-dir {dir}, and create {dir} if there is none"
-                )
+        let instead = match matching_dir(dir).map(|dir| dir.display().to_string()) {
+            Some(dir) => format!("--include-dir {dir}, and create {dir} if there is none"),
+            None => {
+                let example = fixed.unwrap_or(dir).join("conf.d/*.conf");
+                format!("{} beside it", example.display())
             }
-            None => format!(
-                "its directory is a pattern itself; write {} beside it",
-                fixed.unwrap_or(dir).join("conf.d/*.conf").display()
-            ),
-        });
+        };
+        return Err(format!(
+            "its directory is a pattern itself; write {instead}"
+        ));
     }
     if !is_fitting(pattern) {
         return Err(no_place(pattern));

@@ -71,23 +71,18 @@ impl Resolver<'_> {
     /// The addresses that are written; none where there is no such line.
     pub(super) fn listen(&mut self) -> Option<Vec<ListenAddr>> {
         let raw = self.raw("listen")?;
-        let parsed: Vec<_> = raw
-            .items()
-            .map(|item| ListenAddr::parse(item).map_err(|reason| raw.wrong(reason)))
-            .collect();
-        if parsed.is_empty() {
-            self.mistakes
-                .push(raw.wrong(format!("there is no address; write {DEFAULT_LISTEN}")));
+        if raw.items().next().is_none() {
+            let none = format!("there is no address; write {DEFAULT_LISTEN}");
+            self.mistakes.push(raw.wrong(none));
         }
         let mut addresses: Vec<ListenAddr> = Vec::new();
-        for address in parsed {
+        for item in raw.items() {
+            let address = ListenAddr::parse(item).map_err(|reason| raw.wrong(reason));
             let Some(address) = self.ok_or_record(address) else {
                 continue;
             };
-            let other = addresses
-                .iter()
-                .find(|other| overlap::is_included(other, &address));
-            match other {
+            let mut others = addresses.iter();
+            match others.find(|other| overlap::is_included(other, &address)) {
                 Some(other) if *other == address => {}
                 Some(other) => self.mistakes.push(raw.wrong(format!(
                     "{address} and {other} are one place; leave one of them out"
@@ -107,10 +102,8 @@ impl Resolver<'_> {
         let Some(daemon) = daemon else { return };
         let servers = self.conf.iter().flat_map(|conf| &conf.servers);
         let named = self.raw("supervisord").map(|raw| raw.origin);
-        let owner = match (
-            &named,
-            servers.clone().find(|server| server.address == *daemon),
-        ) {
+        let server = servers.clone().find(|server| server.address == *daemon);
+        let owner = match (&named, server) {
             (None, Some(server)) => format!("[{}]", server.section),
             (Some(origin), _) => origin.to_string(),
             (None, None) => "its file".to_owned(),
@@ -122,9 +115,8 @@ impl Resolver<'_> {
         let places: Vec<_> = [(daemon, owner)].into_iter().chain(others).collect();
         let origin = self.origin("listen");
         for address in listen {
-            let taken = places
-                .iter()
-                .find(|(place, _)| overlap::is_daemons(address, place));
+            let mut places = places.iter();
+            let taken = places.find(|(place, _)| overlap::is_daemons(address, place));
             if let Some((_, owner)) = taken {
                 self.mistakes.push(ConfigError::BadValue {
                     origin: origin.clone(),

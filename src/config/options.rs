@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
 
 /// The one option that cannot stand in the file that it names.
@@ -135,7 +134,7 @@ impl OptionSpec {
         match self.kind {
             Kind::Text => arg,
             Kind::List => arg.action(ArgAction::Append),
-            Kind::Path => arg.value_parser(ValueParser::from(value_parser!(PathBuf))),
+            Kind::Path => arg.value_parser(value_parser!(PathBuf)),
             Kind::Flag => arg
                 .num_args(0..=1)
                 .require_equals(true)

@@ -77,20 +77,23 @@ impl Resolver<'_> {
         server: Option<&HttpServer>,
         allowed: bool,
     ) -> Vec<ListenAddr> {
-        let raw = self.raw("listen").filter(|_| !allowed);
+        let Some(raw) = self.raw("listen").filter(|_| !allowed) else {
+            return listen;
+        };
         let is_for_all = is_for_all(upstream.address, server);
-        for address in listen.iter().filter(|_| raw.is_some()) {
-            if let (Some(guard), Some(raw)) = (upstream.keeps_out(address, is_for_all), &raw) {
-                let (others, instead) = if address.is_for_others() {
-                    ("callers", "listen on 127.0.0.1 or a unix socket")
-                } else {
-                    let socket = "listen = unix:///run/twiddler/twiddler.sock";
-                    ("accounts of this machine", socket)
-                };
-                self.mistakes.push(raw.wrong(format!(
-                    "{address} would let in {others} that supervisord keeps out ({guard}); write username = NAME and password = PASSWORD in [twiddler], or {instead}, or --allow-open if all who reach that address may run commands here"
-                )));
-            }
+        for address in &listen {
+            let Some(guard) = upstream.keeps_out(address, is_for_all) else {
+                continue;
+            };
+            let (others, instead) = if address.is_for_others() {
+                ("callers", "listen on 127.0.0.1 or a unix socket")
+            } else {
+                let socket = "listen = unix:///run/twiddler/twiddler.sock";
+                ("accounts of this machine", socket)
+            };
+            self.mistakes.push(raw.wrong(format!(
+                "{address} would let in {others} that supervisord keeps out ({guard}); write username = NAME and password = PASSWORD in [twiddler], or {instead}, or --allow-open if all who reach that address may run commands here"
+            )));
         }
         listen
     }

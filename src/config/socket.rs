@@ -98,19 +98,20 @@ pub fn beside(daemons: &Path) -> Result<PathBuf, String> {
 /// Mode, owner and group of the daemon's socket: its own, or while the daemon is away those that
 /// its file gives it (`supervisor/options.py`, `_parse_servernames`: 0700, and its own account).
 pub fn access_of(daemons: &Path, server: Option<&HttpServer>) -> SocketAccess {
-    if let Ok(found) = fs::metadata(daemons) {
-        return SocketAccess {
-            mode: found.permissions().mode() & 0o777,
-            user: Some(found.uid()),
-            group: Some(found.gid()),
-            like_daemons: true,
-        };
-    }
-    let (user, group) = server
-        .and_then(|server| owner(server.chown.as_deref()?))
-        .unwrap_or_default();
+    let (mode, user, group) = match fs::metadata(daemons) {
+        Ok(found) => (
+            found.permissions().mode() & 0o777,
+            Some(found.uid()),
+            Some(found.gid()),
+        ),
+        Err(_) => {
+            let owner = server.and_then(|server| owner(server.chown.as_deref()?));
+            let (user, group) = owner.unwrap_or_default();
+            (mode_in_file(server), user, group)
+        }
+    };
     SocketAccess {
-        mode: mode_in_file(server),
+        mode,
         user,
         group,
         like_daemons: true,
@@ -131,31 +132,25 @@ pub fn is_for_all(daemons: &Path, server: Option<&HttpServer>) -> bool {
 }
 
 fn mode_in_file(server: Option<&HttpServer>) -> u32 {
-    server
-        .and_then(|server| socket_mode(server.chmod.as_deref()?))
-        .unwrap_or(DEFAULT_SOCKET_MODE)
+    let mode = server.and_then(|server| socket_mode(server.chmod.as_deref()?));
+    mode.unwrap_or(DEFAULT_SOCKET_MODE)
 }
 
 /// The mode of a socket, as the file has it.
 fn socket_mode(text: &str) -> Option<u32> {
     let digits = text.trim();
     let digits = digits.strip_prefix("0o").unwrap_or(digits);
-    u32::from_str_radix(digits, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o777)
+    let mode = u32::from_str_radix(digits, 8).ok();
+    mode.filter(|mode| *mode <= 0o777)
 }
 
 /// The owner of a socket, as the file has it: a user, and perhaps a group.
 fn owner(text: &str) -> Option<(Option<u32>, Option<u32>)> {
-    let (user, group) = text
-        .trim()
-        .split_once(':')
-        .map_or((text.trim(), None), |(user, group)| (user, Some(group)));
-    let group = match group {
-        Some(group) => Some(group_id(group)?),
-        None => None,
-    };
-    Some((Some(user_id(user)?), group))
+    let text = text.trim();
+    match text.split_once(':') {
+        Some((user, group)) => Some((Some(user_id(user)?), Some(group_id(group)?))),
+        None => Some((Some(user_id(text)?), None)),
+    }
 }
 
 fn user_id(name: &str) -> Option<u32> {

@@ -94,32 +94,17 @@ impl<'a> Resolver<'a> {
     /// The value of a key from the best source that has it. An empty variable counts as not set:
     /// that is how compose files and unit files pass on what they do not have.
     pub(super) fn raw(&self, key: &'static str) -> Option<RawValue> {
+        let raw = |text, origin| Some(RawValue { text, origin });
         if let Some(text) = self.args.value(key) {
-            return Some(RawValue {
-                text,
-                origin: Origin::CommandLine(key),
-            });
+            return raw(text, Origin::CommandLine(key));
         }
         if let Some(text) = (self.env)(&variable(key)).filter(|text| !text.is_empty()) {
-            return Some(RawValue {
-                text,
-                origin: Origin::Environment(key),
-            });
+            return raw(text, Origin::Environment(key));
         }
-        let set = self
-            .conf
-            .as_ref()?
-            .twiddler
-            .iter()
-            .find(|set| set.key == key)?;
-        let origin = Origin::File {
-            file: set.file.clone(),
-            key,
-        };
-        Some(RawValue {
-            text: set.value.clone(),
-            origin,
-        })
+        let keys = &self.conf.as_ref()?.twiddler;
+        let set = keys.iter().find(|set| set.key == key)?;
+        let file = set.file.clone();
+        raw(set.value.clone(), Origin::File { file, key })
     }
 
     /// Where a key was set; the option where it was not.

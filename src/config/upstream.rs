@@ -14,19 +14,13 @@ impl Resolver<'_> {
             Some(address) => Some(self.ok_or_record(address)?),
             None => None,
         };
-        let servers = self
-            .conf
-            .as_ref()
-            .map(|conf| &*conf.servers)
-            .unwrap_or_default();
+        let servers = self.conf.as_ref().map_or(&[][..], |conf| &conf.servers);
         let unplaced = self.conf.iter().flat_map(|conf| &conf.unplaced);
         let credentials = match &named {
             Some(address) => credentials_for(servers, unplaced, address),
-            None => servers
-                .first()
-                .and_then(|server| server.credentials.clone()),
+            None => servers.first()?.credentials.clone(),
         };
-        let address = named.or_else(|| servers.first().map(|server| server.address.clone()))?;
+        let address = named.or_else(|| Some(servers.first()?.address.clone()))?;
         Some((address, credentials))
     }
 }
@@ -50,33 +44,23 @@ fn credentials_for<'a>(
 /// another container sees other hosts and directories, one with the same port or socket name; else
 /// the first that has any.
 fn server_for<'a>(servers: &'a [HttpServer], address: &DaemonAddress) -> Option<&'a HttpServer> {
-    let same = servers
-        .iter()
-        .find(|server| is_same(&server.address, address));
-    let alike = || {
-        servers
-            .iter()
-            .find(|server| is_alike(&server.address, address))
-    };
-    let any = || {
-        servers
-            .iter()
-            .find(|server| usable_credentials(server).is_some())
-    };
-    same.or_else(alike).or_else(any)
+    let find = |fits: &dyn Fn(&HttpServer) -> bool| servers.iter().find(|server| fits(server));
+    find(&|server| is_same(&server.address, address))
+        .or_else(|| find(&|server| is_alike(&server.address, address)))
+        .or_else(|| find(&|server| usable_credentials(server).is_some()))
 }
 
 fn is_same(one: &DaemonAddress, other: &DaemonAddress) -> bool {
-    let host = |host: &str| {
-        if host == "localhost" {
-            "127.0.0.1".to_owned()
+    let host = |name| {
+        if name == "localhost" {
+            "127.0.0.1"
         } else {
-            host.to_owned()
+            name
         }
     };
     match (one, other) {
         (DaemonAddress::Tcp { host: a, port: p }, DaemonAddress::Tcp { host: b, port: q }) => {
-            p == q && host(a) == host(b)
+            p == q && host(&**a) == host(b)
         }
         _ => one == other,
     }
@@ -91,10 +75,8 @@ fn is_alike(one: &DaemonAddress, other: &DaemonAddress) -> bool {
 }
 
 fn usable_credentials(server: &HttpServer) -> Option<&Credentials> {
-    server
-        .credentials
-        .as_ref()
-        .filter(|credentials| credentials.can_be_presented())
+    let credentials = server.credentials.as_ref();
+    credentials.filter(|credentials| credentials.can_be_presented())
 }
 
 #[cfg(test)]

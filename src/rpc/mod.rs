@@ -28,7 +28,7 @@ use crate::audit::{Record, shown, without_values};
 use crate::current::Current;
 use crate::daemon::fault::{FAILED, NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{Daemon, Share};
-use crate::failure::{self, Failure};
+use crate::failure::{self, Failure, HttpResult};
 use crate::forward::{self, Payload};
 use crate::program::option_names;
 use crate::twiddler::methods::{self, Method, Request};
@@ -112,11 +112,7 @@ impl Rpc {
     ///
     /// # Errors
     /// Why there is no answer to it.
-    pub async fn answer(
-        &self,
-        caller: &Caller<'_>,
-        body: Bytes,
-    ) -> Result<Response<Body>, Failure> {
+    pub async fn answer(&self, caller: &Caller<'_>, body: Bytes) -> HttpResult {
         let call = match read_call(&body).await {
             Ok(call) => call,
             Err(ReadError::TooMany(limit)) => {
@@ -148,12 +144,7 @@ impl Rpc {
     /// Passes a call on with these bytes. The daemon sends a reply in pieces of 4 KiB; one that is
     /// not large goes on in one piece, because nobody can make use of a part of it, and each piece
     /// wakes its reader.
-    async fn forward(
-        &self,
-        caller: &Caller<'_>,
-        body: Bytes,
-        share: Share,
-    ) -> Result<Response<Body>, Failure> {
+    async fn forward(&self, caller: &Caller<'_>, body: Bytes, share: Share) -> HttpResult {
         let payload = Payload::Bytes(body);
         let reply = forward::forward(&self.daemon, caller.head, payload, share).await?;
         let size = reply.body().size_hint().exact();

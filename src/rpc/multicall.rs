@@ -7,9 +7,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use axum::body::Body;
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::StatusCode;
 
 use super::bulk::is_true;
 use super::supervisor::{self, Back, Translation};
@@ -19,7 +18,7 @@ use super::{
 use crate::daemon::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, SHUTDOWN_STATE, SPAWN_ERROR, bare, fault,
 };
-use crate::failure::Failure;
+use crate::failure::{Failure, HttpResult};
 use crate::translate::{self, MethodKind, method_kind};
 use crate::twiddler::methods::Request;
 use crate::twiddler::{Change, Refusal};
@@ -53,7 +52,7 @@ impl Rpc {
         caller: &Caller<'_>,
         call: &MethodCall,
         body: Bytes,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> HttpResult {
         match call.params.as_slice() {
             [Value::Array(entries)] if entries.len() > MAX_CALLS => Err(Failure::Refused(
                 StatusCode::PAYLOAD_TOO_LARGE,

@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use super::bulk::BulkCall;
 use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
-use crate::failure::Failure;
+use crate::failure::{Failure, HttpResult};
 use crate::namespec::split_namespec;
 use crate::translate::{self, Alias, BulkAction, Ending, MethodKind, method_kind};
 use crate::twiddler::{Change, Member, Place, Refusal, Registry, Wording};
@@ -58,7 +58,7 @@ impl Rpc {
         name: &str,
         call: &MethodCall,
         body: Bytes,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> HttpResult {
         let _quiet = match method_kind(name) {
             MethodKind::Reload => Some(self.twiddler.quiet().await),
             _ => None,
@@ -99,12 +99,7 @@ impl Rpc {
     }
 
     /// A group that was removed comes back as the user's file has it, with what was hidden.
-    async fn show_all_of(
-        &self,
-        group: &str,
-        response: Response<Body>,
-        life: u64,
-    ) -> Result<Response<Body>, Failure> {
+    async fn show_all_of(&self, group: &str, response: Response<Body>, life: u64) -> HttpResult {
         let (head, body) = response.into_parts();
         let body = collect(body).await?;
         if matches!(xmlrpc::read::response(&body), Ok(Ok(_))) {
@@ -245,7 +240,7 @@ impl Rpc {
         response: Response<Body>,
         back: &Back,
         life: u64,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> HttpResult {
         if response.status() != StatusCode::OK {
             return Ok(response);
         }

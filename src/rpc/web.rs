@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use super::bulk::BulkCall;
 use super::{Caller, Rpc, Update, collect, share};
 use crate::daemon::Origin;
-use crate::failure::Failure;
+use crate::failure::{Failure, HttpResult};
 use crate::forward::{self, Payload};
 use crate::pages::{self, Asked, Page, Rewritten};
 use crate::translate::{self, Alias, BulkAction};
@@ -19,7 +19,7 @@ impl Rpc {
     ///
     /// # Errors
     /// Why there is no reply.
-    pub async fn page(&self, head: &Parts, payload: Payload) -> Result<Response<Body>, Failure> {
+    pub async fn page(&self, head: &Parts, payload: Payload) -> HttpResult {
         let form = match &payload {
             Payload::Bytes(form) => Some(&form[..]),
             Payload::Nothing => None,
@@ -31,17 +31,12 @@ impl Rpc {
         self.answer_page(head, &asked, payload).await
     }
 
-    async fn pass_page(&self, head: &Parts, payload: Payload) -> Result<Response<Body>, Failure> {
+    async fn pass_page(&self, head: &Parts, payload: Payload) -> HttpResult {
         let share = share::of_page(&head.uri, form_of(&payload));
         forward::forward(&self.daemon, head, payload, share).await
     }
 
-    async fn answer_page(
-        &self,
-        head: &Parts,
-        asked: &Asked,
-        payload: Payload,
-    ) -> Result<Response<Body>, Failure> {
+    async fn answer_page(&self, head: &Parts, asked: &Asked, payload: Payload) -> HttpResult {
         let asking = asking_head(head);
         let caller = Caller {
             head: &asking,
@@ -96,7 +91,7 @@ impl Rpc {
         asked: &Asked,
         alias: &Alias,
         payload: Payload,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> HttpResult {
         let (uri, form) = asked.naming(&alias.real);
         let uri = uri.as_ref().unwrap_or(&head.uri);
         let payload = form.map_or(payload, Payload::Bytes);
@@ -113,11 +108,7 @@ impl Rpc {
     }
 
     /// Stops and starts all but what is hidden. The redirect is the daemon's own, with its time.
-    async fn restart_all(
-        &self,
-        caller: &Caller<'_>,
-        head: &Parts,
-    ) -> Result<Response<Body>, Failure> {
+    async fn restart_all(&self, caller: &Caller<'_>, head: &Parts) -> HttpResult {
         for verb in [BulkAction::Stop, BulkAction::Start] {
             let Some(whole) = BulkCall::all(verb, &[]) else {
                 continue;
@@ -138,12 +129,7 @@ impl Rpc {
         Ok(redirected(response, pages::restarted))
     }
 
-    async fn send(
-        &self,
-        head: &Parts,
-        uri: &Uri,
-        payload: Payload,
-    ) -> Result<Response<Body>, Failure> {
+    async fn send(&self, head: &Parts, uri: &Uri, payload: Payload) -> HttpResult {
         let share = share::of_page(uri, form_of(&payload));
         let reply = forward::send(&self.daemon, head, uri, payload, share).await?;
         Ok(forward::for_client(head, reply))
@@ -177,10 +163,7 @@ pub(super) fn asking_head(head: &Parts) -> Parts {
 }
 
 /// Puts another text into a page. Whatever is no page of the daemon's passes as it is.
-async fn rewrite(
-    response: Response<Body>,
-    change: impl FnOnce(&str) -> Rewritten,
-) -> Result<Response<Body>, Failure> {
+async fn rewrite(response: Response<Body>, change: impl FnOnce(&str) -> Rewritten) -> HttpResult {
     if response.status() != StatusCode::OK {
         return Ok(response);
     }

@@ -33,15 +33,11 @@ pub struct ConfiguredGroup {
 
 impl Reader<'_> {
     pub(super) fn groups(&self) -> Vec<ConfiguredGroup> {
-        let claimed: HashSet<String> = self
-            .sections
-            .starting_with("group:")
-            .flat_map(|group| self.members(&group.name))
-            .collect();
-        let groups = self
-            .sections
-            .iter()
-            .filter(|section| !claimed.contains(&section.name));
+        let groups = self.sections.starting_with("group:");
+        let members = groups.flat_map(|group| self.members(&group.name));
+        let claimed: HashSet<String> = members.collect();
+        let sections = self.sections.iter();
+        let groups = sections.filter(|section| !claimed.contains(&section.name));
         groups.filter_map(|section| self.group(section)).collect()
     }
 
@@ -63,18 +59,13 @@ impl Reader<'_> {
         } else {
             strip(name)
         };
-        let empty = members
-            .iter()
-            .all(|program| self.numprocs(program, name) <= 0);
-        let priority = self.number(&section.name, "priority").unwrap_or(priority);
+        let processes = members.iter();
+        let processes = processes.flat_map(|program| self.processes(program, name));
         Some(ConfiguredGroup {
             name: name.to_owned(),
-            priority,
-            empty,
-            processes: members
-                .iter()
-                .flat_map(|program| self.processes(program, name))
-                .collect(),
+            priority: self.number(&section.name, "priority").unwrap_or(priority),
+            empty: members.iter().all(|one| self.numprocs(one, name) <= 0),
+            processes: processes.collect(),
         })
     }
 
@@ -84,9 +75,8 @@ impl Reader<'_> {
             setting.map(|setting| setting.value.as_str())
         };
         let count = self.numprocs(section, group).clamp(0, MAX_CONFIGURED);
-        let first = raw("numprocs_start")
-            .and_then(|text| int(text).value())
-            .unwrap_or(0);
+        let first = raw("numprocs_start").and_then(|text| int(text).value());
+        let first = first.unwrap_or(0);
         let configured = Configured {
             name: program_of(section),
             group,
@@ -98,27 +88,19 @@ impl Reader<'_> {
 
     /// The sections of the programs that a `[group:x]` takes in.
     fn members(&self, group: &str) -> Vec<String> {
-        let programs = self
-            .value(group, "programs")
-            .ok()
-            .flatten()
-            .map(|(value, _)| value);
+        let programs = self.text(group, "programs");
         let programs = programs.filter(|programs| !programs.is_empty());
-        let names = programs
-            .iter()
-            .flat_map(|programs| programs.split(','))
-            .map(strip);
-        names
-            .map(|name| {
-                let program = format!("program:{name}");
-                let known = self.sections.get(&program).is_some();
-                if known {
-                    program
-                } else {
-                    format!("fcgi-program:{name}")
-                }
-            })
-            .collect()
+        let names = programs.iter().flat_map(|programs| programs.split(','));
+        let sections = names.map(strip).map(|name| {
+            let program = format!("program:{name}");
+            let known = self.sections.get(&program).is_some();
+            if known {
+                program
+            } else {
+                format!("fcgi-program:{name}")
+            }
+        });
+        sections.collect()
     }
 
     fn numprocs(&self, section: &str, group: &str) -> i64 {
@@ -142,19 +124,16 @@ impl Reader<'_> {
     }
 
     fn number(&self, section: &str, key: &str) -> Option<i64> {
-        let (value, _) = self.value(section, key).ok()??;
-        int(&value).value()
+        int(&self.text(section, key)?).value()
     }
 
     /// The proxy as a program of the daemon that it is in front of, by any path.
     pub(super) fn proxies(&self) -> Vec<String> {
         let is_proxy = |section: &&Section| {
             let command = self.sections.find(&section.name, "command");
-            let mut words = command
-                .into_iter()
-                .flat_map(|set| set.value.split(is_space));
-            let program = words.by_ref().find(|word| is_our_program(word));
-            program.is_some() && words.any(|word| word == "serve")
+            let words = command.into_iter();
+            let mut words = words.flat_map(|set| set.value.split(is_space));
+            words.any(is_our_program) && words.any(|word| word == "serve")
         };
         let programs = self.sections.starting_with("program:");
         let proxies = programs.filter(is_proxy);

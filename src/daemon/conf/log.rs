@@ -113,17 +113,16 @@ impl Reader<'_> {
             return LogFile::Syslog;
         }
         let named = home(&named, self.names.outer);
-        let moved = self
-            .directory()
-            .map(|directory| normal_path(&join(&directory, &named)));
-        let moved = moved.map(PathBuf::from).filter(|path| path.exists());
+        let directory = self.directory();
+        let moved = directory.map(|directory| normal_path(&join(&directory, &named)).into());
+        let moved = moved.filter(|path: &PathBuf| path.exists());
         LogFile::File(moved.unwrap_or_else(|| absolute(&named).into()))
     }
 
     /// Where the daemon goes once it is in the background; from there it names its relative log
     /// file when it restarts (supervisor/supervisord.py, `main`).
     fn directory(&self) -> Option<String> {
-        let (directory, _) = self.value("supervisord", "directory").ok()??;
+        let directory = self.text("supervisord", "directory")?;
         Some(absolute(&home(&directory, self.names.outer)))
     }
 

@@ -133,25 +133,17 @@ pub fn search() -> Vec<PathBuf> {
     let program = find_program("supervisorctl").or_else(|| std::env::current_exe().ok());
     let prefix = program
         .as_deref()
-        .and_then(Path::parent)
-        .and_then(Path::parent);
-    let beside = prefix.map(|prefix| {
-        [
-            prefix.join("etc/supervisord.conf"),
-            prefix.join("supervisord.conf"),
-        ]
-    });
+        .and_then(|program| program.parent()?.parent());
+    let beside = ["etc/supervisord.conf", "supervisord.conf"];
+    let beside = prefix.map(|prefix| beside.map(|name| prefix.join(name)));
     let fixed = [
         "supervisord.conf",
         "etc/supervisord.conf",
         "/etc/supervisord.conf",
         "/etc/supervisor/supervisord.conf",
     ];
-    beside
-        .into_iter()
-        .flatten()
-        .chain(fixed.map(PathBuf::from))
-        .collect()
+    let fixed = fixed.map(PathBuf::from);
+    beside.into_iter().flatten().chain(fixed).collect()
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
@@ -198,11 +190,7 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
         groups: reader.groups(),
         supervisorctl: reader.supervisorctl(),
         twiddler: twiddler_keys(&mut reader),
-        sections: reader
-            .sections
-            .iter()
-            .map(|section| section.name.clone())
-            .collect(),
+        sections: reader.sections.iter().map(|one| one.name.clone()).collect(),
         proxies: reader.proxies(),
         here: reader.names.here.clone().into(),
         include: include.patterns,
@@ -221,19 +209,13 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
 }
 
 fn twiddler_keys(reader: &mut Reader<'_>) -> Vec<TwiddlerKey> {
-    let settings = reader
-        .sections
-        .get("twiddler")
-        .map(|section| section.own.clone())
-        .unwrap_or_default();
-    let keys = settings.into_iter().filter_map(|setting| {
+    let section = reader.sections.get("twiddler");
+    let settings = section.map(|section| section.own.clone());
+    let keys = settings.into_iter().flatten().filter_map(|setting| {
         let value = reader.expanded("twiddler", &setting);
         let (value, file) = reader.keep(value)?;
-        Some(TwiddlerKey {
-            key: setting.key,
-            value,
-            file,
-        })
+        let key = setting.key;
+        Some(TwiddlerKey { key, value, file })
     });
     keys.collect()
 }

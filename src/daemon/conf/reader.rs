@@ -86,19 +86,21 @@ impl<'a> Reader<'a> {
     /// Lets later expansions see what `[supervisord] environment` sets. The daemon expands that
     /// value twice; where it cannot be read, the daemon says so better than we could.
     pub(super) fn load_environment(&mut self) {
-        let Ok(Some((text, _))) = self.value("supervisord", "environment") else {
-            return;
-        };
-        let expanded = self.names.format(&text).ok();
+        let text = self.text("supervisord", "environment");
+        let expanded = text.and_then(|text| self.names.format(&text).ok());
         self.names.environment = expanded.and_then(|text| pairs(&text)).unwrap_or_default();
+    }
+
+    /// An option's value, where it can be expanded.
+    pub(super) fn text(&self, section: &str, key: &str) -> Option<String> {
+        Some(self.value(section, key).ok()??.0)
     }
 
     /// An option's value, expanded, and the file that sets it.
     pub(super) fn value(&self, section: &str, key: &str) -> Result<Option<Value>, ConfError> {
         let setting = self.sections.find(section, key);
-        setting
-            .map(|setting| self.expanded(section, setting))
-            .transpose()
+        let value = setting.map(|setting| self.expanded(section, setting));
+        value.transpose()
     }
 
     /// Like [`Self::value`], as it is written where a variable is not set.
@@ -189,7 +191,6 @@ pub(super) fn read_text(file: &Path) -> io::Result<String> {
 }
 
 fn host_name() -> String {
-    nix::unistd::gethostname()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }

@@ -100,8 +100,7 @@ impl Reader<'_> {
             });
         }
         // The daemon itself does not start with those that it does not understand.
-        let written = |key| self.value(&section.name, key).ok().flatten();
-        let text = |key| written(key).map(|(text, _)| text);
+        let text = |key| self.text(&section.name, key);
         Some(HttpServer {
             section: section.name.clone(),
             address: address?,
@@ -163,7 +162,7 @@ impl Reader<'_> {
 
     /// Values that cannot be expanded here are left out: the proxy does not need them.
     pub(super) fn supervisorctl(&self) -> Supervisorctl {
-        let text = |key: &str| Some(self.value("supervisorctl", key).ok()??.0);
+        let text = |key: &str| self.text("supervisorctl", key);
         let (username, password) = (text("username"), text("password"));
         let credentials = (username.is_some() || password.is_some())
             .then(|| Credentials::new(username.unwrap_or_default(), password.unwrap_or_default()));
