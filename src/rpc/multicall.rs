@@ -169,6 +169,8 @@ impl Progress<'_> {
         }
         if let Some(bulk) = supervisor::bulk_call(name, &call.params) {
             let bulk = bulk.take_starting(&mut self.starting);
+            // The daemon's loop turns before the next call, and starts the others.
+            self.starting.clear();
             if bulk.starts_added() {
                 self.flush_asked().await?;
                 let answer = self.rpc.whole(self.caller, bulk).await;
