@@ -1,7 +1,7 @@
 //! The bodies of requests: how much of them is read, at which moment, and how many are held.
 //!
-//! Of a caller whom nobody has let in yet, [`FREE_BODY`] are read and no more: the rest waits in the
-//! network until the daemon has judged him. What is let in and still large waits for its share of
+//! Of a caller whom nobody has let in yet, [`FREE_BODY`] are read and no more, and of many of them
+//! together [`MAX_FREE`]: the rest waits in the network until the daemon has judged them. What is let in and still large waits for its share of
 //! the memory, so that no number of callers can take all of it.
 
 use std::time::Duration;
@@ -25,6 +25,11 @@ use crate::limits::{ClientSlot, Phase};
 pub const MAX_BODY: usize = 32 * 1024 * 1024;
 /// What is read of a body before anybody has let its sender in. Hardly any call is larger.
 pub const FREE_BODY: usize = 64 * 1024;
+/// Smaller ones cost less than their connections.
+const SMALL_BODY: usize = 8 * 1024;
+/// How much memory the bodies may take together that are free and not small. What comes beyond is read
+/// once its sender was let in.
+pub const MAX_FREE: usize = 4 * 1024 * 1024;
 /// Larger bodies than this are handled one at a time.
 pub const LARGE_BODY: usize = 4 * 1024 * 1024;
 /// How much memory all bodies may take together that are neither free nor large.
@@ -38,6 +43,8 @@ pub const BODY_TIME: Duration = Duration::from_secs(5 * 60);
 /// What is counted of a body at a time.
 const HELD_UNIT: usize = 1024;
 
+/// Who may hold one of those that are free and not small.
+static FREE: Semaphore = Semaphore::const_new(MAX_FREE / HELD_UNIT);
 /// Who may hold one of the bodies that are not free.
 static HELD: Semaphore = Semaphore::const_new(MAX_HELD / HELD_UNIT);
 /// Who may hold the large one.
@@ -94,12 +101,13 @@ pub async fn read(
         deadline: Instant::now() + BODY_TIME,
     };
     slot.set(Phase::Body);
-    let first = match announced > FREE_BODY {
-        true => Ok(Progress::More),
-        false => reading.go_on(announced, FREE_BODY).await,
+    let room = free_share(announced);
+    let first = match &room {
+        None => Ok(Progress::More),
+        Some(_) => reading.go_on(announced, FREE_BODY).await,
     };
     match &first {
-        Ok(Progress::Whole) => return Ok(reading.held(slot, None)),
+        Ok(Progress::Whole) => return Ok(reading.held(slot, room.flatten())),
         // Nobody is there to be judged.
         Err(Failure::Unread(StatusCode::BAD_REQUEST, _)) => {}
         Ok(Progress::More) | Err(_) => judge().await?,
@@ -118,17 +126,32 @@ pub async fn read(
     }
 }
 
+/// Room for a body of this length whose sender may not have been let in, if there is any now. A small
+/// one needs no share.
+fn free_share(length: usize) -> Option<Option<SemaphorePermit<'static>>> {
+    if length <= SMALL_BODY {
+        return Some(None);
+    }
+    let is_free = length <= FREE_BODY;
+    is_free
+        .then(|| FREE.try_acquire_many(units(length)).ok())?
+        .map(Some)
+}
+
 /// Waits until there is room for a body of this length.
 async fn share(length: usize) -> Option<SemaphorePermit<'static>> {
-    if length <= FREE_BODY {
+    if length <= SMALL_BODY {
         return None;
     }
     // Neither is ever closed.
     if length > LARGE_BODY {
         return LARGE.acquire().await.ok();
     }
-    let units = u32::try_from(length.div_ceil(HELD_UNIT)).unwrap_or(u32::MAX);
-    HELD.acquire_many(units).await.ok()
+    HELD.acquire_many(units(length)).await.ok()
+}
+
+fn units(length: usize) -> u32 {
+    u32::try_from(length.div_ceil(HELD_UNIT)).unwrap_or(u32::MAX)
 }
 
 /// How far a body was read.

@@ -17,8 +17,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// Connections at a time.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -29,6 +29,15 @@ pub const UNREAD_TIME: Duration = Duration::from_secs(10 * 60);
 
 /// How long is read after an answer that came before the request had ended.
 pub const LINGER_TIME: Duration = Duration::from_secs(5);
+/// What is read at a time. A connection's buffer grows with what a reading fills, and stays.
+const READ_SIZE: usize = 8 * 1024;
+/// Larger heads than this are few, and each may be as large as is taken.
+pub const LARGE_HEAD: usize = 16 * 1024;
+/// So many large heads there may be at a time, answers to them included.
+pub const MAX_LARGE_HEADS: usize = 32;
+/// Who may have one.
+static LARGE_HEADS: Semaphore = Semaphore::const_new(MAX_LARGE_HEADS);
+
 /// How many pieces are read of that before others have their turn.
 const READS_AT_A_TIME: usize = 16;
 
@@ -71,6 +80,7 @@ struct State {
     phase: Mutex<(Phase, Instant)>,
     asked_to_leave: Notify,
     endless: Notify,
+    large_head: Mutex<Option<SemaphorePermit<'static>>>,
 }
 
 impl State {
@@ -87,12 +97,31 @@ impl ClientSlot {
             phase: Mutex::new((Phase::Idle, Instant::now())),
             asked_to_leave: Notify::new(),
             endless: Notify::new(),
+            large_head: Mutex::default(),
         }))
     }
 
     /// Takes note of what the connection is at now.
     pub fn set(&self, phase: Phase) {
         *self.0.phase() = (phase, Instant::now());
+        if phase == Phase::Idle {
+            self.large_head().take();
+        }
+    }
+
+    /// Counts the head of the present request as a large one, until it was answered. False where there
+    /// are too many already.
+    fn has_large_head(&self) -> bool {
+        let mut large_head = self.large_head();
+        if large_head.is_none() {
+            *large_head = LARGE_HEADS.try_acquire().ok();
+        }
+        large_head.is_some()
+    }
+
+    fn large_head(&self) -> MutexGuard<'_, Option<SemaphorePermit<'static>>> {
+        let held = self.0.large_head.lock();
+        held.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has what still comes in read after the answer: the client may be sending and would lose an
@@ -242,6 +271,8 @@ pub struct TimedStream<S> {
     stream: S,
     slot: ClientSlot,
     head: Option<Pin<Box<Sleep>>>,
+    /// How much of the present head has come.
+    head_size: usize,
     unread: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
 }
@@ -253,6 +284,7 @@ impl<S> TimedStream<S> {
             stream,
             slot,
             head: None,
+            head_size: 0,
             unread: None,
             linger: None,
         }
@@ -266,43 +298,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedStream<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        let came = buffer.filled().len() > before;
+        let mut piece =
+            ReadBuf::new(buffer.initialize_unfilled_to(READ_SIZE.min(buffer.remaining())));
+        let read = Pin::new(&mut this.stream).poll_read(cx, &mut piece);
+        let came = piece.filled().len();
         match this.slot.phase() {
-            Phase::Idle if came => {
+            Phase::Idle if came > 0 => {
                 this.slot.set(Phase::Head);
                 this.head = Some(Box::pin(sleep(HEAD_TIME)));
-            }
-            Phase::Head if !came => {
-                let due = this
-                    .head
-                    .as_mut()
-                    .is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
-                if due && read.is_pending() {
-                    // As much as fits now: whoever is that slow may also not read.
-                    let _ = Pin::new(&mut this.stream).poll_write(cx, TOO_SLOW);
-                    let _ = Pin::new(&mut this.stream).poll_flush(cx);
-                    return Poll::Ready(Ok(()));
-                }
+                this.head_size = came;
             }
             Phase::Head => {
                 // The deadline stands even if bytes keep coming.
-                if this
-                    .head
-                    .as_ref()
-                    .is_some_and(|timer| timer.deadline() <= Instant::now())
-                {
-                    let deadline = Instant::now();
-                    this.head = Some(Box::pin(sleep_until(deadline)));
-                    buffer.set_filled(before);
-                    let _ = Pin::new(&mut this.stream).poll_write(cx, TOO_SLOW);
-                    return Poll::Ready(Ok(()));
+                let is_late = this.head.as_mut().is_some_and(|timer| {
+                    timer.deadline() <= Instant::now() || timer.as_mut().poll(cx).is_ready()
+                });
+                if is_late && (read.is_pending() || came > 0) {
+                    return this.answer(cx, TOO_SLOW);
                 }
+                // What came before has not ended the head.
+                if came > 0 && this.head_size > LARGE_HEAD && !this.slot.has_large_head() {
+                    return this.answer(cx, TOO_MANY);
+                }
+                this.head_size += came;
             }
             Phase::Idle | Phase::Body | Phase::Stranger | Phase::Busy => this.head = None,
         }
+        buffer.advance(came);
         read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> TimedStream<S> {
+    /// Answers a head that does not end, and reads no more. As much is written as fits now: whoever
+    /// sends so may also not read.
+    fn answer(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> Poll<io::Result<()>> {
+        let _ = Pin::new(&mut self.stream).poll_write(cx, answer);
+        let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        Poll::Ready(Ok(()))
     }
 }
 

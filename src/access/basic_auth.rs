@@ -14,7 +14,8 @@ use base64::engine::general_purpose::STANDARD;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use tokio::sync::Semaphore;
+
+use crate::daemon::{Client, Origin, Share, SlotLimits, Slots};
 
 /// What supervisord puts before the SHA-1 digest of a password.
 const SHA_PREFIX: &str = "{SHA}";
@@ -29,11 +30,6 @@ const OTHER_HASHES: [&str; 10] = [
 const MAX_HASH_MEMORY: u32 = 256 * 1024;
 /// The largest time cost for the same reason.
 const MAX_HASH_PASSES: u32 = 64;
-
-/// So many may wait until their passwords are checked. Whoever hangs up gives up his place, after
-/// the moment that one is given who only says that he has sent everything; so this is more than
-/// can knock in that moment from one machine, and leaves half of all connections to others.
-const MAX_WAITING: usize = 512;
 
 /// A digest of what is compared, so that all that is compared has the same length.
 type Mark = [u8; 32];
@@ -132,9 +128,7 @@ pub struct BasicAuth {
     /// Who was let in last: a strong hash is costly, and its check need not be made twice.
     last: Mutex<Option<Mark>>,
     /// Strong hashes are checked one at a time, so that guessing cannot take the whole machine.
-    hashing: Arc<Semaphore>,
-    /// Those who may wait for that.
-    waiting: Semaphore,
+    turns: Arc<Slots>,
 }
 
 /// Whether somebody comes in.
@@ -163,14 +157,13 @@ impl BasicAuth {
         BasicAuth {
             login,
             last: Mutex::default(),
-            hashing: Arc::new(Semaphore::new(1)),
-            waiting: Semaphore::new(MAX_WAITING),
+            turns: Arc::new(Slots::new(SlotLimits::ONE)),
         }
     }
 
-    /// Whether these are the right credentials: the value of an `Authorization` header. Whoever was
-    /// let in before is let in at once, however many others are being looked at.
-    pub async fn verify(&self, authorization: &[u8]) -> Verdict {
+    /// Whether these are the right credentials: the value of an `Authorization` header, sent from
+    /// `origin`. Whoever was let in before is let in at once, however many others are being looked at.
+    pub async fn verify(&self, authorization: &[u8], origin: Option<Origin>) -> Verdict {
         let Some(pair) = basic(authorization) else {
             return Verdict::Wrong;
         };
@@ -180,22 +173,29 @@ impl BasicAuth {
         };
         let named: bool = mark(username).ct_eq(&self.login.username).into();
         match &self.login.password {
-            Password::Argon2(_) => self.verify_strongly(&pair, password, named).await,
+            Password::Argon2(_) => self.verify_strongly(&pair, password, named, origin).await,
             // Both were looked at, whichever is wrong.
             quick => Verdict::of(named & quick.is(password)),
         }
     }
 
     /// Checks a strong hash beside the runtime, whether the name was right or not.
-    async fn verify_strongly(&self, pair: &[u8], password: &[u8], named: bool) -> Verdict {
+    async fn verify_strongly(
+        &self,
+        pair: &[u8],
+        password: &[u8],
+        named: bool,
+        origin: Option<Origin>,
+    ) -> Verdict {
         let presented = mark(pair);
         if self.was_last(&presented) {
             return Verdict::Right;
         }
-        let Ok(_place) = self.waiting.try_acquire() else {
-            return Verdict::Unknown;
-        };
-        let Ok(turn) = self.hashing.clone().acquire_owned().await else {
+        let Ok(turn) = self
+            .turns
+            .take(Client::At(origin, None), Share::Quick)
+            .await
+        else {
             return Verdict::Unknown;
         };
         if self.was_last(&presented) {
@@ -274,6 +274,10 @@ fn check_argon2(text: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::{MAX_QUEUED, Slot};
+
+    /// Where callers are who are not said to be elsewhere.
+    const HERE: Option<Origin> = Some(Origin::Account(1));
 
     /// argon2id of `secret`, cheap on purpose.
     fn strong() -> String {
@@ -313,7 +317,7 @@ mod tests {
                 ("user:secret", true),
             ] {
                 assert_eq!(
-                    auth.verify(&header(pair)).await,
+                    auth.verify(&header(pair), HERE).await,
                     Verdict::of(expected),
                     "{pair} for {password}"
                 );
@@ -335,14 +339,14 @@ mod tests {
             &format!("Digest {good}"),
         ] {
             assert_eq!(
-                auth.verify(header.as_bytes()).await,
+                auth.verify(header.as_bytes(), HERE).await,
                 Verdict::Wrong,
                 "{header}"
             );
         }
         for header in [format!("basic {good}"), format!("BASIC  {good} ")] {
             assert_eq!(
-                auth.verify(header.as_bytes()).await,
+                auth.verify(header.as_bytes(), HERE).await,
                 Verdict::Right,
                 "{header}"
             );
@@ -353,31 +357,64 @@ mod tests {
     async fn a_wrong_name_is_not_remembered_for_its_right_password() {
         let auth = BasicAuth::new(Login::new("user", &strong()).unwrap());
         for _ in 0..2 {
-            assert_eq!(auth.verify(&header("other:secret")).await, Verdict::Wrong);
+            assert_eq!(
+                auth.verify(&header("other:secret"), HERE).await,
+                Verdict::Wrong
+            );
         }
+    }
+
+    /// Takes the one turn there is.
+    async fn busy(auth: &BasicAuth) -> Slot {
+        let turn = auth.turns.take(Client::Proxy, Share::Quick).await;
+        turn.unwrap()
     }
 
     #[tokio::test]
     async fn whoever_was_let_in_passes_by_all_who_wait() {
         let auth = BasicAuth::new(Login::new("user", &strong()).unwrap());
         let known = header("user:secret");
-        assert_eq!(auth.verify(&known).await, Verdict::Right);
-        let turn = auth.hashing.clone().acquire_owned().await.unwrap();
+        assert_eq!(auth.verify(&known, HERE).await, Verdict::Right);
+        let turn = busy(&auth).await;
         let guess = header("user:guess");
-        let mut waiting: Vec<_> = (0..MAX_WAITING)
-            .map(|_| Box::pin(auth.verify(&guess)))
+        let mut waiting: Vec<_> = (0..MAX_QUEUED)
+            .map(|_| Box::pin(auth.verify(&guess, HERE)))
             .collect();
         for guess in &mut waiting {
             assert!(poll(guess.as_mut()).await.is_none());
         }
-        assert_eq!(auth.verify(&guess).await, Verdict::Unknown);
-        assert_eq!(auth.verify(&known).await, Verdict::Right);
+        assert_eq!(auth.verify(&guess, HERE).await, Verdict::Unknown);
+        assert_eq!(auth.verify(&known, HERE).await, Verdict::Right);
         // One hangs up, and another may wait in his place.
         drop(waiting.pop());
-        let mut last = Box::pin(auth.verify(&guess));
+        let mut last = Box::pin(auth.verify(&guess, HERE));
         assert!(poll(last.as_mut()).await.is_none());
         drop(turn);
         assert_eq!(waiting.swap_remove(0).await, Verdict::Wrong);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_guesses_does_not_lock_out_other_places() {
+        let auth = BasicAuth::new(Login::new("user", &strong()).unwrap());
+        let turn = busy(&auth).await;
+        let guess = header("user:guess");
+        let mut waiting: Vec<_> = (0..MAX_QUEUED)
+            .map(|_| Box::pin(auth.verify(&guess, HERE)))
+            .collect();
+        for guess in &mut waiting {
+            assert!(poll(guess.as_mut()).await.is_none());
+        }
+        // Nobody there was let in before; the newest guess makes room.
+        let known = header("user:secret");
+        let mut known = Box::pin(auth.verify(&known, Some(Origin::Account(2))));
+        assert!(poll(known.as_mut()).await.is_none());
+        let newest = waiting.pop().unwrap();
+        assert_eq!(newest.await, Verdict::Unknown);
+        drop(turn);
+        // One guess is checked before, and no other.
+        assert_eq!(waiting.swap_remove(0).await, Verdict::Wrong);
+        assert_eq!(known.await, Verdict::Right);
+        assert!(poll(waiting.swap_remove(0).as_mut()).await.is_none());
     }
 
     #[tokio::test]
@@ -385,12 +422,13 @@ mod tests {
         let strong = strong_with(16 * 1024); // milliseconds at least
         let auth = BasicAuth::new(Login::new("user", &strong).unwrap());
         let guess = header("user:guess");
-        let mut abandoned = Box::pin(auth.verify(&guess));
+        let mut abandoned = Box::pin(auth.verify(&guess, HERE));
         assert!(poll(abandoned.as_mut()).await.is_none());
         drop(abandoned);
-        assert!(auth.hashing.try_acquire().is_err());
-        assert_eq!(auth.verify(&guess).await, Verdict::Wrong);
-        assert_eq!(auth.hashing.available_permits(), 1);
+        let mut next = Box::pin(busy(&auth));
+        assert!(poll(next.as_mut()).await.is_none());
+        drop(next.await);
+        assert_eq!(auth.verify(&guess, HERE).await, Verdict::Wrong);
     }
 
     /// What a future has come to without any waiting.

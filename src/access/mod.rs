@@ -25,7 +25,7 @@ use crate::audit::Record;
 use crate::body::LetIn;
 use crate::config::Config;
 use crate::current::Current;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Origin};
 use crate::failure::{Failure, Reason};
 use crate::limits::{ClientSlot, Phase};
 
@@ -191,6 +191,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
         .get::<Ingress>()
         .copied()
         .unwrap_or_default();
+    let origin = request.extensions().get::<Origin>().copied();
     let head = Head {
         method: request.method(),
         target: request.uri(),
@@ -209,7 +210,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
         return match &rules.known {
             Some(known)
                 if is_away(&reply)
-                    && known.verify(presented.as_bytes()).await != Verdict::Right =>
+                    && known.verify(presented.as_bytes(), origin).await != Verdict::Right =>
             {
                 let mut away = Failure::Unreachable(AWAY.to_owned()).into_response();
                 // The log says why.
@@ -222,7 +223,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
         };
     };
     slot.set(Phase::Stranger);
-    match auth.verify(presented.as_bytes()).await {
+    match auth.verify(presented.as_bytes(), origin).await {
         Verdict::Right => {
             Record::of(request.extensions()).let_in(&presented);
             request.extensions_mut().insert(LetIn);

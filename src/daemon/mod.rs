@@ -18,10 +18,13 @@ pub use client::{
     CallError, Daemon, MULTICALL, Unanswered, multicall_entries, multicall_result,
     multicall_results,
 };
-pub use clients::Origin;
+pub use clients::{Client, Origin};
 pub use connections::{Body, ReplyBody, Reuse};
 pub use descriptors::Descriptors;
 pub use info::{ProcessInfo, ProcessState, StatusEntry};
 pub use life::Life;
 pub use reload::Reloaded;
+#[cfg(test)]
+pub(crate) use slots::Slot;
+pub(crate) use slots::Slots;
 pub use slots::{MAX_QUEUED, Share, SlotLimits};

@@ -2,7 +2,8 @@
 //!
 //! Every connection takes a slot, and there are as many slots as the daemon can spare descriptors.
 //! Each kind of call has a [`Share`] of them, so that one kind never stands behind another. Within a
-//! share turns go round between the clients that wait, and one client never has all of it.
+//! share turns go round between the clients that wait, and one client never has all of it. Checks of
+//! passwords take turns in the same way, in a pool of their own.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,6 +59,17 @@ pub struct SlotLimits {
 }
 
 impl SlotLimits {
+    /// One slot of [`Share::Quick`], for work that is done one at a time.
+    pub(crate) const ONE: SlotLimits = SlotLimits {
+        idle: 0,
+        quick: 1,
+        waiting: 0,
+        tails: 0,
+        long: 0,
+        own: 0,
+        reload: 0,
+    };
+
     /// Divides `ceiling` connections, of which there are 16 or more.
     pub fn of(ceiling: usize) -> Self {
         let idle = (ceiling / 4).min(8);
@@ -303,7 +315,7 @@ impl Queue {
 
 /// All slots of one daemon.
 #[derive(Debug)]
-pub(super) struct Slots(Mutex<State>);
+pub(crate) struct Slots(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -313,7 +325,7 @@ struct State {
 
 /// A slot, free again when it is dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     slots: Arc<Slots>,
     client: Client,
     share: Share,
@@ -321,10 +333,10 @@ pub(super) struct Slot {
 
 /// No slot is free, and too many calls wait for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Full;
+pub(crate) struct Full;
 
 impl Slots {
-    pub(super) fn new(limits: SlotLimits) -> Self {
+    pub(crate) fn new(limits: SlotLimits) -> Self {
         Slots(Mutex::new(State {
             queue: Queue::new(limits),
             waiting: HashMap::new(),
@@ -335,7 +347,7 @@ impl Slots {
     ///
     /// # Errors
     /// When as many calls wait as may, or, for a follower of a log, when there is none now.
-    pub(super) async fn take(self: &Arc<Self>, client: Client, share: Share) -> Result<Slot, Full> {
+    pub(crate) async fn take(self: &Arc<Self>, client: Client, share: Share) -> Result<Slot, Full> {
         let turn = {
             let mut state = self.state();
             if state.queue.take(client, share) {
@@ -364,7 +376,7 @@ impl Slots {
     }
 
     /// Goes by other limits from now on.
-    pub(super) fn resize(self: &Arc<Self>, limits: SlotLimits) {
+    pub(crate) fn resize(self: &Arc<Self>, limits: SlotLimits) {
         let grants = {
             let mut state = self.state();
             if state.queue.limits == limits {
@@ -376,7 +388,7 @@ impl Slots {
     }
 
     /// The limits now.
-    pub(super) fn limits(&self) -> SlotLimits {
+    pub(crate) fn limits(&self) -> SlotLimits {
         self.state().queue.limits
     }
 
@@ -407,7 +419,7 @@ impl Slots {
 impl Slot {
     /// Counts a quick call among those that take long, as far as there is room: its reply is so large
     /// that its reader decides how long it takes.
-    pub(super) fn take_long(&mut self) {
+    pub(crate) fn take_long(&mut self) {
         if self.share != Share::Quick {
             return;
         }

@@ -40,6 +40,7 @@ impl DirLock {
         let path = dir.join(LOCK_NAME);
         let deadline = Instant::now() + PATIENCE;
         loop {
+            let is_late = Instant::now() >= deadline;
             let file = open(&path, like)?;
             if file.metadata()?.mode() & OPEN_TO_OTHERS != 0 {
                 file.set_permissions(Permissions::from_mode(MODE))?;
@@ -50,13 +51,14 @@ impl DirLock {
                     lock.describe("");
                     return Ok(lock);
                 }
-                Ok(()) => {}
+                Ok(()) | Err(TryLockError::WouldBlock) if is_late => {
+                    return Err(busy(dir, &holder_of(&file)));
+                }
                 Err(TryLockError::WouldBlock) if is_held_by_stranger(&file) => {
                     // He opened it while others could. He cannot open a new one.
                     std::fs::remove_file(&path)?;
                 }
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {}
-                Err(TryLockError::WouldBlock) => return Err(busy(dir, &holder_of(&file))),
+                Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
             }
             std::thread::sleep(LOOK_AGAIN);

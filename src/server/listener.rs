@@ -1,13 +1,14 @@
 //! Listeners, and the connections that they accept.
 
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, umask};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use crate::access::Ingress;
 use crate::audit::Peer;
@@ -15,6 +16,9 @@ use crate::config::exposure::narrowed;
 use crate::config::{ListenAddr, SocketAccess};
 use crate::daemon::Origin;
 
+/// Connections that the kernel holds until they are accepted, where `somaxconn` lets it have so many.
+/// It drops what comes beyond, and whoever is dropped tries again after one second, then two, then four.
+const BACKLOG: u32 = 4096;
 /// Begins the names of sockets that only try whether one could be there.
 const TRIAL_PREFIX: &str = ".t";
 /// The mode of a new socket until its owner and group are set.
@@ -65,7 +69,7 @@ impl Listener {
     /// When the address is taken or not allowed.
     pub async fn bind(address: &ListenAddr, access: &SocketAccess) -> Result<Self, BindError> {
         match address {
-            ListenAddr::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await?)),
+            ListenAddr::Tcp(address) => Ok(Listener::Tcp(listen(*address)?)),
             ListenAddr::Unix(path) => {
                 if is_left_over(path).await? {
                     std::fs::remove_file(path)?;
@@ -157,6 +161,17 @@ impl Listener {
 /// Either kind of connection.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Listens on a port that may have been listened on a moment ago.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Gives a new socket its owner, its group, and then its mode.
 fn hand_over(path: &Path, access: &SocketAccess) -> Result<(), BindError> {

@@ -7,6 +7,7 @@ pub mod tls;
 pub use self::listener::{BindError, Listener, SocketFile};
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,6 +146,12 @@ async fn accept(
                     drop(place);
                 });
             }
+            // It has gone before it was there, and stands in nobody's way.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset
+                ) => {}
             Err(error) => {
                 floods.warn(
                     NOT_ACCEPTED,

@@ -27,6 +27,7 @@ const BY_ITSELF: SidecarOptions<'_> = SidecarOptions {
     arguments: &[],
     environment: &[("TWIDDLER_ALLOW_OPEN", "")],
     launcher: &[],
+    optimized: false,
     own_listeners: Some(1),
 };
 

@@ -236,6 +236,26 @@ fn a_crowd_of_idle_connections_keeps_nobody_out() -> Result<()> {
     })
 }
 
+/// Whoever finds no room before he is accepted tries again after a second.
+#[test]
+fn a_crowd_that_comes_at_once_finds_room_until_it_is_accepted() -> Result<()> {
+    const CROWD: usize = 1000;
+    raise_file_limit()?;
+    let (_daemon, sidecar) = started("")?;
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")?;
+    let crowd = CROWD.min(most.trim().parse()?);
+    sidecar.signal("STOP")?;
+    let began = Instant::now();
+    let waiting: Result<Vec<_>> = (0..crowd)
+        .map(|_| Connection::open(sidecar.tcp_addr()))
+        .collect();
+    let took = began.elapsed();
+    sidecar.signal("CONT")?;
+    assert_eq!(waiting?.len(), crowd);
+    ensure!(took < Duration::from_secs(1), "{took:?}");
+    answers(&sidecar.client())
+}
+
 /// A call of this many bytes and a few, which supervisord answers with a short fault.
 fn large_call(bytes: usize) -> Vec<u8> {
     write::call("supervisor.getState", &[value("x".repeat(bytes).as_str())])

@@ -22,8 +22,8 @@ use supervisor_twiddler::xmlrpc::Value;
 
 /// Enough for every pull, and over in a short time; 200 or more say something.
 const KILLS: usize = 25;
-/// A second, on a machine that is not busy with anything else.
-const SOON: Duration = Duration::from_secs(5);
+/// What is called "within a second".
+const SOON: Duration = Duration::from_secs(1);
 /// What the proxy keeps beside generated files.
 const OWN_FILES: [&str; 3] = [
     ".twiddler-journal",

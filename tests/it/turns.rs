@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::process::succeeded;
 use crate::common::{
-    Client, Connection, Daemon, DaemonOptions, LIMIT, MIB, Sidecar, Until, descriptors, eventually,
-    memory, raise_file_limit, run, value,
+    Client, Connection, Daemon, DaemonOptions, LIMIT, MIB, Sidecar, SidecarOptions, Until,
+    descriptors, eventually, memory, raise_file_limit, run, value,
 };
 use anyhow::{Context, Result, anyhow, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
@@ -27,13 +27,15 @@ const TEN: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
 const USUAL: usize = 1024;
 /// What the daemon with ten programs may have of them.
 const MOST: usize = 250;
-/// What the proxy may have of memory under attack, and ten seconds later. A build for tests is larger
-/// by its code, and by what it has of each connection.
-const MEMORY: usize = 64 * MIB + OF_TEST_BUILDS;
-const MEMORY_AFTER: usize = 40 * MIB + OF_TEST_BUILDS;
-const OF_TEST_BUILDS: usize = if cfg!(debug_assertions) { 16 * MIB } else { 0 };
+/// What the proxy may have of memory under attack, and ten seconds later: 64 and 40 MiB, and what a
+/// build that is not optimized as a whole has in addition for each of a thousand connections.
+const MEMORY: usize = 64 * MIB + OF_PARTS;
+const MEMORY_AFTER: usize = 40 * MIB + OF_PARTS;
+const OF_PARTS: usize = 8 * MIB;
 /// Where nothing holds a call up, it takes far less than this, on a busy machine too.
-const SOON: Duration = Duration::from_secs(4);
+const SOON: Duration = Duration::from_secs(1);
+/// What 99 of 100 calls may take that stand behind nobody, where the machine does nothing else.
+const P99: Duration = Duration::from_millis(20);
 
 fn started(options: DaemonOptions<'_>, arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
     raise_file_limit()?;
@@ -41,7 +43,15 @@ fn started(options: DaemonOptions<'_>, arguments: &[&str]) -> Result<(Daemon, Si
     for number in 0..10 {
         daemon.wait_for_state(&format!("ten:{number}"), "RUNNING")?;
     }
-    let sidecar = Sidecar::start_with(&daemon, arguments)?;
+    // Time and memory count.
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            arguments,
+            optimized: true,
+            ..SidecarOptions::default()
+        },
+    )?;
     Ok((daemon, sidecar))
 }
 
@@ -266,23 +276,35 @@ fn wait_for_begun(daemon: &Daemon, at_least: usize) -> Result<()> {
     })
 }
 
+/// What 99 of 100 of these calls take at most, for each of those who ask in turn.
+fn p99(clients: &[&Client; 2], method: &str) -> Result<[Duration; 2]> {
+    let mut took = [const { Vec::new() }; 2];
+    for _ in 0..200 {
+        for (client, took) in clients.iter().zip(&mut took) {
+            let began = Instant::now();
+            client.call(method, ())?;
+            took.push(began.elapsed());
+        }
+    }
+    Ok(took.map(|mut took| {
+        took.sort();
+        took[took.len() * 99 / 100]
+    }))
+}
+
 #[test]
 fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
     let (daemon, sidecar) = started(with_programs(PROGRAMS), &[])?;
     let client = sidecar.client();
     let crowd = slow_starts(&client, 0, 500)?;
     wait_for_begun(&daemon, 50)?;
+    let direct = daemon.client().kept_alive();
     // For somebody else, and for whoever waits himself.
     for reader in [sidecar.socket_client(), sidecar.client().kept_alive()] {
-        let mut took = Vec::new();
-        for _ in 0..100 {
-            let began = Instant::now();
-            reader.call("supervisor.getState", ())?;
-            took.push(began.elapsed());
-        }
-        took.sort();
-        println!("p50 {:?}, p99 {:?}", took[50], took[99]);
-        ensure!(took[99] < SOON, "{:?}", took[99]);
+        let [itself, through] = p99(&[&direct, &reader], "supervisor.getState")?;
+        println!("p99 {through:?}, of the daemon itself {itself:?}");
+        // The daemon itself takes longer where others are busy on this machine.
+        ensure!(through <= P99.max(3 * itself), "{through:?}, {itself:?}");
     }
     // Nor do others' starts, nor changes.
     let other = sidecar.socket_client();

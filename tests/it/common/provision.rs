@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use super::process::{command_line, succeeded};
+use super::process::{command_line, run_within, succeeded};
 
 const ADVICE: &str = "\
 The tests run against real supervisor releases and could not get one. They need
@@ -31,6 +32,9 @@ const MISLEADING: [&str; 7] = [
     "PYTHONHOME",
     "PYTHONPATH",
 ];
+
+/// How long a build may take on a small machine that has built nothing before.
+const BUILD_TIME: Duration = Duration::from_secs(30 * 60);
 
 /// A release of supervisor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -157,6 +161,30 @@ pub fn scrub(command: &mut Command) {
         .env_clear()
         .env("PATH", search_path())
         .env("LANG", "C.UTF-8");
+}
+
+/// The binary as fast as a release and as watchful as a test, built now if need be. Where time and
+/// memory count, a build for tests would show its own.
+pub fn optimized() -> Result<&'static Path> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build_optimized().map_err(|error| format!("{error:#}")));
+    match built {
+        Ok(path) => Ok(path),
+        Err(text) => bail!("{text}"),
+    }
+}
+
+fn build_optimized() -> Result<PathBuf> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--quiet", "--locked", "--bin", "twiddler"])
+        .args(["--profile", "fuzz", "--target-dir"])
+        .arg(&target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    succeeded(run_within(BUILD_TIME, &mut command, b"")?)?;
+    Ok(target.join("fuzz/twiddler"))
 }
 
 fn search_path() -> String {

@@ -13,7 +13,7 @@ use super::daemon::Daemon;
 use super::http::Addr;
 use super::leftovers::WorkDir;
 use super::process::{Process, lock, run};
-use super::provision::scrub;
+use super::provision::{optimized, scrub};
 use super::wait::{LIMIT, eventually};
 
 /// How long it may take to stop when nobody is interested any more.
@@ -22,6 +22,9 @@ const DROP_LIMIT: Duration = Duration::from_secs(3);
 /// What it says of each address, once connections to it are accepted.
 const LISTENING: &str = "listening on ";
 
+/// What cargo has built for the tests.
+const BINARY: &str = env!("CARGO_BIN_EXE_twiddler");
+
 /// Runs the built binary to its end, with nothing in its environment but `PATH` and `LANG`.
 pub fn twiddler(arguments: &[&str]) -> Result<Output> {
     run(twiddler_command().args(arguments))
@@ -29,7 +32,7 @@ pub fn twiddler(arguments: &[&str]) -> Result<Output> {
 
 /// What [`twiddler`] runs.
 pub fn twiddler_command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_twiddler"));
+    let mut command = Command::new(BINARY);
     scrub(&mut command);
     command.env("RUST_BACKTRACE", "1");
     command
@@ -44,6 +47,8 @@ pub struct SidecarOptions<'a> {
     pub environment: &'a [(&'a str, &'a str)],
     /// A command that runs the binary: its words come before the path and the arguments.
     pub launcher: &'a [&'a str],
+    /// Whether it is a build whose time and memory are about those of a release.
+    pub optimized: bool,
     /// For a test that settles the addresses itself (by an argument, a variable or the file):
     /// how many there are. The fixture then gives none.
     pub own_listeners: Option<usize>,
@@ -55,13 +60,20 @@ pub struct SidecarOptions<'a> {
 /// shows for a failed test only.
 #[derive(Debug)]
 pub struct Sidecar {
-    launcher: Vec<String>,
-    arguments: Vec<String>,
-    environment: Vec<(String, String)>,
+    launch: Launch,
     listeners: usize,
     credentials: Option<(String, String)>,
     life: Mutex<Life>,
     dir: WorkDir,
+}
+
+/// How it is started.
+#[derive(Debug)]
+struct Launch {
+    launcher: Vec<String>,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 /// From one start to the next.
@@ -120,12 +132,19 @@ impl Sidecar {
             .iter()
             .map(|word| (*word).to_owned())
             .collect();
-        let life = begin(&dir, &launcher, &arguments, &environment, listeners)?;
-        let credentials = daemon.credentials().cloned();
-        Ok(Sidecar {
+        let launch = Launch {
             launcher,
+            binary: match options.optimized {
+                true => optimized()?.to_owned(),
+                false => BINARY.into(),
+            },
             arguments,
             environment,
+        };
+        let life = begin(&dir, &launch, listeners)?;
+        let credentials = daemon.credentials().cloned();
+        Ok(Sidecar {
+            launch,
             listeners,
             credentials,
             life: Mutex::new(life),
@@ -214,13 +233,7 @@ impl Sidecar {
     /// unix socket is the same, the port another one: take a new [`Sidecar::client`].
     pub fn start_again(&self) -> Result<()> {
         ensure!(!self.is_alive(), "it still runs");
-        let life = begin(
-            &self.dir,
-            &self.launcher,
-            &self.arguments,
-            &self.environment,
-            self.listeners,
-        )?;
+        let life = begin(&self.dir, &self.launch, self.listeners)?;
         let mut current = lock(&self.life);
         let earlier = format!("{}{}", current.earlier, current.process.stderr_text());
         *current = Life { earlier, ..life };
@@ -265,25 +278,20 @@ impl Drop for Sidecar {
     }
 }
 
-fn begin(
-    dir: &WorkDir,
-    launcher: &[String],
-    arguments: &[String],
-    environment: &[(String, String)],
-    listeners: usize,
-) -> Result<Life> {
-    let mut command = match launcher.split_first() {
-        None => twiddler_command(),
+fn begin(dir: &WorkDir, launch: &Launch, listeners: usize) -> Result<Life> {
+    let mut command = match launch.launcher.split_first() {
+        None => Command::new(&launch.binary),
         Some((program, words)) => {
             let mut command = Command::new(program);
-            command.args(words).arg(env!("CARGO_BIN_EXE_twiddler"));
-            scrub(&mut command);
+            command.args(words).arg(&launch.binary);
             command
         }
     };
+    scrub(&mut command);
     command
-        .args(arguments)
-        .envs(environment.iter().cloned())
+        .env("RUST_BACKTRACE", "1")
+        .args(&launch.arguments)
+        .envs(launch.environment.iter().cloned())
         .current_dir(dir.path());
     dir.mark(&mut command);
     let process = Arc::new(Process::spawn(&mut command)?);
