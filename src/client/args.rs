@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::ArgValueCompleter;
 use clap_complete::env::{Bash, Elvish, EnvCompleter, Fish, Zsh};
 
-use super::complete::{group_names, process_names};
+use super::complete::{group_names, process_names, program_names, scalable_names};
 
 const HEADING: &str = "Client options";
 
@@ -180,6 +180,58 @@ Example:
   twiddler remove-group jobs --stop")]
     RemoveGroup(RemoveGroupArgs),
 
+    /// Change options of a program that was added, and keep the others
+    #[command(after_help = "\
+The processes that run are stopped and started again, nobody else's. KEY= unsets an option.
+
+Examples:
+  twiddler set web:api stopwaitsecs=30 'environment=LEVEL=\"debug\"'
+  twiddler set jobs:worker user=")]
+    Set(SetArgs),
+
+    /// Change how many processes programs have
+    #[command(after_help = "\
+Processes that stay are not restarted. A program of supervisord's files has the number that its file \
+says again when supervisord restarts, or when that number is edited and updated.
+
+Examples:
+  twiddler scale jobs:worker=8
+  twiddler scale jobs:worker=+2 web:api=-1")]
+    Scale(ScaleArgs),
+
+    /// Show where supervisord's files differ from what runs
+    #[command(after_help = "\
+Changes nothing. Variables of environment are named, and their values not shown.
+
+Exit status: 0 nothing differs, or only numbers of processes that were scaled; 1 something differs; 2 \
+it cannot be told.
+
+Examples:
+  twiddler diff
+  twiddler diff web mailer")]
+    Diff(DiffArgs),
+
+    /// Put supervisord's files in force: only what changed restarts
+    #[command(after_help = "\
+Examples:
+  twiddler update --dry-run
+  twiddler update
+  twiddler update web")]
+    Update(UpdateArgs),
+
+    /// List the programs, configured and added ones
+    #[command(after_help = "\
+Example:
+  twiddler programs -o json | jq '.[] | select(.origin == \"added\")'")]
+    Programs(ProgramsArgs),
+
+    /// Print what was added as sections for supervisord.conf
+    #[command(after_help = "\
+Examples:
+  twiddler export
+  twiddler export jobs > /etc/supervisor/conf.d/jobs.conf && twiddler update")]
+    Export(ExportArgs),
+
     /// List the groups, empty ones too
     #[command(after_help = "\
 Example:
@@ -226,6 +278,12 @@ impl Verb {
             Verb::Remove(args) => Some(&args.client),
             Verb::AddGroup(args) => Some(&args.client),
             Verb::RemoveGroup(args) => Some(&args.client),
+            Verb::Set(args) => Some(&args.client),
+            Verb::Scale(args) => Some(&args.client),
+            Verb::Diff(args) => Some(&args.client),
+            Verb::Update(args) => Some(&args.client),
+            Verb::Programs(args) => Some(&args.client),
+            Verb::Export(args) => Some(&args.client),
             Verb::Groups(args) => Some(&args.client),
             Verb::Call(args) => Some(&args.client),
             Verb::Completions(_) | Verb::Man(_) => None,
@@ -426,6 +484,89 @@ pub struct RemoveGroupArgs {
     pub client: ClientOptions,
 }
 
+/// Arguments of `set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// The program
+    #[arg(value_name = "GROUP:PROGRAM", add = ArgValueCompleter::new(program_names))]
+    pub name: String,
+    /// An option as in a `[program:x]` section; without a value it is unset
+    #[arg(value_name = "KEY=VALUE", required = true, value_parser = key_value)]
+    pub options: Vec<(String, String)>,
+    /// Where the server is, and how to print.
+    #[command(flatten)]
+    pub client: ClientOptions,
+}
+
+/// How many processes a program is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// So many.
+    Is(i64),
+    /// So many more than now; fewer where it is negative.
+    More(i64),
+}
+
+/// Arguments of `scale`.
+#[derive(Debug, Args)]
+pub struct ScaleArgs {
+    /// A program and how many processes it is to have, or +N or -N for more or fewer
+    #[arg(
+        value_name = "GROUP:PROGRAM=N",
+        required = true,
+        value_parser = scaled,
+        add = ArgValueCompleter::new(scalable_names)
+    )]
+    pub programs: Vec<(String, Number)>,
+    /// Where the server is, and how to print.
+    #[command(flatten)]
+    pub client: ClientOptions,
+}
+
+/// Arguments of `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The groups to look at; all when none is given
+    #[arg(value_name = "GROUP", add = ArgValueCompleter::new(group_names))]
+    pub groups: Vec<String>,
+    /// Where the server is, and how to print.
+    #[command(flatten)]
+    pub client: ClientOptions,
+}
+
+/// Arguments of `update`.
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// The groups to update; all when none is given
+    #[arg(value_name = "GROUP", add = ArgValueCompleter::new(group_names))]
+    pub groups: Vec<String>,
+    /// Print what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Where the server is, and how to print.
+    #[command(flatten)]
+    pub client: ClientOptions,
+}
+
+/// Arguments of `programs`.
+#[derive(Debug, Args)]
+pub struct ProgramsArgs {
+    /// Where the server is, and how to print.
+    #[command(flatten)]
+    pub client: ClientOptions,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The groups to print; all when none is given
+    #[arg(value_name = "GROUP", add = ArgValueCompleter::new(group_names))]
+    pub groups: Vec<String>,
+    /// Where the server is, and how to print.
+    #[command(flatten)]
+    pub client: ClientOptions,
+}
+
 /// Arguments of `groups`.
 #[derive(Debug, Args)]
 pub struct GroupsArgs {
@@ -498,9 +639,43 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn scaled(text: &str) -> Result<(String, Number), String> {
+    let wrong = || "expected GROUP:PROGRAM=N, such as jobs:worker=4 or jobs:worker=+1".to_owned();
+    let (name, number) = text.rsplit_once('=').ok_or_else(wrong)?;
+    let count: i64 = number.parse().map_err(|_| wrong())?;
+    let is_relative = number.starts_with(['+', '-']);
+    match (name, is_relative) {
+        ("", _) => Err(wrong()),
+        (name, true) => Ok((name.to_owned(), Number::More(count))),
+        (name, false) => Ok((name.to_owned(), Number::Is(count))),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .ok_or_else(|| "expected a number of seconds, such as 30 or 0.5".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_absolute_or_relative() {
+        for (text, expected) in [
+            ("web:api=3", Some(("web:api", Number::Is(3)))),
+            ("web:api=+2", Some(("web:api", Number::More(2)))),
+            ("web:api=-1", Some(("web:api", Number::More(-1)))),
+            ("a=b=0", Some(("a=b", Number::Is(0)))),
+            ("web:api", None),
+            ("web:api=", None),
+            ("=3", None),
+            ("web:api=x", None),
+        ] {
+            let expected = expected.map(|(name, number)| (name.to_owned(), number));
+            assert_eq!(scaled(text).ok(), expected, "{text}");
+        }
+    }
 }

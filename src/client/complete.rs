@@ -9,6 +9,7 @@ use clap_complete::CompletionCandidate;
 use super::args::ClientOptions;
 use super::server;
 use super::verbs::Session;
+use super::verbs::programs::{self, ProgramInfo};
 use super::{Connection, Output};
 use crate::namespec::namespec;
 use crate::xmlrpc::Value;
@@ -18,7 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Processes and whole groups that begin as what was typed.
 pub fn process_names(current: &OsStr) -> Vec<CompletionCandidate> {
-    let current = current.to_string_lossy();
     let found = ask(async |session| {
         let (table, _) = session.table().await.ok()?;
         let mut names = Vec::new();
@@ -31,31 +31,54 @@ pub fn process_names(current: &OsStr) -> Vec<CompletionCandidate> {
         }
         Some(names)
     });
-    found
-        .into_iter()
-        .filter(|(name, _)| name.starts_with(&*current))
-        .map(|(name, help)| CompletionCandidate::new(name).help(Some(help.into())))
-        .collect()
+    beginning_as(current, found)
 }
 
 /// Groups that begin as what was typed.
 pub fn group_names(current: &OsStr) -> Vec<CompletionCandidate> {
-    let current = current.to_string_lossy();
-    let found = ask(async |session| {
+    let names = ask(async |session| {
         let method = "twiddler.getGroupNames";
         let names = session.server.call(method, &[], method).await.ok()?;
         let names = names.as_array().unwrap_or_default().iter();
-        Some(
-            names
-                .filter_map(Value::as_str)
-                .map(|name| (name.to_owned(), String::new()))
-                .collect(),
-        )
+        let names = names.filter_map(Value::as_str);
+        Some(names.map(|name| (name.to_owned(), String::new())).collect())
     });
-    found
+    beginning_as(current, names)
+}
+
+/// Programs that begin as what was typed.
+pub fn program_names(current: &OsStr) -> Vec<CompletionCandidate> {
+    let names = ask(async |session| {
+        let (programs, _) = programs::all(session).await.ok()?;
+        let named = |info: &ProgramInfo| (info.namespec(), info.origin.clone());
+        Some(programs.iter().map(named).collect())
+    });
+    beginning_as(current, names)
+}
+
+/// The same with the number of their processes.
+pub fn scalable_names(current: &OsStr) -> Vec<CompletionCandidate> {
+    let names = ask(async |session| {
+        let (programs, _) = programs::all(session).await.ok()?;
+        let named = |info: &ProgramInfo| {
+            let name = format!("{}={}", info.namespec(), info.numprocs);
+            (name, String::new())
+        };
+        Some(programs.iter().map(named).collect())
+    });
+    beginning_as(current, names)
+}
+
+/// Candidates of the names, with what the shell says beside each.
+fn beginning_as(current: &OsStr, names: Vec<(String, String)>) -> Vec<CompletionCandidate> {
+    let current = current.to_string_lossy();
+    names
         .into_iter()
         .filter(|(name, _)| name.starts_with(&*current))
-        .map(|(name, _)| CompletionCandidate::new(name))
+        .map(|(name, help)| {
+            let help = (!help.is_empty()).then(|| help.into());
+            CompletionCandidate::new(name).help(help)
+        })
         .collect()
 }
 

@@ -98,10 +98,7 @@ impl Connection {
     ) -> Result<Value, Error> {
         self.try_call(method, params)
             .await?
-            .map_err(|fault| Error::Fault {
-                fault,
-                subject: subject.to_owned(),
-            })
+            .map_err(|fault| Error::of(fault, method, subject))
     }
 
     /// Calls `method`, and leaves a fault to the caller.

@@ -10,6 +10,8 @@ use crate::xmlrpc::Fault;
 pub const NOT_DONE: u8 = 1;
 /// Bad usage.
 pub const USAGE: u8 = 2;
+/// `diff`: it cannot be told whether something differs.
+pub const TROUBLE: u8 = 2;
 /// `status`: a process does not run.
 pub const NOT_RUNNING: u8 = 3;
 /// `status`: a name is unknown.
@@ -71,6 +73,12 @@ pub enum Error {
         /// What is wrong with the answer.
         reason: String,
     },
+    /// The server has no such method.
+    #[error("{}", without_method(.0))]
+    NoMethod(String),
+    /// What a comparison could not find out, and why: its status is not the one for a difference.
+    #[error("{0}")]
+    Trouble(Box<Error>),
     /// The server answered with a fault.
     #[error("{}", explain(.fault, .subject))]
     Fault {
@@ -94,6 +102,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error for a fault of `method`; `subject` is the name that the call was about.
+    pub fn of(fault: Fault, method: &str, subject: &str) -> Self {
+        match fault.code {
+            UNKNOWN_METHOD => Error::NoMethod(method.to_owned()),
+            _ => Error::Fault {
+                fault,
+                subject: subject.to_owned(),
+            },
+        }
+    }
+
     /// The exit status for it.
     pub fn status(&self) -> u8 {
         match self {
@@ -102,12 +121,24 @@ impl Error {
             }
             Error::Refused { .. } => REFUSED,
             Error::Usage(_) => USAGE,
+            Error::Trouble(_) => TROUBLE,
             Error::Status { .. }
+            | Error::NoMethod(_)
             | Error::Fault { .. }
             | Error::NotDone(_)
             | Error::UnknownName(_)
             | Error::Output(_) => NOT_DONE,
         }
+    }
+}
+
+fn without_method(method: &str) -> String {
+    match method.starts_with("twiddler.") {
+        true => format!(
+            "this supervisord has no twiddler.* methods: {method} needs the address of a twiddler \
+             proxy, with -s or TWIDDLER_SERVER"
+        ),
+        false => format!("the server has no method {method}"),
     }
 }
 
@@ -127,11 +158,6 @@ fn explain(fault: &Fault, subject: &str) -> String {
         .trim();
     let about = if subject.is_empty() { detail } else { subject };
     match fault.code {
-        UNKNOWN_METHOD if subject.starts_with("twiddler.") => format!(
-            "this supervisord has no twiddler.* methods: {subject} needs the address of a twiddler \
-             proxy, with -s or TWIDDLER_SERVER"
-        ),
-        UNKNOWN_METHOD => format!("the server has no method {about}"),
         INCORRECT_PARAMETERS if detail.is_empty() => {
             format!(
                 "the server does not take these arguments{}",
@@ -171,14 +197,6 @@ mod tests {
     #[test]
     fn faults_are_sentences() {
         for (code, text, subject, expected) in [
-            (
-                1,
-                "UNKNOWN_METHOD",
-                "twiddler.addGroup",
-                "this supervisord has no twiddler.* methods: twiddler.addGroup needs the address of \
-                 a twiddler proxy, with -s or TWIDDLER_SERVER",
-            ),
-            (1, "UNKNOWN_METHOD", "a.b", "the server has no method a.b"),
             (2, "INCORRECT_PARAMETERS: priority: no", "", "priority: no"),
             (
                 2,

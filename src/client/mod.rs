@@ -19,7 +19,10 @@ use args::{ClientOptions, Verb};
 use connection::Connection;
 use error::Error;
 use output::Output;
-use verbs::{Session, call, changes, control, generated, logs, rolling, run, status, wait};
+use verbs::{
+    Session, call, changes, control, diff, export, generated, logs, programs, rolling, run, status,
+    wait,
+};
 
 /// Carries out a verb; `before` are the options that stood before it.
 pub fn main(before: ClientOptions, verb: Verb) -> ExitCode {
@@ -62,8 +65,25 @@ async fn carry_out(before: ClientOptions, verb: Verb) -> Result<u8, Error> {
         server: Connection::new(address, authorization),
         output: Output::new(options.output, options.color),
     };
-    let session = &session;
-    match &verb {
+    match carry_out_with(&session, &verb).await {
+        Err(Error::NoMethod(method)) => Err(missing(&session, method).await),
+        outcome => outcome,
+    }
+}
+
+/// A method that a twiddler does not have is another matter than a supervisord without any of them.
+async fn missing(session: &Session, method: String) -> Error {
+    let version = session.server.try_call("twiddler.getAPIVersion", &[]);
+    if method.starts_with("twiddler.") && matches!(version.await, Ok(Ok(_))) {
+        return Error::NotDone(format!(
+            "the server has no method {method}: it may be older than this command"
+        ));
+    }
+    Error::NoMethod(method)
+}
+
+async fn carry_out_with(session: &Session, verb: &Verb) -> Result<u8, Error> {
+    match verb {
         Verb::Status(args) => status::run(session, args).await,
         Verb::Start(args) => control::start(session, args).await,
         Verb::Stop(args) => control::stop(session, args).await,
@@ -78,6 +98,12 @@ async fn carry_out(before: ClientOptions, verb: Verb) -> Result<u8, Error> {
         Verb::Remove(args) => changes::remove(session, args).await,
         Verb::AddGroup(args) => changes::add_group(session, args).await,
         Verb::RemoveGroup(args) => changes::remove_group(session, args).await,
+        Verb::Set(args) => programs::set(session, args).await,
+        Verb::Scale(args) => programs::scale(session, args).await,
+        Verb::Diff(args) => diff::diff(session, args).await,
+        Verb::Update(args) => diff::update(session, args).await,
+        Verb::Programs(args) => programs::list(session, args).await,
+        Verb::Export(args) => export::run(session, args).await,
         Verb::Groups(_) => changes::groups(session).await,
         Verb::Run(args) => run::run(session, args).await,
         Verb::Call(args) => call::run(session, args).await,

@@ -106,9 +106,13 @@ fn nearest(table: &[ProcessInfo], name: &str) -> Option<String> {
     if let Some(info) = within.into_iter().next() {
         return Some(namespec(&info.group, &info.name));
     }
+    nearest_of(name, specs.chain(groups))
+}
+
+/// The name that `name` was most likely meant for, if any is near.
+pub fn nearest_of(name: &str, others: impl Iterator<Item = String>) -> Option<String> {
     let most = (name.chars().count() / LETTERS_PER_MISTAKE).max(1);
-    specs
-        .chain(groups)
+    others
         .map(|other| (strsim::levenshtein(name, &other), other))
         .filter(|(distance, _)| *distance <= most)
         .min()

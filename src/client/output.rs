@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value as Json;
 
 use super::args::{ColorChoice, Format};
+use super::verbs::programs::ProgramInfo;
 use crate::daemon::{ProcessInfo, ProcessState};
 use crate::namespec::namespec;
 use crate::xmlrpc::Value;
@@ -76,12 +77,36 @@ impl Output {
     /// # Errors
     /// When standard output is gone.
     pub fn processes(self, infos: &[ProcessInfo]) -> io::Result<()> {
+        let rows = infos.iter().map(|info| self.row(info)).collect();
+        self.table(&["NAME", "STATE", "PID", "UPTIME", "NOTE"], rows)
+    }
+
+    /// Prints a table of programs that fits the terminal.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub fn programs(self, programs: &[ProgramInfo]) -> io::Result<()> {
+        let row = |info: &ProgramInfo| {
+            vec![
+                Cell::new(info.namespec()),
+                Cell::new(&info.origin),
+                Cell::new(&info.kind),
+                Cell::new(info.numprocs),
+                Cell::new(info.processes.join(" ")),
+            ]
+        };
+        let header = ["NAME", "ORIGIN", "KIND", "NUMPROCS", "PROCESSES"];
+        self.table(&header, programs.iter().map(row).collect())
+    }
+
+    /// Prints a table whose last column takes the room that is left.
+    fn table(self, header: &[&str], rows: Vec<Vec<Cell>>) -> io::Result<()> {
         let mut table = Table::new();
         table
             .load_style(NOTHING)
             .set_content_arrangement(ContentArrangement::Dynamic)
-            .set_header(["NAME", "STATE", "PID", "UPTIME", "NOTE"])
-            .set_constraints([ColumnConstraint::ContentWidth; 4]);
+            .set_header(header)
+            .set_constraints(vec![ColumnConstraint::ContentWidth; header.len() - 1]);
         if self.colored {
             table.enforce_styling();
         }
@@ -91,9 +116,7 @@ impl Output {
         if !self.colored {
             table.force_no_tty();
         }
-        for info in infos {
-            table.add_row(self.row(info));
-        }
+        table.add_rows(rows);
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }

@@ -33,8 +33,9 @@ pub use section::render_group;
 
 use crate::python::{int, repr, strip};
 use crate::words::nearest;
+use guard::guarded;
 use options::{KNOWN_OPTIONS, Options, Reading};
-use template::{Known, Template};
+use template::{Known, Piece, Template};
 
 /// More processes in one program are refused. A thousand take the daemon half a second to list,
 /// and it serves nobody meanwhile.
@@ -51,6 +52,17 @@ pub const DEFAULT_STOPWAITSECS: i64 = 10;
 /// The names of the options that the daemon knows.
 pub fn option_names() -> Vec<&'static str> {
     KNOWN_OPTIONS.iter().map(|(name, _)| *name).collect()
+}
+
+/// The value of an option as it has to stand in a file for the daemon to read it back whole.
+pub fn value_in_file(value: &str) -> String {
+    let written = match Template::parse(value) {
+        Ok(template) => guarded(&template.0),
+        // Nobody expands it.
+        Err(_) => guarded(&[Piece::Text(value.to_owned())]),
+    };
+    // Without the indent, the parser would take further lines for options and sections.
+    written.replace('\n', "\n ")
 }
 
 /// A program of a group, as a client described it.

@@ -84,10 +84,7 @@ async fn create(session: &Session, group: &str) -> Result<bool, Error> {
     {
         Ok(_) => Ok(true),
         Err(fault) if fault.code == BAD_NAME => Ok(false),
-        Err(fault) => Err(Error::Fault {
-            fault,
-            subject: "twiddler.addGroup".to_owned(),
-        }),
+        Err(fault) => Err(Error::of(fault, "twiddler.addGroup", "twiddler.addGroup")),
     }
 }
 
@@ -175,10 +172,7 @@ pub async fn add_group(session: &Session, args: &AddGroupArgs) -> Result<u8, Err
             "there is a group {} already",
             args.name
         ))),
-        Err(fault) => Err(Error::Fault {
-            fault,
-            subject: "twiddler.addGroup".to_owned(),
-        }),
+        Err(fault) => Err(Error::of(fault, "twiddler.addGroup", "twiddler.addGroup")),
     }
 }
 
@@ -224,7 +218,10 @@ pub async fn groups(session: &Session) -> Result<u8, Error> {
 }
 
 /// Says what was done to `name`.
-fn report(session: &Session, done: &str, name: &str) -> Result<u8, Error> {
+///
+/// # Errors
+/// When standard output is gone.
+pub fn report(session: &Session, done: &str, name: &str) -> Result<u8, Error> {
     match session.output.format {
         Format::Table => session.output.line(&format!("{name}: {done}"))?,
         Format::Name => session.output.line(name)?,

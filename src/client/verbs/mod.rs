@@ -3,8 +3,11 @@
 pub mod call;
 pub mod changes;
 pub mod control;
+pub mod diff;
+pub mod export;
 pub mod generated;
 pub mod logs;
+pub mod programs;
 pub mod rolling;
 pub mod run;
 pub mod status;

@@ -106,8 +106,7 @@ impl Program {
                 if self.has_own_group() && faults[0].is_none() {
                     self.remove(session).await?;
                 }
-                let subject = method.to_owned();
-                Err(Error::Fault { fault, subject })
+                Err(Error::of(fault, method, method))
             }
         }
     }

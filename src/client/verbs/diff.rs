@@ -1,0 +1,486 @@
+//! `diff` and `update`: where supervisord's files differ from what is in force, and putting them in
+//! force.
+
+use std::collections::BTreeSet;
+use std::io::{self, IsTerminal};
+
+use anstyle::{AnsiColor, Effects, Style};
+
+use super::Session;
+use crate::client::args::{DiffArgs, Format, UpdateArgs};
+use crate::client::error::{Error, NOT_DONE};
+use crate::client::output::Waiting;
+use crate::namespec::{namespec, split_namespec};
+use crate::xmlrpc::Value;
+
+/// A program's number of processes is not what its file says, on purpose.
+const SCALED: &str = "scaled";
+/// Nobody knows what is in force.
+const UNKNOWN: &str = "unknown";
+const DIFF: &str = "twiddler.diffConfig";
+const UPDATE: &str = "twiddler.updateConfig";
+
+/// `diff`. Ends with 0 where nothing differs but the number of processes, and with 1 where something
+/// does.
+///
+/// # Errors
+/// When the server does not answer, or cannot tell. Their status is not 1.
+pub async fn diff(session: &Session, args: &DiffArgs) -> Result<u8, Error> {
+    let answer = differences(session, &args.groups).await;
+    let (value, differences) = answer.map_err(|error| match error.status() {
+        NOT_DONE => Error::Trouble(Box::new(error)),
+        _ => error,
+    })?;
+    match session.output.format {
+        Format::Json => session.output.json(&value)?,
+        Format::Name => session.output.names(
+            differences
+                .iter()
+                .map(|difference| difference.name.as_str()),
+        )?,
+        Format::Table => print(session, &differences)?,
+    }
+    let differs = differences
+        .iter()
+        .any(|difference| difference.change != SCALED);
+    Ok(u8::from(differs))
+}
+
+fn print(session: &Session, differences: &[Difference]) -> io::Result<()> {
+    for difference in differences {
+        for line in difference.lines() {
+            session.output.line(&line.painted(session.output.colored))?;
+        }
+        session.output.line("")?;
+    }
+    match differences {
+        [] => Ok(()),
+        _ => session.output.line(&Plan::of(differences).sentence()),
+    }
+}
+
+/// `update`. With `--dry-run` prints what it would print, and changes nothing.
+///
+/// # Errors
+/// When the server does not answer, or refuses the files.
+pub async fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
+    if args.dry_run {
+        return rehearse(session, args).await;
+    }
+    // Who is being waited for is known before it is done, and matters to people alone.
+    let plan = match io::stderr().is_terminal() {
+        true => Plan::of(&differences(session, &args.groups).await?.1),
+        false => Plan::default(),
+    };
+    let waiting = Waiting::on(&plan.awaited());
+    let result = session
+        .server
+        .call(UPDATE, &[names(&args.groups)], "")
+        .await?;
+    drop(waiting);
+    let plan = Plan::done(&result);
+    match session.output.format {
+        Format::Json => session.output.json(&result)?,
+        Format::Name => session.output.names(plan.processes())?,
+        Format::Table => {
+            let untouched = result.get("untouched").and_then(Value::as_int);
+            plan.print(session, untouched.unwrap_or_default())?;
+        }
+    }
+    let mut status = 0;
+    for (member, name) in [("skipped", "group"), ("failed", "name")] {
+        let entries = result.get(member).and_then(Value::as_array);
+        for entry in entries.unwrap_or_default() {
+            let (name, reason) = (text(entry, name), text(entry, "reason"));
+            eprintln!("{}: ERROR ({member}: {reason})", short(&name));
+            status = NOT_DONE;
+        }
+    }
+    Ok(status)
+}
+
+async fn rehearse(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
+    let (value, differences) = differences(session, &args.groups).await?;
+    let plan = Plan::of(&differences);
+    match session.output.format {
+        Format::Json => session.output.json(&value)?,
+        Format::Name => session.output.names(plan.processes())?,
+        Format::Table => {
+            let (table, _) = session.table().await?;
+            let concerned = |group: &str| {
+                args.groups.is_empty() || args.groups.iter().any(|named| named == group)
+            };
+            let untouched = table
+                .iter()
+                .filter(|info| concerned(&info.group))
+                .filter(|info| {
+                    !plan
+                        .processes()
+                        .any(|name| name == namespec(&info.group, &info.name))
+                });
+            let untouched = i64::try_from(untouched.count()).unwrap_or(i64::MAX);
+            plan.print(session, untouched)?;
+        }
+    }
+    let mut status = 0;
+    for difference in differences
+        .iter()
+        .filter(|difference| difference.change == UNKNOWN)
+    {
+        eprintln!(
+            "{}: ERROR (skipped: {})",
+            difference.group, difference.reason
+        );
+        status = NOT_DONE;
+    }
+    eprintln!("twiddler: a dry run: nothing was changed");
+    Ok(status)
+}
+
+/// What differs, beside the value that it was read from.
+async fn differences(
+    session: &Session,
+    groups: &[String],
+) -> Result<(Value, Vec<Difference>), Error> {
+    let value = session.server.call(DIFF, &[names(groups)], "").await?;
+    let structs = value.as_array().unwrap_or_default();
+    let differences = structs.iter().map(Difference::read).collect();
+    Ok((value, differences))
+}
+
+/// Groups as they were typed: `web`, `web:` and `web:*` are one.
+fn names(groups: &[String]) -> Value {
+    let name = |group: &String| {
+        let name = group.trim_end_matches('*').trim_end_matches(':');
+        Value::from(name)
+    };
+    Value::Array(groups.iter().map(name).collect())
+}
+
+/// A program or a group that differs.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Difference {
+    group: String,
+    /// The program as it is called, or `group NAME`.
+    name: String,
+    change: String,
+    /// Name, old and new value of each option.
+    options: Vec<(String, String, String)>,
+    plan: Plan,
+    /// The group can only be replaced as a whole.
+    whole: bool,
+    reason: String,
+}
+
+impl Difference {
+    fn read(value: &Value) -> Self {
+        let group = text(value, "group");
+        let name = match text(value, "program").as_str() {
+            "" => format!("group {group}"),
+            program => namespec(&group, program),
+        };
+        let options = value.get("options").and_then(Value::as_array);
+        let option = |option: &Value| {
+            (
+                text(option, "name"),
+                text(option, "old"),
+                text(option, "new"),
+            )
+        };
+        Difference {
+            name,
+            change: text(value, "change"),
+            options: options.unwrap_or_default().iter().map(option).collect(),
+            plan: Plan::read(value, ["stop", "restart", "start"]),
+            whole: value.get("whole").and_then(Value::as_bool) == Some(true),
+            reason: text(value, "reason"),
+            group,
+        }
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let mut lines = vec![Line::Title(format!("{} {}", self.change, self.name))];
+        if !self.reason.is_empty() {
+            lines.push(Line::Note(self.reason.clone()));
+        } else if self.whole {
+            let group = &self.group;
+            lines.push(Line::Note(format!("group {group} is replaced as a whole")));
+        }
+        for (name, old, new) in &self.options {
+            if old.is_empty() && new.is_empty() {
+                lines.push(Line::Hidden(name.clone()));
+            }
+            if !old.is_empty() {
+                lines.push(Line::Old(format!("{name} = {old}")));
+            }
+            if !new.is_empty() {
+                lines.push(Line::New(format!("{name} = {new}")));
+            }
+        }
+        lines
+    }
+}
+
+/// One line of what differs; further lines of a value are indented.
+#[derive(Clone, Debug, PartialEq)]
+enum Line {
+    Title(String),
+    Note(String),
+    Old(String),
+    New(String),
+    /// A variable whose values nobody is shown.
+    Hidden(String),
+}
+
+impl Line {
+    fn text(&self) -> String {
+        let (sign, text) = match self {
+            Line::Title(text) => ("", text.clone()),
+            Line::Note(text) => ("  ", text.clone()),
+            Line::Old(text) => ("- ", text.clone()),
+            Line::New(text) => ("+ ", text.clone()),
+            Line::Hidden(name) => ("~ ", format!("{name} differs; its values are not shown")),
+        };
+        format!("{sign}{}", text.replace('\n', &format!("\n{sign}    ")))
+    }
+
+    fn painted(&self, colored: bool) -> String {
+        let style = match self {
+            _ if !colored => Style::new(),
+            Line::Title(_) => Style::new().effects(Effects::BOLD),
+            Line::Note(_) => Style::new().effects(Effects::DIMMED),
+            Line::Old(_) => Style::new().fg_color(Some(AnsiColor::Red.into())),
+            Line::New(_) => Style::new().fg_color(Some(AnsiColor::Green.into())),
+            Line::Hidden(_) => Style::new().fg_color(Some(AnsiColor::Yellow.into())),
+        };
+        format!("{style}{}{style:#}", self.text())
+    }
+}
+
+/// What becomes of processes, by the names that supervisorctl has for them.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Plan {
+    stop: BTreeSet<String>,
+    restart: BTreeSet<String>,
+    start: BTreeSet<String>,
+}
+
+impl Plan {
+    /// Reads the members `[stop, restart, start]` of a struct.
+    fn read(value: &Value, members: [&str; 3]) -> Self {
+        let [stop, restart, start] = members.map(|member| {
+            let names = value
+                .get(member)
+                .and_then(Value::as_array)
+                .unwrap_or_default();
+            names.iter().filter_map(Value::as_str).map(short).collect()
+        });
+        Plan {
+            stop,
+            restart,
+            start,
+        }
+    }
+
+    /// What `updateConfig` has done.
+    fn done(result: &Value) -> Self {
+        Plan::read(result, ["stopped", "restarted", "started"])
+    }
+
+    /// What `updateConfig` would do.
+    fn of(differences: &[Difference]) -> Self {
+        let mut all = Plan::default();
+        for difference in differences {
+            all.stop.extend(difference.plan.stop.iter().cloned());
+            all.restart.extend(difference.plan.restart.iter().cloned());
+            all.start.extend(difference.plan.start.iter().cloned());
+        }
+        all
+    }
+
+    fn processes(&self) -> impl Iterator<Item = &str> {
+        let all = self.stop.iter().chain(&self.restart).chain(&self.start);
+        all.map(String::as_str)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let line = |done: &'static str| move |name: &String| format!("{name}: {done}");
+        let stopped = self.stop.iter().map(line("stopped"));
+        let restarted = self.restart.iter().map(line("restarted"));
+        let started = self.start.iter().map(line("started"));
+        stopped.chain(restarted).chain(started).collect()
+    }
+
+    fn print(&self, session: &Session, untouched: i64) -> io::Result<()> {
+        for line in self.lines() {
+            session.output.line(&line)?;
+        }
+        session.output.line(&format!(
+            "{} restarted, {} started, {} stopped, {untouched} untouched",
+            self.restart.len(),
+            self.start.len(),
+            self.stop.len()
+        ))
+    }
+
+    /// What `update` would do, in one sentence.
+    fn sentence(&self) -> String {
+        let parts: Vec<String> = [
+            ("stop", &self.stop),
+            ("restart", &self.restart),
+            ("start", &self.start),
+        ]
+        .iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(verb, names)| format!("{verb} {}", joined(names)))
+        .collect();
+        match parts.as_slice() {
+            [] => "update would stop, restart and start nothing".to_owned(),
+            parts => format!("update would {}", parts.join("; ")),
+        }
+    }
+
+    /// Who is being waited for.
+    fn awaited(&self) -> String {
+        let stopping: BTreeSet<String> = self.stop.union(&self.restart).cloned().collect();
+        match stopping.is_empty() {
+            true => "supervisord to read its files".to_owned(),
+            false => format!("{} to stop", joined(&stopping)),
+        }
+    }
+}
+
+fn joined(names: &BTreeSet<String>) -> String {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.join(", ")
+}
+
+/// supervisorctl's short form of a name.
+fn short(name: &str) -> String {
+    match split_namespec(name) {
+        (group, Some(process)) => namespec(group, process),
+        (group, None) => group.to_owned(),
+    }
+}
+
+fn text(value: &Value, member: &str) -> String {
+    value
+        .get(member)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(members: &[(&str, Value)]) -> Value {
+        let owned = |(name, value): &(&str, Value)| ((*name).to_owned(), value.clone());
+        Value::Struct(members.iter().map(owned).collect())
+    }
+
+    fn names(names: &[&str]) -> Value {
+        Value::Array(names.iter().map(|name| Value::from(*name)).collect())
+    }
+
+    fn changed() -> Difference {
+        let option = |name: &str, old: &str, new: &str| {
+            entry(&[
+                ("name", name.into()),
+                ("old", old.into()),
+                ("new", new.into()),
+            ])
+        };
+        Difference::read(&entry(&[
+            ("group", "web".into()),
+            ("program", "api".into()),
+            ("change", "changed".into()),
+            (
+                "options",
+                Value::Array(vec![
+                    option("command", "api -p 80", "api -p 81"),
+                    option("environment.TOKEN", "", ""),
+                    option("user", "", "www"),
+                    option("umask", "022", ""),
+                    option("exitcodes", "", "0,\n2"),
+                ]),
+            ),
+            ("start", names(&[])),
+            ("restart", names(&["web:api"])),
+            ("stop", names(&[])),
+            ("whole", false.into()),
+            ("reason", "".into()),
+        ]))
+    }
+
+    #[test]
+    fn a_program_that_differs_is_a_block() {
+        let text: Vec<String> = changed().lines().iter().map(Line::text).collect();
+        let expected = [
+            "changed web:api",
+            "- command = api -p 80",
+            "+ command = api -p 81",
+            "~ environment.TOKEN differs; its values are not shown",
+            "+ user = www",
+            "- umask = 022",
+            "+ exitcodes = 0,\n+     2",
+        ];
+        assert_eq!(text, expected);
+        let bold = Line::Title("x".to_owned()).painted(true);
+        assert_eq!(bold, "\u{1b}[1mx\u{1b}[0m");
+    }
+
+    #[test]
+    fn a_group_says_why_all_of_it_restarts() {
+        let whole = Difference {
+            group: "fast".to_owned(),
+            name: "group fast".to_owned(),
+            change: "changed".to_owned(),
+            whole: true,
+            ..Difference::default()
+        };
+        let text: Vec<String> = whole.lines().iter().map(Line::text).collect();
+        assert_eq!(
+            text,
+            ["changed group fast", "  group fast is replaced as a whole"]
+        );
+    }
+
+    #[test]
+    fn what_was_planned_and_what_was_done_are_told_in_the_same_words() {
+        let mut other = changed();
+        other.plan = Plan::read(
+            &entry(&[
+                ("start", names(&["new:new"])),
+                ("restart", names(&["web:api"])),
+                ("stop", names(&["web:old", "a:b"])),
+            ]),
+            ["stop", "restart", "start"],
+        );
+        let planned = Plan::of(&[changed(), other]);
+        let done = Plan::done(&entry(&[
+            ("stopped", names(&["a:b", "web:old"])),
+            ("restarted", names(&["web:api"])),
+            ("started", names(&["new:new"])),
+        ]));
+        assert_eq!(planned, done);
+        assert_eq!(
+            planned.lines(),
+            [
+                "a:b: stopped",
+                "web:old: stopped",
+                "web:api: restarted",
+                "new: started"
+            ]
+        );
+        assert_eq!(
+            planned.sentence(),
+            "update would stop a:b, web:old; restart web:api; start new"
+        );
+        assert_eq!(
+            Plan::default().sentence(),
+            "update would stop, restart and start nothing"
+        );
+    }
+}
