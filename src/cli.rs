@@ -14,10 +14,12 @@ use crate::config::options::flags;
 use crate::include_dir::CLEAN_UP_COMMAND;
 
 const AFTER_HELP: &str = "\
-Example:
+Examples:
   twiddler check -c /etc/supervisor/supervisord.conf
   twiddler serve -c /etc/supervisor/supervisord.conf --listen unix:///run/twiddler/twiddler.sock
   supervisorctl -s unix:///run/twiddler/twiddler.sock status
+  twiddler status
+  twiddler run -- /usr/bin/backup --full
 
 `twiddler serve --help` explains the options of both commands.";
 
@@ -86,19 +88,29 @@ impl Args {
 }
 
 /// Adds what was most likely meant where an option that takes its value after `=` alone was
-/// written with a space.
-fn with_tip(mut error: clap::Error, typed: &[OsString]) -> clap::Error {
+/// written with a space, and where a command came without `--`.
+fn with_tip(error: clap::Error, typed: &[OsString]) -> clap::Error {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
+    let is_command = typed.iter().any(|word| word == "add" || word == "run");
+    if is_command && !value.starts_with('-') && typed.iter().all(|word| word != "--") {
+        let tip = format!("write -- in front of the command: -- {value}");
+        return with(error, tip);
+    }
     let apart = |pair: &&[OsString]| {
         !value.starts_with('-') && flags().any(|flag| pair[0] == *flag) && pair[1] == value.as_str()
     };
     if let Some(pair) = typed.windows(2).find(apart) {
         let tip = format!("write {}={value}", pair[0].display());
-        let tip = ContextValue::StyledStrs(vec![tip.into()]);
-        error.insert(ContextKind::Suggested, tip);
+        return with(error, tip);
     }
+    error
+}
+
+fn with(mut error: clap::Error, tip: String) -> clap::Error {
+    let tip = ContextValue::StyledStrs(vec![tip.into()]);
+    error.insert(ContextKind::Suggested, tip);
     error
 }
 
@@ -149,6 +161,29 @@ mod tests {
             match tip {
                 Some(tip) => assert!(error.contains(tip), "{error}"),
                 None => assert!(!error.contains("write --"), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_without_dashes_is_told_where_they_go() {
+        for (typed, tip) in [
+            (
+                &["run", "cat"][..],
+                Some("-- in front of the command: -- cat"),
+            ),
+            (&["add", "web:x", "cat", "-n"], Some("-- cat")),
+            (&["run", "--kep", "--", "cat"], None),
+        ] {
+            let typed: Vec<OsString> = ["twiddler"]
+                .iter()
+                .chain(typed)
+                .map(OsString::from)
+                .collect();
+            let error = with_tip(Args::try_parse_from(&typed).unwrap_err(), &typed).to_string();
+            match tip {
+                Some(tip) => assert!(error.contains(tip), "{error}"),
+                None => assert!(!error.contains("in front"), "{error}"),
             }
         }
     }

@@ -102,7 +102,10 @@ fn nearest(table: &[ProcessInfo], name: &str) -> Option<String> {
     let specs = table.iter().map(|info| namespec(&info.group, &info.name));
     let groups = table.iter().map(|info| format!("{}:*", info.group));
     let within = table.iter().filter(|info| info.name == name);
-    // A process whose group was left out is nearer than any other name.
+    // A group is named with a star, and a process whose group was left out is nearer than any other.
+    if table.iter().any(|info| info.group == name) {
+        return Some(format!("{name}:*"));
+    }
     if let Some(info) = within.into_iter().next() {
         return Some(namespec(&info.group, &info.name));
     }
@@ -185,6 +188,7 @@ mod tests {
         for (name, expected) in [
             ("mialer", "mialer; did you mean mailer?"),
             ("api", "api; did you mean web:api?"),
+            ("web", "web; did you mean web:*?"),
             ("wbe:api", "wbe:api; did you mean web:api?"),
             ("web:worker", "web:worker; did you mean web:worker_0?"),
             ("wep:*", "wep:*; did you mean web:*?"),

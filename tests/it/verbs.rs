@@ -636,6 +636,11 @@ fn manual_pages_are_written_for_the_program_and_each_verb() -> Result<()> {
             .with_context(|| page.to_owned())?;
         ensure!(text.contains(".TH"), "{page}");
     }
+    let conf = std::fs::read_to_string(dir.path().join("man5/twiddler.conf.5"))?;
+    for key in ["listen", "allow_open", "tls_cert", "persist", "log_level"] {
+        let key = format!("\\fB{key}\\fR");
+        ensure!(conf.contains(&key), "{key}: {conf}");
+    }
     Ok(())
 }
 
@@ -659,12 +664,19 @@ startsecs=0
         &["wait", "many:*", "--for", "running", "--timeout", "60"],
     )?;
     let following = Process::spawn(&mut command(&server, &["logs", "-f", "many:*"]))?;
-    eventually(LIMIT, || {
-        let text = following.stdout_text();
-        let lines = text.lines().filter(|line| line.contains("| here ")).count();
-        ensure!(lines == MANY, "{lines}");
-        Ok(())
-    })?;
+    let all_are_here = |times: usize| {
+        eventually(LIMIT, || {
+            let text = following.stdout_text();
+            let lines = text.lines().filter(|line| line.contains("| here ")).count();
+            ensure!(lines == times * MANY, "{lines}");
+            Ok(())
+        })
+    };
+    all_are_here(1)?;
+    printed(&server, &["restart", "many:*"])?;
+    all_are_here(2)?;
+    daemon.restart_rpc()?;
+    all_are_here(3)?;
     following.signal("INT")?;
     following.wait()?;
     Ok(())

@@ -10,7 +10,7 @@ use crate::client::words;
 use crate::daemon::ProcessInfo;
 use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, SUCCESS};
 use crate::namespec::{namespec, split_namespec};
-use crate::xmlrpc::Value;
+use crate::xmlrpc::{Fault, Value};
 
 const DEFAULT_PRIORITY: i64 = 999;
 /// Tells the processes of a program apart where the options do not say how.
@@ -28,21 +28,31 @@ pub async fn add(session: &Session, args: &AddArgs) -> Result<u8, Error> {
     let options = Value::Struct(options(args)?);
     let params = [group.into(), name.into(), options];
     let created = args.create_group && create(session, group).await?;
-    let added = session
-        .server
-        .call(
-            "twiddler.addProcessToGroup",
-            &params,
-            "twiddler.addProcessToGroup",
-        )
-        .await;
-    if let Err(error) = added {
-        if created {
-            remove_group_again(session, group).await;
-        }
-        return Err(error);
+    let method = "twiddler.addProcessToGroup";
+    let added = session.server.try_call(method, &params).await;
+    let refused = match added {
+        Ok(Ok(_)) => return report(session, "added", &namespec(group, name)),
+        Ok(Err(fault)) => not_added(fault, method, group, name),
+        Err(error) => error,
+    };
+    if created {
+        remove_group_again(session, group).await;
     }
-    report(session, "added", &namespec(group, name))
+    Err(refused)
+}
+
+/// Why a program was not added. The one fault for names means two things.
+fn not_added(fault: Fault, method: &str, group: &str, name: &str) -> Error {
+    match (fault.code, fault.text.contains("group: ")) {
+        (BAD_NAME, true) => Error::NotDone(format!(
+            "no such group: {group}; add it too with --create-group"
+        )),
+        (BAD_NAME, false) => Error::NotDone(format!(
+            "there is a process {} already: remove it first, or change it with set",
+            namespec(group, name)
+        )),
+        _ => Error::of(fault, method, method),
+    }
 }
 
 /// The options of the program, as XML-RPC wants them.

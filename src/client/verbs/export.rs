@@ -49,7 +49,10 @@ pub async fn run(session: &Session, args: &ExportArgs) -> Result<u8, Error> {
             let configured: Vec<&ProgramInfo> = configured.collect();
             let priorities = priorities(session).await?;
             let text = sections(&exported, &configured, &priorities);
-            session.output.line(text.trim_end())?;
+            match text.trim_end() {
+                "" => eprintln!("twiddler: nothing was added"),
+                text => session.output.line(text)?,
+            }
         }
     }
     let mut status = 0;

@@ -1,29 +1,40 @@
 //! `completions` and `man`, which are made from the definition of the command line.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
-use clap::{Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory};
 use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::cli::Args;
-use crate::client::args::{CompletionsArgs, ManArgs};
+use crate::client::args::{CompletionsArgs, ManArgs, Shell};
 use crate::client::error::Error;
 
 const NAME: &str = "twiddler";
+/// clap's own script takes the words of bash as they are, which end at a colon.
+const BASH: &str = include_str!("completions.bash");
+/// The one option that has no key.
+const CONFIG: &str = "config";
 
 /// Prints the script that completes in a shell. It calls this program for live names.
 ///
 /// # Errors
 /// When standard output is gone.
 pub fn completions(args: &CompletionsArgs) -> Result<u8, Error> {
-    let completer = args.shell.completer();
-    completer.write_registration("COMPLETE", NAME, NAME, NAME, &mut io::stdout())?;
+    let mut out = io::stdout();
+    match args.shell {
+        Shell::Bash => out.write_all(BASH.as_bytes())?,
+        shell => shell
+            .completer()
+            .write_registration("COMPLETE", NAME, NAME, NAME, &mut out)?,
+    }
     Ok(0)
 }
 
-/// Prints the manual page of the program, or writes a page for it and for each verb.
+/// Prints the manual page of the program, or writes the pages for it, each of its verbs and the
+/// configuration.
 ///
 /// # Errors
 /// When standard output is gone, or the directory cannot be written.
@@ -33,18 +44,21 @@ pub fn man(args: &ManArgs) -> Result<u8, Error> {
         Man::new(command).render(&mut io::stdout())?;
         return Ok(0);
     };
-    let section = dir.join("man1");
-    let failed = |path: &Path, error: io::Error| {
-        Error::NotDone(format!("cannot write {}: {error}", path.display()))
-    };
-    fs::create_dir_all(&section).map_err(|error| failed(&section, error))?;
     for (name, command) in pages(command) {
-        let path = section.join(format!("{name}.1"));
         let mut page = Vec::new();
         Man::new(command).title(&name).render(&mut page)?;
-        fs::write(&path, page).map_err(|error| failed(&path, error))?;
+        write(dir, 1, &name, &page)?;
     }
+    write(dir, 5, "twiddler.conf", configuration().as_bytes())?;
     Ok(0)
+}
+
+fn write(dir: &Path, section: u8, name: &str, page: &[u8]) -> Result<(), Error> {
+    let dir = dir.join(format!("man{section}"));
+    let path = dir.join(format!("{name}.{section}"));
+    fs::create_dir_all(&dir)
+        .and_then(|()| fs::write(&path, page))
+        .map_err(|error| Error::NotDone(format!("cannot write {}: {error}", path.display())))
 }
 
 /// The program and each of its verbs, with the names of their pages.
@@ -55,4 +69,59 @@ fn pages(mut command: Command) -> Vec<(String, Command)> {
         pages.push((format!("{NAME}-{}", verb.get_name()), verb.clone()));
     }
     pages
+}
+
+/// The page about the section `[twiddler]`: a key for each option of `serve`.
+fn configuration() -> String {
+    let mut page = Roff::new();
+    page.control("TH", ["twiddler.conf", "5"]);
+    page.control("SH", ["NAME"]);
+    page.text([roman(
+        "twiddler.conf - the section [twiddler] of supervisord.conf",
+    )]);
+    page.control("SH", ["DESCRIPTION"]);
+    page.text([roman(
+        "supervisord ignores a section [twiddler] in its configuration file. twiddler serve and \
+         twiddler check read it. An option on the command line wins over the environment variable, \
+         and that over the key.",
+    )]);
+    page.control("SH", ["KEYS"]);
+    let command = Args::command();
+    let serve = command.find_subcommand("serve");
+    for option in serve.into_iter().flat_map(Command::get_arguments) {
+        if let Some(name) = option.get_long().filter(|name| *name != CONFIG) {
+            page.control("TP", []);
+            page.text([
+                bold(name.replace('-', "_")),
+                roman(" = "),
+                roman(value_of(option)),
+            ]);
+            let help = option.get_long_help().or(option.get_help());
+            let help = help.map(ToString::to_string).unwrap_or_default();
+            page.text([roman(help.split_whitespace().collect::<Vec<_>>().join(" "))]);
+        }
+    }
+    page.control("SH", ["EXAMPLE"]);
+    page.control("nf", []);
+    page.text([roman(
+        "[twiddler]\nlisten = unix:///run/twiddler/twiddler.sock\npersist = true",
+    )]);
+    page.control("fi", []);
+    page.control("SH", ["SEE ALSO"]);
+    page.text([
+        bold("twiddler"),
+        roman("(1), "),
+        bold("supervisord"),
+        roman("(1)"),
+    ]);
+    page.render()
+}
+
+fn value_of(option: &Arg) -> String {
+    let names = option.get_value_names().unwrap_or_default();
+    names
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" ")
 }

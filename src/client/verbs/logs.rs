@@ -110,6 +110,19 @@ async fn last_lines(
     }
 }
 
+/// The file that a process writes to.
+async fn log_path(session: &Session, name: &str, channel: &str) -> Option<String> {
+    let info = session
+        .server
+        .call("supervisor.getProcessInfo", &[name.into()], name);
+    let info = info.await.ok()?;
+    Some(
+        info.get(&format!("{channel}_logfile"))?
+            .as_str()?
+            .to_owned(),
+    )
+}
+
 /// The last `lines` lines of a text.
 fn tail(text: &str, lines: usize) -> &str {
     let body = text.strip_suffix('\n').unwrap_or(text);
@@ -141,6 +154,7 @@ async fn follow_all(
             index,
             out: out.clone(),
             seen: Seen::default(),
+            path: log_path(session, name, channel).await,
             line: Vec::new(),
         };
         followers.push(follower.run(lines));
@@ -170,6 +184,8 @@ struct Follower<'a> {
     index: usize,
     out: mpsc::Sender<(usize, Vec<u8>)>,
     seen: Seen,
+    /// The file that it was read from.
+    path: Option<String>,
     /// A line that has not ended yet.
     line: Vec<u8>,
 }
@@ -199,6 +215,12 @@ impl Follower<'_> {
             };
             if let Ok(stream) = &mut stream {
                 let burst = burst(stream).await;
+                // supervisord begins a new file when it starts, unless the program names one.
+                let path = log_path(self.session, self.name, self.channel).await;
+                if path != self.path {
+                    self.seen = Seen::default();
+                    self.path = path;
+                }
                 let fresh = self.seen.fresh(&burst).to_vec();
                 self.take(&fresh).await;
             }

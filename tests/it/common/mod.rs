@@ -47,9 +47,11 @@ pub mod process;
 pub mod provision;
 pub mod relay;
 pub mod reverse_proxy;
+pub mod schema;
 pub mod sidecar;
 pub mod site;
 pub mod stuck;
+pub mod terminal;
 pub mod tools;
 pub mod usage;
 #[macro_use]

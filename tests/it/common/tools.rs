@@ -61,6 +61,21 @@ pub const HAPROXY: Tool = Tool {
     packages: "haproxy",
 };
 
+/// zsh.
+pub const ZSH: Tool = Tool {
+    name: "zsh",
+    programs: &["zsh"],
+    trial: &[],
+    packages: "zsh",
+};
+/// fish.
+pub const FISH: Tool = Tool {
+    name: "fish",
+    programs: &["fish"],
+    trial: &[],
+    packages: "fish",
+};
+
 /// Whether the test that asks can be carried out. Where it cannot, says so in one line, whatever
 /// becomes of the test's output otherwise.
 ///

@@ -1,0 +1,213 @@
+//! What the command line prints for machines and in its documentation, and the ways to a server.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use crate::common::schema::ensure_documents;
+use crate::common::sidecar::twiddler_command;
+use crate::common::{
+    Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, run, stderr_text,
+    stdout_text,
+};
+use anyhow::{Context, Result, ensure};
+
+const PROGRAMS: &str = "
+[group:web]
+programs=api
+
+[program:api]
+command=cat
+startsecs=0
+
+[program:lone]
+command=cat
+autostart=false
+";
+
+fn verb(server: &str, words: &[&str]) -> Result<Output> {
+    let mut command = twiddler_command();
+    run(command.env("TWIDDLER_SERVER", server).args(words))
+}
+
+#[test]
+fn what_is_printed_for_machines_is_as_documented() -> Result<()> {
+    let daemon = Daemon::start(PROGRAMS)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    let server = format!("unix://{}", sidecar.socket().display());
+    for (schema, words) in [
+        ("status", &["status"][..]),
+        ("start", &["start", "lone"]),
+        ("restart", &["restart", "web:*", "lone"]),
+        ("restart --rolling", &["restart", "web:*", "--rolling", "1"]),
+        ("signal", &["signal", "CONT", "web:api"]),
+        ("stop", &["stop", "nobody:*", "lone"]),
+        (
+            "add",
+            &[
+                "add",
+                "web:x",
+                "-O",
+                "startsecs=0",
+                "--",
+                "sh",
+                "-c",
+                "echo x; exec cat",
+            ],
+        ),
+        ("groups", &["groups"]),
+        ("add-group", &["add-group", "new"]),
+        ("remove-group", &["remove-group", "new"]),
+    ] {
+        let words = [words, &["-o", "json"]].concat();
+        // The words after -- are the command's.
+        let words = match words.iter().position(|word| *word == "--") {
+            Some(at) => [&["-o", "json"], &words[..at], &words[at..words.len() - 2]].concat(),
+            None => words,
+        };
+        let output = verb(&server, &words)?;
+        ensure_documents(schema, &stdout_text(&output))
+            .with_context(|| format!("{words:?}: {}", stderr_text(&output)))?;
+    }
+    eventually(LIMIT, || {
+        let output = verb(&server, &["logs", "web:x", "-o", "json"])?;
+        ensure_documents("logs", &stdout_text(&output))
+    })?;
+    let output = verb(&server, &["remove", "--stop", "web:x", "-o", "json"])?;
+    ensure_documents("remove", &stdout_text(&output))
+}
+
+/// Each line of the session after a `$`, and what it printed.
+fn session() -> Result<Vec<(String, String)>> {
+    let text = include_str!("../../docs/command-line.md");
+    let (_, block) = text.split_once("```console\n").context("no session")?;
+    let (block, _) = block.split_once("```").context("no end of the session")?;
+    let mut steps: Vec<(String, String)> = Vec::new();
+    for line in block.lines() {
+        match (line.strip_prefix("$ "), steps.last_mut()) {
+            (Some(command), _) => steps.push((command.to_owned(), String::new())),
+            (None, Some((_, printed))) => *printed += &format!("{line}\n"),
+            (None, None) => anyhow::bail!("{line:?} belongs to no command"),
+        }
+    }
+    Ok(steps)
+}
+
+/// Pids and times differ, and the widths of columns with them.
+fn in_general(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        let words: Vec<String> = line.split_whitespace().map(number_for_numbers).collect();
+        out += &(words.join(" ") + "\n");
+    }
+    out
+}
+
+fn number_for_numbers(word: &str) -> String {
+    match word.len() > 2 && word.chars().all(|c| c.is_ascii_digit() || c == ':') {
+        true => "N".to_owned(),
+        false => word.to_owned(),
+    }
+}
+
+#[test]
+fn the_documented_session_is_true() -> Result<()> {
+    let daemon = Daemon::start(PROGRAMS)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_twiddler"));
+    let dir = binary.parent().context("no directory")?;
+    for (typed, expected) in session()? {
+        // What a process writes reaches its log a moment later.
+        let is_log = typed.starts_with("twiddler logs");
+        eventually(LIMIT, || {
+            let mut shell = Command::new("sh");
+            let path = format!("{}:/usr/bin:/bin", dir.display());
+            let server = format!("unix://{}", sidecar.socket().display());
+            shell
+                .env_clear()
+                .env("PATH", path)
+                .env("TWIDDLER_SERVER", server);
+            let output = run(shell.args(["-c", &format!("{{ {typed}\n}} 2>&1")]))?;
+            let printed = in_general(&stdout_text(&output));
+            match printed == in_general(&expected) {
+                true => Ok(Ok(())),
+                false if is_log => anyhow::bail!("{typed}: {printed}"),
+                false => Ok(Err(anyhow::anyhow!("{typed}: {printed}"))),
+            }
+        })??;
+    }
+    Ok(())
+}
+
+#[test]
+fn credentials_come_from_where_supervisorctl_takes_them() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        body: PROGRAMS,
+        credentials: Some(("user", "s3cret%")),
+        ..DaemonOptions::default()
+    })?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let conf = daemon.dir().join("client.conf");
+    fs::write(&conf, "[supervisorctl]\nusername=user\npassword=s3cret%%\n")?;
+    let conf = conf.to_string_lossy().into_owned();
+    for server in [daemon.socket(), sidecar.socket()] {
+        let server = format!("unix://{}", server.display());
+        for words in [
+            &["status", "web:api", "-c", &conf][..],
+            &["-c", &conf, "status", "web:api"],
+        ] {
+            let output = verb(&server, words)?;
+            assert_eq!(output.status.code(), Some(0), "{}", stderr_text(&output));
+        }
+        let mut command = twiddler_command();
+        command
+            .env("TWIDDLER_SERVER", &server)
+            .env("TWIDDLER_CLIENT_USERNAME", "user")
+            .env("TWIDDLER_CLIENT_PASSWORD", "s3cret%")
+            .args(["status", "web:api"]);
+        assert_eq!(run(&mut command)?.status.code(), Some(0));
+        let wrong = verb(&server, &["status", "-u", "user", "-p", "other"])?;
+        assert_eq!(wrong.status.code(), Some(77));
+        let said = stdout_text(&wrong) + &stderr_text(&wrong);
+        ensure!(
+            !said.contains("other") && said.contains("[supervisorctl]"),
+            "{said}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn verbs_speak_tls_to_servers_that_the_system_trusts() -> Result<()> {
+    let daemon = Daemon::start(PROGRAMS)?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let path = |name: &str| daemon.dir().join(name).to_string_lossy().into_owned();
+    let (cert, key) = (path("cert.pem"), path("key.pem"));
+    fs::write(&cert, made.cert.pem())?;
+    fs::write(&key, made.signing_key.serialize_pem())?;
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            arguments: &["--tls-cert", &cert, "--tls-key", &key],
+            ..SidecarOptions::default()
+        },
+    )?;
+    let server = format!("https://localhost:{}", sidecar.tcp_addr().port());
+    let mut command = twiddler_command();
+    command.env("SSL_CERT_FILE", &cert).args(["-s", &server]);
+    let words = ["run", "--", "sh", "-c", "echo over TLS; exit 9"];
+    let output = run(command.args(words))?;
+    assert_eq!(output.status.code(), Some(9), "{}", stderr_text(&output));
+    assert_eq!(stdout_text(&output), "over TLS\n");
+    let stranger = verb(&server, &["status"])?;
+    assert_eq!(stranger.status.code(), Some(69));
+    ensure!(
+        stderr_text(&stranger).contains("ertificate"),
+        "{}",
+        stderr_text(&stranger)
+    );
+    Ok(())
+}

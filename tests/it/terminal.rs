@@ -1,0 +1,267 @@
+//! What the command line does on a terminal: colours, widths, who is being waited for, Ctrl-C, and
+//! completion in the shells that people have.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::sidecar::twiddler_command;
+use crate::common::terminal::{CTRL_C, on_terminal, without_escapes};
+use crate::common::tools::{FISH, Tool, ZSH, have};
+use crate::common::{Daemon, LIMIT, Process, Sidecar, eventually, run, stderr_text, value};
+use anyhow::{Result, ensure};
+
+const PROGRAMS: &str = "
+[group:web]
+programs=api,worker
+
+[program:api]
+command=cat
+startsecs=0
+
+[program:worker]
+command=cat
+process_name=%(program_name)s_%(process_num)d
+numprocs=2
+startsecs=0
+
+[program:lone]
+command=cat
+autostart=false
+
+[program:slow]
+command=sh -c 'trap \"sleep 2; exit\" TERM; while :; do sleep 0.05; done'
+startsecs=0
+";
+
+fn twiddler(daemon: &Daemon, words: &[&str]) -> Command {
+    let mut command = twiddler_command();
+    let server = format!("unix://{}", daemon.socket().display());
+    command.env("TWIDDLER_SERVER", server).args(words);
+    command
+}
+
+/// What a verb shows on a terminal of so many columns.
+fn shown(columns: u16, command: &Command) -> Result<String> {
+    let terminal = on_terminal(columns, command)?;
+    terminal.wait()?;
+    Ok(terminal.stdout_text())
+}
+
+fn start() -> Result<Daemon> {
+    let daemon = Daemon::start(PROGRAMS)?;
+    for name in ["web:api", "web:worker_0", "web:worker_1", "slow"] {
+        daemon.wait_for_state(name, "RUNNING")?;
+    }
+    Ok(daemon)
+}
+
+#[test]
+fn colours_are_for_terminals_unless_somebody_says_otherwise() -> Result<()> {
+    let daemon = start()?;
+    let green = "\u{1b}[38;5;10m";
+    let text = shown(100, &twiddler(&daemon, &["status"]))?;
+    ensure!(text.contains(green), "{text:?}");
+    let mut quiet = twiddler(&daemon, &["status"]);
+    let text = shown(100, quiet.env("NO_COLOR", "1"))?;
+    ensure!(
+        text.contains("RUNNING") && !text.contains('\u{1b}'),
+        "{text:?}"
+    );
+    let text = shown(100, &twiddler(&daemon, &["status", "--color", "never"]))?;
+    ensure!(
+        text.contains("RUNNING") && !text.contains('\u{1b}'),
+        "{text:?}"
+    );
+    let mut always = twiddler(&daemon, &["status", "--color", "always"]);
+    let text = shown(100, always.env("NO_COLOR", "1"))?;
+    ensure!(text.contains(green), "{text:?}");
+    Ok(())
+}
+
+#[test]
+fn tables_fit_the_terminal() -> Result<()> {
+    let daemon = start()?;
+    for columns in [50, 100] {
+        let text = without_escapes(&shown(columns, &twiddler(&daemon, &["status"]))?);
+        ensure!(text.contains("web:worker_1"), "{text:?}");
+        for line in text.lines() {
+            ensure!(
+                line.trim_end().chars().count() <= usize::from(columns),
+                "{line:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_takes_long_says_who_is_being_waited_for() -> Result<()> {
+    let daemon = start()?;
+    let text = shown(100, &twiddler(&daemon, &["stop", "slow"]))?;
+    ensure!(text.contains("waiting for slow to stop"), "{text:?}");
+    ensure!(without_escapes(&text).contains("slow: stopped"), "{text:?}");
+    // Neither where it is quick, nor where nobody looks.
+    let text = shown(100, &twiddler(&daemon, &["stop", "web:api"]))?;
+    ensure!(!text.contains("waiting"), "{text:?}");
+    run(&mut twiddler(&daemon, &["start", "slow"]))?;
+    let output = run(&mut twiddler(&daemon, &["stop", "slow"]))?;
+    ensure!(stderr_text(&output).is_empty(), "{}", stderr_text(&output));
+    Ok(())
+}
+
+#[test]
+fn ctrl_c_on_the_terminal_stops_what_run_has_started() -> Result<()> {
+    let daemon = start()?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let server = format!("unix://{}", sidecar.socket().display());
+    let script = "trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.05; done";
+    let words = ["run", "-O", "stopsignal=INT", "--", "sh", "-c", script];
+    let command = || {
+        let mut command = twiddler(&daemon, &words);
+        command.env("TWIDDLER_SERVER", &server);
+        command
+    };
+    let nothing_left = || -> Result<()> {
+        let groups = sidecar.client().call("twiddler.getGroupNames", ())?;
+        ensure!(groups == value(vec!["lone", "slow", "web"]), "{groups:?}");
+        Ok(())
+    };
+    let running = on_terminal(80, &command())?;
+    running.wait_for_stdout("ready")?;
+    running.write(CTRL_C)?;
+    assert_eq!(running.wait()?.code(), Some(5));
+    ensure!(running.stdout_text().contains("caught"));
+    nothing_left()?;
+    // Its terminal is closed.
+    let running = on_terminal(80, &command())?;
+    running.wait_for_stdout("ready")?;
+    running.kill()?;
+    eventually(LIMIT, nothing_left)
+}
+
+#[test]
+fn ctrl_c_between_batches_of_a_rolling_restart_is_safe() -> Result<()> {
+    let daemon = Daemon::start(
+        "[program:roll]\ncommand=cat\nprocess_name=%(process_num)d\nnumprocs=4\nstartsecs=1\n",
+    )?;
+    for number in 0..4 {
+        daemon.wait_for_state(&format!("roll:{number}"), "RUNNING")?;
+    }
+    let words = ["restart", "roll:*", "--rolling", "1"];
+    let rolling = on_terminal(100, &twiddler(&daemon, &words))?;
+    rolling.wait_for_stdout("roll:0: restarted")?;
+    rolling.write(CTRL_C)?;
+    assert_eq!(rolling.wait()?.code(), Some(130));
+    let text = without_escapes(&rolling.stdout_text());
+    ensure!(text.contains("not restarted: roll:"), "{text:?}");
+    for number in 0..4 {
+        assert_eq!(daemon.state(&format!("roll:{number}"))?, "RUNNING");
+    }
+    Ok(())
+}
+
+/// A shell on a terminal that completes the words of `twiddler`.
+struct Shell {
+    terminal: Process,
+    prompt: &'static str,
+}
+
+impl Shell {
+    fn start(daemon: &Daemon, words: &[&str], set_up: &str) -> Result<Self> {
+        let mut command = Command::new(words[0]);
+        let binary = std::path::Path::new(env!("CARGO_BIN_EXE_twiddler"));
+        let dir = binary.parent().unwrap_or(binary);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command
+            .args(&words[1..])
+            .env("PATH", format!("{}:{path}", dir.display()))
+            .env("HOME", daemon.dir())
+            .env(
+                "TWIDDLER_SERVER",
+                format!("unix://{}", daemon.socket().display()),
+            );
+        let terminal = on_terminal(200, &command)?;
+        let prompt = "completes";
+        // Quoted, so that what is typed is not what is waited for.
+        terminal.write(format!("{set_up}; echo compl''etes\n").as_bytes())?;
+        terminal.wait_for_stdout(prompt)?;
+        Ok(Shell { terminal, prompt })
+    }
+
+    /// Types words and presses the key for completion until the line has become `wanted`.
+    fn completes(&self, typed: &str, wanted: &str) -> Result<()> {
+        let before = self.terminal.stdout_text().len();
+        self.terminal.write(format!("{typed}\t").as_bytes())?;
+        eventually(LIMIT, || {
+            let text = self.terminal.stdout_text();
+            let text = without_escapes(&text[before..]);
+            ensure!(
+                text.contains(wanted),
+                "{}: {typed:?}: {text:?}",
+                self.prompt
+            );
+            Ok(())
+        })?;
+        // The line is given up.
+        self.terminal.write(CTRL_C)
+    }
+
+    /// The same for what is listed where there is more than one.
+    fn lists(&self, typed: &str, wanted: &[&str]) -> Result<()> {
+        for wanted in wanted {
+            self.completes(&format!("{typed}\t"), wanted)?;
+        }
+        Ok(())
+    }
+}
+
+fn completes_live_names(words: &[&str], set_up: &str) -> Result<()> {
+    let daemon = start()?;
+    let shell = Shell::start(&daemon, words, set_up)?;
+    shell.completes("twiddler stat", "status")?;
+    shell.completes("twiddler start l", "lone")?;
+    shell.completes("twiddler start web:a", "api")?;
+    shell.completes("twiddler -o json start lone web:a", "api")?;
+    shell.lists("twiddler stop web:worker_", &["worker_0", "worker_1"])
+}
+
+fn where_there_is(tool: Tool, words: &[&str], set_up: &str) -> Result<()> {
+    match have(&[tool])? {
+        true => completes_live_names(words, set_up),
+        false => Ok(()),
+    }
+}
+
+#[test]
+fn bash_completes_live_names() -> Result<()> {
+    completes_live_names(
+        &["bash", "--norc", "-i"],
+        "source <(twiddler completions bash)",
+    )
+}
+
+#[test]
+fn zsh_completes_live_names() -> Result<()> {
+    let set_up = "autoload -Uz compinit && compinit -u && source <(twiddler completions zsh)";
+    where_there_is(ZSH, &["zsh", "-f", "-i"], set_up)
+}
+
+#[test]
+fn fish_completes_live_names() -> Result<()> {
+    let set_up = "twiddler completions fish | source";
+    where_there_is(FISH, &["fish", "--no-config", "-i"], set_up)
+}
+
+/// A server that does not answer keeps no shell from its user.
+#[test]
+fn completion_gives_up_soon() -> Result<()> {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let mut command = twiddler_command();
+    let server = format!("http://{}", silent.local_addr()?);
+    command
+        .env("COMPLETE", "fish")
+        .args(["--", "twiddler", "-s", &server, "start", "x"]);
+    let completing = Process::spawn(&mut command)?;
+    completing.wait_within(Duration::from_secs(5))?;
+    Ok(())
+}
