@@ -109,6 +109,8 @@ impl Output {
             .set_constraints(vec![ColumnConstraint::ContentWidth; header.len() - 1]);
         if self.colored {
             table.enforce_styling();
+            // It was decided already what NO_COLOR means here.
+            crossterm::style::force_color_output(true);
         }
         if !io::stdout().is_terminal() {
             table.set_content_arrangement(ContentArrangement::Disabled);

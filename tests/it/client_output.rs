@@ -152,7 +152,7 @@ fn credentials_come_from_where_supervisorctl_takes_them() -> Result<()> {
     let conf = daemon.dir().join("client.conf");
     fs::write(&conf, "[supervisorctl]\nusername=user\npassword=s3cret%%\n")?;
     let conf = conf.to_string_lossy().into_owned();
-    for server in [daemon.socket(), sidecar.socket()] {
+    for server in [daemon.socket().to_path_buf(), sidecar.socket()] {
         let server = format!("unix://{}", server.display());
         for words in [
             &["status", "web:api", "-c", &conf][..],

@@ -160,10 +160,14 @@ fn ctrl_c_between_batches_of_a_rolling_restart_is_safe() -> Result<()> {
     Ok(())
 }
 
+/// The key that takes away what was typed.
+const LINE_AWAY: &str = "\x15";
+/// How long a completion may take.
+const ONE_TRY: Duration = Duration::from_secs(4);
+
 /// A shell on a terminal that completes the words of `twiddler`.
 struct Shell {
     terminal: Process,
-    prompt: &'static str,
 }
 
 impl Shell {
@@ -181,29 +185,26 @@ impl Shell {
                 format!("unix://{}", daemon.socket().display()),
             );
         let terminal = on_terminal(200, &command)?;
-        let prompt = "completes";
         // Quoted, so that what is typed is not what is waited for.
         terminal.write(format!("{set_up}; echo compl''etes\n").as_bytes())?;
-        terminal.wait_for_stdout(prompt)?;
-        Ok(Shell { terminal, prompt })
+        terminal.wait_for_stdout("completes")?;
+        Ok(Shell { terminal })
     }
 
-    /// Types words and presses the key for completion until the line has become `wanted`.
+    /// Types words and presses the key for completion until the line has become `wanted`. A server
+    /// that is busy may be too late for a shell, and is asked again.
     fn completes(&self, typed: &str, wanted: &str) -> Result<()> {
-        let before = self.terminal.stdout_text().len();
-        self.terminal.write(format!("{typed}\t").as_bytes())?;
         eventually(LIMIT, || {
-            let text = self.terminal.stdout_text();
-            let text = without_escapes(&text[before..]);
-            ensure!(
-                text.contains(wanted),
-                "{}: {typed:?}: {text:?}",
-                self.prompt
-            );
-            Ok(())
-        })?;
-        // The line is given up.
-        self.terminal.write(CTRL_C)
+            let before = self.terminal.stdout_text().len();
+            let line = format!("{LINE_AWAY}{typed}\t");
+            self.terminal.write(line.as_bytes())?;
+            eventually(ONE_TRY, || {
+                let text = self.terminal.stdout_text();
+                let text = without_escapes(&text[before..]);
+                ensure!(text.contains(wanted), "{typed:?}: {text:?}");
+                Ok(())
+            })
+        })
     }
 
     /// The same for what is listed where there is more than one.

@@ -22,8 +22,7 @@ const PRIORITY: i64 = 999;
 pub async fn run(session: &Session, args: &ExportArgs) -> Result<u8, Error> {
     let (all, value) = programs::all(session).await?;
     let is_wanted = |info: &ProgramInfo| {
-        info.origin == ADDED
-            && (args.groups.is_empty() || args.groups.iter().any(|name| *name == info.group))
+        info.origin == ADDED && (args.groups.is_empty() || args.groups.contains(&info.group))
     };
     let mut exported = Vec::new();
     for info in all.iter().filter(|info| is_wanted(info)) {

@@ -112,15 +112,10 @@ async fn last_lines(
 
 /// The file that a process writes to.
 async fn log_path(session: &Session, name: &str, channel: &str) -> Option<String> {
-    let info = session
-        .server
-        .call("supervisor.getProcessInfo", &[name.into()], name);
-    let info = info.await.ok()?;
-    Some(
-        info.get(&format!("{channel}_logfile"))?
-            .as_str()?
-            .to_owned(),
-    )
+    let method = "supervisor.getProcessInfo";
+    let info = session.server.try_call(method, &[name.into()]).await;
+    let path = format!("{channel}_logfile");
+    Some(info.ok()?.ok()?.get(&path)?.as_str()?.to_owned())
 }
 
 /// The last `lines` lines of a text.
