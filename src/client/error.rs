@@ -56,7 +56,7 @@ pub enum Error {
         server: String,
     },
     /// The server answered with another status than 200.
-    #[error("{server} answered HTTP {status}{}", after_colon(.reason))]
+    #[error("{server} answered HTTP {status}{}{}", after_colon(.reason), advice(*.status))]
     Status {
         /// The server's URL.
         server: String,
@@ -139,6 +139,16 @@ fn without_method(method: &str) -> String {
              proxy, with -s or TWIDDLER_SERVER"
         ),
         false => format!("the server has no method {method}"),
+    }
+}
+
+/// What supervisord and a twiddler answer to no verb.
+fn advice(status: u16) -> &'static str {
+    match status {
+        300..=400 | 404 | 405 | 411 | 501 => {
+            ". Is it a supervisord? Name another server with -s or TWIDDLER_SERVER"
+        }
+        _ => "",
     }
 }
 

@@ -67,6 +67,12 @@ async fn carry_out(before: ClientOptions, verb: Verb) -> Result<u8, Error> {
     };
     match carry_out_with(&session, &verb).await {
         Err(Error::NoMethod(method)) => Err(missing(&session, method).await),
+        Err(Error::Trouble(error)) => match *error {
+            Error::NoMethod(method) => {
+                Err(Error::Trouble(Box::new(missing(&session, method).await)))
+            }
+            error => Err(Error::Trouble(Box::new(error))),
+        },
         outcome => outcome,
     }
 }

@@ -10,6 +10,7 @@ use super::Session;
 use crate::client::args::{DiffArgs, Format, UpdateArgs};
 use crate::client::error::{Error, NOT_DONE};
 use crate::client::output::Waiting;
+use crate::daemon::ProcessInfo;
 use crate::namespec::{namespec, split_namespec};
 use crate::xmlrpc::Value;
 
@@ -72,20 +73,16 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
         true => Plan::of(&differences(session, &args.groups).await?.1),
         false => Plan::default(),
     };
+    let (before, _) = session.table().await?;
     let waiting = Waiting::on(&plan.awaited());
     let result = session
         .server
         .call(UPDATE, &[names(&args.groups)], "")
         .await?;
     drop(waiting);
-    let plan = Plan::done(&result);
     match session.output.format {
         Format::Json => session.output.json(&result)?,
-        Format::Name => session.output.names(plan.processes())?,
-        Format::Table => {
-            let untouched = result.get("untouched").and_then(Value::as_int);
-            plan.print(session, untouched.unwrap_or_default())?;
-        }
+        _ => Plan::done(&result).print(session, &before, &args.groups)?,
     }
     let mut status = 0;
     for (member, name) in [("skipped", "group"), ("failed", "name")] {
@@ -101,25 +98,11 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
 
 async fn rehearse(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
     let (value, differences) = differences(session, &args.groups).await?;
-    let plan = Plan::of(&differences);
     match session.output.format {
         Format::Json => session.output.json(&value)?,
-        Format::Name => session.output.names(plan.processes())?,
-        Format::Table => {
-            let (table, _) = session.table().await?;
-            let concerned = |group: &str| {
-                args.groups.is_empty() || args.groups.iter().any(|named| named == group)
-            };
-            let untouched = table
-                .iter()
-                .filter(|info| concerned(&info.group))
-                .filter(|info| {
-                    !plan
-                        .processes()
-                        .any(|name| name == namespec(&info.group, &info.name))
-                });
-            let untouched = i64::try_from(untouched.count()).unwrap_or(i64::MAX);
-            plan.print(session, untouched)?;
+        _ => {
+            let (before, _) = session.table().await?;
+            Plan::of(&differences).print(session, &before, &args.groups)?;
         }
     }
     let mut status = 0;
@@ -148,13 +131,13 @@ async fn differences(
     Ok((value, differences))
 }
 
-/// Groups as they were typed: `web`, `web:` and `web:*` are one.
 fn names(groups: &[String]) -> Value {
-    let name = |group: &String| {
-        let name = group.trim_end_matches('*').trim_end_matches(':');
-        Value::from(name)
-    };
-    Value::Array(groups.iter().map(name).collect())
+    Value::Array(groups.iter().map(|group| bare(group).into()).collect())
+}
+
+/// A group as it was typed: `web`, `web:` and `web:*` are one.
+fn bare(group: &str) -> &str {
+    group.trim_end_matches('*').trim_end_matches(':')
 }
 
 /// A program or a group that differs.
@@ -311,16 +294,38 @@ impl Plan {
         stopped.chain(restarted).chain(started).collect()
     }
 
-    fn print(&self, session: &Session, untouched: i64) -> io::Result<()> {
+    /// Prints names, or lines and a summary. What is planned and what was done count the processes
+    /// of `before` alike that nothing happens to.
+    fn print(
+        &self,
+        session: &Session,
+        before: &[ProcessInfo],
+        groups: &[String],
+    ) -> io::Result<()> {
+        if session.output.format == Format::Name {
+            return session.output.names(self.processes());
+        }
         for line in self.lines() {
             session.output.line(&line)?;
         }
         session.output.line(&format!(
-            "{} restarted, {} started, {} stopped, {untouched} untouched",
+            "{} restarted, {} started, {} stopped, {} untouched",
             self.restart.len(),
             self.start.len(),
-            self.stop.len()
+            self.stop.len(),
+            self.untouched(before, groups)
         ))
+    }
+
+    /// How many processes of these groups, or of all, nothing happens to.
+    fn untouched(&self, before: &[ProcessInfo], groups: &[String]) -> usize {
+        let touched: BTreeSet<&str> = self.processes().collect();
+        let groups: BTreeSet<&str> = groups.iter().map(|group| bare(group)).collect();
+        before
+            .iter()
+            .filter(|info| groups.is_empty() || groups.contains(info.group.as_str()))
+            .filter(|info| !touched.contains(namespec(&info.group, &info.name).as_str()))
+            .count()
     }
 
     /// What `update` would do, in one sentence.
