@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::options;
-use super::sources::Origin;
+use super::origin::Origin;
 use crate::daemon::conf::ConfError;
 
 /// A mistake in the configuration, and what to write instead. Displays as one line.

@@ -5,15 +5,20 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::error::ConfigError;
-use super::missing;
-use super::sources::{Origin, RawValue, Resolver};
-use crate::daemon::conf::{ConfError, DaemonConf, IncludePattern, has_wildcard, name_matches};
+use super::origin::Origin;
+use super::sources::{RawValue, Resolver};
+use crate::daemon::conf::{
+    ConfError, DaemonConf, IncludePattern, UnplacedPattern, has_wildcard, name_matches,
+};
 
 /// Begins every generated name. Late in the alphabet: where a name occurs twice, the daemon takes
 /// what it reads last.
 const GENERATED: &str = "zz-twiddler";
 /// What file systems commonly allow.
 const MAX_NAME_BYTES: usize = 255;
+
+/// What names of generated files are held against where the pattern is not known.
+const USUAL_PATTERN: &str = "*.conf";
 
 /// A directory that the daemon includes files from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,16 +194,16 @@ fn named_include_dir(conf: &DaemonConf, raw: &RawValue) -> Result<IncludeTarget,
     let fitting = || conf.include.iter().filter(|pattern| is_fitting(pattern));
     let same = fitting().find(|pattern| pattern.dir == dir);
     let alike = || fitting().find(|pattern| pattern.dir.file_name() == dir.file_name());
-    let unplaced = || conf.unplaced_include.first().map(missing::file_pattern);
+    let unplaced = || conf.unplaced_include.first().map(file_pattern);
     let known = same.or_else(alike).map(IncludePattern::file_part);
-    let file_pattern = known.map(str::to_owned).or_else(unplaced);
+    let known = known.map(str::to_owned).or_else(unplaced);
     let any = || Some(fitting().next()?.file_part().to_owned());
-    match file_pattern.or_else(any) {
+    match known.or_else(any) {
         Some(file_pattern) => Ok(IncludeTarget { dir, file_pattern }),
         // supervisord may have been started with another file, or include it later.
         None if conf.include.is_empty() => Ok(IncludeTarget {
             dir,
-            file_pattern: missing::USUAL_PATTERN.to_owned(),
+            file_pattern: USUAL_PATTERN.to_owned(),
         }),
         None => Err(conf
             .include
@@ -206,6 +211,14 @@ fn named_include_dir(conf: &DaemonConf, raw: &RawValue) -> Result<IncludeTarget,
             .map(|one| unusable(conf, one, no_place(one)))
             .collect()),
     }
+}
+
+/// What the name of a generated file is held against, for a pattern that is not known as a whole.
+fn file_pattern(pattern: &UnplacedPattern) -> String {
+    let known = pattern.file_part.clone();
+    known
+        .filter(|known| generated_name(known, "x").is_some())
+        .unwrap_or_else(|| USUAL_PATTERN.to_owned())
 }
 
 fn is_fitting(pattern: &IncludePattern) -> bool {

@@ -1,12 +1,8 @@
 //! What the proxy does without where supervisord's file holds a variable of the environment that only
 //! supervisord has.
 
-use super::include::generated_name;
 use super::sources::Resolver;
-use crate::daemon::conf::{DaemonConf, MissingVariable, UnplacedPattern};
-
-/// What names of generated files are held against where the pattern is not known.
-pub(super) const USUAL_PATTERN: &str = "*.conf";
+use crate::daemon::conf::{DaemonConf, MissingVariable};
 
 impl Resolver<'_> {
     /// Notes what is not known. `has_login`: whether an option says what is presented to supervisord.
@@ -40,12 +36,4 @@ fn without(missing: &MissingVariable, has_login: bool) -> &'static str {
             "twiddler has nothing to present there: supervisord judges each caller, and twiddler does nothing of its own before one has come"
         }
     }
-}
-
-/// What the name of a generated file is held against, for a pattern that is not known as a whole.
-pub(super) fn file_pattern(pattern: &UnplacedPattern) -> String {
-    let known = pattern.file_part.clone();
-    known
-        .filter(|known| generated_name(known, "x").is_some())
-        .unwrap_or_else(|| USUAL_PATTERN.to_owned())
 }

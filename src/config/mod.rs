@@ -21,8 +21,8 @@ pub use self::error::{ConfigError, ConfigErrors};
 pub use self::include::{IncludeTarget, generated_name};
 pub use self::listen::{DEFAULT_LISTEN, ListenAddr};
 pub use self::options::ServeArgs;
+pub use self::origin::Origin;
 pub use self::socket::{DEFAULT_SOCKET_MODE, SocketAccess};
-pub use self::sources::Origin;
 use self::sources::Resolver;
 
 mod error;
@@ -32,6 +32,7 @@ mod listen;
 mod login;
 mod missing;
 pub mod options;
+mod origin;
 mod overlap;
 mod password_file;
 mod reach;

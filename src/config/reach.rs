@@ -5,6 +5,7 @@ use std::path::Path;
 use super::error::ConfigError;
 use super::exposure::{Barrier, Upstream};
 use super::listen::{DEFAULT_LISTEN, ListenAddr};
+use super::overlap;
 use super::socket::{self, SocketAccess, WrittenAccess};
 use super::sources::Resolver;
 use crate::access::basic_auth::Login;
@@ -21,6 +22,66 @@ pub(super) struct Reach {
 }
 
 impl Resolver<'_> {
+    /// The addresses that are written; none where there is no such line.
+    pub(super) fn listen(&mut self) -> Option<Vec<ListenAddr>> {
+        let raw = self.raw("listen")?;
+        if raw.items().next().is_none() {
+            let none = format!("there is no address; write {DEFAULT_LISTEN}");
+            self.mistakes.push(raw.wrong(none));
+        }
+        let mut addresses: Vec<ListenAddr> = Vec::new();
+        for item in raw.items() {
+            let address = ListenAddr::parse(item).map_err(|reason| raw.wrong(reason));
+            let Some(address) = self.ok_or_record(address) else {
+                continue;
+            };
+            let mut others = addresses.iter();
+            match others.find(|other| overlap::is_included(other, &address)) {
+                Some(other) if *other == address => {}
+                Some(other) => self.mistakes.push(raw.wrong(format!(
+                    "{address} and {other} are one place; leave one of them out"
+                ))),
+                None => addresses.push(address),
+            }
+        }
+        Some(addresses)
+    }
+
+    /// A proxy where the daemon is to listen would talk to itself.
+    pub(super) fn check_own_address(
+        &mut self,
+        listen: &[ListenAddr],
+        daemon: Option<&DaemonAddress>,
+    ) {
+        let Some(daemon) = daemon else { return };
+        let servers = self.conf.iter().flat_map(|conf| &conf.servers);
+        let named = self.raw("supervisord").map(|raw| raw.origin);
+        let server = servers.clone().find(|server| server.address == *daemon);
+        let owner = match (&named, server) {
+            (None, Some(server)) => format!("[{}]", server.section),
+            (Some(origin), _) => origin.to_string(),
+            (None, None) => "its file".to_owned(),
+        };
+        // Of other places in its file, only where the file is known to be about this machine.
+        let others = servers
+            .filter(|_| named.is_none())
+            .map(|server| (&server.address, format!("[{}]", server.section)));
+        let places: Vec<_> = [(daemon, owner)].into_iter().chain(others).collect();
+        let origin = self.origin("listen");
+        for address in listen {
+            let mut places = places.iter();
+            let taken = places.find(|(place, _)| overlap::is_daemons(address, place));
+            if let Some((_, owner)) = taken {
+                self.mistakes.push(ConfigError::BadValue {
+                    origin: origin.clone(),
+                    reason: format!(
+                        "{address} is where supervisord listens, by {owner}; choose another address"
+                    ),
+                });
+            }
+        }
+    }
+
     /// Who can reach the proxy: its addresses, and what stands before them. An address that opens
     /// what the daemon keeps shut is a mistake, unless that is meant.
     pub(super) fn reach(

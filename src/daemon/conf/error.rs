@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::servers::is_server;
+use super::ini::is_server;
 
 /// An option whose value holds a variable of the environment that is not set here. Displays as one
 /// line without what to do.

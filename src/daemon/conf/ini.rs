@@ -12,6 +12,16 @@ use ::ini::{Ini, ParseOption, Properties};
 
 use crate::python::{is_space, strip};
 
+/// The prefixes of the sections that make the daemon listen. It compares no more than these letters:
+/// `[unix_http_server:a]` and `[unix_http_servers]` are servers too.
+pub(super) const UNIX_SERVER: &str = "unix_http_server";
+pub(super) const INET_SERVER: &str = "inet_http_server";
+
+/// Whether a section makes the daemon listen.
+pub(super) fn is_server(section: &str) -> bool {
+    section.starts_with(UNIX_SERVER) || section.starts_with(INET_SERVER)
+}
+
 /// The section whose options all others inherit.
 const DEFAULTS: &str = "DEFAULT";
 const HERE: &str = "%(here)s";

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfError, MissingVariable};
 use super::expand::{Environment, Unexpanded, Variables, pairs};
-use super::ini::{Sections, Setting};
+use super::ini::{Sections, Setting, is_server};
 use super::paths::dir_of;
-use super::servers::is_server;
 
 /// An option's value, expanded, and the file that sets it.
 type Value = (String, PathBuf);

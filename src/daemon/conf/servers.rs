@@ -4,15 +4,10 @@ use super::address::{DaemonAddress, without_brackets};
 use super::credentials::Credentials;
 use super::error::{ConfError, MissingVariable};
 use super::expand::home;
-use super::ini::Section;
+use super::ini::{INET_SERVER, Section, UNIX_SERVER};
 use super::paths::absolute;
 use super::reader::Reader;
 use crate::python::{int, strip};
-
-/// The prefixes of the sections that make the daemon listen. It compares no more than these letters:
-/// `[unix_http_server:a]` and `[unix_http_servers]` are servers too.
-const UNIX_SERVER: &str = "unix_http_server";
-const INET_SERVER: &str = "inet_http_server";
 
 /// One section that makes the daemon listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,11 +47,6 @@ pub struct Supervisorctl {
     pub serverurl: Option<String>,
     /// What supervisorctl presents; none where neither name nor password is set.
     pub credentials: Option<Credentials>,
-}
-
-/// Whether a section makes the daemon listen.
-pub(super) fn is_server(section: &str) -> bool {
-    section.starts_with(UNIX_SERVER) || section.starts_with(INET_SERVER)
 }
 
 impl Reader<'_> {
