@@ -13,7 +13,7 @@ use supervisor_twiddler::cli::{Args, Command};
 use supervisor_twiddler::client;
 use supervisor_twiddler::config::{Config, Draft, ServeArgs};
 use supervisor_twiddler::current::Current;
-use supervisor_twiddler::daemon::Daemon;
+use supervisor_twiddler::daemon::{Daemon, MainLog};
 use supervisor_twiddler::include_dir;
 use supervisor_twiddler::lease::{self, Leases};
 use supervisor_twiddler::logging::{self, LevelHandle};
@@ -23,7 +23,7 @@ use supervisor_twiddler::routes;
 use supervisor_twiddler::rpc::Rpc;
 use supervisor_twiddler::server;
 use supervisor_twiddler::start::{self, StartError};
-use supervisor_twiddler::twiddler::{MainLog, Twiddler};
+use supervisor_twiddler::twiddler::Twiddler;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -193,7 +193,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         let stop = asked_to_stop(signals.clone());
         server::serve(listeners, app, tls, floods.clone(), stop).await;
         floods.flush();
-        twiddler.wind_up(server::GRACE).await;
+        twiddler.shut_down(server::GRACE).await;
     };
     tokio::select! {
         () = served => {

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use crate::daemon::ProcessState;
 use crate::namespec::{namespec, split_namespec};
 use crate::twiddler::{self, Place, Registry};
 use crate::xmlrpc::{Fault, Value};
@@ -246,7 +247,7 @@ pub fn lacks_marker(registry: &Registry, reloaded: &Value) -> bool {
 pub fn is_still_hidden(info: &Value, start: i64) -> bool {
     let number = |member| info.get(member).and_then(Value::as_int);
     matches!((number("state"), number("start")), (Some(state), Some(started))
-        if twiddler::is_still_hidden(start, state, started))
+        if twiddler::is_still_hidden(start, ProcessState::from_code(state), started))
 }
 
 /// Whether clients do not see the process that this info struct of the daemon's is about.
@@ -259,7 +260,7 @@ pub fn is_hidden(registry: &Registry, info: &Value) -> bool {
         number("start"),
     ) {
         (Some(real), Some(process), Some(state), Some(started)) => {
-            registry.is_hidden(&real, &process, state, started)
+            registry.is_hidden(&real, &process, ProcessState::from_code(state), started)
         }
         _ => false,
     }

@@ -93,6 +93,21 @@ impl ProcessInfo {
         })
     }
 
+    /// A process that is stopped and last started at `start`.
+    pub fn stopped(group: &str, name: &str, start: i64) -> Self {
+        ProcessInfo {
+            group: group.to_owned(),
+            name: name.to_owned(),
+            state: ProcessState::Stopped,
+            state_name: "STOPPED".to_owned(),
+            pid: 0,
+            start,
+            description: String::new(),
+            exit_status: 0,
+            spawn_error: String::new(),
+        }
+    }
+
     /// Reads the list of `getAllProcessInfo`.
     pub fn read_all(infos: &Value) -> Vec<Self> {
         let infos = infos.as_array().unwrap_or_default();

@@ -10,7 +10,8 @@ mod descriptors;
 pub mod fault;
 mod health;
 mod info;
-mod life;
+mod liveness;
+pub mod main_log;
 mod reload;
 mod slots;
 
@@ -22,7 +23,8 @@ pub use clients::{Client, Origin};
 pub use connections::{Body, ReplyBody, Reuse};
 pub use descriptors::Descriptors;
 pub use info::{ProcessInfo, ProcessState, StatusEntry};
-pub use life::Life;
+pub use liveness::Liveness;
+pub use main_log::MainLog;
 pub use reload::Reloaded;
 #[cfg(test)]
 pub(crate) use slots::Slot;

@@ -13,6 +13,7 @@ mod fault;
 mod format;
 mod guard;
 mod limits;
+pub(crate) mod log_files;
 mod name;
 mod options;
 mod process_names;

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::namespec::namespec;
 use crate::program::{DEFAULT_STARTSECS, DEFAULT_STOPWAITSECS, Program};
 use crate::translate::{BulkAction, is_hidden, is_still_hidden};
-use crate::twiddler::{Registry, number_of_real_name};
+use crate::twiddler::{ChangeError, Registry, number_of_real_name};
 use crate::xmlrpc::{Fault, Value};
 
 /// How often states are looked at while processes start or stop: as often as the daemon itself
@@ -430,7 +430,7 @@ impl Rpc {
             ("supervisor.getAllProcessInfo", vec![]),
             ("supervisor.getAllConfigInfo", vec![]),
         ];
-        let life = self.twiddler.life_number();
+        let epoch = self.twiddler.epoch();
         let mut results = self.multicall_as(caller, &calls).await?.into_iter();
         let mut next = || results.next().unwrap_or(Ok(Value::Nil));
         let infos = next()?;
@@ -450,18 +450,16 @@ impl Rpc {
                 .collect();
             (targets, shown)
         });
-        self.twiddler.show(life, shown);
+        self.twiddler.show(epoch, shown).await;
         if let Some(group) = &whole.group
             && targets.is_empty()
         {
             self.twiddler
                 .require_group(group)
                 .await
-                .map_err(|refusal| match refusal {
-                    crate::twiddler::Refusal::Fault(told) if told.code == BAD_NAME => {
-                        Failure::Fault(fault(BAD_NAME, group))
-                    }
-                    refusal => Failure::Unreachable(refusal.to_string()),
+                .map_err(|error| match error {
+                    ChangeError::UnknownGroup(_) => Failure::Fault(fault(BAD_NAME, group)),
+                    error => Failure::Unreachable(error.to_string()),
                 })?;
         }
         targets.sort_by(|one, other| one.order.cmp(&other.order));

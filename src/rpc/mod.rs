@@ -6,11 +6,13 @@
 mod allow;
 mod bulk;
 mod ending;
+pub mod methods;
 mod multicall;
 mod share;
 mod supervisor;
 mod system;
 mod web;
+mod wording;
 
 use std::sync::Arc;
 
@@ -26,15 +28,17 @@ use hyper::body::Body as _;
 use crate::access::method_policy::Policy;
 use crate::audit::{Record, shown, without_values};
 use crate::current::Current;
+use crate::daemon::MainLog;
 use crate::daemon::fault::{FAILED, NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{Daemon, Share};
 use crate::failure::{self, Failure, HttpResult};
 use crate::forward::{self, Payload};
 use crate::program::option_names;
-use crate::twiddler::methods::{self, Method, Request};
-use crate::twiddler::{Authorized, Change, MainLog, Refusal, Twiddler};
+use crate::twiddler::{Authorized, Change, ChangeError, Outcome, Twiddler};
 use crate::xmlrpc::read::ReadError;
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
+use methods::{Method, Request};
+use wording::Api;
 
 pub use supervisor::Update;
 
@@ -234,7 +238,7 @@ impl Rpc {
 
     async fn twiddler_call(&self, caller: &Caller<'_>, name: &str, params: &[Value]) -> Answer {
         match self.read(name, params) {
-            Ok(Request::Change(change)) => self.judged_change(caller, change).await,
+            Ok(Request::Change(change)) => self.judged_change(caller, change, Api::Twiddler).await,
             Ok(request) => {
                 self.gate(caller).await?;
                 self.perform(caller, request).await
@@ -248,12 +252,13 @@ impl Rpc {
 
     /// Makes a change after the daemon let the caller in. Where it asks nobody for credentials, the
     /// change's own questions are judged like the caller's.
-    async fn judged_change(&self, caller: &Caller<'_>, change: Change) -> Answer {
+    async fn judged_change(&self, caller: &Caller<'_>, change: Change, api: Api) -> Answer {
         if self.daemon.is_open() {
-            return self.change(caller, change, Authorized::NotRequired).await;
+            let authorized = Authorized::NotRequired;
+            return self.change(caller, change, &api, authorized).await;
         }
         self.gate(caller).await?;
-        self.change(caller, change, self.judged(caller)).await
+        self.change(caller, change, &api, self.judged(caller)).await
     }
 
     /// For a change of a caller whom the daemon let in.
@@ -278,7 +283,7 @@ impl Rpc {
             Request::ApiVersion => Ok(methods::API_VERSION.into()),
             Request::GroupNames => match self.twiddler.group_names().await {
                 Ok(names) => Ok(Value::Array(names.into_iter().map(Value::from).collect())),
-                Err(refusal) => Err(self.refused(caller, refusal).await),
+                Err(error) => Err(self.refused(caller, error).await),
             },
             Request::Log { level, message } => {
                 let pid = self.daemon.call("supervisor.getPID", &[]).await.ok();
@@ -288,7 +293,7 @@ impl Rpc {
                 Ok(Value::Bool(true))
             }
             Request::Invalid { group, fault } => Err(self.invalid(caller, &group, fault).await),
-            Request::Change(change) => self.judged_change(caller, change).await,
+            Request::Change(change) => self.judged_change(caller, change, Api::Twiddler).await,
         }
     }
 
@@ -297,20 +302,28 @@ impl Rpc {
         let what = format!("did not add a program to group {}", shown(group));
         match self.twiddler.require_group(group).await {
             Ok(()) => turned_down(caller, &what, fault),
-            Err(Refusal::Fault(fault)) => turned_down(caller, &what, fault),
-            Err(refusal) => self.refused(caller, refusal).await,
+            Err(error) => match error.fault() {
+                Some(fault) => turned_down(caller, &what, fault),
+                None => self.refused(caller, error).await,
+            },
         }
     }
 
     /// Makes one change. A daemon that asks for credentials although its file does not say so has
     /// refused all of it, and lets the caller speak for it.
-    async fn change(&self, caller: &Caller<'_>, change: Change, authorized: Authorized) -> Answer {
+    async fn change(
+        &self,
+        caller: &Caller<'_>,
+        change: Change,
+        api: &Api,
+        authorized: Authorized,
+    ) -> Answer {
         let mut outcome = self
             .twiddler
             .change(vec![change.clone()], authorized, &caller.record())
             .await
             .pop();
-        if let Some(Err(Refusal::Status(_))) = outcome {
+        if let Some(Err(ChangeError::Status(_))) = outcome {
             self.gate(caller).await?;
             outcome = self
                 .twiddler
@@ -318,39 +331,43 @@ impl Rpc {
                 .await
                 .pop();
         }
-        self.outcome(caller, outcome.unwrap_or(Ok(()))).await
+        self.outcome(caller, api, outcome.unwrap_or(Ok(()))).await
     }
 
-    async fn outcome(&self, caller: &Caller<'_>, outcome: Result<(), Refusal>) -> Answer {
+    async fn outcome(&self, caller: &Caller<'_>, api: &Api, outcome: Outcome) -> Answer {
         match outcome {
             Ok(()) => Ok(Value::Bool(true)),
-            Err(refusal) => Err(self.refused(caller, refusal).await),
+            Err(error) => Err(self.refused(caller, api.word(error)).await),
         }
     }
 
     /// What a caller is told of a change that was not made. Where the daemon did not take the
     /// credentials, it says so itself once more, with its own challenge.
-    async fn refused(&self, caller: &Caller<'_>, refusal: Refusal) -> Failure {
-        match refusal {
-            Refusal::Fault(fault) => fault.into(),
-            Refusal::Unreachable(reason) => Failure::Unreachable(reason),
-            Refusal::Status(status) => match self.gate(caller).await {
-                Err(failure) => failure,
-                Ok(()) => Failure::Unreachable(format!(
-                    "supervisord answered HTTP {status} to the proxy itself: set username and password in supervisord.conf as the running daemon has them"
-                )),
-            },
+    async fn refused(&self, caller: &Caller<'_>, error: ChangeError) -> Failure {
+        if let Some(fault) = error.fault() {
+            return fault.into();
+        }
+        let ChangeError::Status(status) = error else {
+            return Failure::Unreachable(error.to_string());
+        };
+        match self.gate(caller).await {
+            Err(failure) => failure,
+            Ok(()) => Failure::Unreachable(format!(
+                "supervisord answered HTTP {status} to the proxy itself: set username and password in supervisord.conf as the running daemon has them"
+            )),
         }
     }
 
     /// Makes several changes of a caller that the daemon let in, as far as possible together; one
     /// answer for each.
-    async fn changes(&self, caller: &Caller<'_>, changes: Vec<Change>) -> Vec<Answer> {
+    async fn changes(&self, caller: &Caller<'_>, changes: Vec<(Change, Api)>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(changes.len());
         let authorized = self.judged(caller);
         let record = caller.record();
-        for outcome in self.twiddler.change(changes, authorized, &record).await {
-            answers.push(self.outcome(caller, outcome).await);
+        let (changes, apis): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+        let outcomes = self.twiddler.change(changes, authorized, &record).await;
+        for (outcome, api) in outcomes.into_iter().zip(apis) {
+            answers.push(self.outcome(caller, &api, outcome).await);
         }
         answers
     }

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::bulk::is_true;
+use super::methods::Request;
 use super::supervisor::{self, Back, Translation};
+use super::wording::Api;
 use super::{
     Answer, Caller, Rpc, namespace, read_entry, refused_call, reply, share, system, turned_down,
 };
@@ -20,8 +22,7 @@ use crate::daemon::fault::{
 };
 use crate::failure::{Failure, HttpResult};
 use crate::translate::{self, MethodKind, method_kind};
-use crate::twiddler::methods::Request;
-use crate::twiddler::{Change, Refusal};
+use crate::twiddler::{Change, ChangeError, Epoch};
 use crate::xmlrpc::{Fault, MethodCall, Value};
 
 /// Calls in one multicall: the daemon carries them out one after the other and serves nobody
@@ -36,9 +37,9 @@ struct Progress<'a> {
     rpc: &'a Rpc,
     caller: &'a Caller<'a>,
     results: Vec<Value>,
-    /// With the way back into the client's names, and the daemon's life in which it is one.
-    asked: Vec<(Value, Option<(Back, u64)>)>,
-    changes: Vec<Change>,
+    /// With the way back into the client's names, and the daemon's epoch in which it is one.
+    asked: Vec<(Value, Option<(Back, Epoch)>)>,
+    changes: Vec<(Change, Api)>,
     /// Namespecs of processes that this call has added, and that the daemon starts by itself.
     starting: HashSet<String>,
     /// Whether the daemon ends, and may be gone already.
@@ -64,9 +65,9 @@ impl Rpc {
                 Ok(reply(self.mixed(caller, entries).await))
             }
             params => {
-                let _quiet = match params {
+                let _pause = match params {
                     [Value::Array(entries)] if entries.iter().any(reloads) => {
-                        Some(self.twiddler.quiet().await)
+                        self.twiddler.pause_reloads().await
                     }
                     _ => None,
                 };
@@ -137,7 +138,7 @@ impl Progress<'_> {
 
     async fn take_own(&mut self, name: &str, call: &MethodCall) -> Result<(), Failure> {
         match self.rpc.read(name, &call.params) {
-            Ok(Request::Change(change)) => self.change(change).await,
+            Ok(Request::Change(change)) => self.change(change, Api::Twiddler).await,
             Ok(request) => {
                 self.flush().await?;
                 let answer = self.rpc.perform(self.caller, request).await;
@@ -178,7 +179,7 @@ impl Progress<'_> {
             }
         }
         let translated = self.rpc.translate(self.caller, name, &call.params).await;
-        let (translation, life) = match translated {
+        let (translation, epoch) = match translated {
             Ok(translated) => translated,
             Err(failure) => {
                 self.flush().await?;
@@ -192,9 +193,9 @@ impl Progress<'_> {
                     ("methodName".to_owned(), call.method.as_str().into()),
                     ("params".to_owned(), Value::Array(params)),
                 ]);
-                self.ask(entry, Some((back, life))).await
+                self.ask(entry, Some((back, epoch))).await
             }
-            Translation::Change(change) => self.change(change).await,
+            Translation::Change(change, api) => self.change(change, api).await,
             Translation::End(ending) => {
                 self.flush().await?;
                 let answer = self.rpc.end(self.caller, ending).await;
@@ -209,15 +210,15 @@ impl Progress<'_> {
         }
     }
 
-    async fn ask(&mut self, entry: Value, back: Option<(Back, u64)>) -> Result<(), Failure> {
+    async fn ask(&mut self, entry: Value, back: Option<(Back, Epoch)>) -> Result<(), Failure> {
         self.flush_changes().await?;
         self.asked.push((entry, back));
         Ok(())
     }
 
-    async fn change(&mut self, change: Change) -> Result<(), Failure> {
+    async fn change(&mut self, change: Change, api: Api) -> Result<(), Failure> {
         self.flush_asked().await?;
-        self.changes.push(change);
+        self.changes.push((change, api));
         Ok(())
     }
 
@@ -231,7 +232,8 @@ impl Progress<'_> {
             return Ok(());
         }
         let changes = std::mem::take(&mut self.changes);
-        let starting: Vec<Vec<String>> = changes.iter().map(starting).collect();
+        let starting: Vec<Vec<String>> =
+            changes.iter().map(|(change, _)| starting(change)).collect();
         let answers = self.rpc.changes(self.caller, changes).await;
         for (answer, starting) in answers.into_iter().zip(starting) {
             if answer.is_ok() {
@@ -248,8 +250,8 @@ impl Progress<'_> {
         }
         let (entries, backs): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.asked).into_iter().unzip();
-        let quiet = match entries.iter().any(reloads) {
-            true => Some(self.rpc.twiddler.quiet().await),
+        let pause = match entries.iter().any(reloads) {
+            true => self.rpc.twiddler.pause_reloads().await,
             false => None,
         };
         let answer = self
@@ -257,22 +259,22 @@ impl Progress<'_> {
             .ask(self.caller, "system.multicall", &[Value::Array(entries)])
             .await?;
         // What comes back may have to be completed by a reading of our own.
-        drop(quiet);
+        drop(pause);
         let Value::Array(results) = answer else {
             return Ok(());
         };
-        for (_, life) in backs.iter().flatten() {
-            let lived_on = self.rpc.twiddler.lived_on_since(*life).await;
-            if let Err(Refusal::Unreachable(reason)) = lived_on {
+        for (_, epoch) in backs.iter().flatten() {
+            let still = self.rpc.twiddler.ensure_epoch(*epoch).await;
+            if let Err(ChangeError::Unreachable(reason)) = still {
                 return Err(Failure::Unreachable(reason));
             }
         }
         for (result, back) in results.into_iter().zip(backs) {
             let result = match back {
                 None => Ok(result),
-                Some((back, life)) => {
+                Some((back, epoch)) => {
                     let answer = crate::daemon::multicall_result(result);
-                    self.rpc.back(self.caller, answer, &back, life).await
+                    self.rpc.back(self.caller, answer, &back, epoch).await
                 }
             };
             self.push(result.map_err(Failure::Fault))?;

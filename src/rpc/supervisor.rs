@@ -9,16 +9,17 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 
 use super::bulk::BulkCall;
+use super::wording::Api;
 use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
 use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
 use crate::failure::{Failure, HttpResult};
 use crate::namespec::split_namespec;
 use crate::translate::{self, Alias, BulkAction, Ending, MethodKind, method_kind};
-use crate::twiddler::{Change, Member, Place, Refusal, Registry, Wording};
+use crate::twiddler::{Change, ChangeError, Epoch, Member, Place, Registry, ReloadPause};
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 
-/// Lives of the daemon in which a call is looked at before it is given up.
-const MAX_LIVES: usize = 8;
+/// Epochs of the daemon in which a call is looked at before it is given up.
+const MAX_EPOCHS: usize = 8;
 
 /// What to do with a call of the daemon's own namespace.
 pub(super) enum Translation {
@@ -29,7 +30,7 @@ pub(super) enum Translation {
     /// The call is carried out piece by piece.
     BulkCall(BulkCall),
     /// The call is a change.
-    Change(Change),
+    Change(Change, Api),
     /// The daemon ends, after what would take it long.
     End(Ending),
 }
@@ -59,23 +60,24 @@ impl Rpc {
         call: &MethodCall,
         body: Bytes,
     ) -> HttpResult {
-        let _quiet = match method_kind(name) {
-            MethodKind::Reload => Some(self.twiddler.quiet().await),
-            _ => None,
-        };
         if caller.update.covers(name, &call.params) {
-            let life = self.twiddler.life_number();
+            let epoch = self.twiddler.epoch();
             let share = share::of_call(&call.method, &call.params);
             let response = self.forward(caller, body, share).await;
             caller.update.touch();
             return match (name, call.params.first()) {
                 ("removeProcessGroup", Some(Value::String(group))) => {
-                    self.show_all_of(group, response?, life).await
+                    self.show_all_of(group, response?, epoch).await
                 }
                 _ => response,
             };
         }
-        let (translation, life) = self.translate(caller, name, &call.params).await?;
+        let (translation, epoch) = self.translate(caller, name, &call.params).await?;
+        // Nothing more is asked of the worker while it waits for the end of this.
+        let pause = match method_kind(name) {
+            MethodKind::Reload => self.twiddler.pause_reloads().await,
+            _ => None,
+        };
         match translation {
             Translation::Same => {
                 let share = share::of_call(&call.method, &call.params);
@@ -83,7 +85,7 @@ impl Rpc {
                 // The first change of all may have come before the daemon's answer.
                 match back_of_list(method_kind(name), &call.params) {
                     Some(back) if !self.twiddler.with_registry(Registry::is_plain) => {
-                        self.put_back(caller, response, &back, life).await
+                        self.put_back(caller, response, &back, epoch, pause).await
                     }
                     _ => Ok(response),
                 }
@@ -92,14 +94,14 @@ impl Rpc {
                 let asked = xmlrpc::write::call(&call.method, &params);
                 let share = share::of_call(&call.method, &params);
                 let response = self.forward(caller, asked.into(), share).await?;
-                self.put_back(caller, response, &back, life).await
+                self.put_back(caller, response, &back, epoch, pause).await
             }
             other => Ok(reply(self.carry_out(caller, other).await)),
         }
     }
 
     /// A group that was removed comes back as the user's file has it, with what was hidden.
-    async fn show_all_of(&self, group: &str, response: Response<Body>, life: u64) -> HttpResult {
+    async fn show_all_of(&self, group: &str, response: Response<Body>, epoch: Epoch) -> HttpResult {
         let (head, body) = response.into_parts();
         let body = collect(body).await?;
         if matches!(xmlrpc::read::response(&body), Ok(Ok(_))) {
@@ -108,7 +110,7 @@ impl Rpc {
                 let names = hidden.map(|(_, process, _)| (group.to_owned(), process.to_owned()));
                 names.collect()
             });
-            self.twiddler.show(life, hidden);
+            self.twiddler.show(epoch, hidden).await;
         }
         Ok(Response::from_parts(head, Body::from(body)))
     }
@@ -117,25 +119,25 @@ impl Rpc {
     pub(super) async fn carry_out(&self, caller: &Caller<'_>, what: Translation) -> Answer {
         match what {
             Translation::BulkCall(whole) => self.whole(caller, whole).await,
-            Translation::Change(change) => self.judged_change(caller, change).await,
+            Translation::Change(change, api) => self.judged_change(caller, change, api).await,
             Translation::End(ending) => self.end(caller, ending).await,
             Translation::Same | Translation::Ask(..) => Ok(Value::Nil),
         }
     }
 
-    /// Decides what becomes of a call, and for which life of the daemon: names of one mean something
+    /// Decides what becomes of a call, and for which epoch of the daemon: names of one mean something
     /// else in the next.
     pub(super) async fn translate(
         &self,
         caller: &Caller<'_>,
         name: &str,
         params: &[Value],
-    ) -> Result<(Translation, u64), Failure> {
-        for _ in 0..MAX_LIVES {
-            let life = self.twiddler.life_number();
+    ) -> Result<(Translation, Epoch), Failure> {
+        for _ in 0..MAX_EPOCHS {
+            let epoch = self.twiddler.epoch();
             let translation = self.translate_now(caller, name, params).await;
-            if self.twiddler.life_number() == life {
-                return Ok((translation?, life));
+            if self.twiddler.epoch() == epoch {
+                return Ok((translation?, epoch));
             }
         }
         let reason = "supervisord starts again and again".to_owned();
@@ -161,22 +163,22 @@ impl Rpc {
         Ok(self.twiddler.with_registry(decide))
     }
 
-    /// Whether anything may have been changed in the daemon's present life. Where the daemon does
+    /// Whether anything may have been changed in the daemon's present epoch. Where the daemon does
     /// not let the proxy in, it tells the caller the same.
     pub(super) async fn needs_translation(&self, caller: &Caller<'_>) -> Result<bool, Failure> {
         if self.twiddler.knows_nothing() {
             return Ok(false);
         }
-        let mut settled = self.twiddler.same_life().await;
+        let mut settled = self.twiddler.current().await;
         // A proxy without credentials of its own knows none before the first caller.
-        if matches!(settled, Err(Refusal::Status(_))) && self.gate(caller).await.is_ok() {
-            settled = self.twiddler.same_life().await;
+        if matches!(settled, Err(ChangeError::Status(_))) && self.gate(caller).await.is_ok() {
+            settled = self.twiddler.current().await;
         }
         match settled {
             // A daemon that shuts down may be back before it is asked.
-            Ok(()) | Err(Refusal::Fault(_)) => Ok(true),
-            Err(Refusal::Status(_)) => Ok(false),
-            Err(Refusal::Unreachable(reason)) => Err(Failure::Unreachable(reason)),
+            Err(ChangeError::Status(_)) => Ok(false),
+            Err(ChangeError::Unreachable(reason)) => Err(Failure::Unreachable(reason)),
+            Ok(_) | Err(_) => Ok(true),
         }
     }
 
@@ -215,7 +217,7 @@ impl Rpc {
         caller: &Caller<'_>,
         hidden: Vec<(String, String, i64)>,
     ) -> Result<(), Failure> {
-        let life = self.twiddler.life_number();
+        let epoch = self.twiddler.epoch();
         let calls: Vec<_> = hidden
             .iter()
             .map(|(group, process, _)| {
@@ -229,17 +231,18 @@ impl Rpc {
             let info = info.ok()?;
             (!translate::is_still_hidden(&info, start)).then_some((group, process))
         });
-        self.twiddler.show(life, shown);
+        self.twiddler.show(epoch, shown).await;
         Ok(())
     }
 
-    /// Puts the daemon's reply into the client's names, if it is of this life of the daemon.
+    /// Puts the daemon's reply into the client's names, if it is of this epoch of the daemon.
     async fn put_back(
         &self,
         caller: &Caller<'_>,
         response: Response<Body>,
         back: &Back,
-        life: u64,
+        epoch: Epoch,
+        mut pause: Option<ReloadPause>,
     ) -> HttpResult {
         if response.status() != StatusCode::OK {
             return Ok(response);
@@ -249,11 +252,16 @@ impl Rpc {
         if matches!(back, Back::Alias(_)) && !may_name_the_process(&body) {
             return Ok(Response::from_parts(head, Body::from(body)));
         }
-        if let Err(Refusal::Unreachable(reason)) = self.twiddler.lived_on_since(life).await {
-            return Err(Failure::Unreachable(reason));
+        // The pause lasts until the reply is in the client's names, so that no change comes between,
+        // unless the worker must be waited for.
+        if !self.twiddler.is_still(epoch) {
+            drop(pause.take());
+            if let Err(ChangeError::Unreachable(reason)) = self.twiddler.ensure_epoch(epoch).await {
+                return Err(Failure::Unreachable(reason));
+            }
         }
         Ok(match xmlrpc::read::response(&body) {
-            Ok(answer) => with_answer(head, self.back(caller, answer, back, life).await),
+            Ok(answer) => with_answer(head, self.back(caller, answer, back, epoch).await),
             Err(error) => {
                 tracing::warn!(%error, "a reply of supervisord cannot be read and is passed on as it is");
                 Response::from_parts(head, Body::from(body))
@@ -267,7 +275,7 @@ impl Rpc {
         caller: &Caller<'_>,
         answer: Result<Value, Fault>,
         back: &Back,
-        life: u64,
+        epoch: Epoch,
     ) -> Result<Value, Fault> {
         match back {
             Back::Alias(alias) => {
@@ -311,7 +319,7 @@ impl Rpc {
             }
             Back::Alias(_) | Back::Added(_) => Vec::new(),
         });
-        self.twiddler.show(life, shown);
+        self.twiddler.show(epoch, shown).await;
         match (back, &mut value) {
             (Back::Reloaded, reloaded) => {
                 caller.update.begin(reloaded);
@@ -419,10 +427,8 @@ fn remove_group(registry: &Registry, group: &str) -> Translation {
         || registry.members_of(group).next().is_some();
     if ours {
         let name = group.to_owned();
-        Translation::Change(Change::RemoveGroup {
-            name,
-            wording: Wording::Group,
-        })
+        let api = Api::Supervisor(name.clone());
+        Translation::Change(Change::RemoveGroup { name }, api)
     } else {
         Translation::Same
     }

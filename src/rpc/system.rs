@@ -1,7 +1,7 @@
 //! `system.*` introspection: the daemon's own answers, with the `twiddler` namespace beside them.
 
+use super::methods::{self, METHODS, Method};
 use super::{Answer, Caller, Rpc};
-use crate::twiddler::methods::{self, METHODS, Method};
 use crate::xmlrpc::{MethodCall, Value};
 
 /// Whether `system.<name>` with these parameters speaks of our methods.

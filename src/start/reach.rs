@@ -13,7 +13,7 @@ use crate::config::Settings;
 use crate::daemon::conf::{DaemonAddress, DaemonConf};
 use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE, UNKNOWN_METHOD};
 use crate::daemon::{CallError, Daemon};
-use crate::twiddler::methods::METHODS;
+use crate::rpc::methods::METHODS;
 use crate::words::nearest;
 use crate::xmlrpc::Value;
 

@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::registry::{Event, Member, Registry};
-use super::{Refusal, Twiddler, plan};
+use super::engine::Engine;
+use super::model::change::ChangeError;
+use super::model::plan;
+use super::model::registry::{Event, Member, Registry};
 use crate::program::{self, Scope};
 use crate::xmlrpc::Value;
 
@@ -16,11 +18,11 @@ type Key = (String, String);
 
 /// The daemon's config structs of processes that were added, in the client's names.
 #[derive(Default)]
-pub struct Configs(Mutex<HashMap<Key, Value>>);
+pub(super) struct Configs(Mutex<HashMap<Key, Value>>);
 
 impl Configs {
     /// Forgets what is not so any more.
-    pub fn forget(&self, events: &[Event]) {
+    pub(super) fn forget(&self, events: &[Event]) {
         let mut known = self.known();
         for event in events {
             match event {
@@ -37,12 +39,12 @@ impl Configs {
     }
 
     /// Forgets all.
-    pub fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.known().clear();
     }
 
     /// Keeps the structs of `list` that are about members of `registry`.
-    fn learn(&self, registry: &Registry, list: &[Value]) {
+    pub(super) fn learn(&self, registry: &Registry, list: &[Value]) {
         let mut known = self.known();
         for config in list {
             let text = |member: &str| config.get(member).and_then(Value::as_str);
@@ -61,65 +63,49 @@ impl Configs {
     }
 }
 
-impl Twiddler {
+impl Configs {
     /// Completes the daemon's list, whose names are those of clients already: what was added is in
     /// it, in the daemon's order (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
-    ///
-    /// # Errors
-    /// When the daemon has to be asked and does not answer.
-    pub async fn complete_configs(&self, list: &mut Vec<Value>) -> Result<(), Refusal> {
-        self.with_registry(|registry| self.configs.learn(registry, list));
-        if !self.unknown_configs().is_empty() {
-            self.learn_configs().await?;
-        }
-        self.with_registry(|registry| {
-            list.retain(|config| !is_member(registry, config));
-            let known = self.configs.known();
-            list.extend(
-                registry
-                    .members()
-                    .filter_map(|member| known.get(&key(member)).cloned()),
-            );
-        });
+    pub(super) fn complete(&self, registry: &Registry, list: &mut Vec<Value>) {
+        list.retain(|config| !is_member(registry, config));
+        let known = self.known();
+        let members = registry.members();
+        list.extend(members.filter_map(|member| known.get(&key(member)).cloned()));
         list.sort_by(|one, other| name(one).cmp(name(other)));
-        Ok(())
     }
 
     /// Members whose struct is not known and can be learnt.
-    fn unknown_configs(&self) -> Vec<Member> {
-        self.with_registry(|registry| {
-            let known = self.configs.known();
-            registry
-                .members()
-                .filter(|member| member.program.is_some() && !known.contains_key(&key(member)))
-                .cloned()
-                .collect()
-        })
+    pub(super) fn missing(&self, registry: &Registry) -> Vec<Member> {
+        let known = self.known();
+        registry
+            .members()
+            .filter(|member| member.program.is_some() && !known.contains_key(&key(member)))
+            .cloned()
+            .collect()
     }
+}
 
-    /// Lets the daemon read the members that are not known. While the user's own files are not
-    /// valid it reads nothing, and the list stays as it is.
-    async fn learn_configs(&self) -> Result<(), Refusal> {
-        let _busy = self.busy.lock().await;
-        let members = self.unknown_configs();
-        let configured = self.configured_groups();
-        let priority = |group: &str| {
-            self.with_registry(|registry| plan::priority(registry, &configured, group))
-        };
-        let (text, sections) = sections(&members, priority);
-        let staged = self.stage(&text).await?;
-        let calls = [
-            ("supervisor.reloadConfig", vec![]),
-            ("supervisor.getAllConfigInfo", vec![]),
-        ];
-        let mut results = self.multicall(&calls).await?.into_iter();
-        drop(staged);
-        if let (Some(Ok(_)), Some(Ok(Value::Array(mut list)))) = (results.next(), results.next()) {
-            list.retain_mut(|config| give_group(config, &sections));
-            self.with_registry(|registry| self.configs.learn(registry, &list));
-        }
-        Ok(())
+/// Lets the daemon read the members whose structs are not known. While the user's own files are not
+/// valid it reads nothing, and the list stays as it is.
+///
+/// # Errors
+/// When the daemon does not answer.
+pub(super) async fn describe(engine: &mut Engine) -> Result<(), ChangeError> {
+    let members = engine.look(|registry| engine.configs.missing(registry));
+    // An intent that is open is for recovery alone.
+    if members.is_empty() || !engine.journal.intent().is_empty() {
+        return Ok(());
     }
+    let configured = engine.configured();
+    let (text, sections) = engine.look(|registry| {
+        let priority = |group: &str| plan::priority(registry, &configured, group);
+        sections(&members, priority)
+    });
+    if let (Ok(_), Ok(Value::Array(mut list))) = engine.read_and_list(text).await? {
+        list.retain_mut(|config| give_group(config, &sections));
+        engine.look(|registry| engine.configs.learn(registry, &list));
+    }
+    Ok(())
 }
 
 /// One section for each member, under a name that nobody uses, and whose it is.

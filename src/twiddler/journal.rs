@@ -1,8 +1,8 @@
-//! The registry on disk: a journal beside the generated files, one JSON line for each step.
+//! What clients were told, on disk: a journal beside the generated files, one JSON line for each step.
 //!
-//! A change is written twice: what is about to happen, before the daemon is asked, and what did
-//! happen, before the client is answered. After a crash the first without the second tells which
-//! questions to put to the daemon. The name begins with a dot, so the daemon never reads it.
+//! A change is written twice: its intent before the daemon is asked, and its outcome before the client
+//! is answered. After a crash the first without the second tells which questions to put to the daemon.
+//! The name begins with a dot, so the daemon never reads it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -12,44 +12,35 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::registry::{Event, Registry};
+use super::model::registry::{Event, Registry};
 use crate::include_dir::IncludeDir;
 
 /// Begins with a dot: the daemon's include pattern skips such names whatever it is.
-pub const FILE_NAME: &str = ".twiddler-journal";
+const FILE_NAME: &str = ".twiddler-journal";
 /// A journal this much longer than what it says is written anew.
 const COMPACT_AFTER: usize = 4096;
 
+/// The names are those of version 0.1.0.
 #[derive(Serialize, Deserialize)]
 enum Line {
-    /// About to happen.
+    /// The intent of a change.
     Begin(Vec<Event>),
-    /// Did happen; ends the last `Begin`, whatever else of it did not happen.
+    /// Its outcome; it closes the last intent, whatever else of that did not happen.
     Done(Vec<Event>),
-    /// Did happen beside whatever is about to.
+    /// Something that happened while an intent stays open.
     Also(Vec<Event>),
-    /// The daemon started again: of all the above, this alone holds.
+    /// A checkpoint: of all the above, this alone holds.
     Life(Vec<Event>),
 }
 
-/// The registry together with its file.
-pub struct Journal {
-    registry: Registry,
-    /// What was about to happen and has not ended.
-    begun: Vec<Event>,
+/// The file, and the intent that is open.
+pub(super) struct Journal {
+    intent: Vec<Event>,
     include: Arc<IncludeDir>,
     file: Option<File>,
     lines: usize,
     /// More than one line was read.
     is_long: bool,
-}
-
-/// What a journal says, and what it leaves open.
-pub struct Opened {
-    /// The journal, ready for more.
-    pub journal: Journal,
-    /// Steps of a change that was cut short: the daemon knows whether they happened.
-    pub unfinished: Vec<Event>,
 }
 
 impl Journal {
@@ -58,95 +49,76 @@ impl Journal {
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub fn open(include: Arc<IncludeDir>) -> io::Result<Opened> {
+    pub(super) fn open(include: Arc<IncludeDir>) -> io::Result<(Self, Registry)> {
         let mut registry = Registry::default();
-        let mut unfinished = Vec::new();
+        let mut intent = Vec::new();
         let file = include.read(FILE_NAME).map_err(or_remove)?;
         let read = match file {
-            Some(file) => read_lines(BufReader::new(file), &mut registry, &mut unfinished)?,
+            Some(file) => read_lines(BufReader::new(file), &mut registry, &mut intent)?,
             None => 0,
         };
         let journal = Journal {
-            registry,
-            begun: unfinished.clone(),
+            intent,
             include,
             file: None,
             lines: 0,
             is_long: read > 1,
         };
-        Ok(Opened {
-            journal,
-            unfinished,
-        })
+        Ok((journal, registry))
     }
 
-    /// What is known.
-    pub fn registry(&self) -> &Registry {
-        &self.registry
+    /// The steps of a change whose outcome is not known; none where that of each is.
+    pub(super) fn intent(&self) -> &[Event] {
+        &self.intent
     }
 
-    /// What was about to happen and has not ended.
-    pub fn begun(&self) -> &[Event] {
-        &self.begun
-    }
-
-    /// Writes down what is about to happen.
+    /// Writes down what is about to happen. `registry` is what is known.
     ///
     /// # Errors
     /// When the disk does not take it; then it must not happen.
-    pub fn begin(&mut self, events: &[Event]) -> io::Result<()> {
-        self.append(&Line::Begin(events.to_vec()))?;
-        self.begun = events.to_vec();
-        self.registry.expect(events);
+    pub(super) fn begin(&mut self, events: Vec<Event>, registry: &Registry) -> io::Result<()> {
+        self.append(&Line::Begin(events.clone()), registry)?;
+        self.intent = events;
         Ok(())
     }
 
-    /// Takes note of what happened of that which was about to, on disk as well as the disk allows:
-    /// it has happened anyway.
-    pub fn done(&mut self, events: Vec<Event>) {
+    /// Writes down what happened and closes the intent, as well as the disk allows: it has happened
+    /// anyway. `registry` is what is known after it.
+    pub(super) fn close(&mut self, events: Vec<Event>, registry: &Registry) {
         let came_to_nothing = |event: &Event| is_addition(event) && !events.contains(event);
-        let leaves_values = self.begun.iter().any(came_to_nothing);
-        self.begun.clear();
-        self.registry.expect(&[]);
-        self.apply(&events);
-        self.write(&Line::Done(events), leaves_values);
+        let leaves_values = self.intent.iter().any(came_to_nothing);
+        self.intent.clear();
+        self.write(&Line::Done(events), leaves_values, registry);
     }
 
-    /// Takes note of what happened beside whatever is about to, in the same way.
-    pub fn also(&mut self, events: Vec<Event>) {
-        self.apply(&events);
-        self.write(&Line::Also(events), false);
+    /// Writes down what happened, and leaves the intent open, in the same way.
+    pub(super) fn note(&mut self, events: Vec<Event>, registry: &Registry) {
+        self.write(&Line::Also(events), false, registry);
     }
 
-    /// Forgets all but these: the daemon started again. One line, so that a proxy that dies here
-    /// has either life on disk and not a part of one.
-    pub fn renew(&mut self, events: Vec<Event>) {
-        self.begun.clear();
-        self.registry.clear();
-        self.apply(&events);
-        self.write(&Line::Life(events), true);
+    /// Forgets all but what is known now, and the intent with it. One line, so that a proxy that dies
+    /// here has either epoch on disk and not a part of one.
+    pub(super) fn checkpoint(&mut self, registry: &Registry) {
+        self.intent.clear();
+        self.write(&Line::Life(registry.snapshot()), true, registry);
     }
 
     /// Writes the journal anew if an earlier proxy has left more than what it says.
-    pub fn tidy(&mut self) {
+    pub(super) fn tidy(&mut self, registry: &Registry) {
         if self.is_long
-            && let Err(error) = self.compact()
+            && let Err(error) = self.compact(registry)
         {
             tracing::warn!(%error, path = %self.path().display(), "the journal still has values of what was removed");
         }
     }
 
-    /// Writes the journal anew, as short as what it says.
-    ///
-    /// # Errors
-    /// When the new file cannot be written; the old one stays then.
-    pub fn compact(&mut self) -> io::Result<()> {
-        let (registry, begun) = (&self.registry, &self.begun);
+    fn compact(&mut self, registry: &Registry) -> io::Result<()> {
+        let intent = &self.intent;
         let file = self.include.replace(FILE_NAME, |file| {
             write_line(file, &Line::Done(registry.snapshot()))?;
-            match begun.is_empty() {
+            match intent.is_empty() {
                 true => Ok(()),
-                false => write_line(file, &Line::Begin(begun.clone())),
+                false => write_line(file, &Line::Begin(intent.clone())),
             }
         })?;
         self.file = Some(file);
@@ -154,30 +126,25 @@ impl Journal {
         Ok(())
     }
 
-    fn apply(&mut self, events: &[Event]) {
-        for event in events {
-            self.registry.apply(event.clone());
-        }
-    }
-
     /// Writes the line down. Where it takes something away, or what stands there `leaves_values` of
     /// what is not there, the journal is written anew: the values of options are secrets.
-    fn write(&mut self, line: &Line, leaves_values: bool) {
+    fn write(&mut self, line: &Line, leaves_values: bool, registry: &Registry) {
         let (Line::Begin(events) | Line::Done(events) | Line::Also(events) | Line::Life(events)) =
             line;
         let forgets = leaves_values || events.iter().any(Event::takes_away);
-        if forgets && self.compact().is_ok() {
+        if forgets && self.compact(registry).is_ok() {
             return;
         }
-        if let Err(error) = self.append(line) {
+        if let Err(error) = self.append(line, registry) {
             tracing::error!(%error, path = %self.path().display(), "the journal cannot be written: what was changed is known until this proxy ends");
         }
-        self.compact_if_long();
+        self.compact_if_long(registry);
     }
 
-    fn append(&mut self, line: &Line) -> io::Result<()> {
+    /// A file that is begun anew has what is known before the line, or has it already.
+    fn append(&mut self, line: &Line, registry: &Registry) -> io::Result<()> {
         if !self.is_in_place() {
-            self.compact()?;
+            self.compact(registry)?;
         }
         self.lines += 1;
         let Some(file) = &mut self.file else {
@@ -204,10 +171,10 @@ impl Journal {
         self.include.path().join(FILE_NAME)
     }
 
-    fn compact_if_long(&mut self) {
-        let live = self.registry.members().count() + self.registry.hidden().count();
+    fn compact_if_long(&mut self, registry: &Registry) {
+        let live = registry.members().count() + registry.hidden().count();
         if self.lines > COMPACT_AFTER + 2 * live
-            && let Err(error) = self.compact()
+            && let Err(error) = self.compact(registry)
         {
             tracing::warn!(%error, path = %self.path().display(), "the journal cannot be shortened");
             self.lines = 0;
@@ -241,7 +208,7 @@ fn write_line(file: &mut File, line: &Line) -> io::Result<()> {
 fn read_lines(
     reader: impl BufRead,
     registry: &mut Registry,
-    unfinished: &mut Vec<Event>,
+    intent: &mut Vec<Event>,
 ) -> io::Result<usize> {
     let mut lines = 0;
     for (number, line) in reader.split(b'\n').enumerate() {
@@ -249,15 +216,15 @@ fn read_lines(
         match serde_json::from_slice(&line?) {
             Ok(Line::Begin(events)) => {
                 keep_numbers(&events, registry);
-                *unfinished = events;
+                *intent = events;
             }
             Ok(Line::Done(events)) => {
-                unfinished.clear();
+                intent.clear();
                 events.into_iter().for_each(|event| registry.apply(event));
             }
             Ok(Line::Also(events)) => events.into_iter().for_each(|event| registry.apply(event)),
             Ok(Line::Life(events)) => {
-                unfinished.clear();
+                intent.clear();
                 registry.clear();
                 events.into_iter().for_each(|event| registry.apply(event));
             }
@@ -282,9 +249,48 @@ fn keep_numbers(events: &[Event], registry: &mut Registry) {
 mod tests {
     use super::*;
 
-    fn open(dir: &std::path::Path) -> io::Result<Opened> {
-        let include = IncludeDir::open(dir.to_owned(), "zz-twiddler.conf".to_owned())?;
-        Journal::open(Arc::new(include))
+    /// A journal with the registry that it speaks of.
+    struct Both {
+        journal: Journal,
+        registry: Registry,
+    }
+
+    impl Both {
+        fn open(dir: &std::path::Path) -> Both {
+            let include = IncludeDir::open(dir.to_owned(), "zz-twiddler.conf".to_owned()).unwrap();
+            let (journal, registry) = Journal::open(Arc::new(include)).unwrap();
+            Both { journal, registry }
+        }
+
+        fn apply(&mut self, events: &[Event]) {
+            events
+                .iter()
+                .for_each(|event| self.registry.apply(event.clone()));
+        }
+
+        fn close(&mut self, events: Vec<Event>) {
+            self.apply(&events);
+            self.journal.close(events, &self.registry);
+        }
+
+        fn note(&mut self, events: Vec<Event>) {
+            self.apply(&events);
+            self.journal.note(events, &self.registry);
+        }
+
+        fn begin(&mut self, events: Vec<Event>) {
+            self.journal.begin(events, &self.registry).unwrap();
+        }
+
+        fn checkpoint(&mut self, events: Vec<Event>) {
+            self.registry.clear();
+            self.apply(&events);
+            self.journal.checkpoint(&self.registry);
+        }
+
+        fn groups(&self) -> Vec<&str> {
+            self.registry.added_groups().collect()
+        }
     }
 
     fn group(name: &str) -> Event {
@@ -295,64 +301,60 @@ mod tests {
     }
 
     #[test]
-    fn what_was_done_is_known_after_opening_again() {
+    fn an_outcome_is_known_and_an_open_intent_is_found_after_opening_again() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = open(dir.path()).unwrap().journal;
-        journal.begin(&[group("a")]).unwrap();
-        journal.done(vec![group("a")]);
-        journal.begin(&[group("b"), Event::Next(7)]).unwrap();
-        let opened = open(dir.path()).unwrap();
-        assert_eq!(
-            opened.journal.registry().added_groups().collect::<Vec<_>>(),
-            ["a"]
-        );
-        assert_eq!(opened.unfinished, [group("b"), Event::Next(7)]);
-        assert_eq!(opened.journal.registry().next(), 7);
+        let mut both = Both::open(dir.path());
+        both.begin(vec![group("a")]);
+        both.close(vec![group("a")]);
+        both.begin(vec![group("b"), Event::Next(7)]);
+        let again = Both::open(dir.path());
+        assert_eq!(again.groups(), ["a"]);
+        assert_eq!(again.journal.intent(), [group("b"), Event::Next(7)]);
+        assert_eq!(again.registry.next(), 7);
     }
 
     #[test]
-    fn what_is_noted_beside_a_change_does_not_end_it() {
+    fn a_note_leaves_the_intent_open() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = open(dir.path()).unwrap().journal;
-        journal.begin(&[group("b")]).unwrap();
-        journal.also(vec![group("a")]);
-        journal.compact().unwrap();
-        let mut again = open(dir.path()).unwrap();
-        assert_eq!(again.unfinished, [group("b")]);
-        again.journal.done(vec![group("b")]);
-        let opened = open(dir.path()).unwrap();
-        assert!(opened.unfinished.is_empty());
-        assert_eq!(opened.journal.registry().added_groups().count(), 2);
+        let mut both = Both::open(dir.path());
+        both.begin(vec![group("b")]);
+        both.note(vec![group("a")]);
+        both.journal.compact(&both.registry).unwrap();
+        let mut again = Both::open(dir.path());
+        assert_eq!(again.journal.intent(), [group("b")]);
+        again.close(vec![group("b")]);
+        let again = Both::open(dir.path());
+        assert!(again.journal.intent().is_empty());
+        assert_eq!(again.groups(), ["a", "b"]);
     }
 
     #[test]
     fn a_journal_that_was_taken_away_is_written_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = open(dir.path()).unwrap().journal;
-        journal.done(vec![group("a")]);
+        let mut both = Both::open(dir.path());
+        both.close(vec![group("a")]);
         std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
-        journal.done(vec![group("b")]);
-        let opened = open(dir.path()).unwrap();
-        assert_eq!(opened.journal.registry().added_groups().count(), 2);
+        both.close(vec![group("b")]);
+        assert_eq!(Both::open(dir.path()).groups(), ["a", "b"]);
     }
 
     #[test]
     fn what_was_removed_or_refused_leaves_the_journal() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = open(dir.path()).unwrap().journal;
+        let mut both = Both::open(dir.path());
         let text = || std::fs::read_to_string(dir.path().join(FILE_NAME)).unwrap();
         let gone = |name: &str| Event::GroupGone {
             name: name.to_owned(),
         };
-        journal.done(vec![group("canary")]);
+        both.close(vec![group("canary")]);
         assert!(text().contains("canary"));
-        journal.done(vec![gone("canary")]);
+        both.close(vec![gone("canary")]);
         assert!(!text().contains("canary"), "{}", text());
-        journal.done(vec![group("canary")]);
-        journal.also(vec![gone("canary")]);
+        both.close(vec![group("canary")]);
+        both.note(vec![gone("canary")]);
         assert!(!text().contains("canary"), "{}", text());
-        journal.done(vec![group("canary")]);
-        journal.renew(Vec::new());
+        both.close(vec![group("canary")]);
+        both.checkpoint(Vec::new());
         assert!(!text().contains("canary"), "{}", text());
         // As an earlier version left it.
         std::fs::write(
@@ -361,34 +363,33 @@ mod tests {
              {\"Done\":[{\"GroupGone\":{\"name\":\"canary\"}}]}\n",
         )
         .unwrap();
-        open(dir.path()).unwrap().journal.tidy();
+        let mut both = Both::open(dir.path());
+        both.journal.tidy(&both.registry);
         assert!(!text().contains("canary"), "{}", text());
     }
 
     #[test]
     fn a_line_cut_short_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = open(dir.path()).unwrap().journal;
-        journal.done(vec![group("a")]);
+        let mut both = Both::open(dir.path());
+        both.close(vec![group("a")]);
         let path = dir.path().join(FILE_NAME);
         let mut text = std::fs::read(&path).unwrap();
         text.extend_from_slice(b"{\"Done\":[{\"Gro");
         std::fs::write(&path, text).unwrap();
-        let opened = open(dir.path()).unwrap();
-        assert_eq!(opened.journal.registry().added_groups().count(), 1);
+        assert_eq!(Both::open(dir.path()).groups(), ["a"]);
     }
 
     #[test]
-    fn a_daemon_that_started_again_leaves_what_it_has_and_numbers() {
+    fn a_checkpoint_leaves_what_it_says_and_numbers() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = open(dir.path()).unwrap().journal;
-        journal.done(vec![Event::Marker("m".into()), group("a"), Event::Next(3)]);
+        let mut both = Both::open(dir.path());
+        both.close(vec![Event::Marker("m".into()), group("a"), Event::Next(3)]);
         for left in [vec![group("b")], Vec::new()] {
-            journal.renew(left.clone());
-            let opened = open(dir.path()).unwrap().journal;
+            both.checkpoint(left.clone());
             let mut expected = vec![Event::Next(3)];
             expected.extend(left);
-            assert_eq!(opened.registry().snapshot(), expected);
+            assert_eq!(Both::open(dir.path()).registry.snapshot(), expected);
         }
     }
 }

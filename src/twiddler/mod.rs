@@ -1,56 +1,49 @@
 //! The `twiddler` namespace: what was changed at run time, and how it is changed.
 //!
-//! One worker carries out changes, those that wait together as one transaction; names are looked up
-//! by everybody at any time. Knows nothing of HTTP.
+//! One worker owns the daemon's epoch, the journal, the generated file and the registry. Everybody
+//! else reads the view that it publishes, or sends it a job. Knows nothing of HTTP. Imports run one
+//! way: here, `worker`, `transaction` and `recovery`, `engine`, what does I/O, `model`.
 
-mod ask;
-mod change;
 mod configs;
+mod engine;
 mod journal;
-pub mod log;
-mod log_files;
-mod losses;
-pub mod methods;
+mod model;
+mod outcome_log;
 mod persist;
-mod persist_file;
-mod plan;
-mod reading;
-mod reconcile;
-mod registry;
-mod script;
-mod settle;
+mod queries;
+mod recovery;
 mod transaction;
 mod worker;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::sync::{Notify, OnceCell, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-pub use change::{Change, Outcome, Refusal, Wording};
-pub use log::MainLog;
-pub use plan::{Found, group_of_real_name, number_of_real_name};
-pub use registry::{Event, Member, Place, Registry, is_still_hidden};
+pub use model::change::{Change, ChangeError, Outcome};
+pub use model::placement::{group_of_real_name, number_of_real_name};
+pub use model::registry::{Event, Member, Place, Registry, is_still_hidden};
+pub use model::view::Epoch;
+pub use worker::ReloadPause;
 
 use crate::audit::Record;
 use crate::daemon::conf::{self, ConfiguredGroup};
-use crate::daemon::fault::{BAD_NAME, FAILED, SHUTDOWN_STATE, fault};
-use crate::daemon::{CallError, Daemon, Life, Reloaded};
-use crate::include_dir::{Delivery, DirLock, Holder, IncludeDir, Staged};
-use crate::program;
-use crate::xmlrpc::{Fault, Value};
-use ask::ask;
+use crate::daemon::{Daemon, Liveness};
+use crate::include_dir::{DirLock, Holder, IncludeDir};
+use crate::xmlrpc::Value;
 use configs::Configs;
-use journal::{Journal, Opened};
-use plan::{Answers, Question};
-use worker::Job;
-
-/// How often the daemon is looked at that has started again since the last look.
-const LOOKS: usize = 5;
+use engine::Engine;
+use journal::Journal;
+use model::answers::{Answers, Query};
+use model::losses;
+use model::reconcile;
+use model::view::{Status, View};
+use persist::PersistFile;
+use queries::query;
+use worker::{ChangeJob, Job, Worker};
 
 /// Whether the daemon let the one in who wants a change, and so what the change presents to the
 /// daemon from its first call to its last, whatever other callers bring meanwhile.
@@ -97,8 +90,7 @@ pub fn probe(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<Prob
         ensure_alone(&include, conf_file)?;
     }
     let kept = include.kept()?;
-    let opened = Journal::open(include)?;
-    let registry = opened.journal.registry();
+    let (_, registry) = Journal::open(include)?;
     Ok(Probe {
         holder,
         kept_programs: kept.as_deref().map(persist::programs_in),
@@ -118,54 +110,21 @@ fn ensure_alone(include: &IncludeDir, conf_file: &Path) -> std::io::Result<()> {
     include.ensure_alone(patterns.into_iter().map(|pattern| pattern.dir))
 }
 
-/// Everything about what was changed in the daemon's present life.
+/// The way to the worker, and what it publishes.
 pub struct Twiddler {
     daemon: Arc<Daemon>,
-    include: Arc<IncludeDir>,
     conf_file: PathBuf,
-    journal: RwLock<Journal>,
-    life: Life,
-    /// What is known is about the life that is watched. Not so while that is being found out.
-    settled: AtomicBool,
-    /// Held while somebody finds out whether the daemon's life is still the same.
-    settling: tokio::sync::Mutex<()>,
-    /// The daemon did not answer to something: it may have started again.
-    cut: AtomicBool,
-    /// Steps whose end is not known: the daemon went away before it answered.
-    open_ends: Mutex<Vec<Event>>,
-    marker: String,
-    next: AtomicU64,
-    /// Counts the lives of the daemon that were noticed.
-    lives: AtomicU64,
-    /// What was kept when the proxy started, whatever became of it since.
-    kept_before: Option<String>,
-    /// What the daemon runs of an earlier proxy was looked for.
-    looked_around: AtomicBool,
-    /// How generated files reach the daemon, once that was tried.
-    delivery: OnceCell<Delivery>,
-    /// What is added outlives the daemon.
-    persists: bool,
-    /// Where placed processes call supervisord, once the proxy listens.
-    proxy_url: OnceLock<Option<String>>,
+    view: Arc<RwLock<View>>,
+    link: Arc<Liveness>,
     /// What `getAllConfigInfo` said of processes that were added.
-    configs: Configs,
-    /// Keeps a second proxy from the same include directory.
-    lock: Mutex<DirLock>,
+    configs: Arc<Configs>,
     /// Not bounded: each connection waits for its own changes, and connections are bounded.
     jobs: mpsc::UnboundedSender<Job>,
-    /// Held by the worker during a transaction.
-    busy: tokio::sync::Mutex<()>,
-    /// There is one generated file at a time.
-    staging: Arc<tokio::sync::Mutex<()>>,
-    /// Wakes whoever watches the daemon's life: a reply speaks against what is known.
-    doubts: Notify,
-}
-
-/// A generated file, until it is dropped.
-struct OnDisk {
-    _staged: Staged,
-    /// Given on after the file is gone.
-    _turn: tokio::sync::OwnedMutexGuard<()>,
+    /// Wakes the worker: a reply speaks against what is known.
+    doubts: Arc<Notify>,
+    include: Arc<IncludeDir>,
+    /// Keeps a second proxy from the same include directory.
+    lock: Mutex<DirLock>,
 }
 
 impl Twiddler {
@@ -186,15 +145,12 @@ impl Twiddler {
         let lock = include.lock()?;
         ensure_alone(&include, &conf_file)?;
         let kept_before = include.kept()?;
-        let Opened {
-            mut journal,
-            unfinished,
-        } = Journal::open(include.clone())?;
-        journal.tidy();
+        let (mut journal, registry) = Journal::open(include.clone())?;
+        journal.tidy(&registry);
         match persists {
             true => {
-                let configured = configured_groups(&conf_file);
-                persist::take_up_aside(&include, journal.registry(), &configured);
+                let configured = conf::configured_groups(&conf_file);
+                persist::take_up_aside(&include, &registry, &configured);
             }
             false => persist::set_aside(&include, kept_before.as_deref())?,
         }
@@ -206,51 +162,50 @@ impl Twiddler {
         for path in include.sweep()? {
             tracing::warn!(path = %path.display(), "took away a generated file that an earlier proxy left");
         }
+        if let Some(known) = losses::gone(&registry, &losses::everything(&registry)) {
+            tracing::info!("known from before: {known}");
+        }
         let (jobs, waiting) = mpsc::unbounded_channel();
+        let marker = registry.marker().map_or_else(fresh_marker, str::to_owned);
         let twiddler = Arc::new(Twiddler {
+            daemon: daemon.clone(),
+            conf_file: conf_file.clone(),
+            view: Arc::new(RwLock::new(View {
+                registry,
+                ..View::default()
+            })),
+            link: Arc::default(),
+            configs: Arc::default(),
+            jobs,
+            doubts: Arc::default(),
+            include: include.clone(),
+            lock: Mutex::new(lock),
+        });
+        let engine = Engine {
             daemon,
+            link: twiddler.link.clone(),
+            journal,
+            persist: persists.then(|| PersistFile::new(include.clone())),
+            view: twiddler.view.clone(),
+            configs: twiddler.configs.clone(),
             include,
             conf_file,
-            marker: marker_name(&journal),
-            next: AtomicU64::new(journal.registry().next().max(1)),
-            lives: AtomicU64::new(0),
+            marker,
             kept_before,
-            journal: RwLock::new(journal),
-            looked_around: AtomicBool::new(false),
-            delivery: OnceCell::new(),
-            persists,
-            proxy_url: OnceLock::new(),
-            configs: Configs::default(),
-            lock: Mutex::new(lock),
-            life: Life::default(),
-            settled: AtomicBool::new(false),
-            cut: AtomicBool::new(false),
-            settling: tokio::sync::Mutex::default(),
-            open_ends: Mutex::new(unfinished),
-            jobs,
-            busy: tokio::sync::Mutex::default(),
-            staging: Arc::default(),
-            doubts: Notify::new(),
-        });
-        twiddler.say_known();
-        tokio::spawn(worker::work(twiddler.clone(), waiting));
+            delivery: None,
+            proxy_url: None,
+        };
+        let worker = Worker::new(engine, waiting, twiddler.doubts.clone());
+        tokio::spawn(worker.run());
         Ok(twiddler)
     }
 
     /// Takes note of where the proxy listens, says that to a second proxy, and begins to watch the
-    /// daemon's life. Placed processes are told to call supervisord at `proxy_url`, if there is one.
-    pub fn listens_on(self: &Arc<Self>, addresses: &str, proxy_url: Option<String>) {
+    /// daemon's epoch. Placed processes are told to call supervisord at `proxy_url`, if there is one.
+    pub fn listens_on(&self, addresses: &str, proxy_url: Option<String>) {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         lock.describe(addresses);
-        // Before the watch, which may write what is kept.
-        if self.proxy_url.set(proxy_url).is_ok() {
-            tokio::spawn(settle::keep_watch(self.clone()));
-        }
-    }
-
-    /// Where placed processes call supervisord.
-    fn proxy_url(&self) -> Option<&str> {
-        self.proxy_url.get()?.as_deref()
+        self.send(Job::Listen(proxy_url));
     }
 
     /// Carries out `changes` in order, together as far as they do not concern each other; one
@@ -262,39 +217,29 @@ impl Twiddler {
         authorized: Authorized,
         record: &Record,
     ) -> Vec<Outcome> {
-        let waiting: Vec<_> = changes
-            .into_iter()
-            .map(|change| self.with_address(change))
-            .map(|change| self.submit(change, authorized.clone(), record.clone()))
-            .collect();
+        let submit = |change| {
+            let (outcome, answer) = oneshot::channel();
+            self.send(Job::Change(ChangeJob {
+                change,
+                authorized: authorized.clone(),
+                record: record.clone(),
+                outcome,
+            }));
+            answer
+        };
+        let waiting: Vec<_> = changes.into_iter().map(submit).collect();
         let mut outcomes = Vec::with_capacity(waiting.len());
         for outcome in waiting {
-            outcomes.push(outcome.await.unwrap_or_else(|_| {
-                Err(Refusal::Unreachable(
-                    "the proxy is shutting down".to_owned(),
-                ))
-            }));
+            outcomes.push(outcome.await.unwrap_or_else(|_| Err(shutting_down())));
         }
         outcomes
     }
 
-    /// What is added while processes can be told where the proxy is.
-    fn with_address(&self, change: Change) -> Change {
-        match change {
-            Change::AddProgram(program) if self.proxy_url().is_some() => {
-                Change::AddProgram(Box::new(program.calling_proxy()))
-            }
-            other => other,
-        }
-    }
-
     /// Waits until no change is under way, as long as `patience` lasts, and takes generated files
     /// away. What became of a change that takes longer is found out at the next start.
-    pub async fn wind_up(&self, patience: Duration) {
-        if tokio::time::timeout(patience, self.busy.lock())
-            .await
-            .is_err()
-        {
+    pub async fn shut_down(&self, patience: Duration) {
+        let stopped = self.ask(Job::Stop);
+        if tokio::time::timeout(patience, stopped).await.is_err() {
             tracing::warn!("supervisord has not answered to a change: left it to itself");
         }
         if let Err(error) = self.include.sweep() {
@@ -303,50 +248,60 @@ impl Twiddler {
     }
 
     /// Keeps changes off until the guard is dropped: whoever lets the daemon read its files meanwhile
-    /// meets none of ours, and learns of nothing that is about to be noted down.
-    pub async fn quiet(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.busy.lock().await
+    /// meets none of ours, and learns of nothing that is about to be noted down. Nothing else may be
+    /// asked of the worker while the guard is held, which waits for it; none where it has ended.
+    pub async fn pause_reloads(&self) -> Option<ReloadPause> {
+        self.ask(Job::PauseReloads).await
     }
 
     /// Answers from what is known; `look` must not wait for anything.
     pub fn with_registry<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
-        look(
-            self.journal
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .registry(),
-        )
+        look(&self.view().registry)
     }
 
-    /// Makes sure that what is known is about the daemon's present life, and forgets it otherwise.
+    /// Makes sure that what is known is about the daemon's present epoch, and forgets it otherwise.
     /// Costs a system call while the daemon stays up.
     ///
     /// # Errors
     /// When the daemon is away or shuts down.
-    pub async fn same_life(&self) -> Result<(), Refusal> {
-        if self.is_settled() {
-            return Ok(());
+    pub async fn current(&self) -> Result<Epoch, ChangeError> {
+        if !self.is_current() {
+            let recovered = self.ask(Job::Recover).await;
+            recovered.unwrap_or_else(|| Err(shutting_down()))?;
         }
-        let _settling = self.settling.lock().await;
-        if self.is_settled() {
-            return Ok(());
+        Ok(self.epoch())
+    }
+
+    /// Whether what is known is about the daemon's present epoch. Waits for nobody.
+    fn is_current(&self) -> bool {
+        self.view().status != Status::Unknown && self.link.is_unbroken()
+    }
+
+    /// Whether the daemon has not started again since this epoch, as far as that can be told without
+    /// the worker.
+    pub fn is_still(&self, epoch: Epoch) -> bool {
+        self.is_current() && self.epoch() == epoch
+    }
+
+    /// The epoch that is known.
+    pub fn epoch(&self) -> Epoch {
+        self.view().epoch
+    }
+
+    /// Makes sure that the daemon has not started again since this epoch.
+    ///
+    /// # Errors
+    /// When it has, or is away.
+    pub async fn ensure_epoch(&self, epoch: Epoch) -> Result<(), ChangeError> {
+        match self.current().await? == epoch {
+            true => Ok(()),
+            false => Err(engine::Interrupted::Restarted.into()),
         }
-        self.settled.store(false, Ordering::Relaxed);
-        self.life
-            .watch(self.daemon.address())
-            .await
-            .map_err(|error| Refusal::Unreachable(self.unreachable(&error)))?;
-        let settled = self.settle().await;
-        match settled {
-            Ok(()) => self.settled.store(true, Ordering::Relaxed),
-            Err(_) => self.life.forget(),
-        }
-        settled
     }
 
     /// Takes note that hidden processes are to be seen again, according to what the daemon said in
-    /// this life: in a new one its file has started them, and nobody else has.
-    pub fn show(&self, life: u64, processes: impl IntoIterator<Item = (String, String)>) {
+    /// this epoch.
+    pub async fn show(&self, epoch: Epoch, processes: impl IntoIterator<Item = (String, String)>) {
         // In real groups they never are.
         let is_real = |group: &str| self.with_registry(|registry| registry.owner(group).is_some());
         let events: Vec<Event> = processes
@@ -354,41 +309,14 @@ impl Twiddler {
             .filter(|(group, _)| !is_real(group))
             .map(|(group, process)| Event::Shown { group, process })
             .collect();
-        if !events.is_empty() && self.is_settled() {
-            self.note_in(life, events);
+        if !events.is_empty() {
+            let _ = self.ask(|done| Job::Note(epoch, events, done)).await;
         }
     }
 
-    /// Tells the lives of the daemon apart that were noticed.
-    pub fn life_number(&self) -> u64 {
-        self.lives.load(Ordering::Relaxed)
-    }
-
-    /// The number of the daemon's present life, once what is known is about that.
-    ///
-    /// # Errors
-    /// When the daemon is away or shuts down, or starts again each time that it is looked at.
-    pub async fn present_life(&self) -> Result<u64, Refusal> {
-        for _ in 0..LOOKS {
-            let life = self.life_number();
-            self.same_life().await?;
-            if self.life_number() == life {
-                return Ok(life);
-            }
-        }
-        Err(started_again())
-    }
-
-    /// Makes sure that the daemon has not started again since its life had this number.
-    ///
-    /// # Errors
-    /// When it has, or is away.
-    pub async fn lived_on_since(&self, life: u64) -> Result<(), Refusal> {
-        self.same_life().await?;
-        if self.life_number() == life {
-            return Ok(());
-        }
-        Err(started_again())
+    /// Has the daemon looked at soon, because a reply speaks against what is known.
+    pub fn doubt(&self) {
+        self.doubts.notify_one();
     }
 
     /// The names of all active groups: those with processes, and empty ones that were added here or
@@ -396,21 +324,18 @@ impl Twiddler {
     ///
     /// # Errors
     /// When the daemon does not answer.
-    pub async fn group_names(&self) -> Result<Vec<String>, Refusal> {
-        self.same_life().await?;
+    pub async fn group_names(&self) -> Result<Vec<String>, ChangeError> {
+        self.current().await?;
+        let configured = self.configured_groups();
         let mut candidates: HashSet<String> =
             self.with_registry(|registry| registry.added_groups().map(str::to_owned).collect());
-        candidates.extend(
-            self.configured_groups()
-                .into_iter()
-                .filter(|group| group.empty)
-                .map(|group| group.name),
-        );
-        let mut questions = vec![Question::AllProcesses];
-        questions.extend(candidates.into_iter().map(Question::Group));
-        let answers = ask(self, questions).await?;
+        let empty = configured.iter().filter(|group| group.empty);
+        candidates.extend(empty.map(|group| group.name.clone()));
+        let mut queries = vec![Query::AllProcesses];
+        queries.extend(candidates.into_iter().map(Query::Group));
+        let answers = query(&self.daemon, queries).await?;
         Ok(self.with_registry(|registry| {
-            if !reconcile::lost(registry, &answers).is_empty() {
+            if reconcile::lacks(registry, &answers) {
                 self.doubt();
             }
             visible_groups(registry, &answers)
@@ -420,11 +345,11 @@ impl Twiddler {
     /// Makes sure that there is a group of this name for clients.
     ///
     /// # Errors
-    /// The fault for an unknown group, or why the daemon cannot tell.
-    pub async fn require_group(&self, group: &str) -> Result<(), Refusal> {
-        self.same_life().await?;
-        let answers = ask(self, vec![Question::Group(group.to_owned())]).await?;
-        let active = answers.groups.values().any(|active| *active);
+    /// That there is none, or why the daemon cannot tell.
+    pub async fn require_group(&self, group: &str) -> Result<(), ChangeError> {
+        self.current().await?;
+        let answers = query(&self.daemon, vec![Query::Group(group.to_owned())]).await?;
+        let active = answers.is_active(group);
         let known = self.with_registry(|registry| {
             active && registry.owner(group).is_none()
                 || registry.members_of(group).any(Member::is_placed)
@@ -432,266 +357,69 @@ impl Twiddler {
         if known {
             Ok(())
         } else {
-            Err(Refusal::Fault(fault(BAD_NAME, format!("group: {group}"))))
+            Err(ChangeError::UnknownGroup(group.to_owned()))
         }
+    }
+
+    /// Completes the daemon's list of configurations, whose names are those of clients already.
+    ///
+    /// # Errors
+    /// When the daemon has to be asked and does not answer.
+    pub async fn complete_configs(&self, list: &mut Vec<Value>) -> Result<(), ChangeError> {
+        self.with_registry(|registry| self.configs.learn(registry, list));
+        if !self.with_registry(|registry| self.configs.missing(registry).is_empty()) {
+            let described = self.ask(Job::DescribeMembers).await;
+            described.unwrap_or_else(|| Err(shutting_down()))?;
+        }
+        self.with_registry(|registry| self.configs.complete(registry, list));
+        Ok(())
     }
 
     /// Whether nothing was changed, so that no name can need translation.
     pub fn knows_nothing(&self) -> bool {
-        self.looked_around.load(Ordering::Relaxed)
-            && self.with_registry(|registry| registry.is_empty() && registry.is_plain())
-    }
-
-    fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Relaxed)
-            && self.life.is_unbroken()
-            && !self.cut.load(Ordering::Relaxed)
-            && self.open_ends().is_empty()
-    }
-
-    /// Puts a generated file in front of the daemon until the guard is dropped.
-    async fn stage(&self, text: &str) -> Result<OnDisk, Refusal> {
-        let delivery = self
-            .delivery
-            .get_or_try_init(|| self.try_delivery())
-            .await?;
-        self.stage_by(text, *delivery).await
-    }
-
-    async fn stage_by(&self, text: &str, delivery: Delivery) -> Result<OnDisk, Refusal> {
-        let turn = self.staging.clone().lock_owned().await;
-        match self.include.stage(text, delivery) {
-            Ok(staged) => Ok(OnDisk {
-                _staged: staged,
-                _turn: turn,
-            }),
-            Err(error) => Err(self.cannot_write(&error)),
-        }
-    }
-
-    /// Finds out whether the daemon can look through this process, by an empty group that it reads
-    /// and nobody adds.
-    async fn try_delivery(&self) -> Result<Delivery, Refusal> {
-        let group = self.trial_name();
-        let text = program::render_group(&group, plan::DEFAULT_PRIORITY, &[]);
-        let staged = self.stage_by(&text, Delivery::Link).await?;
-        let reloaded = self.call("supervisor.reloadConfig", &[]).await?;
-        drop(staged);
-        self.tell_of_other_markers(&reloaded);
-        let seen = Reloaded::read(&reloaded).added.contains(&group);
-        let delivery = if seen { Delivery::Link } else { Delivery::File };
-        tracing::debug!(?delivery, "tried how generated files reach supervisord");
-        Ok(delivery)
-    }
-
-    /// Another proxy has marked the daemon's present life, with another include directory. Whether it
-    /// still runs cannot be told where its lock is not seen.
-    fn tell_of_other_markers(&self, reloaded: &Value) {
-        let others = Reloaded::gone(reloaded).filter(|name| is_marker(name));
-        for marker in others.filter(|name| *name != self.marker) {
-            tracing::warn!(
-                "supervisord has the group {marker} of another twiddler: if one still runs in front of it, with another include directory, stop one of the two; if none does, supervisorctl remove {marker} straight on supervisord ends this warning"
-            );
-        }
-    }
-
-    fn cannot_write(&self, error: &std::io::Error) -> Refusal {
-        let dir = self.include.path().display();
-        tracing::error!(%error, %dir, "the include directory cannot be written");
-        Refusal::Fault(fault(
-            FAILED,
-            format!("cannot write in the include directory {dir}: {error}"),
-        ))
-    }
-
-    fn begin(&self, marker: Option<&str>, events: &[Event]) -> Result<(), Refusal> {
-        let mut all = vec![Event::Next(self.next_number())];
-        all.extend(marker.map(|name| Event::Marker(name.to_owned())));
-        all.extend_from_slice(events);
-        self.journal_mut()
-            .begin(&all)
-            .map_err(|error| self.cannot_write(&error))
-    }
-
-    /// Takes note of what came of that which was begun in this life of the daemon.
-    ///
-    /// # Errors
-    /// When it is another life by now: what was taken up of that does not include it.
-    fn end(&self, life: u64, events: Vec<Event>) -> Result<(), Refusal> {
-        let events = self.completed(events);
-        let mut journal = self.journal_mut();
-        // Under the lock, so that whoever takes up another life has either counted it or finds this.
-        if self.life_number() != life {
-            return Err(started_again());
-        }
-        journal.done(events);
-        Ok(())
-    }
-
-    /// Ends what an earlier change had begun, once it is known what came of it.
-    fn end_what_is_settled(&self, life: u64) -> Result<(), Refusal> {
-        if self.open_ends().is_empty() && !self.journal_mut().begun().is_empty() {
-            self.end(life, Vec::new())?;
-        }
-        Ok(())
-    }
-
-    /// Takes note of something else.
-    fn note(&self, events: Vec<Event>) {
-        let events = self.completed(events);
-        self.journal_mut().also(events);
-    }
-
-    /// The same for what is so in this life of the daemon, and nothing in another.
-    fn note_in(&self, life: u64, events: Vec<Event>) {
-        let events = self.completed(events);
-        let mut journal = self.journal_mut();
-        if self.life_number() == life {
-            journal.also(events);
-        }
-    }
-
-    fn completed(&self, mut events: Vec<Event>) -> Vec<Event> {
-        self.configs.forget(&events);
-        events.push(Event::Next(self.next_number()));
-        events
-    }
-
-    /// Takes note that the daemon started again and has this of ours.
-    fn renew(&self, events: Vec<Event>) {
-        self.configs.clear();
-        self.journal_mut().renew(events);
-    }
-
-    /// Leaves open what became of steps that were begun in this life of the daemon. In another one
-    /// nothing is left of them.
-    fn leave_open(&self, life: u64, events: Vec<Event>) {
-        let mut open_ends = self.open_ends();
-        if self.life_number() == life {
-            open_ends.extend(events);
-        }
-    }
-
-    fn needs_marker(&self) -> bool {
-        self.with_registry(|registry| registry.marker().is_none())
-    }
-
-    fn marker_name(&self) -> String {
-        self.marker.clone()
-    }
-
-    /// An empty group that the daemon is to read and nobody adds.
-    fn trial_name(&self) -> String {
-        format!("{}~try", self.marker)
-    }
-
-    fn next_number(&self) -> u64 {
-        self.next.load(Ordering::Relaxed)
-    }
-
-    fn reserve_numbers(&self, next: u64) {
-        self.next.fetch_max(next, Ordering::Relaxed);
-    }
-
-    fn take_number(&self, group: &str) -> String {
-        plan::real_name(group, self.next.fetch_add(1, Ordering::Relaxed))
+        let view = self.view();
+        view.adopted && view.registry.is_empty() && view.registry.is_plain()
     }
 
     /// What the user's files define now. Files that cannot be read define nothing: the daemon says
     /// what is wrong with them when it reads them itself.
     pub fn configured_groups(&self) -> Vec<ConfiguredGroup> {
-        configured_groups(&self.conf_file)
+        conf::configured_groups(&self.conf_file)
     }
 
-    fn main_file(&self) -> String {
-        self.conf_file.display().to_string()
+    /// Says which names are in use twice: by what was added, and by the user's files.
+    pub fn warn_of_clashes(&self) {
+        let configured = self.configured_groups();
+        self.with_registry(|registry| losses::warn_of_clashes(registry, &configured));
     }
 
-    async fn call(&self, method: &str, params: &[Value]) -> Result<Value, Refusal> {
-        Ok(self.daemon.call(method, params).await?)
+    fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn multicall(
-        &self,
-        calls: &[(&str, Vec<Value>)],
-    ) -> Result<Vec<Result<Value, Fault>>, Refusal> {
-        let results = self.heard(self.daemon.multicall(calls).await)?;
-        not_shutting_down(results.iter().find_map(|result| result.as_ref().err()))?;
-        Ok(results)
+    /// Sends the worker a job and waits for its answer; none where it has ended.
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Option<T> {
+        let (answer, waiting) = oneshot::channel();
+        self.send(job(answer));
+        waiting.await.ok()
     }
 
-    async fn multicall_and_reload(
-        &self,
-        calls: Vec<(&str, Vec<Value>)>,
-    ) -> Result<(Vec<Result<Value, Fault>>, Result<Reloaded, Fault>), Refusal> {
-        let (results, reloaded) = self.heard(self.daemon.multicall_and_reload(calls).await)?;
-        not_shutting_down(results.iter().find_map(|result| result.as_ref().err()))?;
-        not_shutting_down(reloaded.as_ref().err())?;
-        Ok((results, reloaded))
-    }
-
-    /// Takes note of a daemon that went away before it answered.
-    fn heard<T>(&self, answer: Result<T, CallError>) -> Result<T, Refusal> {
-        if matches!(answer, Err(CallError::Unreachable(_))) {
-            self.cut.store(true, Ordering::Relaxed);
-        }
-        Ok(answer?)
-    }
-
-    fn unreachable(&self, error: &std::io::Error) -> String {
-        format!(
-            "supervisord at {} does not answer: {error}",
-            self.daemon.address()
-        )
-    }
-
-    fn journal_mut(&self) -> std::sync::RwLockWriteGuard<'_, Journal> {
-        self.journal.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn open_ends(&self) -> MutexGuard<'_, Vec<Event>> {
-        self.open_ends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn send(&self, job: Job) {
+        // A worker that has ended drops the job, and with it the sender of its answer.
+        let _ = self.jobs.send(job);
     }
 }
 
-fn configured_groups(conf_file: &Path) -> Vec<ConfiguredGroup> {
-    conf::inspect(conf_file, &conf::process_environment)
-        .map(|found| found.conf.groups)
-        .unwrap_or_default()
+fn shutting_down() -> ChangeError {
+    ChangeError::Unreachable("the proxy is shutting down".to_owned())
 }
 
-/// Refuses all where the daemon says that it stops or restarts.
-fn not_shutting_down(told: Option<&Fault>) -> Result<(), Refusal> {
-    match told {
-        Some(told) if told.code == SHUTDOWN_STATE => Err(Refusal::Fault(told.clone())),
-        _ => Ok(()),
-    }
-}
-
-fn started_again() -> Refusal {
-    Refusal::Unreachable("supervisord was started again meanwhile".to_owned())
-}
-
-/// A name of its own for each proxy, so that the marker of an earlier life is never mistaken.
-fn marker_name(journal: &Journal) -> String {
+/// A name of its own for each proxy.
+fn fresh_marker() -> String {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
-    let fresh = || format!("twiddler~{:x}-{:x}", std::process::id(), now.as_nanos());
-    journal
-        .registry()
-        .marker()
-        .map_or_else(fresh, str::to_owned)
-}
-
-/// Whether a group bears a name that [`marker_name`] gives.
-fn is_marker(name: &str) -> bool {
-    let number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit());
-    let rest = name.strip_prefix("twiddler~").unwrap_or_default();
-    rest.split_once('-')
-        .is_some_and(|(pid, time)| number(pid) && number(time))
+    format!("twiddler~{:x}-{:x}", std::process::id(), now.as_nanos())
 }
 
 fn visible_groups(registry: &Registry, answers: &Answers) -> Vec<String> {
@@ -703,8 +431,8 @@ fn visible_groups(registry: &Registry, answers: &Answers) -> Vec<String> {
         .collect();
     names.extend(answers.processes.values().map(|found| {
         registry
-            .owner(&found.real)
-            .unwrap_or(&found.real)
+            .owner(&found.group)
+            .unwrap_or(&found.group)
             .to_owned()
     }));
     let mut names: Vec<String> = names.into_iter().collect();

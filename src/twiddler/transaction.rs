@@ -1,213 +1,168 @@
-//! One transaction: plans on their way through the daemon.
+//! One batch of changes that do not concern each other, from the questions to the outcomes.
 //!
-//! First the daemon reads a generated file, which changes nothing in it; what one plan did wrong is
-//! taken out and the others are tried again. Then all that is right is done in one multicall, while
-//! the file is still there: whoever else lets the daemon read its files reads the same.
+//! It plans on the answers that it expects, lets the daemon answer and read what that takes in one
+//! round trip, and plans on the real answers. What one plan did wrong is taken out and the others are
+//! read again. Then all that is right is done in one multicall, while the file is still there: whoever
+//! else lets the daemon read its files reads the same.
 
-use std::time::Duration;
-
-use super::Twiddler;
-use super::ask::{ask, ask_and_reload};
-use super::change::{Outcome, Refusal, Wording, blames, not_read, reread_fault};
-use super::losses::Cause;
-use super::persist::Kept;
-use super::plan::{self, Plan, Planner, Question};
-use super::reading::{Announced, Reading, empty_group, steps, text};
-use super::registry::Event;
-use super::script::{ADD, REMOVE, Script};
+use super::engine::{Engine, Interrupted, Reading, empty_group};
+use super::model::answers::{Answers, Query};
+use super::model::change::{Change, ChangeError, Outcome};
+use super::model::losses::Cause;
+use super::model::persist_file;
+use super::model::plan::{self, Draft, Plan, Planner};
+use super::model::registry::Registry;
+use super::model::script::{Repair, Script, Verdict, blames};
 use crate::daemon::Reloaded;
-use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
+use crate::daemon::conf::ConfiguredGroup;
+use crate::daemon::fault::{CANT_REREAD, INCORRECT_PARAMETERS, fault};
 use crate::failpoint;
+use crate::program::{Program, Scope, log_files};
 use crate::xmlrpc::{Fault, Value};
 
-/// How often a transaction begins again because the daemon broke the connection by which its life is
-/// known. One that idled too long is broken once; a daemon that breaks each is not fit for a change.
-const RETRIES: u32 = 5;
-/// The pause before the first of them. Each later one is twice as long.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
-
-/// What the daemon answered to one call of a multicall.
-type Told = Result<Value, Fault>;
-
-/// Plans on their way through the daemon.
-pub(super) struct Transaction<'a> {
-    twiddler: &'a Twiddler,
-    /// The life of the daemon that the plans are made for.
-    life: u64,
-    plans: Vec<Option<Plan>>,
-    outcomes: Vec<Outcome>,
-    /// What the daemon has read already, and may be right.
-    ahead: Option<Reading>,
-    /// What happened in this round: noted in one piece, because that ends what was begun.
-    events: Vec<Event>,
-    /// The plans that were carried out in this round.
-    finished: Vec<usize>,
-    /// What is written down as about to happen, if anything.
-    begun: Option<Vec<Event>>,
-    /// The daemon has read something last that was not added after all.
-    is_stale: bool,
-    /// Something was added that the daemon starts by itself.
-    starts: bool,
-    /// How often it has begun again.
-    retries: u32,
+/// Carries out `changes`. The view is current.
+pub(super) async fn carry_out(engine: &mut Engine, changes: &[Change]) -> Batch {
+    let configured = engine.configured();
+    let batch = match prepare(engine, changes, &configured).await {
+        Ok((transaction, ahead)) => transaction.run(engine, ahead).await,
+        Err(error) => Batch {
+            outcomes: changes.iter().map(|_| Err(error.clone())).collect(),
+            is_doubtful: false,
+        },
+    };
+    engine.leave_to_recovery();
+    batch
 }
 
-impl<'a> Transaction<'a> {
-    /// Plans for this `life` of the daemon, of which it has read something `ahead`.
-    pub(super) fn new(
-        twiddler: &'a Twiddler,
-        life: u64,
-        plans: Vec<Result<Plan, Refusal>>,
-        ahead: Option<Reading>,
-    ) -> Self {
-        let (plans, outcomes) = plans
-            .into_iter()
-            .map(|plan| match plan {
-                Ok(plan) => (Some(plan), Ok(())),
-                Err(refusal) => (None, Err(refusal)),
-            })
-            .unzip();
-        Transaction {
-            twiddler,
-            life,
-            plans,
-            outcomes,
-            begun: ahead.as_ref().map(|ahead| ahead.staged.steps()),
-            is_stale: ahead.is_some(),
-            starts: false,
-            ahead,
-            events: Vec::new(),
-            finished: Vec::new(),
-            retries: 0,
-        }
-    }
+/// What a batch came to.
+pub(super) struct Batch {
+    /// One for each change.
+    pub(super) outcomes: Vec<Outcome>,
+    /// Something else was gone than was known.
+    pub(super) is_doubtful: bool,
+}
 
-    /// Goes on until every plan is carried out or refused; each round without one that spoils it
-    /// settles all. A round that settles none is a retry, and those are bounded.
-    pub(super) async fn run(mut self) -> Vec<Outcome> {
-        let mut left = self.pending().count();
-        while left > 0 {
-            let mut ended = self.round().await;
-            if ended.is_ok() && self.pending().count() == left {
-                ended = self.retry().await;
+/// Plans on their way through the daemon.
+struct Transaction<'a> {
+    configured: &'a [ConfiguredGroup],
+    plans: Vec<Option<Plan>>,
+    outcomes: Vec<Outcome>,
+    /// The daemon has read something last that was not added after all.
+    is_stale: bool,
+    is_doubtful: bool,
+}
+
+/// Asks what must be known and decides what to do for each change. On the way the daemon reads what
+/// it will have to if it answers as expected: reading alone changes nothing in it.
+async fn prepare<'a>(
+    engine: &mut Engine,
+    changes: &[Change],
+    configured: &'a [ConfiguredGroup],
+) -> Result<(Transaction<'a>, Option<Reading>), ChangeError> {
+    let names = process_names(engine, changes).await;
+    let known: Vec<Vec<String>> = names
+        .iter()
+        .map(|names| names.clone().unwrap_or_default())
+        .collect();
+    let persists = engine.persists();
+    let first = engine.look(Registry::next);
+    let draft = |registry: &Registry, answers: &Answers| {
+        let planner = Planner::new(registry, configured, answers, first, persists);
+        Draft::new(planner, changes, &names)
+    };
+    let (queries, guess) = engine.look(|registry| {
+        let queries = plan::queries(registry, changes, &known);
+        let expected = Answers::expected(registry, configured, &queries);
+        let guess = draft(registry, &expected);
+        (queries, guess)
+    });
+    engine.reserve_numbers(guess.next);
+    let (answers, ahead) = read_ahead(engine, queries, guess.plans).await?;
+    let Draft {
+        plans,
+        corrections,
+        next,
+    } = engine.look(|registry| draft(registry, &answers));
+    if !corrections.is_empty() {
+        // What a daemon lacks that has just started again is no news.
+        engine.confirm_epoch().await?;
+        engine.say_gone(&corrections, Cause::Removed);
+        engine.note(corrections);
+    }
+    engine.reserve_numbers(next);
+    let lacks = |name: &str| answers.groups.get(name) == Some(&false);
+    let is_doubtful = engine.look(|registry| registry.added_groups().any(lacks));
+    let (plans, outcomes) = plans
+        .into_iter()
+        .map(|plan| match plan {
+            Ok(plan) => (Some(plan), Ok(())),
+            Err(error) => (None, Err(error)),
+        })
+        .unzip();
+    let transaction = Transaction {
+        configured,
+        plans,
+        outcomes,
+        is_stale: ahead.is_some(),
+        is_doubtful,
+    };
+    Ok((transaction, ahead))
+}
+
+/// Asks, and lets the daemon read on the way what `guess` takes. Where that cannot be written, only
+/// asks.
+async fn read_ahead(
+    engine: &mut Engine,
+    queries: Vec<Query>,
+    guess: Vec<Result<Plan, ChangeError>>,
+) -> Result<(Answers, Option<Reading>), Interrupted> {
+    let plans: Vec<Plan> = guess.into_iter().flatten().collect();
+    if let Some(text) = text_ahead(engine, &plans)
+        && let Ok(intent) = engine.intend(plan::events(&plans), engine.needs_marker())
+        && let Ok(staged) = engine.stage(intent, text).await
+    {
+        let (answers, reading) = engine.read(staged, queries).await?;
+        return Ok((answers, Some(reading)));
+    }
+    Ok((engine.query(queries).await?, None))
+}
+
+impl Transaction<'_> {
+    async fn run(mut self, engine: &mut Engine, ahead: Option<Reading>) -> Batch {
+        let starts = match self.make(engine, ahead).await {
+            Ok(starts) => starts,
+            Err(error) => {
+                self.refuse_rest(&error);
+                false
             }
-            if let Err(refusal) = ended {
-                self.refuse_rest(&refusal);
-            }
-            left = self.pending().count();
-        }
-        self.ahead = None;
-        if let Err(refusal) = self.end(None) {
-            tracing::debug!(reason = %refusal, "nothing is left of what was begun");
-        }
-        if self.is_stale {
-            self.refresh().await;
-        } else if self.starts {
-            self.take_turn().await;
-        }
-        self.outcomes
-    }
-
-    /// Lets the daemon read its files without what was refused: it lists what it read last, and would
-    /// add it for anybody.
-    async fn refresh(&self) {
-        if let Err(refusal) = ask_and_reload(self.twiddler, Vec::new()).await {
-            tracing::debug!(reason = %refusal, "supervisord may still list what it read last");
-        }
-    }
-
-    /// The daemon starts what was added in the next turn of its loop (`supervisor/supervisord.py`,
-    /// `runforever`). Whoever asks after this small call is answered after that.
-    async fn take_turn(&self) {
-        if let Err(refusal) = self.twiddler.call("supervisor.getState", &[]).await {
-            tracing::debug!(reason = %refusal, "what was added may not have been started yet");
-        }
-    }
-
-    /// Waits before it begins again, in case the daemon is about to keep its connections.
-    ///
-    /// # Errors
-    /// When it has begun again often enough.
-    async fn retry(&mut self) -> Result<(), Refusal> {
-        if self.retries == RETRIES {
-            let address = self.twiddler.daemon.address();
-            return Err(Refusal::Unreachable(format!(
-                "supervisord at {address} closes new connections at once: restart it if that goes on"
-            )));
-        }
-        tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(self.retries)).await;
-        self.retries += 1;
-        Ok(())
-    }
-
-    async fn round(&mut self) -> Result<(), Refusal> {
-        self.settle_hides().await?;
-        self.look_into_groups().await?;
-        let staged = self.read_in().await?;
-        self.act(staged).await
-    }
-
-    /// Takes note of what came of what was begun, and keeps that. What was done in a former life of
-    /// the daemon has come to nothing.
-    fn end(&mut self, kept: Option<Kept>) -> Result<(), Refusal> {
-        let Some(begun) = self.begun.take() else {
-            return Ok(());
         };
-        if self.events.is_empty() && !self.lives_on() {
-            // If it has started again while the file was there, it has read it.
-            self.twiddler.leave_open(self.life, begun);
-            return Ok(());
+        if self.is_stale {
+            refresh(engine).await;
+        } else if starts {
+            take_turn(engine).await;
         }
-        let events = std::mem::take(&mut self.events);
-        let finished = std::mem::take(&mut self.finished);
-        let ended = self.twiddler.end(self.life, events);
-        failpoint::hit("done");
-        match &ended {
-            Ok(()) => self.twiddler.keep(kept),
-            Err(refusal) => {
-                for index in finished {
-                    self.refuse(index, refusal.clone());
-                }
-            }
+        Batch {
+            outcomes: self.outcomes,
+            is_doubtful: self.is_doubtful,
         }
-        ended
     }
 
-    /// Hiding asks nothing of the daemon, but must be known to be about its present life.
-    async fn settle_hides(&mut self) -> Result<(), Refusal> {
-        self.refuse_those_that_start().await?;
-        let hides: Vec<(usize, Vec<Event>)> = self
-            .pending()
-            .filter(|(_, plan)| matches!(plan, Plan::Hide { .. }))
-            .map(|(index, plan)| (index, plan.events()))
-            .collect();
-        if hides.is_empty() {
-            return Ok(());
-        }
-        // What follows may take a file of its own, and is begun and ended by itself.
-        self.ahead = None;
-        self.end(None)?;
-        if self.twiddler.needs_marker() {
-            self.twiddler.mark().await?;
-        }
-        let events: Vec<Event> = hides
-            .iter()
-            .flat_map(|(_, events)| events.clone())
-            .collect();
-        self.begin(None, &events)?;
-        failpoint::hit("hiding");
-        self.twiddler.lived_on_since(self.life).await?;
-        let kept = self.twiddler.prepare_kept(&events)?;
-        for (index, events) in hides {
-            self.finish(index, events);
-        }
-        self.end(kept)
+    /// Whether the daemon starts something of it by itself.
+    async fn make(
+        &mut self,
+        engine: &mut Engine,
+        ahead: Option<Reading>,
+    ) -> Result<bool, ChangeError> {
+        self.refuse_those_that_start(engine).await?;
+        let ahead = self.look_into_groups(engine, ahead).await?;
+        let reading = self.read(engine, ahead).await?;
+        self.act(engine, reading).await
     }
 
     /// A process that may start by itself must not be hidden: by the next turn of the daemon's loop it
     /// has started, or never will.
-    async fn refuse_those_that_start(&mut self) -> Result<(), Refusal> {
-        let doubtful: Vec<(usize, Question, i64)> = self
+    async fn refuse_those_that_start(&mut self, engine: &mut Engine) -> Result<(), Interrupted> {
+        let doubtful: Vec<(usize, String, String, i64)> = self
             .pending()
             .filter_map(|(index, plan)| match plan {
                 Plan::Hide {
@@ -215,123 +170,125 @@ impl<'a> Transaction<'a> {
                     process,
                     start,
                     may_start: true,
-                } => {
-                    let (real, process) = (real.clone(), process.clone());
-                    Some((index, Question::Process { real, process }, *start))
-                }
+                } => Some((index, real.clone(), process.clone(), *start)),
                 _ => None,
             })
             .collect();
         if doubtful.is_empty() {
             return Ok(());
         }
-        let questions = doubtful.iter().map(|(_, question, _)| question.clone());
-        let answers = ask(self.twiddler, questions.collect()).await?;
-        for (index, question, start) in doubtful {
-            let Question::Process { real, process } = question else {
-                continue;
-            };
-            match answers.found(&real, &process) {
-                Some(found) if found.is_stopped() && found.start == start => {}
-                Some(_) => self.refuse(index, fault(STILL_RUNNING, process)),
-                None => self.refuse(index, fault(BAD_NAME, process)),
+        let query = |(_, real, process, _): &(usize, String, String, i64)| Query::Process {
+            real: real.clone(),
+            process: process.clone(),
+        };
+        let answers = engine.query(doubtful.iter().map(query).collect()).await?;
+        for (index, real, process, start) in doubtful {
+            match answers.process(&real, &process) {
+                Some(info) if info.state.is_stopped() && info.start == start => {}
+                Some(_) => self.refuse(index, ChangeError::StillRunning(process)),
+                None => self.refuse(index, ChangeError::UnknownProcess(process)),
             }
         }
-        Ok(())
-    }
-
-    fn begin(&mut self, marker: Option<&str>, events: &[Event]) -> Result<(), Refusal> {
-        self.twiddler.begin(marker, events)?;
-        self.begun = Some(steps(marker, events));
         Ok(())
     }
 
     /// Before a group is filled, it must be known to be empty. No call says so; but the daemon finds
-    /// it changed by an empty section when it is not.
-    async fn look_into_groups(&mut self) -> Result<(), Refusal> {
-        let mut sections = String::new();
-        for (_, plan) in self.pending() {
-            if let Plan::Fill {
-                group, priority, ..
-            } = plan
-            {
-                sections += &empty_group(group, *priority);
+    /// it changed by an empty section when it is not. That section was read ahead.
+    async fn look_into_groups(
+        &mut self,
+        engine: &mut Engine,
+        ahead: Option<Reading>,
+    ) -> Result<Option<Reading>, ChangeError> {
+        let mut ahead = ahead;
+        loop {
+            let looks = looks(self.pending().map(|(_, plan)| plan));
+            if looks.is_empty() {
+                return Ok(ahead);
+            }
+            let reading = match ahead.take() {
+                Some(ahead) if ahead.staged.text.ends_with(&looks) => ahead,
+                other => {
+                    drop_reading(engine, other);
+                    let intent = engine.intend(Vec::new(), false)?;
+                    let staged = engine.stage(intent, looks).await?;
+                    self.is_stale = true;
+                    engine.read(staged, Vec::new()).await?.1
+                }
+            };
+            match &reading.reloaded {
+                Ok(different) => {
+                    self.place_where_not_empty(engine, different);
+                    return Ok(Some(reading));
+                }
+                Err(told) => {
+                    let told = told.clone();
+                    engine.abandon(reading.staged.into_intent());
+                    self.blame(engine, &told);
+                }
             }
         }
-        if sections.is_empty() {
-            return Ok(());
-        }
-        self.ahead = None;
-        let file = self.twiddler.stage(&sections).await?;
-        self.is_stale = true;
-        let (_, said) = ask_and_reload(self.twiddler, Vec::new()).await?;
-        drop(file);
-        match said {
-            Ok(different) => self.place_where_not_empty(&different),
-            Err(told) => self.blame(&told),
-        }
-        Ok(())
     }
 
-    fn place_where_not_empty(&mut self, different: &Reloaded) {
+    fn place_where_not_empty(&mut self, engine: &mut Engine, different: &Reloaded) {
         for plan in &mut self.plans {
             if let Some(Plan::Fill { group, .. }) = plan
                 && (different.changed.contains(group) || different.added.contains(group))
             {
-                *plan = plan.take().map(|plan| {
-                    Planner::place_instead(plan, |group| self.twiddler.take_number(group))
-                });
+                *plan = plan
+                    .take()
+                    .map(|plan| Planner::place_instead(plan, |group| engine.take_number(group)));
             }
         }
     }
 
     /// Lets the daemon read all that is pending, and refuses what it does not take. The file is to
-    /// stay until the daemon has taken from it.
-    async fn read_in(&mut self) -> Result<Option<Announced>, Refusal> {
+    /// stay until the daemon has taken from it. Each time without one plan.
+    async fn read(
+        &mut self,
+        engine: &mut Engine,
+        mut ahead: Option<Reading>,
+    ) -> Result<Option<Reading>, ChangeError> {
         loop {
-            let ahead = self.ahead.take();
-            let pending = || self.pending().map(|(_, plan)| plan);
-            let Some(text) = text(self.twiddler, pending()) else {
+            let plans = || self.pending().map(|(_, plan)| plan);
+            let Some(text) = text(engine, plans()) else {
+                drop_reading(engine, ahead);
                 return Ok(None);
             };
-            let Reading { staged, said } = match ahead.filter(|ahead| ahead.staged.text == text) {
-                Some(ahead) => ahead,
-                None => {
-                    let events = plan::events(pending());
-                    self.end(None)?;
-                    let announced =
-                        Announced::begin(self.twiddler, self.life, text, events).await?;
-                    announced.read(self.twiddler, Vec::new()).await?.1
+            let events = plan::events(plans());
+            let reading = match ahead.take() {
+                Some(ahead) if ahead.staged.text == text => ahead,
+                other => {
+                    drop_reading(engine, other);
+                    let intent = engine.intend(events, engine.needs_marker())?;
+                    let staged = engine.stage(intent, text).await?;
+                    self.is_stale = true;
+                    engine.read(staged, Vec::new()).await?.1
                 }
             };
-            self.begun = Some(staged.steps());
-            self.is_stale = true;
-            if !self.lives_on() {
-                // Not while a file is there: finding out about the daemon's life may need one too.
-                drop(staged);
-                self.twiddler.lived_on_since(self.life).await?;
-                self.retry().await?;
-                continue;
-            }
-            match said {
+            match &reading.reloaded {
                 Ok(reloaded) => {
-                    self.refuse_unread(&reloaded).await;
-                    return Ok(Some(staged));
+                    self.refuse_unread(engine, reloaded).await;
+                    return Ok(Some(reading));
                 }
-                Err(told) => self.blame(&told),
+                Err(told) => {
+                    let told = told.clone();
+                    engine.abandon(reading.staged.into_intent());
+                    self.blame(engine, &told);
+                }
             }
         }
     }
 
-    async fn refuse_unread(&mut self, reloaded: &Reloaded) {
-        let is_unread = |plan: &Option<Plan>| plan.as_ref().is_some_and(|it| !it.is_read(reloaded));
-        let unread: Vec<usize> = (0..self.plans.len())
-            .filter(|index| is_unread(&self.plans[*index]))
+    async fn refuse_unread(&mut self, engine: &Engine, reloaded: &Reloaded) {
+        let unread: Vec<usize> = self
+            .pending()
+            .filter(|(_, plan)| !plan.is_read(reloaded))
+            .map(|(index, _)| index)
             .collect();
         if unread.is_empty() {
             return;
         }
-        let fault = not_read(self.twiddler).await;
+        let fault = engine.not_read().await;
         for index in unread {
             self.refuse(index, fault.clone());
         }
@@ -339,102 +296,163 @@ impl<'a> Transaction<'a> {
 
     /// The daemon names one section that it does not take: its change is refused. A complaint about
     /// something else refuses all that need to be read.
-    fn blame(&mut self, told: &Fault) {
+    fn blame(&mut self, engine: &Engine, told: &Fault) {
         let guilty = self.pending().find_map(|(index, plan)| {
-            let section = plan
-                .blamable()
-                .into_iter()
-                .find(|section| blames(&told.text, section))?;
-            Some((index, section.to_owned(), plan.clone()))
+            let (program, section) = plan.program()?;
+            let fault = reread_fault(engine, told, program, section)?;
+            Some((index, fault))
         });
-        if let Some((index, section, Plan::Fill { program, .. } | Plan::Place { program, .. })) =
-            guilty
-        {
-            let told = reread_fault(self.twiddler, told, Some((&program, &section)));
-            return self.refuse(index, told);
+        if let Some((index, fault)) = guilty {
+            return self.refuse(index, fault);
         }
-        for index in 0..self.plans.len() {
-            if self.plans[index].as_ref().is_some_and(Plan::needs_reload) {
-                self.refuse(index, told.clone());
-            }
+        let needs_marker = engine.needs_marker();
+        let needs = |plan: &Plan| plan.needs_reload() || needs_marker && plan.needs_marker();
+        let unread: Vec<usize> = self
+            .pending()
+            .filter(|(_, plan)| needs(plan))
+            .map(|(index, _)| index)
+            .collect();
+        for index in unread {
+            self.refuse(index, told.clone());
         }
     }
 
-    /// Does all that is pending, while the file is there that it is read from.
-    async fn act(&mut self, staged: Option<Announced>) -> Result<(), Refusal> {
-        let script = self.compose();
-        if script.calls.is_empty() {
-            return Ok(());
-        }
+    /// Does all that is pending, while the file is there that it is read from. Whether the daemon
+    /// starts something of it by itself.
+    async fn act(
+        &mut self,
+        engine: &mut Engine,
+        reading: Option<Reading>,
+    ) -> Result<bool, ChangeError> {
         let events = plan::events(self.pending().map(|(_, plan)| plan));
-        let marker = script.marks.then(|| self.twiddler.marker_name());
-        if staged.as_ref().is_none_or(|staged| staged.events != events) {
-            self.begin(marker.as_deref(), &events)?;
+        if self.pending().next().is_none() {
+            drop_reading(engine, reading);
+            return Ok(false);
         }
-        let Some(kept) = self.prepare_kept(&events)? else {
-            // Not while a file is there: finding out about the daemon's life may need one too.
-            drop(staged);
-            return self.twiddler.lived_on_since(self.life).await;
+        let marks = engine.needs_marker() && reading.is_some();
+        let marker = marks.then(|| engine.marker.clone());
+        let script = Script::compose(marker, self.pending());
+        let is_read = reading.is_some();
+        let (intent, file) = match reading {
+            Some(reading) => reading.staged.into_parts(),
+            None => (engine.intend(events.clone(), false)?, None),
         };
-        let is_read = staged.is_some();
-        let results = match self.carry_out(&script.calls, staged).await {
-            Ok(results) => results,
-            Err(refusal) => {
-                let open = self.begun.take().unwrap_or_default();
-                self.twiddler.leave_open(self.life, open);
-                return Err(refusal);
+        // What was read for may have been refused since, or be less than what is done.
+        let intent = match intent.events == events {
+            true => intent,
+            false => match engine.intend(events.clone(), marks) {
+                Ok(intent) => intent,
+                Err(error) => {
+                    drop(file);
+                    engine.close_intent(Vec::new());
+                    return Err(error);
+                }
+            },
+        };
+        if script.calls.is_empty() {
+            failpoint::hit("hiding");
+        }
+        let prepared = match engine.prepare_to_keep(&events, self.configured) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                drop(file);
+                engine.abandon(intent);
+                return Err(error);
             }
         };
-        self.is_stale &= !is_read;
-        let settled = self.settle(&script, &results).await;
-        if settled.is_err() {
-            let open = plan::events(self.pending().map(|(_, plan)| plan));
-            self.twiddler.leave_open(self.life, open);
-        }
-        self.end(kept)?;
-        failpoint::hit("kept");
-        settled
-    }
-
-    /// What is to be kept after these; nothing at all if the daemon may have started again since it
-    /// was decided what to do.
-    fn prepare_kept(&self, events: &[Event]) -> Result<Option<Option<Kept>>, Refusal> {
-        if !self.lives_on() {
-            return Ok(None);
-        }
-        let kept = self.twiddler.prepare_kept(events)?;
         failpoint::hit("prepared");
-        Ok(self.lives_on().then_some(kept))
-    }
-
-    fn lives_on(&self) -> bool {
-        self.twiddler.is_settled() && self.twiddler.life_number() == self.life
-    }
-
-    /// The daemon's answers, if they are of the life in which it was decided what to ask.
-    async fn carry_out(
-        &self,
-        calls: &[(&str, Vec<Value>)],
-        staged: Option<Announced>,
-    ) -> Result<Vec<Told>, Refusal> {
-        let results = self.twiddler.multicall(calls).await?;
-        failpoint::hit("answered");
-        drop(staged);
-        failpoint::hit("taken away");
-        self.twiddler.lived_on_since(self.life).await?;
-        Ok(results)
-    }
-
-    fn compose(&self) -> Script {
-        let mut script = Script::default();
-        if self.twiddler.needs_marker() && self.pending().any(|(_, plan)| plan.needs_reload()) {
-            script.marks = true;
-            script.push(ADD, &self.twiddler.marker_name());
+        engine.confirm_epoch().await?;
+        let executed = engine.execute((intent, file), &script.calls).await?;
+        self.is_stale &= !is_read;
+        let verdict =
+            engine.look(|registry| script.interpret(&self.plans, &executed.results, registry));
+        engine.say_gone(&verdict.gone, Cause::Removed);
+        self.is_doubtful |= !verdict.gone.is_empty();
+        let Verdict {
+            events,
+            outcomes,
+            repairs,
+            starts,
+            ..
+        } = verdict;
+        for (index, outcome) in outcomes {
+            self.plans[index] = None;
+            self.outcomes[index] = outcome;
         }
-        for (index, plan) in self.pending() {
-            script.plan(index, plan);
+        for (index, repair) in repairs {
+            if let Err(error) = self.repair(engine, index, repair).await {
+                self.outcomes[index] = Err(error);
+                engine.commit_partly(executed, events);
+                return Ok(starts);
+            }
         }
-        script
+        engine.commit(executed, events, prepared);
+        Ok(starts)
+    }
+
+    /// Puts the daemon right after a change that it made half.
+    async fn repair(
+        &mut self,
+        engine: &mut Engine,
+        index: usize,
+        repair: Repair,
+    ) -> Result<(), ChangeError> {
+        match repair {
+            Repair::StopHidden { real } => self.stop_hidden(engine, index, &real).await,
+            Repair::AddBack { reals } => {
+                let proxy = engine.proxy_url();
+                let texts: Vec<(String, String)> = engine.look(|registry| {
+                    let text = |real: &String| {
+                        let configured = self.configured;
+                        persist_file::stopped_group(registry, configured, real, proxy)
+                    };
+                    let texts = reals.iter();
+                    texts
+                        .filter_map(|real| Some((real.clone(), text(real)?)))
+                        .collect()
+                });
+                if texts.is_empty() {
+                    return Ok(());
+                }
+                let (names, texts): (Vec<String>, Vec<String>) = texts.into_iter().unzip();
+                engine.add_read(&texts.concat(), &names).await
+            }
+            Repair::AddEmpty { group, text } => engine.add_read(&text, &[group]).await,
+        }
+    }
+
+    /// What keeps the daemon from removing a real group may be a hidden process that somebody has
+    /// started straight on the daemon: it is told to stop, and named.
+    async fn stop_hidden(
+        &mut self,
+        engine: &mut Engine,
+        index: usize,
+        real: &str,
+    ) -> Result<(), ChangeError> {
+        let query = |process: &str| Query::Process {
+            real: real.to_owned(),
+            process: process.to_owned(),
+        };
+        let queries: Vec<Query> = engine.look(|registry| {
+            let hidden = registry.hidden().filter(|(held, _, _)| *held == real);
+            hidden.map(|(_, process, _)| query(process)).collect()
+        });
+        let answers = engine.query(queries).await?;
+        let mut running = answers
+            .processes
+            .values()
+            .filter(|info| !info.state.is_stopped());
+        let Some(first) = running.next() else {
+            return Ok(());
+        };
+        let name = format!("{}:{}", first.group, first.name);
+        tracing::warn!(
+            process = name,
+            "somebody started a process that was removed: stopping it"
+        );
+        engine.stop(std::iter::once(first).chain(running)).await?;
+        self.outcomes[index] = Err(ChangeError::StillRunning(name));
+        Ok(())
     }
 
     fn pending(&self) -> impl Iterator<Item = (usize, &Plan)> {
@@ -444,239 +462,163 @@ impl<'a> Transaction<'a> {
             .filter_map(|(index, plan)| Some((index, plan.as_ref()?)))
     }
 
-    fn finish(&mut self, index: usize, events: Vec<Event>) {
+    fn refuse(&mut self, index: usize, error: impl Into<ChangeError>) {
         self.plans[index] = None;
-        self.finished.push(index);
-        self.events.extend(events);
+        self.outcomes[index] = Err(error.into());
     }
 
-    fn refuse(&mut self, index: usize, refusal: impl Into<Refusal>) {
-        self.plans[index] = None;
-        self.outcomes[index] = Err(refusal.into());
-    }
-
-    fn refuse_rest(&mut self, refusal: &Refusal) {
+    fn refuse_rest(&mut self, error: &ChangeError) {
         for index in 0..self.plans.len() {
             if self.plans[index].is_some() {
-                self.refuse(index, refusal.clone());
+                self.refuse(index, error.clone());
             }
         }
     }
+}
 
-    async fn settle(&mut self, script: &Script, results: &[Told]) -> Result<(), Refusal> {
-        if script.marks && results.first().is_some_and(is_there) {
-            self.events.push(Event::Marker(self.twiddler.marker_name()));
-        }
-        for (index, calls) in &script.steps {
-            let told = results.get(calls.clone()).unwrap_or_default();
-            if let Some(plan) = self.plans[*index].take()
-                && let Err(refusal) = self.settle_plan(*index, &plan, told).await
-            {
-                self.plans[*index] = Some(plan);
-                return Err(refusal);
-            }
-        }
-        Ok(())
+/// Takes away what was read and is not acted on.
+fn drop_reading(engine: &mut Engine, reading: Option<Reading>) {
+    if let Some(reading) = reading {
+        engine.abandon(reading.staged.into_intent());
     }
+}
 
-    async fn settle_plan(
-        &mut self,
-        index: usize,
-        plan: &Plan,
-        told: &[Told],
-    ) -> Result<(), Refusal> {
-        match plan {
-            Plan::Drop {
-                group,
-                process,
-                real,
-            } => self.settle_drop(index, group, process, real, told).await,
-            Plan::Dissolve {
-                group,
-                reals,
-                wording,
-            } => {
-                self.settle_dissolve(index, group, reals, *wording, told)
-                    .await
-            }
-            _ => self.settle_addition(index, plan, told).await,
-        }
+/// Lets the daemon read its files without what was refused: it lists what it read last, and would add
+/// it for anybody.
+async fn refresh(engine: &mut Engine) {
+    if let Err(error) = engine.query_and_reload(Vec::new()).await {
+        tracing::debug!(?error, "supervisord may still list what it read last");
     }
+}
 
-    async fn settle_drop(
-        &mut self,
-        index: usize,
-        group: &str,
-        process: &str,
-        real: &str,
-        told: &[Told],
-    ) -> Result<(), Refusal> {
-        let left = || Event::Left {
-            group: group.to_owned(),
-            process: process.to_owned(),
-        };
-        match told.first() {
-            Some(Err(told)) if told.code == STILL_RUNNING => {
-                let name = self.still_running(process, real).await?;
-                self.refuse(index, fault(STILL_RUNNING, name));
-            }
-            Some(Err(told)) if told.code == BAD_NAME => {
-                self.twiddler.say_gone(&[left()], Cause::Removed);
-                self.twiddler.doubt();
-                self.finish(index, vec![left()]);
-                self.refuse(index, fault(BAD_NAME, process));
-            }
-            Some(Err(told)) => self.refuse(index, told.clone()),
-            _ => self.finish(index, vec![left()]),
-        }
-        Ok(())
+/// The daemon starts what was added in the next turn of its loop (`supervisor/supervisord.py`,
+/// `runforever`). Whoever asks after this small call is answered after that.
+async fn take_turn(engine: &mut Engine) {
+    if let Err(error) = engine.call("supervisor.getState").await {
+        tracing::debug!(%error, "what was added may not have been started yet");
     }
+}
 
-    /// What keeps the daemon from removing the real group of `process`: that, or a hidden process that
-    /// somebody has started straight on the daemon, which is told to stop.
-    async fn still_running(&self, process: &str, real: &str) -> Result<String, Refusal> {
-        let question = |process: &str| Question::Process {
-            real: real.to_owned(),
-            process: process.to_owned(),
-        };
-        let questions: Vec<Question> = self.twiddler.with_registry(|registry| {
-            let hidden = registry.hidden().filter(|(held, _, _)| *held == real);
-            hidden.map(|(_, hidden, _)| question(hidden)).collect()
+/// Empty sections of the groups that are to be filled.
+fn looks<'p>(plans: impl Iterator<Item = &'p Plan>) -> String {
+    plans.filter_map(Plan::look).collect()
+}
+
+/// What the daemon has to read for these plans, where that may be before it is known for sure that
+/// they are right.
+fn text_ahead(engine: &Engine, plans: &[Plan]) -> Option<String> {
+    // What is hidden in an intent is hidden by recovery, so it must be right.
+    if plans.iter().any(|plan| matches!(plan, Plan::Hide { .. })) {
+        return None;
+    }
+    let looks = looks(plans.iter());
+    let others = plans.iter().filter(|plan| plan.look().is_none());
+    match text(engine, others) {
+        Some(text) => Some(text + &looks),
+        None if looks.is_empty() => None,
+        None => Some(looks),
+    }
+}
+
+/// What the daemon has to read for these plans, if anything.
+fn text<'p>(engine: &Engine, plans: impl Iterator<Item = &'p Plan>) -> Option<String> {
+    let mut needs_marker = false;
+    let needs = |plan: &&Plan| {
+        needs_marker |= plan.needs_marker();
+        true
+    };
+    let sections: String = plans
+        .filter(needs)
+        .map(|plan| plan.sections(engine.proxy_url()))
+        .collect();
+    let marker = match needs_marker && engine.needs_marker() {
+        true => empty_group(&engine.marker),
+        false => String::new(),
+    };
+    let text = marker + &sections;
+    (!text.is_empty()).then_some(text)
+}
+
+/// The names of the processes of each program; empty for other changes.
+async fn process_names(
+    engine: &mut Engine,
+    changes: &[Change],
+) -> Vec<Result<Vec<String>, ChangeError>> {
+    let mut all = Vec::with_capacity(changes.len());
+    for change in changes {
+        all.push(match change {
+            Change::AddProgram(program) => names_of(engine, program).await,
+            _ => Ok(Vec::new()),
         });
-        let answers = ask(self.twiddler, questions).await?;
-        let mut running = answers.processes.values().filter(|it| !it.is_stopped());
-        let Some(found) = running.next() else {
-            return Ok(process.to_owned());
-        };
-        let name = format!("{}:{}", found.real, found.process);
-        tracing::warn!(
-            process = name,
-            "somebody started a process that was removed: stopping it"
-        );
-        self.twiddler
-            .stop(std::iter::once(found).chain(running))
-            .await?;
-        Ok(name)
     }
+    all
+}
 
-    async fn settle_dissolve(
-        &mut self,
-        index: usize,
-        group: &str,
-        reals: &[String],
-        wording: Wording,
-        told: &[Told],
-    ) -> Result<(), Refusal> {
-        let (kept, gone): (Vec<_>, Vec<_>) = reals
-            .iter()
-            .zip(told)
-            .partition(|(_, told)| matches!(told, Err(told) if told.code != BAD_NAME));
-        let Some((first, _)) = kept.first() else {
-            let name = group.to_owned();
-            self.finish(index, vec![Event::GroupGone { name }]);
-            return Ok(());
-        };
-        let gone: Vec<&str> = gone.iter().map(|(real, _)| real.as_str()).collect();
-        let lost = self.twiddler.add_back(&gone).await?;
-        let name = match wording {
-            Wording::Process => self.twiddler.with_registry(|registry| {
-                let held = registry.members_in(first).next();
-                held.map_or_else(|| (*first).clone(), |member| member.process.clone())
-            }),
-            Wording::Group => group.to_owned(),
-        };
-        self.finish(index, lost);
-        self.refuse(index, fault(STILL_RUNNING, name));
-        Ok(())
+async fn names_of(engine: &mut Engine, program: &Program) -> Result<Vec<String>, ChangeError> {
+    log_files::check(program).await?;
+    match program.process_names() {
+        Some(names) => Ok(names),
+        None => names_from_daemon(engine, program).await,
     }
+}
 
-    async fn settle_addition(
-        &mut self,
-        index: usize,
-        plan: &Plan,
-        told: &[Told],
-    ) -> Result<(), Refusal> {
-        let added = match plan.recreates() {
-            Some(_) => told.get(1..).unwrap_or_default(),
-            None => told,
-        };
-        let failed = added.iter().find(|added| match plan {
-            // Whoever else read the file meanwhile may have added what is in it.
-            Plan::Place { .. } => !is_there(added),
-            _ => added.is_err(),
-        });
-        let Some(Err(failed)) = failed else {
-            self.starts |= plan.autostarts();
-            let mut events = plan.events();
-            events.extend(self.uncovered(plan));
-            self.finish(index, events);
-            return Ok(());
-        };
-        let is_cleared = plan.recreates().is_some() && matches!(told.first(), Some(Ok(_)));
-        self.undo(plan, is_cleared, added).await?;
-        match plan {
-            // It is made anew, and empty, which is what was wanted.
-            Plan::Reset { .. } if is_cleared => self.finish(index, plan.events()),
-            _ => self.refuse(index, addition_fault(plan, failed, told.first())),
-        }
-        Ok(())
-    }
-
-    /// A group that is made anew holds no hidden processes any more.
-    fn uncovered(&self, plan: &Plan) -> Vec<Event> {
-        let Some((group, _)) = plan.recreates() else {
-            return Vec::new();
-        };
-        self.twiddler.with_registry(|registry| {
-            registry
-                .hidden()
-                .filter(|(hidden, _, _)| *hidden == group)
-                .map(|(group, process, _)| Event::Shown {
-                    group: group.to_owned(),
-                    process: process.to_owned(),
-                })
-                .collect()
+/// Lets the daemon expand a `process_name` that speaks of things only it knows: each process in a
+/// group of its own, because the daemon's list does not keep their order.
+async fn names_from_daemon(
+    engine: &mut Engine,
+    program: &Program,
+) -> Result<Vec<String>, ChangeError> {
+    let sections: Vec<String> = (0..program.numprocs())
+        .map(|_| engine.take_number(program.group()))
+        .collect();
+    let text: String = (0..)
+        .zip(&sections)
+        .map(|(index, section)| {
+            program.render_placed(section, Scope::One(index), plan::DEFAULT_PRIORITY, None)
         })
+        .collect();
+    let (reloaded, configs) = engine.read_and_list(text).await?;
+    if let Err(told) = reloaded {
+        let blamed = sections
+            .iter()
+            .find_map(|section| reread_fault(engine, &told, program, section));
+        return Err(blamed.unwrap_or(told).into());
     }
-
-    /// Takes away what was added of a plan that failed half way, and gives back what was removed.
-    async fn undo(&self, plan: &Plan, is_cleared: bool, added: &[Told]) -> Result<(), Refusal> {
-        if let Some((group, text)) = plan.recreates()
-            && is_cleared
-        {
-            return self.twiddler.add_read(&text, &[group]).await;
-        }
-        if let Plan::Place { real, .. } = plan
-            && added.first().is_some_and(is_there)
-        {
-            let real = || vec![real.as_str().into()];
-            let calls = [("supervisor.stopProcessGroup", real()), (REMOVE, real())];
-            self.twiddler.multicall(&calls).await?;
-        }
-        Ok(())
+    let configs = configs?;
+    let names: Vec<String> = sections
+        .iter()
+        .filter_map(|section| name_in_group(&configs, section))
+        .collect();
+    if names.len() != sections.len() {
+        return Err(engine.not_read().await.into());
     }
+    program
+        .check_process_names(&names)
+        .map_err(|error| fault(INCORRECT_PARAMETERS, error))?;
+    Ok(names)
 }
 
-/// Whether a group that was to be added is there now.
-fn is_there(told: &Told) -> bool {
-    match told {
-        Ok(_) => true,
-        Err(told) => told.code == ALREADY_ADDED,
-    }
+/// The name of the process that `getAllConfigInfo` has in a group of one.
+fn name_in_group(configs: &Value, group: &str) -> Option<String> {
+    let text = |config: &Value, member: &str| Some(config.get(member)?.as_str()?.to_owned());
+    let configs = configs.as_array()?.iter();
+    configs
+        .filter(|config| text(config, "group").as_deref() == Some(group))
+        .find_map(|config| text(config, "name"))
 }
 
-/// What a client is told when the daemon did not add a group that it has read; `first` is what it
-/// said before that, where the group was to be made anew.
-fn addition_fault(plan: &Plan, told: &Fault, first: Option<&Told>) -> Fault {
-    match plan {
-        Plan::Reset { process, .. } if matches!(first, Some(Err(first)) if first.code == STILL_RUNNING) => {
-            fault(STILL_RUNNING, process)
-        }
-        Plan::Create { group, .. } if told.code == ALREADY_ADDED => fault(BAD_NAME, group),
-        _ if told.code == SHUTDOWN_STATE => told.clone(),
-        _ => fault(
-            FAILED,
-            format!("the group changed meanwhile, call again ({})", told.text),
-        ),
+/// The daemon's complaint about this `section` of its configuration, in words about what the client
+/// sent; none where it complains about something else.
+fn reread_fault(engine: &Engine, told: &Fault, program: &Program, section: &str) -> Option<Fault> {
+    if !blames(&told.text, section) {
+        return None;
     }
+    if told.code != CANT_REREAD {
+        return Some(told.clone());
+    }
+    let text = told.text.strip_prefix("CANT_REREAD: ");
+    let reason = text.unwrap_or(&told.text);
+    let main_file = engine.conf_file.display().to_string();
+    let words = program.in_client_words(reason, section, &main_file);
+    Some(fault(INCORRECT_PARAMETERS, words))
 }

@@ -1,104 +1,314 @@
-//! The worker that carries out changes, those that wait together as one transaction.
+//! The one loop that owns the core: changes, a daemon that started again, and what others ask of it.
+//!
+//! Changes that wait together are carried out as one batch, as far as they do not concern each other.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use http::StatusCode;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
-use super::change::{self, Change, Outcome, Refusal};
-use super::{Authorized, Twiddler};
-use crate::audit::{Record, shown, without_values};
-use crate::program::option_names;
-
-/// A change on its way to the worker.
-pub(super) struct Job {
-    change: Change,
-    authorized: Authorized,
-    /// Whose change it is.
-    record: Record,
-    outcome: oneshot::Sender<Outcome>,
-}
-
-impl Twiddler {
-    pub(super) fn submit(
-        &self,
-        change: Change,
-        authorized: Authorized,
-        record: Record,
-    ) -> oneshot::Receiver<Outcome> {
-        let (outcome, answer) = oneshot::channel();
-        // A worker that is gone drops the job, and with it the sender.
-        let _ = self.jobs.send(Job {
-            change,
-            authorized,
-            record,
-            outcome,
-        });
-        answer
-    }
-
-    /// Turns away a change that nobody judged once it is known that the daemon judges.
-    pub(super) fn admit(&self, job: Job) -> Option<Job> {
-        if matches!(job.authorized, Authorized::Checked(_)) || self.daemon.is_open() {
-            return Some(job);
-        }
-        let _ = job
-            .outcome
-            .send(Err(Refusal::Status(StatusCode::UNAUTHORIZED)));
-        None
-    }
-}
+use super::engine::Engine;
+use super::model::change::{Change, ChangeError, Outcome};
+use super::model::registry::Event;
+use super::model::view::{Epoch, Status};
+use super::outcome_log::log_outcome;
+use super::{Authorized, configs, recovery, transaction};
+use crate::audit::Record;
 
 /// How long those are waited for who were answered together and are likely to come back together. A
 /// change takes the daemon longer than this, and one for all takes it hardly more than one for each.
 const GATHERING: Duration = Duration::from_millis(1);
+/// How often a daemon is asked that is away. Whoever calls asks anyway.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// The same for one that does not take the proxy's credentials, until a caller brings some.
+const ASK_WITHOUT_CREDENTIALS: Duration = Duration::from_secs(5);
+/// How often the daemon is asked whether the marker is still there, where no reply has told.
+const LOOK_AROUND: Duration = Duration::from_secs(10);
+/// The least time between two looks for the sake of a reply.
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// Waits for the first change, and for as many as were carried out together before; takes along
-/// whatever else has come. Nothing, when no more will come.
-async fn gather(
-    jobs: &mut mpsc::UnboundedReceiver<Job>,
-    waiting: &mut VecDeque<Job>,
-    crowd: usize,
-) -> Option<()> {
-    if waiting.is_empty() {
-        waiting.push_back(jobs.recv().await?);
-    }
-    let deadline = Instant::now() + GATHERING;
-    while waiting.len() < crowd
-        && let Ok(Some(job)) = timeout_at(deadline, jobs.recv()).await
-    {
-        waiting.push_back(job);
-    }
-    while let Ok(job) = jobs.try_recv() {
-        waiting.push_back(job);
-    }
-    Some(())
+/// Something that the worker is asked to do.
+pub(super) enum Job {
+    /// Make a change.
+    Change(ChangeJob),
+    /// Make sure that the view is current.
+    Recover(oneshot::Sender<Result<(), ChangeError>>),
+    /// Leave the daemon's files alone until the guard is dropped.
+    PauseReloads(oneshot::Sender<ReloadPause>),
+    /// Learn what `getAllConfigInfo` says of members of which that is not known.
+    DescribeMembers(oneshot::Sender<Result<(), ChangeError>>),
+    /// Take note that something happened in this epoch.
+    Note(Epoch, Vec<Event>, oneshot::Sender<()>),
+    /// Placed processes call supervisord here; the watch begins.
+    Listen(Option<String>),
+    /// End.
+    Stop(oneshot::Sender<()>),
 }
 
-/// Carries out what is waiting, as much of it at once as goes together.
-pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedReceiver<Job>) {
-    let mut waiting = VecDeque::new();
-    // One client by himself waits for nobody.
-    let mut crowd = 1;
-    while gather(&mut jobs, &mut waiting, crowd).await.is_some() {
-        let _busy = twiddler.busy.lock().await;
-        let jobs = take_together(&mut waiting);
+/// A change on its way to the worker.
+pub(super) struct ChangeJob {
+    pub(super) change: Change,
+    pub(super) authorized: Authorized,
+    /// Whose change it is.
+    pub(super) record: Record,
+    pub(super) outcome: oneshot::Sender<Outcome>,
+}
+
+/// Keeps changes off until it is dropped. Whoever holds it must not wait for the worker.
+#[derive(Debug)]
+#[must_use]
+pub struct ReloadPause {
+    _held: oneshot::Sender<()>,
+}
+
+/// The loop and what waits for it.
+pub(super) struct Worker {
+    engine: Engine,
+    jobs: mpsc::UnboundedReceiver<Job>,
+    changes: VecDeque<ChangeJob>,
+    others: VecDeque<Job>,
+    /// A reply spoke against what is known.
+    doubts: Arc<Notify>,
+    /// So many changes were carried out together last. One client by himself waits for nobody.
+    batch_size: usize,
+    watches: bool,
+    is_away: bool,
+    recover_at: Instant,
+    look_at: Instant,
+    look_for_doubt_at: Instant,
+}
+
+/// What comes next.
+enum Next {
+    Queued(Option<Job>),
+    Batch,
+    Recover,
+    Look { for_doubt: bool },
+    Again,
+}
+
+impl Worker {
+    pub(super) fn new(
+        engine: Engine,
+        jobs: mpsc::UnboundedReceiver<Job>,
+        doubts: Arc<Notify>,
+    ) -> Self {
+        let now = Instant::now();
+        Worker {
+            engine,
+            jobs,
+            changes: VecDeque::new(),
+            others: VecDeque::new(),
+            doubts,
+            batch_size: 1,
+            watches: false,
+            is_away: false,
+            recover_at: now,
+            look_at: now + LOOK_AROUND,
+            look_for_doubt_at: now,
+        }
+    }
+
+    /// Works until it is told to stop, or nobody can ask for anything any more.
+    pub(super) async fn run(mut self) {
+        loop {
+            if let Some(job) = self.others.pop_front() {
+                if self.handle(job).await {
+                    continue;
+                }
+                return;
+            }
+            match self.next().await {
+                Next::Queued(None) => return,
+                Next::Queued(Some(job)) => self.queue(job),
+                Next::Batch => self.batch().await,
+                Next::Recover => self.recover().await,
+                Next::Look { for_doubt } => self.look(for_doubt).await,
+                Next::Again => {}
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Next {
+        let is_known = self.engine.status() != Status::Unknown && self.engine.link.is_unbroken();
+        let (watched, unknown) = (self.watches && is_known, self.watches && !is_known);
+        let has_changes = !self.changes.is_empty();
+        let doubt = async {
+            sleep_until(self.look_for_doubt_at).await;
+            self.doubts.notified().await;
+        };
+        tokio::select! {
+            biased;
+            () = doubt, if watched => Next::Look { for_doubt: true },
+            () = std::future::ready(()), if has_changes => Next::Batch,
+            job = self.jobs.recv() => Next::Queued(job),
+            () = sleep_until(self.recover_at), if unknown => Next::Recover,
+            () = self.engine.link.broken(), if watched => Next::Again,
+            () = sleep_until(self.look_at), if watched => Next::Look { for_doubt: false },
+        }
+    }
+
+    fn queue(&mut self, job: Job) {
+        match job {
+            Job::Change(change) => self.changes.push_back(change),
+            other => self.others.push_back(other),
+        }
+    }
+
+    /// Whether the worker goes on. Whoever asked may have hung up.
+    async fn handle(&mut self, job: Job) -> bool {
+        match job {
+            Job::Change(change) => self.changes.push_back(change),
+            Job::Recover(done) => {
+                let _ = done.send(self.make_current().await);
+            }
+            Job::PauseReloads(pause) => {
+                let (held, dropped) = oneshot::channel();
+                if pause.send(ReloadPause { _held: held }).is_ok() {
+                    let _ = dropped.await;
+                }
+            }
+            Job::DescribeMembers(done) => {
+                let _ = done.send(configs::describe(&mut self.engine).await);
+            }
+            Job::Note(epoch, events, done) => {
+                // In another epoch the files have started what was hidden, and nobody else has.
+                if self.engine.epoch() == epoch && self.engine.status() != Status::Unknown {
+                    self.engine.note(events);
+                }
+                let _ = done.send(());
+            }
+            Job::Listen(proxy_url) => {
+                self.engine.proxy_url = proxy_url;
+                self.watches = true;
+            }
+            Job::Stop(done) => {
+                let _ = done.send(());
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Finds out what the daemon has of ours, as soon as it answers, and again whenever it has broken
+    /// the connection by which its epoch is known.
+    async fn recover(&mut self) {
+        let pause = match self.make_current().await {
+            Ok(()) => {
+                if std::mem::take(&mut self.is_away) {
+                    tracing::info!("supervisord answers");
+                }
+                // Nothing is gained by asking a daemon all the time that breaks all connections.
+                ASK_AGAIN
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_away, true) {
+                    tracing::warn!(reason = %error, "waiting for supervisord");
+                }
+                match error {
+                    ChangeError::Status(_) => ASK_WITHOUT_CREDENTIALS,
+                    _ => ASK_AGAIN,
+                }
+            }
+        };
+        self.recover_at = Instant::now() + pause;
+    }
+
+    /// Looks for what is gone, where there is a doubt or the marker is not there.
+    async fn look(&mut self, for_doubt: bool) {
+        if for_doubt || recovery::lacks_marker(&mut self.engine).await {
+            let looked = recovery::look_for_losses(&mut self.engine).await;
+            if let Err(error) = looked {
+                tracing::debug!(reason = %error, "cannot look for what is gone");
+            }
+        }
+        let now = Instant::now();
+        self.look_at = now + LOOK_AROUND;
+        if for_doubt {
+            self.look_for_doubt_at = now + PAUSE;
+        }
+    }
+
+    /// Carries out what is waiting, as much of it at once as goes together.
+    async fn batch(&mut self) {
+        self.collect_batch().await;
+        let jobs = take_together(&mut self.changes);
         let presented = jobs.first().and_then(|job| job.authorized.presented());
         let (changes, answers): (Vec<_>, Vec<_>) = jobs
             .into_iter()
-            .filter_map(|job| twiddler.admit(job))
-            .map(|job| (job.change, (job.record, job.outcome)))
+            .filter_map(|job| self.admit(job))
+            .map(|job| (self.with_address(job.change), (job.record, job.outcome)))
             .unzip();
-        crowd = changes.len();
-        let transaction = change::transact(&twiddler, &changes);
-        let outcomes = twiddler.daemon.presenting(presented, transaction).await;
+        self.batch_size = changes.len();
+        let daemon = self.engine.daemon.clone();
+        let outcomes = daemon.presenting(presented, self.carry_out(&changes)).await;
         for ((change, (record, answer)), outcome) in changes.iter().zip(answers).zip(outcomes) {
-            tell(change, &record, &outcome);
+            log_outcome(change, &record, &outcome);
             // The client may have hung up; the change holds all the same.
             let _ = answer.send(outcome);
+        }
+    }
+
+    /// Waits for as many as were carried out together before, and takes along whatever else has come.
+    async fn collect_batch(&mut self) {
+        let deadline = Instant::now() + GATHERING;
+        while self.changes.len() < self.batch_size
+            && let Ok(Some(job)) = timeout_at(deadline, self.jobs.recv()).await
+        {
+            self.queue(job);
+        }
+        while let Ok(job) = self.jobs.try_recv() {
+            self.queue(job);
+        }
+    }
+
+    /// Makes what is known current again. A change that was cut short may have taken something away
+    /// that it does not speak of.
+    async fn make_current(&mut self) -> Result<(), ChangeError> {
+        let was_cut = !self.engine.journal.intent().is_empty();
+        let recovered = recovery::recover(&mut self.engine).await;
+        if was_cut && recovered.is_ok() {
+            self.doubts.notify_one();
+        }
+        recovered
+    }
+
+    async fn carry_out(&mut self, changes: &[Change]) -> Vec<Outcome> {
+        let mut ready = self.make_current().await;
+        if ready.is_ok() {
+            ready = recovery::catch_up(&mut self.engine).await;
+        }
+        if let Err(error) = ready {
+            return changes.iter().map(|_| Err(error.clone())).collect();
+        }
+        let batch = transaction::carry_out(&mut self.engine, changes).await;
+        if batch.is_doubtful {
+            self.doubts.notify_one();
+        }
+        batch.outcomes
+    }
+
+    /// Turns away a change that nobody judged once it is known that the daemon judges.
+    fn admit(&self, job: ChangeJob) -> Option<ChangeJob> {
+        if matches!(job.authorized, Authorized::Checked(_)) || self.engine.daemon.is_open() {
+            return Some(job);
+        }
+        let _ = job
+            .outcome
+            .send(Err(ChangeError::Status(StatusCode::UNAUTHORIZED)));
+        None
+    }
+
+    /// What is added while processes can be told where the proxy is.
+    fn with_address(&self, change: Change) -> Change {
+        match change {
+            Change::AddProgram(program) if self.engine.proxy_url.is_some() => {
+                Change::AddProgram(Box::new(program.calling_proxy()))
+            }
+            other => other,
         }
     }
 }
@@ -106,10 +316,10 @@ pub(super) async fn work(twiddler: Arc<Twiddler>, mut jobs: mpsc::UnboundedRecei
 /// Takes changes from the front that do not concern each other: of one group only additions of
 /// different processes, or only removals of different processes. What stays keeps its order, and so
 /// does whatever is not made with the credentials of the first.
-pub(super) fn take_together(waiting: &mut VecDeque<Job>) -> Vec<Job> {
+fn take_together(waiting: &mut VecDeque<ChangeJob>) -> Vec<ChangeJob> {
     let mut touched: HashMap<String, Touched> = HashMap::new();
     let authorized = waiting.front().map(|job| job.authorized.clone());
-    let (taken, kept): (Vec<Job>, Vec<Job>) = waiting.drain(..).partition(|job| {
+    let (taken, kept): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|job| {
         let presents_the_same = authorized.as_ref() == Some(&job.authorized);
         let touch = match presents_the_same {
             true => Touched::by(&job.change),
@@ -127,9 +337,9 @@ pub(super) fn take_together(waiting: &mut VecDeque<Job>) -> Vec<Job> {
     taken
 }
 
-/// What the changes of one transaction do to one group.
+/// What the changes of one batch do to one group.
 #[derive(Debug)]
-pub(super) enum Touched {
+enum Touched {
     /// Processes of these names are added.
     Added(HashSet<String>),
     /// Processes of these names are removed.
@@ -168,54 +378,5 @@ impl Touched {
             *self = Touched::Alone;
         }
         admitted
-    }
-}
-
-/// Says what a change came to, and whose it was. Never with a value.
-pub(super) fn tell(change: &Change, record: &Record, outcome: &Outcome) {
-    let (done, undone, subject) = in_words(change);
-    let (user, ms) = (record.user(), record.millis());
-    let peer = record.peer();
-    match outcome {
-        Ok(()) => {
-            tracing::info!(%peer, user, ms, "{done} {subject}");
-            tell_misspelt(change, &subject);
-        }
-        Err(Refusal::Fault(fault)) => {
-            let reason = without_values(fault, &option_names());
-            tracing::info!(%peer, user, ms, "did not {undone} {subject}: {reason}");
-        }
-        // The caller is asked for credentials, and tries again.
-        Err(Refusal::Status(status)) => tracing::debug!(%peer, %status, "{undone} {subject}"),
-        Err(refusal) => tracing::warn!(%peer, user, ms, "could not {undone} {subject}: {refusal}"),
-    }
-}
-
-/// Names options that supervisord takes and ignores. Never with a value.
-fn tell_misspelt(change: &Change, subject: &str) {
-    if let Change::AddProgram(program) = change {
-        for (option, meant) in program.misspelt_options() {
-            let option = shown(option);
-            tracing::warn!("{subject}: supervisord ignores the option {option}; write {meant}");
-        }
-    }
-}
-
-/// What was done, what was not, and to what.
-fn in_words(change: &Change) -> (&'static str, &'static str, String) {
-    let member = |group: &str, name: &str| format!("{}:{}", shown(group), shown(name));
-    match change {
-        Change::AddGroup { name, .. } => {
-            ("added", "add", format!("group {}", shown(name.as_str())))
-        }
-        Change::AddProgram(program) => {
-            let name = member(program.group(), program.name());
-            ("added", "add", format!("program {name}"))
-        }
-        Change::RemoveProcess { group, process } => {
-            let name = member(group, process);
-            ("removed", "remove", format!("process {name}"))
-        }
-        Change::RemoveGroup { name, .. } => ("removed", "remove", format!("group {}", shown(name))),
     }
 }

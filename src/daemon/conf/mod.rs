@@ -170,6 +170,13 @@ pub fn read_with_env(file: &Path, env: &Environment<'_>) -> Result<DaemonConf, C
     mistakes.into_iter().next().map_or(Ok(conf), Err)
 }
 
+/// The groups that the files define now. Files that cannot be read define nothing.
+pub fn configured_groups(file: &Path) -> Vec<ConfiguredGroup> {
+    inspect(file, &process_environment)
+        .map(|found| found.conf.groups)
+        .unwrap_or_default()
+}
+
 /// Like [`read_with_env`], with all mistakes at once.
 ///
 /// # Errors

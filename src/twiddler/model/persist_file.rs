@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::change::blames;
-use super::plan::{self, Answers, group_of_real_name};
+use super::answers::Answers;
+use super::placement::group_of_real_name;
+use super::plan;
 use super::registry::{Event, Member, Registry};
-use super::settle::left;
+use super::script::blames;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::program::{self, Scope};
 
@@ -23,7 +24,7 @@ const HEADER: &str = "\
 type Sections<'r> = Vec<(&'r Member, String, String)>;
 
 /// The daemon's groups that are ours: those that were added, and real groups.
-pub(super) fn real_groups(registry: &Registry) -> BTreeSet<String> {
+pub fn real_groups(registry: &Registry) -> BTreeSet<String> {
     let added = registry.added_groups().map(str::to_owned);
     added
         .chain(by_real_group(registry).into_keys().map(str::to_owned))
@@ -32,11 +33,7 @@ pub(super) fn real_groups(registry: &Registry) -> BTreeSet<String> {
 
 /// The file: every group that was added, and every member in the group where it lives. What is placed
 /// calls `proxy`, as in [`Program::render_told`](crate::program::Program::render_told).
-pub(super) fn render(
-    registry: &Registry,
-    configured: &[ConfiguredGroup],
-    proxy: Option<&str>,
-) -> String {
+pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option<&str>) -> String {
     let mut text = HEADER.to_owned();
     for name in registry.added_groups() {
         let own = own_programs(registry, name);
@@ -54,7 +51,7 @@ pub(super) fn render(
 }
 
 /// A group of ours, and its processes are not started when it is added.
-pub(super) fn stopped_group(
+pub fn stopped_group(
     registry: &Registry,
     configured: &[ConfiguredGroup],
     real: &str,
@@ -85,18 +82,18 @@ pub(super) fn stopped_group(
 
 /// What is lost of a group of ours that is removed and added again: members that nobody knows how to
 /// make, and what was hidden.
-pub(super) fn gone_with(registry: &Registry, real: &str) -> Vec<Event> {
+pub fn gone_with(registry: &Registry, real: &str) -> Vec<Event> {
     let unknown = registry.members_in(real).filter(|member| !is_known(member));
     let hidden = registry.hidden().filter(|(group, _, _)| *group == real);
     let uncovered = hidden.map(|(group, process, _)| Event::Shown {
         group: group.to_owned(),
         process: process.to_owned(),
     });
-    unknown.map(left).chain(uncovered).collect()
+    unknown.map(Member::leaving).chain(uncovered).collect()
 }
 
 /// Takes the member away whose section the daemon complains about.
-pub(super) fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
+pub fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
     let placed = by_real_group(registry);
     let placed = placed.iter();
     let mut sections = placed.flat_map(|(real, members)| {
@@ -111,11 +108,11 @@ pub(super) fn refused_member(registry: &Registry, complaint: &str) -> Option<Eve
     let (_, member) = sections
         .find(is_blamed)
         .or_else(|| own.into_iter().find(is_blamed))?;
-    Some(left(member))
+    Some(member.leaving())
 }
 
 /// Whether it is known how to make this member again.
-pub(super) fn is_known(member: &Member) -> bool {
+pub fn is_known(member: &Member) -> bool {
     member.program.is_some() || member.section.is_some()
 }
 
@@ -220,16 +217,16 @@ fn names<'s>(sections: &'s Sections<'_>) -> Vec<&'s str> {
 
 /// Whether two files differ by nothing but where processes call supervisord: the proxy may listen
 /// elsewhere than when one of them was written.
-pub(super) fn is_same_but_for_address(one: &str, other: &str) -> bool {
+pub fn is_same_but_for_address(one: &str, other: &str) -> bool {
     let lines = |text| str::lines(text).filter(|line| !line.starts_with("serverurl="));
     lines(one).eq(lines(other))
 }
 
 /// What an earlier proxy kept, for the case that its journal is lost.
-#[derive(Default)]
-pub(super) struct KeptBefore {
+#[derive(Debug, Default)]
+pub struct KeptBefore {
     /// Groups that were added, with their priorities.
-    pub(super) groups: BTreeMap<String, i64>,
+    pub groups: BTreeMap<String, i64>,
     /// The bodies of programs' sections, by section name.
     sections: BTreeMap<String, String>,
     /// The names of the sections of placed processes, by group and process.
@@ -238,7 +235,7 @@ pub(super) struct KeptBefore {
 
 impl KeptBefore {
     /// Reads what [`render`] wrote, or version 0.1.0, which gave each process a real group.
-    pub(super) fn read(text: &str) -> Self {
+    pub fn read(text: &str) -> Self {
         let mut kept = KeptBefore::default();
         let mut section: Option<&str> = None;
         let mut group: Option<&str> = None;
@@ -276,34 +273,39 @@ impl KeptBefore {
     }
 
     /// How many programs it has.
-    pub(super) fn programs(&self) -> usize {
+    pub fn programs(&self) -> usize {
         self.sections.len()
     }
 
     /// The body of `[program:SECTION]`.
-    pub(super) fn section(&self, section: &str) -> Option<String> {
+    pub fn section(&self, section: &str) -> Option<String> {
         self.sections.get(section).cloned()
     }
 
     /// The body of the section of a process in a real group.
-    pub(super) fn placed_section(&self, real: &str, process: &str) -> Option<String> {
+    pub fn placed_section(&self, real: &str, process: &str) -> Option<String> {
         let group = group_of_real_name(real)?;
         let section = self.placed.get(&(group.to_owned(), process.to_owned()))?;
         belongs(section, real).then(|| self.section(section))?
     }
 
     /// Whether the file has this real group.
-    pub(super) fn has_real_group(&self, real: &str) -> bool {
+    pub fn has_real_group(&self, real: &str) -> bool {
         self.placed.values().any(|section| belongs(section, real))
     }
 
-    /// Groups that the daemon has, with the processes that they hold themselves.
-    pub(super) fn strays(&self, registry: &Registry, answers: &Answers) -> Vec<Event> {
+    /// Those of these groups that the daemon has, with the processes that they hold themselves.
+    pub fn strays(
+        &self,
+        groups: &BTreeSet<String>,
+        registry: &Registry,
+        answers: &Answers,
+    ) -> Vec<Event> {
         let mut strays = Vec::new();
         for (name, priority) in self
             .groups
             .iter()
-            .filter(|(name, _)| answers.is_active(name))
+            .filter(|(name, _)| groups.contains(*name) && answers.is_active(name))
         {
             strays.push(Event::Group {
                 name: name.clone(),
@@ -312,9 +314,9 @@ impl KeptBefore {
             let held: BTreeSet<&String> = answers
                 .processes
                 .values()
-                .filter(|found| found.real == *name)
-                .filter(|found| registry.hidden_start(name, &found.process).is_none())
-                .map(|found| &found.process)
+                .filter(|found| found.group == *name)
+                .filter(|found| registry.hidden_start(name, &found.name).is_none())
+                .map(|found| &found.name)
                 .collect();
             // One process is in one section; several in a section each, in the same order, or all
             // in one that cannot be taken apart without its program.
@@ -448,7 +450,9 @@ mod tests {
 
     #[test]
     fn the_file_of_the_first_version_is_read() {
-        let kept = KeptBefore::read(include_str!("../../tests/it/fixtures/0.1.0/persist.conf"));
+        let kept = KeptBefore::read(include_str!(
+            "../../../tests/it/fixtures/0.1.0/persist.conf"
+        ));
         let groups: Vec<(&str, i64)> = kept
             .groups
             .iter()

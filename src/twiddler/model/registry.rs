@@ -9,23 +9,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use super::placement::MAX_NUMBER;
+use crate::daemon::ProcessState;
 use crate::program::Program;
-
-/// No number of a real group is larger: more are never used, and larger ones are not ours.
-pub const MAX_NUMBER: u64 = 1_000_000_000_000;
 
 /// So many replies that speak of something gone are not under way at a time.
 const MAX_FORMER: usize = 64;
 
 /// Whether a process that was hidden when it had last started at `start` still is: while the daemon
 /// says this of it, it is stopped, or about to be, and has not been started since.
-pub fn is_still_hidden(start: i64, state: i64, started: i64) -> bool {
-    const STOPPED: i64 = 0;
+pub fn is_still_hidden(start: i64, state: ProcessState, started: i64) -> bool {
+    use ProcessState::{Exited, Fatal, Stopped, Stopping};
     // A daemon that starts again starts what was hidden, and is asked to stop it.
-    const STOPPING: i64 = 40;
-    const EXITED: i64 = 100;
-    const FATAL: i64 = 200;
-    matches!(state, STOPPED | STOPPING | EXITED | FATAL) && started == start
+    matches!(state, Stopped | Stopping | Exited | Fatal) && started == start
 }
 
 /// One thing that happened, as the journal keeps it.
@@ -106,6 +102,14 @@ impl Member {
     /// Whether it lives in a real group.
     pub fn is_placed(&self) -> bool {
         self.real != self.group
+    }
+
+    /// What happens when it leaves.
+    pub fn leaving(&self) -> Event {
+        Event::Left {
+            group: self.group.clone(),
+            process: self.process.clone(),
+        }
     }
 
     /// The daemon's name of the process.
@@ -242,7 +246,7 @@ impl Registry {
 
     /// The next number for a real group.
     pub fn next(&self) -> u64 {
-        self.next
+        self.next.max(1)
     }
 
     /// The priority of a group that was added here.
@@ -294,6 +298,23 @@ impl Registry {
         owner.map(String::as_str)
     }
 
+    /// The daemon's group of the process that clients see under this name.
+    pub fn real_group<'a>(&'a self, group: &'a str, process: &str) -> &'a str {
+        let member = self.member(group, process);
+        member.map_or(group, |member| &member.real)
+    }
+
+    /// What is seen again of a group of the daemon that is made anew.
+    pub fn uncovered(&self, group: &str) -> Vec<Event> {
+        self.hidden()
+            .filter(|(hidden, _, _)| *hidden == group)
+            .map(|(group, process, _)| Event::Shown {
+                group: group.to_owned(),
+                process: process.to_owned(),
+            })
+            .collect()
+    }
+
     /// Hidden processes: the daemon's group, process, when it last started.
     pub fn hidden(&self) -> impl Iterator<Item = (&str, &str, i64)> {
         self.hidden.iter().flat_map(|(group, processes)| {
@@ -316,7 +337,7 @@ impl Registry {
     /// Whether clients do not see the process of this real name, of which the daemon says that it is
     /// in this state and last started then. In a real group it is never seen again; elsewhere it is
     /// when somebody starts it.
-    pub fn is_hidden(&self, group: &str, process: &str, state: i64, started: i64) -> bool {
+    pub fn is_hidden(&self, group: &str, process: &str, state: ProcessState, started: i64) -> bool {
         self.hidden_start(group, process).is_some_and(|start| {
             self.owner(group).is_some() || is_still_hidden(start, state, started)
         })
@@ -440,7 +461,7 @@ impl Registry {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub mod tests {
     use super::*;
 
     pub(crate) fn joined(group: &str, process: &str, real: &str, index: u32) -> Event {
@@ -554,8 +575,7 @@ pub(super) mod tests {
     fn only_configured_processes_are_seen_again_when_somebody_starts_them() {
         let events = [two(), vec![hidden("web~000001", "a"), hidden("web", "c")]].concat();
         let known = registry(&events);
-        const STOPPED: i64 = 0;
-        const RUNNING: i64 = 20;
+        use ProcessState::{Running as RUNNING, Stopped as STOPPED};
         let table = [
             ("web", "c", STOPPED, 5, true),
             ("web", "c", RUNNING, 6, false),
@@ -567,7 +587,7 @@ pub(super) mod tests {
         ];
         for (group, process, state, started, expected) in table {
             let is_hidden = known.is_hidden(group, process, state, started);
-            assert_eq!(is_hidden, expected, "{group}:{process} {state}");
+            assert_eq!(is_hidden, expected, "{group}:{process} {state:?}");
         }
     }
 

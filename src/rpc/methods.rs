@@ -1,9 +1,9 @@
 //! The table of `twiddler.*` methods: their names, what they take, their help.
 
-use super::change::{Change, Wording};
 use crate::daemon::conf::LogLevel;
 use crate::daemon::fault::{INCORRECT_PARAMETERS, bare, fault};
 use crate::program::{Name, Program};
+use crate::twiddler::Change;
 use crate::xmlrpc::{Fault, Value};
 
 /// What `getAPIVersion` answers.
@@ -185,7 +185,6 @@ impl Method {
             }),
             Kind::RemoveGroup => Request::Change(Change::RemoveGroup {
                 name: text(0)?.to_owned(),
-                wording: Wording::Process,
             }),
         })
     }

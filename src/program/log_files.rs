@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use nix::sys::stat::{major, minor};
 
+use super::Program;
 use crate::daemon::fault::{INCORRECT_PARAMETERS, fault};
-use crate::program::Program;
 use crate::python::repr;
 use crate::xmlrpc::Fault;
 
@@ -29,7 +29,7 @@ const OF_EACH_PROCESS: [&str; 5] = [
 ];
 
 /// Refuses a program that logs to something that the daemon would wait for.
-pub(super) async fn check(program: &Program) -> Result<(), Fault> {
+pub(crate) async fn check(program: &Program) -> Result<(), Fault> {
     let files = program.log_files();
     let is_path = |path: &str| path.starts_with('/');
     if !files.iter().any(|(_, path)| is_path(path)) {

@@ -16,7 +16,7 @@ use super::conf::DaemonAddress;
 
 /// A connection to the daemon that is never used.
 #[derive(Default)]
-pub struct Life {
+pub struct Liveness {
     connection: Mutex<Option<Connection>>,
 }
 
@@ -25,8 +25,8 @@ enum Connection {
     Tcp(TcpStream),
 }
 
-impl Life {
-    /// Whether the daemon has been up without a break since [`Life::watch`] succeeded. Costs one
+impl Liveness {
+    /// Whether the daemon has been up without a break since [`Liveness::watch`] succeeded. Costs one
     /// system call.
     pub fn is_unbroken(&self) -> bool {
         let mut connection = self

@@ -1,30 +1,18 @@
-//! What was added and is gone, although nobody asked this proxy for it.
+//! What was added and is gone, although nobody asked this proxy for it, in words.
 //!
 //! Somebody's `supervisorctl update` or `remove` straight on the daemon takes it away, and so does a
 //! daemon that starts again. It is said by name, and forgotten: what was said to be gone does not come
 //! back by itself.
 
-use std::time::Duration;
-
-use super::ask::ask;
-use super::change::Refusal;
-use super::plan::Question;
-use super::registry::{Event, Registry};
-use super::{Twiddler, reconcile};
+use super::registry::{Event, Member, Registry};
 use crate::daemon::conf::ConfiguredGroup;
-
-/// How often the daemon is asked whether the marker is still there, where no reply has told.
-const LOOK_AROUND: Duration = Duration::from_secs(10);
-
-/// The least time between two looks for the sake of a reply.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// More names are not said in one line.
 const MAX_NAMES: usize = 50;
 
 /// How it is known that something is gone.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Cause {
+pub enum Cause {
     /// The daemon goes on, and has it no more.
     Removed,
     /// The daemon has started again.
@@ -33,128 +21,27 @@ pub(super) enum Cause {
     Unknown,
 }
 
-impl Twiddler {
-    /// Has the daemon looked at soon, because a reply speaks against what is known.
-    pub fn doubt(&self) {
-        self.doubts.notify_one();
-    }
-
-    /// Done when the daemon has broken the connection by which its life is known. Until then looks for
-    /// what is gone whenever there is a doubt, and sometimes without.
-    pub(super) async fn watch_life(&self) {
-        loop {
-            let doubted = tokio::select! {
-                () = self.life.broken() => return,
-                () = self.doubts.notified() => true,
-                () = tokio::time::sleep(LOOK_AROUND) => false,
-            };
-            let looked = match doubted || self.lacks_marker().await {
-                true => self.look_for_losses().await,
-                false => Ok(()),
-            };
-            if let Err(refusal) = looked {
-                tracing::debug!(reason = %refusal, "cannot look for what is gone");
-            }
-            if doubted {
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-
-    async fn lacks_marker(&self) -> bool {
-        let marker = self.with_registry(|registry| registry.marker().map(str::to_owned));
-        let Some(marker) = marker else { return false };
-        let answers = ask(self, vec![Question::Group(marker.clone())]).await;
-        answers.is_ok_and(|answers| !answers.is_active(&marker))
-    }
-
-    /// Asks the daemon for all that was added. What is gone is said, and forgotten.
-    async fn look_for_losses(&self) -> Result<(), Refusal> {
-        // A change under way would be taken for a loss.
-        let _busy = self.busy.lock().await;
-        let life = self.life_number();
-        let known = self.with_registry(Registry::clone);
-        if known.is_empty() || !self.is_settled() {
-            return Ok(());
-        }
-        let groups = known.added_groups().chain(known.marker());
-        let mut questions = vec![Question::AllProcesses];
-        questions.extend(groups.map(|name| Question::Group(name.to_owned())));
-        let answers = ask(self, questions).await?;
-        if !self.is_settled() || self.life_number() != life {
-            return Ok(()); // what started again is another story
-        }
-        let lost = reconcile::lost(&known, &answers);
-        if !lost.is_empty() {
-            self.say_gone(&lost, Cause::Removed);
-            self.note_in(life, lost);
-            self.keep(None);
-        }
-        let lacks_marker = known.marker().is_some_and(|name| !answers.is_active(name));
-        match self.with_registry(Registry::holds_nothing) {
-            _ if !lacks_marker => Ok(()),
-            true => {
-                self.renew(Vec::new());
-                Ok(())
-            }
-            false => self.mark_if_possible().await,
-        }
-    }
-
-    /// Says by name what is gone after these, if anything.
-    pub(super) fn say_gone(&self, events: &[Event], cause: Cause) {
-        let Some(gone) = self.with_registry(|registry| gone(registry, events)) else {
-            return;
-        };
-        match (cause, self.persists) {
-            (Cause::Removed, false) => tracing::warn!(
-                "{gone}: gone, because somebody ran supervisorctl update or remove on supervisord itself. Write the address of twiddler as serverurl in [supervisorctl], or use --persist"
-            ),
-            (Cause::Removed, true) => tracing::warn!(
-                "{gone}: gone, because somebody removed it on supervisord itself. Write the address of twiddler as serverurl in [supervisorctl]"
-            ),
-            (Cause::Restarted, _) => tracing::warn!(
-                "supervisord was started again without --persist: only its configuration files count now. Gone: {gone}"
-            ),
-            (Cause::Unknown, _) => tracing::warn!(
-                "{gone}: gone since twiddler last ran, because supervisord was started again without --persist, or somebody ran supervisorctl update on it"
-            ),
-        }
-    }
-
-    /// Says that nothing of what was added is left.
-    pub(super) fn say_all_gone(&self, cause: Cause) {
-        let all = self.with_registry(everything);
-        let restarted = matches!(cause, Cause::Restarted);
-        match all.is_empty() {
-            false => self.say_gone(&all, cause),
-            true if restarted => tracing::info!(
-                "supervisord was started again: only its configuration files count now"
-            ),
-            true => {}
-        }
-    }
-
-    /// Says which names are in use twice: by what was added, and by the user's files.
-    pub fn warn_of_clashes(&self) {
-        let configured = self.configured_groups();
-        for clash in self.with_registry(|registry| clashes(registry, &configured)) {
-            tracing::warn!("{clash}");
-        }
-    }
-
-    /// Says what is known of earlier changes.
-    pub(super) fn say_known(&self) {
-        let known = self.with_registry(|registry| gone(registry, &everything(registry)));
-        if let Some(known) = known {
-            tracing::info!("known from before: {known}");
-        }
+/// Says that what is named by `gone` is gone. Where additions persist, restarts take nothing away.
+pub fn say(gone: &str, cause: Cause, persists: bool) {
+    match (cause, persists) {
+        (Cause::Removed, false) => tracing::warn!(
+            "{gone}: gone, because somebody ran supervisorctl update or remove on supervisord itself. Write the address of twiddler as serverurl in [supervisorctl], or use --persist"
+        ),
+        (Cause::Removed, true) => tracing::warn!(
+            "{gone}: gone, because somebody removed it on supervisord itself. Write the address of twiddler as serverurl in [supervisorctl]"
+        ),
+        (Cause::Restarted, _) => tracing::warn!(
+            "supervisord was started again without --persist: only its configuration files count now. Gone: {gone}"
+        ),
+        (Cause::Unknown, _) => tracing::warn!(
+            "{gone}: gone since twiddler last ran, because supervisord was started again without --persist, or somebody ran supervisorctl update on it"
+        ),
     }
 }
 
 /// The steps after which nothing is left of what was added.
-fn everything(registry: &Registry) -> Vec<Event> {
-    let members = registry.members().map(super::settle::left);
+pub fn everything(registry: &Registry) -> Vec<Event> {
+    let members = registry.members().map(Member::leaving);
     let groups = registry.added_groups().map(|name| Event::GroupGone {
         name: name.to_owned(),
     });
@@ -162,7 +49,7 @@ fn everything(registry: &Registry) -> Vec<Event> {
 }
 
 /// What goes with these, in words: programs with the names of their processes, and groups.
-fn gone(registry: &Registry, events: &[Event]) -> Option<String> {
+pub fn gone(registry: &Registry, events: &[Event]) -> Option<String> {
     let mut groups: Vec<&str> = Vec::new();
     let mut processes: Vec<String> = Vec::new();
     for event in events {
@@ -203,6 +90,13 @@ fn counted<T: AsRef<str>>(count: usize, what: &str, names: &[T]) -> String {
         more => format!(" and {more} more"),
     };
     format!("{count} {what}{plural} ({}{more})", shown.join(", "))
+}
+
+/// Says which names are in use twice.
+pub fn warn_of_clashes(registry: &Registry, configured: &[ConfiguredGroup]) {
+    for clash in clashes(registry, configured) {
+        tracing::warn!("{clash}");
+    }
 }
 
 /// One sentence for each name that was added and that the user's files define as well.

@@ -1,129 +1,30 @@
 //! Decides what to do for a change, from what is known and what the daemon answered.
 //!
-//! Pure: the questions go out and the answers come in as values. Placement is decided here.
+//! Pure: the queries go out and the answers come in as values. Placement is decided here.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::change::{Change, Wording};
-use super::registry::{Event, MAX_NUMBER, Member, Place, Registry, is_still_hidden};
-use crate::daemon::Reloaded;
+use super::answers::{Answers, Query};
+use super::change::{Change, ChangeError};
+use super::placement::real_name;
+use super::registry::{Event, Member, Place, Registry, is_still_hidden};
 use crate::daemon::conf::ConfiguredGroup;
-use crate::daemon::fault::{BAD_NAME, STILL_RUNNING, fault};
+use crate::daemon::{ProcessInfo, ProcessState, Reloaded};
 use crate::program::{self, Program, Scope};
-use crate::xmlrpc::Fault;
 
 /// The daemon's default priority of a group (`supervisor/options.py`, `process_groups_from_parser`).
 pub const DEFAULT_PRIORITY: i64 = 999;
-/// States in which a process counts as stopped (`supervisor/states.py`, `STOPPED_STATES`).
-const STOPPED_STATES: [i64; 4] = [0, 100, 200, 1000];
 
-/// Something that only the daemon knows.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Question {
-    /// Is there an active group of this name?
-    Group(String),
-    /// What state is the process of this real group in?
-    Process { real: String, process: String },
-    /// What processes are there at all?
-    AllProcesses,
-}
-
-/// A process as the daemon has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// The daemon's group.
-    pub real: String,
-    /// Its name.
-    pub process: String,
-    /// The daemon's number for its state.
-    pub state: i64,
-    /// When it last started; 0 for never.
-    pub start: i64,
-    /// The status with which it last exited.
-    pub exitstatus: i64,
-}
-
-impl Found {
-    /// Whether the daemon would remove it.
-    pub fn is_stopped(&self) -> bool {
-        STOPPED_STATES.contains(&self.state)
-    }
-
-    /// Whether it is stopped and the daemon starts it by itself in the next turn of its loop, where
-    /// `program` is what it was made from (`supervisor/process.py`, `transition`). None where that is
-    /// not known.
-    pub fn will_start(&self, program: Option<&Program>) -> Option<bool> {
-        const STOPPED: i64 = 0;
-        const EXITED: i64 = 100;
-        match self.state {
-            EXITED => program?.restarts(self.exitstatus),
-            STOPPED if self.start == 0 => match program?.autostarts() {
-                true => None,
-                false => Some(false),
-            },
-            _ => Some(false),
-        }
-    }
-}
-
-/// What the daemon answered.
-#[derive(Debug, Default)]
-pub struct Answers {
-    /// Whether a group is active.
-    pub groups: HashMap<String, bool>,
-    /// Processes that are there, by real group and name.
-    pub processes: HashMap<(String, String), Found>,
-}
-
-impl Answers {
-    /// The process of this real name, where it is there.
-    pub fn found(&self, real: &str, process: &str) -> Option<&Found> {
-        self.processes.get(&(real.to_owned(), process.to_owned()))
-    }
-
-    /// Whether the daemon said that a group is active.
-    pub fn is_active(&self, group: &str) -> bool {
-        self.groups.get(group).copied().unwrap_or(false)
-    }
-}
-
-impl Answers {
-    /// What the daemon will answer if nobody but us has changed anything.
-    pub fn expected(
-        registry: &Registry,
-        configured: &[ConfiguredGroup],
-        questions: &[Question],
-    ) -> Self {
-        let mut answers = Answers::default();
-        for question in questions {
-            match question {
-                Question::Group(name) => {
-                    let active = registry.added_group(name).is_some()
-                        || configured.iter().any(|group| group.name == *name);
-                    answers.groups.insert(name.clone(), active);
-                }
-                Question::Process { real, process } => {
-                    let hidden = registry.hidden_start(real, process);
-                    let joined = registry
-                        .members_in(real)
-                        .any(|member| member.process == *process);
-                    if joined || hidden.is_some() {
-                        let found = Found {
-                            real: real.clone(),
-                            process: process.clone(),
-                            state: STOPPED_STATES[0],
-                            start: hidden.unwrap_or_default(),
-                            exitstatus: 0,
-                        };
-                        answers
-                            .processes
-                            .insert((real.clone(), process.clone()), found);
-                    }
-                }
-                Question::AllProcesses => {}
-            }
-        }
-        answers
+/// Whether a stopped process is started by the daemon in the next turn of its loop, where `program`
+/// is what it was made from (`supervisor/process.py`, `transition`). None where that is not known.
+fn will_start(found: &ProcessInfo, program: Option<&Program>) -> Option<bool> {
+    match found.state {
+        ProcessState::Exited => program?.restarts(found.exit_status),
+        ProcessState::Stopped if found.start == 0 => match program?.autostarts() {
+            true => None,
+            false => Some(false),
+        },
+        _ => Some(false),
     }
 }
 
@@ -169,11 +70,7 @@ pub enum Plan {
         process: String,
     },
     /// A whole group goes.
-    Dissolve {
-        group: String,
-        reals: Vec<String>,
-        wording: Wording,
-    },
+    Dissolve { group: String, reals: Vec<String> },
 }
 
 impl Plan {
@@ -240,12 +137,24 @@ impl Plan {
         }
     }
 
-    /// The sections' names under which the daemon would complain about it.
-    pub fn blamable(&self) -> Vec<&str> {
+    /// The program that it adds, and the section under which the daemon would complain about it.
+    pub fn program(&self) -> Option<(&Program, &str)> {
         match self {
-            Plan::Fill { section, .. } => vec![section],
-            Plan::Place { real, .. } => vec![real],
-            _ => Vec::new(),
+            Plan::Fill {
+                program, section, ..
+            } => Some((program, section)),
+            Plan::Place { program, real, .. } => Some((program, real)),
+            _ => None,
+        }
+    }
+
+    /// An empty section by which the daemon tells whether the group that is filled is empty.
+    pub fn look(&self) -> Option<String> {
+        match self {
+            Plan::Fill {
+                group, priority, ..
+            } => Some(program::render_group(group, *priority, &[])),
+            _ => None,
         }
     }
 
@@ -263,6 +172,11 @@ impl Plan {
             self,
             Plan::Drop { .. } | Plan::Hide { .. } | Plan::Dissolve { .. }
         )
+    }
+
+    /// Whether something is known of the daemon's epoch after it.
+    pub fn needs_marker(&self) -> bool {
+        self.needs_reload() || matches!(self, Plan::Hide { .. })
     }
 
     /// The group whose real one is made anew, together with what it must be if that fails half way.
@@ -298,12 +212,12 @@ pub fn events<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Vec<Event> {
 
 /// What must be asked before `changes` can be planned. `names` are the process names of each
 /// change that adds a program.
-pub fn questions(registry: &Registry, changes: &[Change], names: &[Vec<String>]) -> Vec<Question> {
-    let mut questions = Vec::new();
+pub fn queries(registry: &Registry, changes: &[Change], names: &[Vec<String>]) -> Vec<Query> {
+    let mut queries = Vec::new();
     let mut seen = HashSet::new();
-    let mut ask = |question: Question| {
-        if seen.insert(question.clone()) {
-            questions.push(question);
+    let mut ask = |query: Query| {
+        if seen.insert(query.clone()) {
+            queries.push(query);
         }
     };
     for (change, names) in changes.iter().zip(names) {
@@ -316,7 +230,7 @@ pub fn questions(registry: &Registry, changes: &[Change], names: &[Vec<String>])
             }
             continue;
         }
-        ask(Question::Group(change.group().to_owned()));
+        ask(Query::Group(change.group().to_owned()));
         match change {
             Change::AddGroup { .. } => {}
             Change::AddProgram(program) => {
@@ -331,10 +245,10 @@ pub fn questions(registry: &Registry, changes: &[Change], names: &[Vec<String>])
                     .members_of(name)
                     .for_each(|member| ask(locate(registry, name, &member.process)));
             }
-            Change::RemoveGroup { .. } => ask(Question::AllProcesses),
+            Change::RemoveGroup { .. } => ask(Query::AllProcesses),
         }
     }
-    questions
+    queries
 }
 
 fn placed<'r>(registry: &'r Registry, group: &str, process: &str) -> Option<&'r Member> {
@@ -349,13 +263,44 @@ fn may_be_there(registry: &Registry, group: &str, process: &str) -> bool {
         || registry.hidden_start(group, process).is_some()
 }
 
-fn locate(registry: &Registry, group: &str, process: &str) -> Question {
+fn locate(registry: &Registry, group: &str, process: &str) -> Query {
     let real = registry
         .member(group, process)
         .map_or(group, |member| &member.real);
-    Question::Process {
+    Query::Process {
         real: real.to_owned(),
         process: process.to_owned(),
+    }
+}
+
+/// What is to be done if the daemon answers like this.
+pub struct Draft {
+    /// One for each change.
+    pub plans: Vec<Result<Plan, ChangeError>>,
+    /// What turned out not to be as it was known.
+    pub corrections: Vec<Event>,
+    /// The first number that is free after it.
+    pub next: u64,
+}
+
+impl Draft {
+    /// Plans all `changes`; `names` are the process names of each that adds a program, or why it is
+    /// refused.
+    pub fn new(
+        mut planner: Planner<'_>,
+        changes: &[Change],
+        names: &[Result<Vec<String>, ChangeError>],
+    ) -> Self {
+        let plans = changes
+            .iter()
+            .zip(names)
+            .map(|(change, names)| planner.plan(change, names.as_ref().map_err(Clone::clone)?))
+            .collect();
+        Draft {
+            plans,
+            corrections: planner.corrections,
+            next: planner.next,
+        }
     }
 }
 
@@ -376,7 +321,7 @@ pub struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     /// Plans on what `registry` knows, `configured` groups of the user's files, and the daemon's
-    /// `answers` to [`questions`]; `next` is the first free number of real groups;
+    /// `answers` to [`queries`]; `next` is the first free number of real groups;
     /// what `persists` is on disk for as long as it is in the daemon.
     pub fn new(
         registry: &'a Registry,
@@ -397,25 +342,20 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// What was found to be different from what was known, and the next free number.
-    pub fn finish(self) -> (Vec<Event>, u64) {
-        (self.corrections, self.next)
-    }
-
     /// Decides for one change; `names` are the process names of a program to be added.
     ///
     /// # Errors
-    /// The fault that the client gets.
-    pub fn plan(&mut self, change: &Change, names: &[String]) -> Result<Plan, Fault> {
+    /// Why it is not made.
+    pub fn plan(&mut self, change: &Change, names: &[String]) -> Result<Plan, ChangeError> {
         match change {
             Change::AddGroup { name, priority } => self.create(name.as_str(), *priority),
             Change::AddProgram(program) => self.add(program, names),
             Change::RemoveProcess { group, process } => self.remove(group, process),
-            Change::RemoveGroup { name, wording } => self.dissolve(name, *wording),
+            Change::RemoveGroup { name } => self.dissolve(name),
         }
     }
 
-    fn create(&self, group: &str, priority: i64) -> Result<Plan, Fault> {
+    fn create(&self, group: &str, priority: i64) -> Result<Plan, ChangeError> {
         // A group that the user's files define is theirs even while it is not active: a section of
         // ours would take its place.
         let configured = self
@@ -423,7 +363,7 @@ impl<'a> Planner<'a> {
             .iter()
             .any(|configured| configured.name == group);
         if configured || self.is_there(group) {
-            return Err(fault(BAD_NAME, group));
+            return Err(ChangeError::NameTaken(group.to_owned()));
         }
         Ok(Plan::Create {
             group: group.to_owned(),
@@ -431,12 +371,12 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn add(&mut self, program: &Program, names: &[String]) -> Result<Plan, Fault> {
+    fn add(&mut self, program: &Program, names: &[String]) -> Result<Plan, ChangeError> {
         let group = program.group();
         self.require(group)?;
         for name in names {
             if self.visible(group, name).is_some() {
-                return Err(fault(BAD_NAME, name));
+                return Err(ChangeError::NameTaken(name.clone()));
             }
         }
         let priority = priority(self.registry, self.configured, group);
@@ -488,7 +428,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn remove(&mut self, group: &str, process: &str) -> Result<Plan, Fault> {
+    fn remove(&mut self, group: &str, process: &str) -> Result<Plan, ChangeError> {
         match placed(self.registry, group, process) {
             Some(member) if self.leaves_none(&member.real, process) => Ok(Plan::Drop {
                 real: member.real.clone(),
@@ -501,7 +441,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Removes a process that bears its own name in the daemon.
-    fn remove_own(&mut self, group: &str, process: &str) -> Result<Plan, Fault> {
+    fn remove_own(&mut self, group: &str, process: &str) -> Result<Plan, ChangeError> {
         self.require(group)?;
         self.stopped(group, process)?;
         let is_member = self.registry.member(group, process).is_some();
@@ -515,12 +455,12 @@ impl<'a> Planner<'a> {
         self.hide(group, group, process)
     }
 
-    fn hide(&mut self, real: &str, group: &str, process: &str) -> Result<Plan, Fault> {
+    fn hide(&mut self, real: &str, group: &str, process: &str) -> Result<Plan, ChangeError> {
         let found = self.stopped(group, process)?;
         let member = self.registry.member(group, process);
-        let will_start = found.will_start(member.and_then(|member| member.program.as_ref()));
+        let will_start = will_start(found, member.and_then(|member| member.program.as_ref()));
         if will_start == Some(true) {
-            return Err(fault(STILL_RUNNING, process));
+            return Err(ChangeError::StillRunning(process.to_owned()));
         }
         let leaving = self.leaving.entry(real.to_owned()).or_default();
         leaving.insert(process.to_owned());
@@ -533,13 +473,13 @@ impl<'a> Planner<'a> {
     }
 
     /// The process that clients see under this name, which is to be stopped.
-    fn stopped(&mut self, group: &str, process: &str) -> Result<&'a Found, Fault> {
+    fn stopped(&mut self, group: &str, process: &str) -> Result<&'a ProcessInfo, ChangeError> {
         let found = self
             .visible(group, process)
-            .ok_or_else(|| fault(BAD_NAME, process))?;
-        match found.is_stopped() {
+            .ok_or_else(|| ChangeError::UnknownProcess(process.to_owned()))?;
+        match found.state.is_stopped() {
             true => Ok(found),
-            false => Err(fault(STILL_RUNNING, process)),
+            false => Err(ChangeError::StillRunning(process.to_owned())),
         }
     }
 
@@ -552,20 +492,10 @@ impl<'a> Planner<'a> {
             .all(|member| leaving.is_some_and(|leaving| leaving.contains(&member.process)))
     }
 
-    fn dissolve(&mut self, group: &str, wording: Wording) -> Result<Plan, Fault> {
-        if !self.is_there(group) {
-            let name = match wording {
-                Wording::Process => format!("group: {group}"),
-                Wording::Group => group.to_owned(),
-            };
-            return Err(fault(BAD_NAME, name));
-        }
+    fn dissolve(&mut self, group: &str) -> Result<Plan, ChangeError> {
+        self.require(group)?;
         if let Some(process) = self.first_unstopped(group) {
-            let name = match wording {
-                Wording::Process => process,
-                Wording::Group => group.to_owned(),
-            };
-            return Err(fault(STILL_RUNNING, name));
+            return Err(ChangeError::StillRunning(process));
         }
         let placed = self.registry.members_of(group);
         let placed = placed.filter(|member| member.is_placed());
@@ -577,7 +507,6 @@ impl<'a> Planner<'a> {
         Ok(Plan::Dissolve {
             group: group.to_owned(),
             reals,
-            wording,
         })
     }
 
@@ -585,9 +514,11 @@ impl<'a> Planner<'a> {
         self.answers
             .processes
             .values()
-            .filter(|found| found.real == group || self.registry.owner(&found.real) == Some(group))
-            .filter(|found| !found.is_stopped())
-            .map(|found| found.process.clone())
+            .filter(|found| {
+                found.group == group || self.registry.owner(&found.group) == Some(group)
+            })
+            .filter(|found| !found.state.is_stopped())
+            .map(|found| found.name.clone())
             .min()
     }
 
@@ -597,22 +528,22 @@ impl<'a> Planner<'a> {
             || self.registry.members_of(group).any(Member::is_placed)
     }
 
-    fn require(&self, group: &str) -> Result<(), Fault> {
+    fn require(&self, group: &str) -> Result<(), ChangeError> {
         if self.is_there(group) {
             Ok(())
         } else {
-            Err(fault(BAD_NAME, format!("group: {group}")))
+            Err(ChangeError::UnknownGroup(group.to_owned()))
         }
     }
 
     /// The process that clients see under this name, if there is one.
-    fn visible(&mut self, group: &str, process: &str) -> Option<&'a Found> {
+    fn visible(&mut self, group: &str, process: &str) -> Option<&'a ProcessInfo> {
         let place = self.registry.place(group, process);
         let real = match place {
             Place::Placed(member) => &member.real,
             Place::Ordinary | Place::Hidden(_) => group,
         };
-        let found = self.answers.found(real, process);
+        let found = self.answers.process(real, process);
         let name = || (group.to_owned(), process.to_owned());
         match (place, found) {
             (Place::Hidden(start), Some(found))
@@ -695,34 +626,8 @@ pub fn priority(registry: &Registry, configured: &[ConfiguredGroup], group: &str
     })
 }
 
-/// Digits in the number of a real group: padded, because the daemon sorts its groups by name more
-/// cheaply when they are in order already.
-const NUMBER_WIDTH: usize = 6;
-
-/// The name of a real group that holds processes of `group`.
-pub fn real_name(group: &str, number: u64) -> String {
-    format!("{group}~{number:0width$}", width = NUMBER_WIDTH)
-}
-
-/// The group that a real group's name speaks of.
-pub fn group_of_real_name(real: &str) -> Option<&str> {
-    split_real_name(real).map(|(group, _)| group)
-}
-
-/// The number in a real group's name.
-pub fn number_of_real_name(real: &str) -> Option<u64> {
-    let number = split_real_name(real)?.1.parse().ok()?;
-    (number < MAX_NUMBER).then_some(number)
-}
-
-fn split_real_name(real: &str) -> Option<(&str, &str)> {
-    let (group, number) = real.rsplit_once('~')?;
-    let numbered = number.len() >= NUMBER_WIDTH && number.bytes().all(|byte| byte.is_ascii_digit());
-    (numbered && !group.is_empty()).then_some((group, number))
-}
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::collections::BTreeMap;
 
     use super::super::registry::tests::{hidden, joined, registry, two};
@@ -730,11 +635,9 @@ mod tests {
     use crate::program::Name;
     use crate::xmlrpc::Value;
 
-    const STOPPED: i64 = 0;
-    const RUNNING: i64 = 20;
-    const EXITED: i64 = 100;
+    use ProcessState::{Exited as EXITED, Running as RUNNING, Stopped as STOPPED};
 
-    fn program(group: &str, name: &str, numprocs: usize) -> Change {
+    pub fn program(group: &str, name: &str, numprocs: usize) -> Change {
         let options = [
             ("command", Value::from("/bin/cat")),
             ("numprocs", Value::Int(i64::try_from(numprocs).unwrap())),
@@ -753,7 +656,7 @@ mod tests {
         }
     }
 
-    fn removal(group: &str, process: &str) -> Change {
+    pub fn removal(group: &str, process: &str) -> Change {
         Change::RemoveProcess {
             group: group.to_owned(),
             process: process.to_owned(),
@@ -762,33 +665,27 @@ mod tests {
 
     /// What the daemon holds: each process's state and when it last started.
     #[derive(Clone, Default)]
-    struct Held(HashMap<String, BTreeMap<String, (i64, i64)>>);
+    struct Held(HashMap<String, BTreeMap<String, (ProcessState, i64)>>);
 
     impl Held {
-        fn answer(&self, questions: &[Question]) -> Answers {
+        fn answer(&self, queries: &[Query]) -> Answers {
             let mut answers = Answers::default();
-            for question in questions {
-                match question {
-                    Question::Group(name) => {
+            for query in queries {
+                match query {
+                    Query::Group(name) => {
                         let active = self.0.contains_key(name);
                         answers.groups.insert(name.clone(), active);
                     }
-                    Question::Process { real, process } => {
+                    Query::Process { real, process } => {
                         if let Some((state, start)) =
                             self.0.get(real).and_then(|group| group.get(process))
                         {
-                            let found = Found {
-                                real: real.clone(),
-                                process: process.clone(),
-                                state: *state,
-                                start: *start,
-                                exitstatus: 0,
-                            };
-                            let key = (real.clone(), process.clone());
-                            answers.processes.insert(key, found);
+                            let mut found = ProcessInfo::stopped(real, process, *start);
+                            found.state = *state;
+                            answers.insert(found);
                         }
                     }
-                    Question::AllProcesses => unreachable!("no group is removed"),
+                    Query::AllProcesses => unreachable!("no group is removed"),
                 }
             }
             answers
@@ -818,19 +715,17 @@ mod tests {
         held: &Held,
         changes: &[Change],
         next: u64,
-    ) -> (Vec<Result<Plan, Fault>>, u64) {
+    ) -> (Vec<Result<Plan, ChangeError>>, u64) {
         let names: Vec<Vec<String>> = changes.iter().map(names).collect();
-        let answers = held.answer(&questions(registry, changes, &names));
-        let mut planner = Planner::new(registry, &[], &answers, next, false);
-        let plans = changes.iter().zip(&names);
-        let plans = plans
-            .map(|(change, names)| planner.plan(change, names))
-            .collect();
-        (plans, planner.finish().1)
+        let answers = held.answer(&queries(registry, changes, &names));
+        let planner = Planner::new(registry, &[], &answers, next, false);
+        let names: Vec<_> = names.into_iter().map(Ok).collect();
+        let draft = Draft::new(planner, changes, &names);
+        (draft.plans, draft.next)
     }
 
     /// What is planned in short.
-    fn short(plan: &Result<Plan, Fault>) -> String {
+    fn short(plan: &Result<Plan, ChangeError>) -> String {
         match plan {
             Ok(Plan::Place { real, members, .. }) => format!("place {} in {real}", members.len()),
             Ok(Plan::Drop { real, .. }) => format!("drop {real}"),
@@ -844,7 +739,7 @@ mod tests {
                 false => format!("hide {real}:{process}"),
             },
             Ok(other) => format!("{other:?}"),
-            Err(told) => told.text.clone(),
+            Err(error) => error.to_string(),
         }
     }
 
@@ -852,7 +747,7 @@ mod tests {
     fn a_process_of_several_is_hidden_and_the_last_takes_the_real_group_away() {
         let other = joined("web", "c", "web~000002", 0);
         let known = registry(&[two(), vec![hidden("web~000002", "a"), other]].concat());
-        let held = |a: (i64, i64), b: (i64, i64)| {
+        let held = |a: (ProcessState, i64), b: (ProcessState, i64)| {
             let pair = [("a".to_owned(), a), ("b".to_owned(), b)];
             let lone = [
                 ("c".to_owned(), (RUNNING, 5)),
@@ -925,10 +820,10 @@ mod tests {
     }
 
     /// A small generator: which change comes next is the same in each run.
-    struct Dice(u64);
+    pub struct Dice(pub u64);
 
     impl Dice {
-        fn roll(&mut self, sides: usize) -> usize {
+        pub fn roll(&mut self, sides: usize) -> usize {
             self.0 = self
                 .0
                 .wrapping_mul(6_364_136_223_846_793_005)

@@ -1,0 +1,12 @@
+//! What is known and what follows from it: pure and synchronous, tested in tables.
+
+pub(super) mod answers;
+pub(super) mod change;
+pub(super) mod losses;
+pub(super) mod persist_file;
+pub(super) mod placement;
+pub(super) mod plan;
+pub(super) mod reconcile;
+pub(super) mod registry;
+pub(super) mod script;
+pub(super) mod view;
