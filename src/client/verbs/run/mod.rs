@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use super::Session;
 use crate::client::args::RunArgs;
 use crate::client::error::Error;
-use crate::daemon::fault::{BAD_NAME, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING};
+use crate::daemon::fault::{BAD_NAME, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING, SPAWN_ERROR};
 use crate::daemon::{ProcessInfo, ProcessState};
 use crate::xmlrpc::Fault;
 use exit::End;
@@ -121,6 +121,9 @@ impl Run<'_> {
             .try_call("supervisor.startProcess", &params);
         match started.await? {
             Ok(_) => Ok(None),
+            // Also said of one that ran, and has ended with a status of its own before the daemon
+            // looked (`supervisor/rpcinterface.py`, `startProcess`): its state tells.
+            Err(fault) if fault.code == SPAWN_ERROR => Ok(None),
             Err(fault) if fault.code == NO_FILE => Ok(Some(End::NotFound)),
             Err(fault) if fault.code == NOT_EXECUTABLE => Ok(Some(End::NotExecutable)),
             Err(fault) => Err(self.error(fault)),
