@@ -354,7 +354,8 @@ pub fn neighbours(client: &Client) -> Result<Vec<i64>> {
 
 /// Makes changes, one after another or several in one call, until one is not answered, and notes
 /// each answer in the model. Ends also when `goes_on`, which is told what was answered, says no.
-/// The changes of the call that was not answered are handed over.
+/// The changes of the last call that were refused or not answered are handed over: a call that is
+/// carried out in another life of the daemon may remove in vain, and add all the same.
 pub fn change_until_cut(
     client: &Client,
     model: &mut Model,
@@ -363,27 +364,37 @@ pub fn change_until_cut(
 ) -> Result<(Vec<Change>, Option<CallError>)> {
     loop {
         let changes = together(model, dice);
-        let outcome = make(client, &changes)?;
-        if outcome.is_some() {
-            return Ok((changes, outcome));
-        }
-        changes.iter().for_each(|change| model.apply(change));
-        if !goes_on(&changes) {
-            return Ok((Vec::new(), None));
+        let (open, error) = make_each(client, &changes)?;
+        let made: Vec<Change> = changes
+            .into_iter()
+            .filter(|it| !open.contains(it))
+            .collect();
+        made.iter().for_each(|change| model.apply(change));
+        let goes_on = made.is_empty() || goes_on(&made);
+        if error.is_some() || !goes_on {
+            return Ok((open, error));
         }
     }
 }
 
 /// Makes these changes in one call, and hands over the first error.
 pub fn make(client: &Client, changes: &[Change]) -> Result<Option<CallError>> {
+    Ok(make_each(client, changes)?.1)
+}
+
+/// The same with the changes that were not made.
+fn make_each(client: &Client, changes: &[Change]) -> Result<(Vec<Change>, Option<CallError>)> {
     if let [change] = changes {
         let (method, params) = change.call();
-        return Ok(client.call(method, params).err());
+        return Ok(match client.call(method, params) {
+            Ok(_) => (Vec::new(), None),
+            Err(error) => (changes.to_vec(), Some(error)),
+        });
     }
     let calls: Vec<(&str, Vec<Value>)> = changes.iter().map(Change::call).collect();
     let values = match client.multicall(&calls) {
         Ok(values) => values,
-        Err(error) => return Ok(Some(error)),
+        Err(error) => return Ok((changes.to_vec(), Some(error))),
     };
     ensure!(values.len() == changes.len(), "{changes:?}: {values:?}");
     let fault = values.iter().find_map(fault_in).map(|(code, text)| {
@@ -392,7 +403,9 @@ pub fn make(client: &Client, changes: &[Change]) -> Result<Option<CallError>> {
             text: text.to_owned(),
         })
     });
-    Ok(fault)
+    let open = changes.iter().zip(&values);
+    let open = open.filter(|(_, value)| fault_in(value).is_some());
+    Ok((open.map(|(change, _)| change.clone()).collect(), fault))
 }
 
 const SHUTDOWN_STATE: i32 = 6;
