@@ -305,8 +305,9 @@ fn crowds_with_large_heads_and_bodies_cost_little_memory() -> Result<()> {
     })
 }
 
-/// What a thousand connections have in their buffers beside large heads and bodies.
-const BUFFERS: usize = 16 * MIB;
+/// What a thousand connections have in their buffers beside large heads and bodies, while one crowd takes
+/// the place of another. Without limits each of these crowds takes 150 to 270 MiB.
+const BUFFERS: usize = 64 * MIB;
 
 /// More than there are connections for, all of which wait for supervisord.
 const CROWD: usize = MAX_CONNECTIONS + 100;

@@ -31,7 +31,7 @@ const MOST: usize = 250;
 /// build that is not optimized as a whole has in addition for each of a thousand connections.
 const MEMORY: usize = 64 * MIB + OF_PARTS;
 const MEMORY_AFTER: usize = 40 * MIB + OF_PARTS;
-const OF_PARTS: usize = 8 * MIB;
+const OF_PARTS: usize = 16 * MIB;
 /// Where nothing holds a call up, it takes far less than this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(1);
 /// What 99 of 100 calls may take that stand behind nobody, where the machine does nothing else.
