@@ -117,8 +117,7 @@ async fn count_each_minute(floods: Arc<Floods>, flood: Flood) {
 }
 
 fn say_count(flood: Flood, more: u64) {
-    let peer = flood.from.map(|from| from.without_port().to_string());
-    let peer = peer.as_deref().map(|peer| peer.trim_end_matches(":0"));
+    let peer = flood.from.map(Peer::place);
     tracing::warn!(peer, "{}: {more} times more", flood.what);
 }
 
@@ -134,6 +133,18 @@ mod tests {
     /// What is still to be said of it.
     fn unsaid(floods: &Floods) -> Option<u64> {
         floods.counts().get(&AWAY).map(|count| count.more)
+    }
+
+    #[test]
+    fn a_place_is_an_address_or_an_account() {
+        for (peer, place) in [
+            (Peer::Tcp(([127, 0, 0, 1], 9002).into()), "127.0.0.1"),
+            (Peer::Tcp("[::1]:9002".parse().expect("an address")), "::1"),
+            (Peer::Account(0), "uid:0"),
+            (Peer::Unknown, "?"),
+        ] {
+            assert_eq!(peer.place(), place);
+        }
     }
 
     #[tokio::test(start_paused = true)]

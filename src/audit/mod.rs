@@ -41,6 +41,14 @@ impl Peer {
             other => other,
         }
     }
+
+    /// Where all these connections come from, as the log says it.
+    fn place(self) -> String {
+        match self {
+            Peer::Tcp(address) => address.ip().to_string(),
+            other => other.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Peer {

@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(100);
 /// What stands where there is nothing to say.
 const NOTHING_TO_SAY: &str = "-";
+/// So many letters of a note stand in a table; `-o json` has the whole.
+const MAX_NOTE: usize = 200;
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -146,8 +148,16 @@ impl Output {
             Cell::new(&info.state_name).fg(color(info.state)),
             Cell::new(pid),
             Cell::new(uptime.unwrap_or(NOTHING_TO_SAY)),
-            Cell::new(note),
+            Cell::new(shortened(note)),
         ]
+    }
+}
+
+/// A note for one row of a table: why a program could not be started may hold its whole command.
+fn shortened(note: &str) -> String {
+    match note.char_indices().nth(MAX_NOTE) {
+        None => note.to_owned(),
+        Some((end, _)) => format!("{}…", &note[..end]),
     }
 }
 
@@ -247,6 +257,14 @@ fn from_json(json: &Json) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_notes_are_shortened() {
+        assert_eq!(shortened("Exited too quickly"), "Exited too quickly");
+        assert_eq!(shortened(&"é".repeat(MAX_NOTE)), "é".repeat(MAX_NOTE));
+        let long = shortened(&"é".repeat(130_000));
+        assert_eq!(long, "é".repeat(MAX_NOTE) + "…");
+    }
 
     #[test]
     fn words_are_json_or_strings() {
