@@ -93,14 +93,6 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
     }
 }
 
-/// Whether the daemon has no marker any more.
-pub(super) async fn lacks_marker(engine: &mut Engine) -> bool {
-    let marker = engine.look(|registry| registry.marker().map(str::to_owned));
-    let Some(marker) = marker else { return false };
-    let answers = engine.query(vec![Query::Group(marker.clone())]).await;
-    answers.is_ok_and(|answers| !answers.is_active(&marker))
-}
-
 async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
     let is_first = !engine.has_adopted();
     let mode = mode(engine, is_first).await?;

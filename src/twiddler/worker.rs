@@ -25,8 +25,10 @@ const GATHERING: Duration = Duration::from_millis(1);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// The same for one that does not take the proxy's credentials, until a caller brings some.
 const ASK_WITHOUT_CREDENTIALS: Duration = Duration::from_secs(5);
-/// How often the daemon is asked whether the marker is still there, where no reply has told.
+/// How often the daemon is asked what is still there, where no reply has told.
 const LOOK_AROUND: Duration = Duration::from_secs(10);
+/// A look takes a hundredth of the daemon's time at most: with very many processes it is rarer.
+const LOOKS_SHARE: u32 = 100;
 /// The least time between two looks for the sake of a reply.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -217,16 +219,14 @@ impl Worker {
         self.recover_at = Instant::now() + pause;
     }
 
-    /// Looks for what is gone, where there is a doubt or the marker is not there.
+    /// Looks for what is gone.
     async fn look(&mut self, for_doubt: bool) {
-        if for_doubt || recovery::lacks_marker(&mut self.engine).await {
-            let looked = recovery::look_for_losses(&mut self.engine).await;
-            if let Err(error) = looked {
-                tracing::debug!(reason = %error, "cannot look for what is gone");
-            }
+        let began = Instant::now();
+        if let Err(error) = recovery::look_for_losses(&mut self.engine).await {
+            tracing::debug!(reason = %error, "cannot look for what is gone");
         }
         let now = Instant::now();
-        self.look_at = now + LOOK_AROUND;
+        self.look_at = now + LOOK_AROUND.max((now - began) * LOOKS_SHARE);
         if for_doubt {
             self.look_for_doubt_at = now + PAUSE;
         }

@@ -112,6 +112,20 @@ fn what_is_gone_is_said_while_nobody_calls() -> Result<()> {
 }
 
 #[test]
+fn a_single_process_that_vanishes_is_said_while_nobody_calls() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    change(&sidecar.client())?;
+    let there = shown(&daemon.client())?;
+    let real = there.iter().find_map(|name| name.strip_suffix(":c"));
+    let real = real.context("web:c is not placed")?;
+    for step in ["stopProcessGroup", "removeProcessGroup"] {
+        daemon.call(&format!("supervisor.{step}"), (real,))?;
+    }
+    wait_for_warnings(&sidecar, "1 program (web:c): gone", 1)
+}
+
+#[test]
 fn a_single_process_that_vanishes_is_said_and_the_others_stay() -> Result<()> {
     for arguments in [&[][..], &["--persist"]] {
         let daemon = Daemon::start(USER)?;
