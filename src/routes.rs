@@ -6,13 +6,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{any, get};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 
 use crate::body::{self, Held};
-use crate::failure::HttpResult;
+use crate::failure::{Failure, HttpResult};
 use crate::forward::{self, Payload, Reads};
 use crate::lease::{self, Leases};
 use crate::limits::ClientSlot;
@@ -34,6 +34,8 @@ pub fn app(rpc: Arc<Rpc>, leases: Arc<Leases>) -> Router {
     Router::new()
         .route("/twiddler/health", get(health))
         .route(&format!("{}{{name}}", lease::PATH), get(hold))
+        .route("/twiddler/", any(unknown))
+        .route("/twiddler/{*unknown}", any(unknown))
         .fallback(entry)
         .with_state(rpc)
 }
@@ -52,6 +54,16 @@ async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// What is below `/twiddler/` is the proxy's own, also where there is nothing.
+async fn unknown(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
+    let (head, _) = request.into_parts();
+    rpc.let_in(&head).await?;
+    Err(Failure::Unread(
+        StatusCode::NOT_FOUND,
+        format!("twiddler has no page {}", head.uri.path()),
+    ))
 }
 
 /// Lets whoever may come in hold a lease, until he hangs up.

@@ -5,7 +5,7 @@
 use http::StatusCode;
 
 use super::web::asking_head;
-use super::{Caller, Rpc, read_entry};
+use super::{Caller, Rpc, read_entry, refused_call, turned_down};
 use crate::access::method_policy::{self, Allow};
 use crate::daemon::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST, fault};
 use crate::failure::Failure;
@@ -34,7 +34,7 @@ impl Rpc {
             return Ok(());
         };
         self.gate(caller).await?;
-        Err(fault.into())
+        Err(turned_down(caller, &refused_call(&call.method), fault))
     }
 
     /// The result of an entry of a multicall that may not be carried out.

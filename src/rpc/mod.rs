@@ -245,7 +245,11 @@ impl Rpc {
             }
             Err(fault) => {
                 self.gate(caller).await?;
-                Err(turned_down(caller, &refused_call("twiddler", name), fault))
+                Err(turned_down(
+                    caller,
+                    &refused_call(&format!("twiddler.{name}")),
+                    fault,
+                ))
             }
         }
     }
@@ -386,8 +390,8 @@ fn turned_down(caller: &Caller<'_>, what: &str, fault: Fault) -> Failure {
     fault.into()
 }
 
-fn refused_call(namespace: &str, name: &str) -> String {
-    format!("refused {namespace}.{}", shown(name))
+fn refused_call(method: &str) -> String {
+    format!("refused {}", shown(method))
 }
 
 /// Reads a call; a large one where it keeps nobody waiting.

@@ -146,7 +146,7 @@ impl Progress<'_> {
             }
             Err(fault) => {
                 self.flush().await?;
-                let what = refused_call("twiddler", name);
+                let what = refused_call(&format!("twiddler.{name}"));
                 self.push(Err(turned_down(self.caller, &what, fault)))
             }
         }

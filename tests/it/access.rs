@@ -115,6 +115,19 @@ fn argon2_of(password: &str) -> String {
 }
 
 #[test]
+fn what_is_below_twiddler_is_the_proxys_own() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let sidecar = Sidecar::start(&daemon)?;
+    for path in ["/twiddler/", "/twiddler/nothing", "/twiddler/health/"] {
+        let reply = sidecar.client().get(path)?;
+        assert_eq!(reply.status, 404, "{path}");
+        let expected = format!("twiddler has no page {path}");
+        assert_eq!(reply.text().trim(), expected);
+    }
+    Ok(())
+}
+
+#[test]
 fn own_credentials_guard_every_path_but_health() -> Result<()> {
     let daemon = Daemon::start(LONG_RUNNING)?;
     let sidecar = with_own(&daemon, "secret")?;
@@ -658,6 +671,7 @@ fn only_allowed_methods_can_be_called() -> Result<()> {
         ensure_fault(&fault, 230, &format!("NOT_IN_WHITELIST: {method}"))?;
     }
     assert_eq!(daemon.state("cat")?, "RUNNING");
+    sidecar.wait_for_stderr("refused twiddler.addGroup: NOT_IN_WHITELIST: twiddler.addGroup")?;
     let said = refused(&daemon, &["--allow", "getState"])?;
     assert!(
         said.contains("--allow") && said.contains("supervisor.get*"),
