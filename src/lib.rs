@@ -18,6 +18,7 @@
 //! - [`translate`]: between the names of clients and those of the daemon
 //! - [`failure`]: why a request gets no answer, and the response that says so
 //! - [`forward`]: a request on its way to the daemon, and the reply on its way back
+//! - [`update`]: differences between the files and the daemon, judged by the daemon
 //! - [`twiddler`]: what was changed at run time, and how it is changed
 //! - [`logging`]: the proxy's own log
 //! - [`audit`]: who did what, as the log says it
@@ -58,5 +59,6 @@ pub mod server;
 pub mod start;
 pub mod translate;
 pub mod twiddler;
+pub mod update;
 pub mod words;
 pub mod xmlrpc;

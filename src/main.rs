@@ -24,6 +24,7 @@ use supervisor_twiddler::rpc::Rpc;
 use supervisor_twiddler::server;
 use supervisor_twiddler::start::{self, StartError};
 use supervisor_twiddler::twiddler::Twiddler;
+use supervisor_twiddler::update::Updates;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -144,9 +145,11 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     if settings.is_beside_daemon {
         tracing::info!("{BESIDE_DAEMON}");
     }
+    let updates = Updates::open(twiddler.clone(), settings.live_update);
     let rpc = Arc::new(Rpc::new(
         daemon.clone(),
         twiddler.clone(),
+        updates.clone(),
         policy.clone(),
         main_log,
         main_file,
@@ -165,6 +168,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     }
     let proxy_url = start::child_url(&listeners, settings, &daemon).await;
     twiddler.listens_on(&urls.join(", "), proxy_url);
+    tokio::spawn(updates.watch());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         "in front of supervisord at {}",

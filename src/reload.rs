@@ -138,6 +138,7 @@ fn changes(used: &Config, fresh: &Config) -> Changes {
     );
     note("include_dir", used.include != fresh.include, false);
     note("persist", old.persist != new.persist, false);
+    note("live_update", old.live_update != new.live_update, false);
     note("log_format", old.log_format != new.log_format, false);
     changes
 }

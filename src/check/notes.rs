@@ -67,13 +67,13 @@ pub(super) fn defined_twice(probe: &Probe, conf: &DaemonConf) -> Vec<String> {
         .iter()
         .filter(|name| configured(name).is_some());
     let groups = groups.map(|name| {
-        format!("the group {name} was added, and {file} defines one by now; stop and remove the added one, then: supervisorctl update")
+        format!("the group {name} was added, and {file} defines one by now; put the file in force: supervisorctl update")
     });
     let members = probe.members.iter().filter(|(group, process)| {
         configured(group).is_some_and(|group| group.processes.contains(process))
     });
     let members = members.map(|(group, process)| {
-        format!("{group}:{process} was added, and {file} defines it by now; stop and remove the added one, then: supervisorctl update")
+        format!("{group}:{process} was added, and {file} defines it by now; put the file in force: supervisorctl update")
     });
     groups.chain(members).collect()
 }

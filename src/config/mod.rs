@@ -42,7 +42,7 @@ mod typos;
 mod upstream;
 
 /// The methods that a whitelist may name.
-const METHODS: [&str; 8] = [
+const METHODS: [&str; 14] = [
     "getAPIVersion",
     "getGroupNames",
     "addGroup",
@@ -51,6 +51,12 @@ const METHODS: [&str; 8] = [
     "removeProcessFromGroup",
     "removeGroup",
     "log",
+    "diffConfig",
+    "updateConfig",
+    "getAllProgramInfo",
+    "getProgramOptions",
+    "updateProgram",
+    "scaleProgram",
 ];
 
 /// Everything that `serve` needs to know.
@@ -118,6 +124,8 @@ pub struct Settings {
     pub whitelist: Vec<String>,
     /// Whether changes survive a restart of supervisord.
     pub persist: bool,
+    /// The steps of `supervisorctl update` restart only what changed.
+    pub live_update: bool,
     /// How much to log.
     pub log_level: Level,
     /// How to log it.
@@ -219,6 +227,7 @@ impl Draft {
             allow: resolver.allow(),
             whitelist: resolver.whitelist(),
             persist: resolver.is_on("persist"),
+            live_update: resolver.is_on("live_update"),
             log_level: resolver.log_level(),
             log_format: resolver.log_format(),
         };

@@ -42,7 +42,7 @@ const TLS: &str = "TLS";
 const LOGGING: &str = "Logging";
 
 #[rustfmt::skip]
-const OPTIONS: [OptionSpec; 18] = [
+const OPTIONS: [OptionSpec; 19] = [
     OptionSpec { key: CONFIG, heading: CONNECTION, kind: Kind::Path, value: "PATH", default: None,
         help: "supervisord's configuration file; otherwise searched where supervisorctl searches" },
     OptionSpec { key: "listen", heading: CONNECTION, kind: Kind::List, value: "ADDR", default: None,
@@ -87,6 +87,8 @@ const OPTIONS: [OptionSpec; 18] = [
                --allow covers it" },
     OptionSpec { key: "persist", heading: "Behaviour", kind: Kind::Flag, value: "BOOLEAN", default: Some("off"),
         help: "Keep what was added when supervisord restarts" },
+    OptionSpec { key: "live_update", heading: "Behaviour", kind: Kind::Flag, value: "BOOLEAN", default: Some("off"),
+        help: "Let supervisorctl update restart only what changed" },
     OptionSpec { key: "log_level", heading: LOGGING, kind: Kind::Text, value: "LEVEL", default: Some("info"),
         help: "How much to log on standard error: error, warn, info, debug or trace" },
     OptionSpec { key: "log_format", heading: LOGGING, kind: Kind::Text, value: "FORMAT", default: Some("text"),

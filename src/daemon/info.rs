@@ -38,6 +38,20 @@ impl ProcessState {
         }
     }
 
+    /// The daemon's number for it.
+    pub fn code(self) -> i64 {
+        match self {
+            Self::Stopped => 0,
+            Self::Starting => 10,
+            Self::Running => 20,
+            Self::Backoff => 30,
+            Self::Stopping => 40,
+            Self::Exited => 100,
+            Self::Fatal => 200,
+            Self::Unknown => 1000,
+        }
+    }
+
     /// The daemon would start it again or has it up (`RUNNING_STATES`).
     pub fn is_running(self) -> bool {
         matches!(self, Self::Running | Self::Starting | Self::Backoff)

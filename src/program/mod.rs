@@ -7,6 +7,7 @@
 //! Pure: knows nothing of files, HTTP or calls.
 
 mod check;
+mod configured;
 mod cost;
 mod expansion;
 mod fault;
@@ -28,6 +29,7 @@ use thiserror::Error;
 
 use crate::xmlrpc::Value;
 
+pub use configured::{FromFiles, SEPARATOR, UNSHOWN, carried};
 pub use name::{Name, NameError};
 pub use process_names::Configured;
 pub use section::render_group;
@@ -76,6 +78,9 @@ pub struct Program {
     numprocs: u32,
     numprocs_start: i64,
     calls_proxy: bool,
+    /// How many processes its own are told of, where it is a part of a program.
+    total: Option<u32>,
+    from_files: Option<FromFiles>,
 }
 
 /// Why a program is not taken: the text that belongs behind `INCORRECT_PARAMETERS: `, in the
@@ -104,6 +109,10 @@ struct Stored {
     /// Not there in what version 0.1.0 kept, whose processes call the daemon.
     #[serde(default)]
     calls_proxy: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    total: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from_files: Option<FromFiles>,
 }
 
 /// Why a program is not taken, before the daemon's ending is put to the text.
@@ -142,6 +151,8 @@ impl Program {
             name,
             options,
             calls_proxy: false,
+            total: None,
+            from_files: None,
         };
         check::check(&program)?;
         Ok(program)
@@ -288,7 +299,7 @@ impl Program {
         Known {
             program_name: self.name(),
             group_name: self.group(),
-            numprocs: per_process.then_some(i64::from(self.numprocs)),
+            numprocs: per_process.then_some(i64::from(self.total())),
             process_num: process_num.filter(|_| per_process),
         }
     }
@@ -352,6 +363,8 @@ impl TryFrom<Stored> for Program {
             .map_err(|refusal| refusal.into_error(&stored.name, ""))?;
         Ok(Self {
             calls_proxy: stored.calls_proxy,
+            total: stored.total,
+            from_files: stored.from_files,
             ..program
         })
     }
@@ -364,6 +377,8 @@ impl From<Program> for Stored {
             name: program.name.into(),
             options: program.options,
             calls_proxy: program.calls_proxy,
+            total: program.total,
+            from_files: program.from_files,
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::daemon::conf::LogLevel;
 use crate::daemon::fault::{INCORRECT_PARAMETERS, bare, fault};
 use crate::program::{Name, Program};
 use crate::twiddler::Change;
+use crate::update;
 use crate::xmlrpc::{Fault, Value};
 
 /// What `getAPIVersion` answers.
@@ -34,6 +35,12 @@ enum Kind {
     RemoveProcess,
     RemoveGroup,
     Log,
+    Diff,
+    Update,
+    Programs,
+    ProgramOptions,
+    Redefine,
+    Scale,
 }
 
 /// A call whose parameters make sense as far as that can be told without the daemon.
@@ -52,6 +59,8 @@ pub enum Request {
     },
     /// A change.
     Change(Change),
+    /// What concerns programs as the files define them, or as they were added.
+    Update(update::Request),
     /// A change that is not valid; an unknown group is complained about first.
     Invalid {
         /// The group it is about.
@@ -88,11 +97,28 @@ pub static METHODS: &[Method] = &[
         kind: Kind::AddProgram,
     },
     Method {
+        name: "diffConfig",
+        signature: &["array", "array"],
+        help: " Tell in which programs and groups the configuration files differ from what is in force\n\n\
+            @param array  groups  Names of groups; all where none is named\n\
+            @return array         An array of structs, one for each program or group\n",
+        required: 0,
+        kind: Kind::Diff,
+    },
+    Method {
         name: "getAPIVersion",
         signature: &["string"],
         help: " Return the version of the twiddler namespace\n\n@return string  version id\n",
         required: 0,
         kind: Kind::ApiVersion,
+    },
+    Method {
+        name: "getAllProgramInfo",
+        signature: &["array"],
+        help: " List all programs with their processes\n\n\
+            @return array  An array of structs, one for each program\n",
+        required: 0,
+        kind: Kind::Programs,
     },
     Method {
         name: "getGroupNames",
@@ -101,6 +127,16 @@ pub static METHODS: &[Method] = &[
             @return array  Process group names\n",
         required: 0,
         kind: Kind::GroupNames,
+    },
+    Method {
+        name: "getProgramOptions",
+        signature: &["struct", "string", "string"],
+        help: " Return the options that a program was defined with, as they were written\n\n\
+            @param string  group    Name of the process group\n\
+            @param string  program  Name of the program\n\
+            @return struct          Options by name\n",
+        required: 2,
+        kind: Kind::ProgramOptions,
     },
     Method {
         name: "log",
@@ -131,6 +167,37 @@ pub static METHODS: &[Method] = &[
         required: 2,
         kind: Kind::RemoveProcess,
     },
+    Method {
+        name: "scaleProgram",
+        signature: &["struct", "string", "string", "int"],
+        help: " Run another number of processes of a program\n\n\
+            @param string  group     Name of the process group\n\
+            @param string  program   Name of the program\n\
+            @param int     numprocs  How many processes it is to have\n\
+            @return struct           The names of the processes that were started and stopped\n",
+        required: 3,
+        kind: Kind::Scale,
+    },
+    Method {
+        name: "updateConfig",
+        signature: &["struct", "array"],
+        help: " Put the configuration files in force; a process restarts only if its own definition changed\n\n\
+            @param array  groups  Names of groups; all where none is named\n\
+            @return struct        What was added, removed, started, restarted, stopped, left alone and not done\n",
+        required: 0,
+        kind: Kind::Update,
+    },
+    Method {
+        name: "updateProgram",
+        signature: &["boolean", "string", "string", "struct"],
+        help: " Give a program that was added other options; its processes restart where these differ\n\n\
+            @param string  group    Name of the process group\n\
+            @param string  program  Name of the program\n\
+            @param struct  options  All its options, as in supervisord.conf\n\
+            @return boolean         Always True unless error\n",
+        required: 3,
+        kind: Kind::Redefine,
+    },
 ];
 
 const ADD_PROGRAM_HELP: &str = " Add a program to an existing process group: one process, or as many as its numprocs says\n\n\
@@ -147,7 +214,10 @@ pub fn method(name: &str) -> Option<&'static Method> {
 impl Method {
     /// Whether nothing but the daemon's own gate stands before the change itself.
     pub fn changes(&self) -> bool {
-        !matches!(self.kind, Kind::ApiVersion | Kind::GroupNames | Kind::Log)
+        matches!(
+            self.kind,
+            Kind::AddGroup | Kind::AddProgram | Kind::RemoveProcess | Kind::RemoveGroup
+        )
     }
 
     /// Whether that many parameters can be right.
@@ -183,6 +253,23 @@ impl Method {
                 group: text(0)?.to_owned(),
                 process: text(1)?.to_owned(),
             }),
+            Kind::Diff => Request::Update(update::Request::Diff(groups(params.first())?)),
+            Kind::Update => Request::Update(update::Request::Update(groups(params.first())?)),
+            Kind::Programs => Request::Update(update::Request::Programs),
+            Kind::ProgramOptions => Request::Update(update::Request::Options {
+                group: text(0)?.to_owned(),
+                program: text(1)?.to_owned(),
+            }),
+            Kind::Redefine => Request::Update(update::Request::Redefine {
+                group: text(0)?.to_owned(),
+                program: text(1)?.to_owned(),
+                options: params[2].clone(),
+            }),
+            Kind::Scale => Request::Update(update::Request::Scale {
+                group: text(0)?.to_owned(),
+                program: text(1)?.to_owned(),
+                numprocs: params[2].as_int().ok_or_else(wrong)?,
+            }),
             Kind::RemoveGroup => Request::Change(Change::RemoveGroup {
                 name: text(0)?.to_owned(),
             }),
@@ -192,6 +279,16 @@ impl Method {
 
 fn wrong() -> Fault {
     bare(INCORRECT_PARAMETERS)
+}
+
+/// Names of groups; none means all.
+fn groups(names: Option<&Value>) -> Result<Vec<String>, Fault> {
+    let Some(names) = names else {
+        return Ok(Vec::new());
+    };
+    let names = names.as_array().ok_or_else(wrong)?.iter();
+    let text = |name: &Value| name.as_str().map(str::to_owned).ok_or_else(wrong);
+    names.map(text).collect()
 }
 
 fn add_group(name: &str, priority: &Value) -> Result<Change, Fault> {

@@ -35,6 +35,7 @@ use crate::failure::{self, Failure, HttpResult};
 use crate::forward::{self, Payload};
 use crate::program::option_names;
 use crate::twiddler::{Authorized, Change, ChangeError, Outcome, Twiddler};
+use crate::update::Updates;
 use crate::xmlrpc::read::ReadError;
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 use methods::{Method, Request};
@@ -59,6 +60,7 @@ const LARGE_CALL: usize = 256 * 1024;
 pub struct Rpc {
     daemon: Arc<Daemon>,
     twiddler: Arc<Twiddler>,
+    updates: Arc<Updates>,
     policy: Arc<Current<Policy>>,
     main_log: MainLog,
     /// The daemon's configuration file as its texts name it.
@@ -89,6 +91,7 @@ impl Rpc {
     pub fn new(
         daemon: Arc<Daemon>,
         twiddler: Arc<Twiddler>,
+        updates: Arc<Updates>,
         policy: Arc<Current<Policy>>,
         main_log: MainLog,
         main_file: String,
@@ -96,6 +99,7 @@ impl Rpc {
         Rpc {
             daemon,
             twiddler,
+            updates,
             policy,
             main_log,
             main_file,
@@ -298,6 +302,13 @@ impl Rpc {
             }
             Request::Invalid { group, fault } => Err(self.invalid(caller, &group, fault).await),
             Request::Change(change) => self.judged_change(caller, change, Api::Twiddler).await,
+            Request::Update(request) => {
+                let (judged, record) = (self.judged(caller), caller.record());
+                match self.updates.answer(request, judged, &record).await {
+                    Ok(value) => Ok(value),
+                    Err(error) => Err(self.refused(caller, error).await),
+                }
+            }
         }
     }
 

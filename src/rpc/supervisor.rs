@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use super::bulk::BulkCall;
 use super::wording::Api;
 use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
-use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
+use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, SUCCESS, fault};
 use crate::failure::{Failure, HttpResult};
 use crate::namespec::split_namespec;
 use crate::translate::{self, Alias, BulkAction, Ending, MethodKind, method_kind};
@@ -60,17 +60,49 @@ impl Rpc {
         call: &MethodCall,
         body: Bytes,
     ) -> HttpResult {
+        if name == "getVersion" {
+            caller.update.end();
+        }
+        if let Some(group) = call.params.first().and_then(Value::as_str)
+            && call.params.len() == 1
+            && let Some(answer) = self.live_step(caller, name, group).await
+        {
+            return Ok(reply(answer));
+        }
+        let response = self.answer_supervisor(caller, name, call, body).await?;
+        if method_kind(name) == MethodKind::Reload && self.updates.is_live() {
+            return self.live_reload(caller, response).await;
+        }
+        match (name, call.params.first()) {
+            ("addProcessGroup", Some(Value::String(group))) => {
+                self.note_made(group, response).await
+            }
+            _ => Ok(response),
+        }
+    }
+
+    /// A group that the daemon has added is from then on what the files said when it read them.
+    async fn note_made(&self, group: &str, response: Response<Body>) -> HttpResult {
+        let (head, body) = response.into_parts();
+        let body = collect(body).await?;
+        if matches!(xmlrpc::read::response(&body), Ok(Ok(_))) {
+            self.updates.made(group);
+        }
+        Ok(Response::from_parts(head, Body::from(body)))
+    }
+
+    async fn answer_supervisor(
+        &self,
+        caller: &Caller<'_>,
+        name: &str,
+        call: &MethodCall,
+        body: Bytes,
+    ) -> HttpResult {
+        if method_kind(name) == MethodKind::Reload {
+            self.updates.reading().await;
+        }
         if caller.update.covers(name, &call.params) {
-            let epoch = self.twiddler.epoch();
-            let share = share::of_call(&call.method, &call.params);
-            let response = self.forward(caller, body, share).await;
-            caller.update.touch();
-            return match (name, call.params.first()) {
-                ("removeProcessGroup", Some(Value::String(group))) => {
-                    self.show_all_of(group, response?, epoch).await
-                }
-                _ => response,
-            };
+            return self.step(caller, name, call, body).await;
         }
         let (translation, epoch) = self.translate(caller, name, &call.params).await?;
         // Nothing more is asked of the worker while it waits for the end of this.
@@ -98,6 +130,119 @@ impl Rpc {
             }
             other => Ok(reply(self.carry_out(caller, other).await)),
         }
+    }
+
+    /// A step of an update that is meant for what the file defines alone.
+    async fn step(
+        &self,
+        caller: &Caller<'_>,
+        name: &str,
+        call: &MethodCall,
+        body: Bytes,
+    ) -> HttpResult {
+        let epoch = self.twiddler.epoch();
+        let group = call.params.first().and_then(Value::as_str);
+        let group = group.unwrap_or_default();
+        if name == "removeProcessGroup" {
+            let (judged, record) = (self.judged(caller), caller.record());
+            let removed = self.updates.remove_placed(group, judged, &record).await;
+            if let Err(refusal) = removed {
+                return Err(self.refused(caller, refusal).await);
+            }
+        }
+        let share = share::of_call(&call.method, &call.params);
+        let response = self.forward(caller, body, share).await?;
+        caller.update.touch();
+        match name {
+            "removeProcessGroup" => self.show_all_of(group, response, epoch).await,
+            "stopProcessGroup" if response.status() == StatusCode::OK => {
+                match self.updates.stop_placed(group, self.judged(caller)).await {
+                    Ok(()) => Ok(response),
+                    Err(refusal) => Err(self.refused(caller, refusal).await),
+                }
+            }
+            _ => Ok(response),
+        }
+    }
+
+    /// A step of an update that restarts only what changed, or that must not bring twice what was
+    /// added; none where the call is to be carried out as it is.
+    async fn live_step(&self, caller: &Caller<'_>, name: &str, group: &str) -> Option<Answer> {
+        let is_step = caller.update.may_go_on(group);
+        match name {
+            "stopProcessGroup" if is_step && self.replaces_steps(group) => {
+                if let Err(failure) = self.gate(caller).await {
+                    return Some(Err(failure));
+                }
+                match self.updates.stop_step(group, self.judged(caller)).await {
+                    Ok(Some(stopped)) => {
+                        caller.update.take(group);
+                        Some(Ok(statuses(&stopped)))
+                    }
+                    Ok(None) => None,
+                    Err(refusal) => Some(Err(self.refused(caller, refusal).await)),
+                }
+            }
+            "removeProcessGroup" if caller.update.has_taken(group) => {
+                caller.update.touch();
+                Some(Ok(Value::Bool(true)))
+            }
+            "addProcessGroup" => {
+                let taken = caller.update.give_back(group);
+                if !taken && !self.updates.has_clashes(group) {
+                    return None;
+                }
+                if let Err(failure) = self.gate(caller).await {
+                    return Some(Err(failure));
+                }
+                let (judged, record) = (self.judged(caller), caller.record());
+                Some(match self.updates.add_step(group, judged, &record).await {
+                    Ok(()) => Ok(Value::Bool(true)),
+                    Err(refusal) => Err(self.refused(caller, refusal).await),
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn replaces_steps(&self, group: &str) -> bool {
+        let is_added = |registry: &Registry| registry.added_group(group).is_some();
+        self.updates.is_live() || self.twiddler.with_registry(is_added)
+    }
+
+    /// With `live_update`, a group has changed exactly if an update would do something about it.
+    async fn put_pending(
+        &self,
+        caller: &Caller<'_>,
+        reloaded: &mut Value,
+    ) -> Result<(), ChangeError> {
+        let pending = self.updates.pending(self.judged(caller)).await?;
+        let Value::Array(outer) = reloaded else {
+            return Ok(());
+        };
+        if let Some(Value::Array(lists)) = outer.first_mut()
+            && let Some(Value::Array(changed)) = lists.get_mut(1)
+        {
+            *changed = pending.into_iter().map(Value::from).collect();
+        }
+        Ok(())
+    }
+
+    /// The reply of `reloadConfig` where the steps of an update restart only what changed.
+    async fn live_reload(&self, caller: &Caller<'_>, response: Response<Body>) -> HttpResult {
+        if response.status() != StatusCode::OK {
+            return Ok(response);
+        }
+        let (head, body) = response.into_parts();
+        let body = collect(body).await?;
+        let Ok(Ok(mut reloaded)) = xmlrpc::read::response(&body) else {
+            return Ok(Response::from_parts(head, Body::from(body)));
+        };
+        if let Err(refusal) = self.put_pending(caller, &mut reloaded).await {
+            return Err(self.refused(caller, refusal).await);
+        }
+        caller.update.begin(&reloaded);
+        Ok(with_answer(head, Ok(reloaded)))
     }
 
     /// A group that was removed comes back as the user's file has it, with what was hidden.
@@ -322,6 +467,8 @@ impl Rpc {
         self.twiddler.show(epoch, shown).await;
         match (back, &mut value) {
             (Back::Reloaded, reloaded) => {
+                self.updates.without_applied(reloaded);
+                self.updates.with_defined(reloaded);
                 caller.update.begin(reloaded);
                 self.twiddler.warn_of_clashes();
             }
@@ -458,7 +605,26 @@ pub struct Update(Mutex<Option<Steps>>);
 #[derive(Debug)]
 struct Steps {
     groups: HashSet<String>,
+    /// Groups of which only what changed was stopped.
+    taken: HashSet<String>,
     last: Instant,
+}
+
+/// How long after its last step an update that restarts only what changed may go on.
+const LIVE_GOES_ON: Duration = Duration::from_secs(60);
+
+/// What `stopProcessGroup` says of those that it has stopped.
+fn statuses(stopped: &[(String, String)]) -> Value {
+    let status = |(group, name): &(String, String)| {
+        let member = |name: &str, value: Value| (name.to_owned(), value);
+        Value::Struct(vec![
+            member("name", name.as_str().into()),
+            member("group", group.as_str().into()),
+            member("status", Value::Int(SUCCESS.into())),
+            member("description", "OK".into()),
+        ])
+    };
+    Value::Array(stopped.iter().map(status).collect())
 }
 
 impl Update {
@@ -478,6 +644,7 @@ impl Update {
             .collect();
         *self.steps() = Some(Steps {
             groups,
+            taken: HashSet::new(),
             last: Instant::now(),
         });
     }
@@ -494,6 +661,41 @@ impl Update {
         self.steps().as_ref().is_some_and(|steps| {
             steps.groups.contains(group) && steps.last.elapsed() < UPDATE_GOES_ON
         })
+    }
+
+    /// Whether a stop of this group can be a step at all: supervisorctl asks for the version before
+    /// whatever somebody types, and not between the steps of an update.
+    fn may_go_on(&self, group: &str) -> bool {
+        self.steps().as_ref().is_some_and(|steps| {
+            steps.groups.contains(group) && steps.last.elapsed() < LIVE_GOES_ON
+        })
+    }
+
+    /// What follows is not an update.
+    fn end(&self) {
+        *self.steps() = None;
+    }
+
+    /// Only what changed of this group was stopped.
+    fn take(&self, group: &str) {
+        if let Some(steps) = self.steps().as_mut() {
+            steps.taken.insert(group.to_owned());
+            steps.last = Instant::now();
+        }
+    }
+
+    fn has_taken(&self, group: &str) -> bool {
+        let steps = self.steps();
+        steps
+            .as_ref()
+            .is_some_and(|steps| steps.taken.contains(group))
+    }
+
+    fn give_back(&self, group: &str) -> bool {
+        let mut steps = self.steps();
+        steps
+            .as_mut()
+            .is_some_and(|steps| steps.taken.remove(group))
     }
 
     /// A step was made.

@@ -31,9 +31,10 @@ pub use worker::ReloadPause;
 
 use crate::audit::Record;
 use crate::daemon::conf::{self, ConfiguredGroup};
+use crate::daemon::fault::{FAILED, fault};
 use crate::daemon::{Daemon, Liveness};
-use crate::include_dir::{DirLock, Holder, IncludeDir};
-use crate::xmlrpc::Value;
+use crate::include_dir::{Delivery, DirLock, Holder, IncludeDir};
+use crate::xmlrpc::{Fault, Value};
 use configs::Configs;
 use engine::Engine;
 use journal::Journal;
@@ -58,7 +59,7 @@ pub enum Authorized {
 
 impl Authorized {
     /// What the change presents to the daemon.
-    fn presented(&self) -> Option<HeaderValue> {
+    pub fn presented(&self) -> Option<HeaderValue> {
         match self {
             Authorized::Checked(presented) => presented.clone(),
             Authorized::NotRequired => None,
@@ -252,6 +253,77 @@ impl Twiddler {
     /// asked of the worker while the guard is held, which waits for it; none where it has ended.
     pub async fn pause_reloads(&self) -> Option<ReloadPause> {
         self.ask(Job::PauseReloads).await
+    }
+
+    /// Lets the daemon read `text` beside its files, or its files alone, and carries out `calls` while
+    /// that is what it has read last. The caller keeps changes off ([`Twiddler::pause_reloads`]).
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or the file cannot be written.
+    pub async fn read_beside(
+        &self,
+        text: Option<&str>,
+        calls: &[(&str, Vec<Value>)],
+    ) -> Result<Vec<Result<Value, Fault>>, ChangeError> {
+        let staged = text.map(|text| self.include.stage(text, Delivery::File));
+        let staged = staged.transpose().map_err(|error| {
+            let dir = self.include.path().display();
+            fault(FAILED, format!("cannot write into {dir}: {error}"))
+        })?;
+        let mut all = vec![("supervisor.reloadConfig", vec![])];
+        all.extend_from_slice(calls);
+        let results = self.call_all(&all).await;
+        drop(staged);
+        results
+    }
+
+    /// Carries out `calls` as the proxy itself.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub async fn call_all(
+        &self,
+        calls: &[(&str, Vec<Value>)],
+    ) -> Result<Vec<Result<Value, Fault>>, ChangeError> {
+        Ok(self.daemon.multicall(calls).await?)
+    }
+
+    /// Takes note that members of this epoch are made from something else that means the same, and
+    /// that groups which were added are from now on the files'.
+    pub async fn redefine(&self, epoch: Epoch, groups: &[String], members: Vec<Member>) {
+        let mut events: Vec<Event> = Vec::new();
+        for name in groups {
+            events.push(Event::GroupGone { name: name.clone() });
+            events.extend(self.with_registry(|registry| {
+                let of_group = registry.members_of(name).cloned();
+                let joined = of_group.map(|member| Event::Joined(Box::new(member)));
+                joined.collect::<Vec<_>>()
+            }));
+        }
+        let members = members.into_iter();
+        events.extend(members.map(|member| Event::Joined(Box::new(member))));
+        let _ = self.ask(|done| Job::Note(epoch, events, done)).await;
+        self.persist_again().await;
+    }
+
+    /// Writes the persist file again: the files may define by now what is in it.
+    pub async fn persist_again(&self) {
+        let _ = self.ask(Job::Persist).await;
+    }
+
+    /// The include directory, for files of the proxy's own.
+    pub fn include_dir(&self) -> &Arc<IncludeDir> {
+        &self.include
+    }
+
+    /// The daemon's configuration file.
+    pub fn conf_file(&self) -> &Path {
+        &self.conf_file
+    }
+
+    /// The daemon.
+    pub fn daemon(&self) -> &Arc<Daemon> {
+        &self.daemon
     }
 
     /// Answers from what is known; `look` must not wait for anything.

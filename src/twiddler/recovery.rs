@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use super::engine::{Engine, Interrupted};
 use super::model::answers::{Answers, Query};
 use super::model::change::ChangeError;
+use super::model::defined::without_defined;
 use super::model::losses::{self, Cause};
 use super::model::persist_file::{self, KeptBefore, real_groups};
 use super::model::reconcile::{self, Known, Mode, Reconciliation, reconcile};
@@ -104,6 +105,7 @@ async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
     match mode {
         Mode::NewEpoch => forget(engine, is_first).await?,
         Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
+            warn_of_defined(engine);
             match is_first {
                 // What marks its epoch may also have been removed.
                 true => tracing::info!("taking up what supervisord has of what was kept"),
@@ -209,6 +211,18 @@ async fn forget(engine: &mut Engine, is_first: bool) -> Result<(), ChangeError> 
 /// Generated groups that go; the user's own are removed after them.
 fn strays(found: &Reconciliation) -> BTreeSet<String> {
     found.remove.difference(&found.anew).cloned().collect()
+}
+
+/// Says what was added and is the files' from now on.
+fn warn_of_defined(engine: &Engine) {
+    let configured = engine.configured();
+    let (_, defined) = engine.look(|registry| without_defined(registry, &configured));
+    if !defined.is_empty() {
+        tracing::warn!(
+            "{}: was added, and supervisord's files define it now: there is only theirs from now on",
+            defined.join(", ")
+        );
+    }
 }
 
 fn forget_all(engine: &mut Engine) {
@@ -379,7 +393,12 @@ async fn ask(engine: &mut Engine, mode: Mode) -> Result<(Answers, Reconciliation
     let configured: Vec<ConfiguredGroup> = engine.configured();
     let kept = kept(engine, mode);
     let own = engine.own_groups();
-    let registry = engine.look(Registry::clone);
+    let registry = match mode {
+        Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
+            engine.look(|registry| without_defined(registry, &configured).0)
+        }
+        _ => engine.look(Registry::clone),
+    };
     let known = Known {
         registry: &registry,
         intent: &intent,

@@ -44,6 +44,8 @@ pub(super) enum Job {
     DescribeMembers(oneshot::Sender<Result<(), ChangeError>>),
     /// Take note that something happened in this epoch.
     Note(Epoch, Vec<Event>, oneshot::Sender<()>),
+    /// Write the persist file again.
+    Persist(oneshot::Sender<()>),
     /// Placed processes call supervisord here; the watch begins.
     Listen(Option<String>),
     /// End.
@@ -180,6 +182,12 @@ impl Worker {
                 // In another epoch the files have started what was hidden, and nobody else has.
                 if self.engine.epoch() == epoch && self.engine.status() != Status::Unknown {
                     self.engine.note(events);
+                }
+                let _ = done.send(());
+            }
+            Job::Persist(done) => {
+                if self.engine.status() == Status::Current {
+                    self.engine.keep(None);
                 }
                 let _ = done.send(());
             }

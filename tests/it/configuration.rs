@@ -1501,7 +1501,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
         ),
         (
             format!("{rest}[twiddler]\ncolour=blue\n"),
-            "DIR/s.conf: [twiddler] colour is not a twiddler option; write one of listen, supervisord, include_dir, username, password, password_file, allow_open, hosts, chmod, chown, tls_cert, tls_key, allow, whitelist, persist, log_level, log_format",
+            "DIR/s.conf: [twiddler] colour is not a twiddler option; write one of listen, supervisord, include_dir, username, password, password_file, allow_open, hosts, chmod, chown, tls_cert, tls_key, allow, whitelist, persist, live_update, log_level, log_format",
         ),
     ] {
         let files = Files::of(&[("s.conf", &text), ("conf.d/", "")]);
@@ -1611,7 +1611,7 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
         (
             "whitelist",
             "log, supervisor.stop",
-            "`supervisor.stop` is no method of twiddler; write one of getAPIVersion, getGroupNames, addGroup, addProcessToGroup, addProgramToGroup, removeProcessFromGroup, removeGroup, log",
+            "`supervisor.stop` is no method of twiddler; write one of getAPIVersion, getGroupNames, addGroup, addProcessToGroup, addProgramToGroup, removeProcessFromGroup, removeGroup, log, diffConfig, updateConfig, getAllProgramInfo, getProgramOptions, updateProgram, scaleProgram",
         ),
         (
             "persist",

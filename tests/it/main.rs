@@ -24,6 +24,7 @@ mod forwarding;
 mod framing;
 mod hanging_values;
 mod hostile;
+mod live_update;
 mod logging;
 mod losses;
 mod main_log;

@@ -25,7 +25,8 @@ const KILLS: usize = 25;
 /// What is called "within a second".
 const SOON: Duration = Duration::from_secs(1);
 /// What the proxy keeps beside generated files.
-const OWN_FILES: [&str; 3] = [
+const OWN_FILES: [&str; 4] = [
+    ".twiddler-baseline",
     ".twiddler-journal",
     ".twiddler-lock",
     "zz-twiddler-persist.conf",

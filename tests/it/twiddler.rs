@@ -802,11 +802,17 @@ fn the_methods_are_listed_and_described_beside_the_daemons() -> Result<()> {
         "addGroup",
         "addProcessToGroup",
         "addProgramToGroup",
+        "diffConfig",
         "getAPIVersion",
+        "getAllProgramInfo",
         "getGroupNames",
+        "getProgramOptions",
         "log",
         "removeGroup",
         "removeProcessFromGroup",
+        "scaleProgram",
+        "updateConfig",
+        "updateProgram",
     ];
     let expected: Vec<String> = expected
         .iter()

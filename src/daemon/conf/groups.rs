@@ -14,7 +14,7 @@ const DEFAULT_PRIORITY: i64 = 999;
 /// Event listeners are started first and stopped last.
 const DEFAULT_LISTENER_PRIORITY: i64 = -1;
 /// More processes of one program of the user's are not named: no daemon runs as many.
-const MAX_CONFIGURED: i64 = 10_000;
+pub(super) const MAX_CONFIGURED: i64 = 10_000;
 
 /// A group that the files define, by a section of its own or by that of a lone program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,12 +33,17 @@ pub struct ConfiguredGroup {
 
 impl Reader<'_> {
     pub(super) fn groups(&self) -> Vec<ConfiguredGroup> {
-        let groups = self.sections.starting_with("group:");
-        let members = groups.flat_map(|group| self.members(&group.name));
-        let claimed: HashSet<String> = members.collect();
+        let claimed = self.claimed();
         let sections = self.sections.iter();
         let groups = sections.filter(|section| !claimed.contains(&section.name));
         groups.filter_map(|section| self.group(section)).collect()
+    }
+
+    /// The sections of programs that a `[group:x]` takes in.
+    pub(super) fn claimed(&self) -> HashSet<String> {
+        let groups = self.sections.starting_with("group:");
+        let members = groups.flat_map(|group| self.members(&group.name));
+        members.collect()
     }
 
     fn group(&self, section: &Section) -> Option<ConfiguredGroup> {
@@ -87,7 +92,7 @@ impl Reader<'_> {
     }
 
     /// The sections of the programs that a `[group:x]` takes in.
-    fn members(&self, group: &str) -> Vec<String> {
+    pub(super) fn members(&self, group: &str) -> Vec<String> {
         let programs = self.text(group, "programs");
         let programs = programs.filter(|programs| !programs.is_empty());
         let names = programs.iter().flat_map(|programs| programs.split(','));
@@ -103,7 +108,7 @@ impl Reader<'_> {
         sections.collect()
     }
 
-    fn numprocs(&self, section: &str, group: &str) -> i64 {
+    pub(super) fn numprocs(&self, section: &str, group: &str) -> i64 {
         let Some(setting) = self.sections.find(section, "numprocs") else {
             return 1;
         };
@@ -142,7 +147,7 @@ impl Reader<'_> {
 }
 
 /// The program that a section defines.
-fn program_of(section: &str) -> &str {
+pub(super) fn program_of(section: &str) -> &str {
     section.split_once(':').map_or("", |(_, name)| strip(name))
 }
 

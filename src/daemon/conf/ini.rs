@@ -4,7 +4,7 @@
 //! Comments, continued values and section names are settled here, line by line. What is left is
 //! a plain document of one option a line, which rust-ini reads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -153,6 +153,25 @@ impl Sections {
 
     pub(super) fn get(&self, name: &str) -> Option<&Section> {
         self.places.get(name).map(|index| &self.sections[*index])
+    }
+
+    /// All options that a section has, its own before those that it inherits.
+    pub(super) fn options(&self, section: &str) -> BTreeMap<String, String> {
+        let Some(section) = self.get(section) else {
+            return BTreeMap::new();
+        };
+        let settings = section
+            .own
+            .iter()
+            .chain(&section.inherited)
+            .chain(&self.defaults);
+        let mut options = BTreeMap::new();
+        for setting in settings {
+            options
+                .entry(setting.key.clone())
+                .or_insert_with(|| setting.value.clone());
+        }
+        options
     }
 
     pub(super) fn find(&self, section: &str, key: &str) -> Option<&Setting> {

@@ -16,6 +16,9 @@ use super::descriptors::Descriptors;
 
 pub use self::address::DaemonAddress;
 pub use self::credentials::Credentials;
+pub use self::definitions::{
+    Definitions, GroupDefinition, Kind, ProgramDefinition, definitions, variables,
+};
 pub use self::error::{ConfError, MissingVariable};
 pub use self::expand::{Environment, process_environment};
 pub use self::groups::ConfiguredGroup;
@@ -26,6 +29,7 @@ pub use self::servers::{HttpServer, Supervisorctl, UnplacedServer};
 
 mod address;
 mod credentials;
+mod definitions;
 mod error;
 mod expand;
 mod groups;

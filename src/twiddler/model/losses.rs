@@ -48,6 +48,11 @@ pub fn everything(registry: &Registry) -> Vec<Event> {
     members.chain(groups).collect()
 }
 
+fn is_in_files(registry: &Registry, group: &str, process: &str) -> bool {
+    let member = registry.member(group, process);
+    member.is_some_and(super::registry::Member::is_in_files)
+}
+
 /// What goes with these, in words: programs with the names of their processes, and groups.
 pub fn gone(registry: &Registry, events: &[Event]) -> Option<String> {
     let mut groups: Vec<&str> = Vec::new();
@@ -55,6 +60,8 @@ pub fn gone(registry: &Registry, events: &[Event]) -> Option<String> {
     for event in events {
         match event {
             Event::GroupGone { name } => groups.push(name),
+            // What the files define is there again.
+            Event::Left { group, process } if is_in_files(registry, group, process) => {}
             Event::Left { group, process } => processes.push(format!("{group}:{process}")),
             _ => {}
         }
@@ -65,6 +72,7 @@ pub fn gone(registry: &Registry, events: &[Event]) -> Option<String> {
             Event::Left { group, process } => registry.member(group, process),
             _ => None,
         })
+        .filter(|member| !member.is_in_files())
         .map(|member| {
             let program = member.program.as_ref().map(|program| program.name());
             (member.group.as_str(), program.unwrap_or(&member.process))
@@ -106,17 +114,18 @@ fn clashes(registry: &Registry, configured: &[ConfiguredGroup]) -> Vec<String> {
         let name = &group.name;
         if registry.added_group(name).is_some() {
             clashes.push(format!(
-                "the group {name} was added, and supervisord's files define it now: they do not count until it is removed by twiddler.removeGroup and supervisorctl update adds theirs"
+                "the group {name} was added, and supervisord's files define it now: theirs counts from the next supervisorctl update or start on"
             ));
             continue;
         }
         let twice = registry
             .members_of(name)
+            .filter(|member| !member.is_in_files())
             .filter(|member| group.processes.contains(&member.process));
         clashes.extend(twice.map(|member| {
             let process = &member.process;
             format!(
-                "{name}:{process} was added, and supervisord's files define it now: it runs twice after supervisorctl update and after each start. Stop it and call twiddler.removeProcessFromGroup, or take it out of the files"
+                "{name}:{process} was added, and supervisord's files define it now: theirs counts from the next supervisorctl update or start on, and nobody restarts where both are the same"
             )
         }));
     }

@@ -2,6 +2,7 @@
 
 pub(super) mod answers;
 pub(super) mod change;
+pub(super) mod defined;
 pub(super) mod losses;
 pub(super) mod persist_file;
 pub(super) mod placement;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::answers::Answers;
+use super::defined::without_defined;
 use super::placement::group_of_real_name;
 use super::plan;
 use super::registry::{Event, Member, Registry};
@@ -35,6 +36,8 @@ pub fn real_groups(registry: &Registry) -> BTreeSet<String> {
 /// calls `proxy`, as in [`Program::render_told`](crate::program::Program::render_told).
 pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option<&str>) -> String {
     let mut text = HEADER.to_owned();
+    // What the files define by now is theirs: a daemon must not start both.
+    let (registry, _) = &without_defined(registry, configured);
     for name in registry.added_groups() {
         let own = own_programs(registry, name);
         let sections = names(&own);
@@ -42,7 +45,8 @@ pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option
         text += &program::render_group(name, plan::priority(registry, configured, name), &sections);
         text.extend(own.iter().map(|(_, _, program)| program.as_str()));
     }
-    for (real, members) in by_real_group(registry) {
+    for (real, mut members) in by_real_group(registry) {
+        members.retain(|member| !member.is_in_files());
         let group = members.first().map_or(real, |member| &member.group);
         let priority = plan::priority(registry, configured, group);
         text += &render_real_group(real, &members, priority, proxy);

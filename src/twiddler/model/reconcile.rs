@@ -416,7 +416,7 @@ fn in_new_epoch(before: &Registry, answers: &Answers, persists: bool) -> Registr
     let mut anew: BTreeMap<String, String> = BTreeMap::new();
     for member in before.members() {
         let there = answers.process(&member.real, &member.process).is_some();
-        let can_be_made = persists && is_known(member);
+        let can_be_made = persists && is_known(member) && !member.is_in_files();
         if !there && !can_be_made {
             continue;
         }

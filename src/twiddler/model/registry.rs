@@ -104,6 +104,12 @@ impl Member {
         self.real != self.group
     }
 
+    /// Whether a daemon that starts again makes it by itself, because its files define it.
+    pub fn is_in_files(&self) -> bool {
+        let from = self.program.as_ref().and_then(Program::from_files);
+        from.is_some_and(|from| !from.is_extra)
+    }
+
     /// What happens when it leaves.
     pub fn leaving(&self) -> Event {
         Event::Left {

@@ -1,0 +1,37 @@
+//! What was added, and the files define by now: of that there is one, and it is theirs.
+
+use super::registry::{Event, Member, Registry};
+use crate::daemon::conf::ConfiguredGroup;
+
+/// What was added, without what the files define by now. With the names of what is left out.
+pub fn without_defined(
+    registry: &Registry,
+    configured: &[ConfiguredGroup],
+) -> (Registry, Vec<String>) {
+    let mut events = Vec::new();
+    let mut names = Vec::new();
+    for group in configured {
+        let name = &group.name;
+        let is_added = registry.added_group(name).is_some();
+        // Who was added in place of the files' own, which was taken out, is not theirs.
+        let is_defined = |member: &&Member| {
+            group.processes.contains(&member.process)
+                && registry.hidden_start(name, &member.process).is_none()
+        };
+        let (defined, others): (Vec<&Member>, Vec<&Member>) =
+            registry.members_of(name).partition(is_defined);
+        let namespecs = defined.iter().map(|member| &member.process);
+        names.extend(namespecs.map(|process| format!("{name}:{process}")));
+        if is_added {
+            names.push(name.clone());
+            events.push(Event::GroupGone { name: name.clone() });
+            let others = others.into_iter().filter(|member| member.is_placed());
+            events.extend(others.map(|member| Event::Joined(Box::new(member.clone()))));
+        } else {
+            events.extend(defined.into_iter().map(Member::leaving));
+        }
+    }
+    let mut without = registry.clone();
+    events.into_iter().for_each(|event| without.apply(event));
+    (without, names)
+}

@@ -1,0 +1,386 @@
+//! An update on its way: all stops at once, then groups, then processes.
+//!
+//! Before the first stop the daemon has read and accepted all that is new. Which processes ran is
+//! written down before they are stopped, so that a proxy that takes over starts them again.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Updates;
+use super::baseline::{Base, Restart};
+use super::plan::{Name, Plan};
+use super::reply::Outcome;
+use super::survey::Survey;
+use crate::audit::Record;
+use crate::daemon::ProcessInfo;
+use crate::daemon::fault::{ALREADY_STARTED, BAD_NAME, FAILED, NOT_RUNNING, fault};
+use crate::failpoint;
+use crate::twiddler::{self, Authorized, ChangeError, Epoch, Place};
+use crate::xmlrpc::{Fault, Value};
+
+/// How often processes that stop are looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long the stop of one process is waited for at most; the daemon kills it long before.
+const STOP_LIMIT: Duration = Duration::from_secs(3600);
+
+impl Updates {
+    /// `diffConfig`
+    pub(super) async fn diff(&self, groups: &[String]) -> Result<Value, ChangeError> {
+        let survey = self.survey(groups).await?;
+        Ok(super::reply::differences(&survey))
+    }
+
+    /// `updateConfig`
+    pub(super) async fn update(
+        &self,
+        groups: &[String],
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<Value, ChangeError> {
+        let survey = self.survey(groups).await?;
+        let plan = Plan::new(
+            &survey.differences,
+            &survey.files,
+            &survey.seen,
+            &survey.added_groups,
+        )
+        .map_err(|reason| ChangeError::Fault(fault(FAILED, reason)))?;
+        let outcome = self.execute(&survey, &plan, authorized, record).await?;
+        let outcome = outcome.of_plan(&plan, survey.seen.len());
+        tracing::info!(
+            peer = %record.peer(),
+            user = record.user(),
+            ms = record.millis(),
+            "updated: {}", outcome.in_words()
+        );
+        Ok(outcome.into_value())
+    }
+
+    /// Does what is planned.
+    ///
+    /// # Errors
+    /// When the daemon goes away; what is left then is found by the next update.
+    pub(super) async fn execute(
+        &self,
+        survey: &Survey,
+        plan: &Plan,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<Outcome, ChangeError> {
+        let mut outcome = Outcome::default();
+        self.intend(survey, plan)?;
+        failpoint::hit("update intended");
+        self.adopt(survey, plan).await;
+        self.stop(&plan.stop).await?;
+        failpoint::hit("update stopped");
+        let (leave, join) = plan.changes();
+        self.leave(leave, &authorized, record, &mut outcome).await?;
+        failpoint::hit("update left");
+        self.make_groups(survey, plan, &mut outcome).await?;
+        failpoint::hit("update made");
+        let joined = self.twiddler.change(join.clone(), authorized, record).await;
+        for (change, joined) in join.iter().zip(joined) {
+            if let (twiddler::Change::AddProgram(program), Err(refusal)) = (change, joined) {
+                let names = program.process_names().unwrap_or_default();
+                self.put_back(survey, program.group(), &names).await;
+                let reason = refusal.to_string();
+                outcome
+                    .skipped
+                    .push((program.group().to_owned(), reason.clone()));
+                for name in names {
+                    outcome
+                        .failed
+                        .push(((program.group().to_owned(), name), reason.clone()));
+                }
+            }
+        }
+        failpoint::hit("update joined");
+        self.note_applied(survey, plan, &outcome);
+        self.start(&plan.start, &mut outcome).await?;
+        failpoint::hit("update started");
+        self.look_after(plan, &mut outcome).await?;
+        self.baseline().restarts.clear();
+        self.keep();
+        Ok(outcome)
+    }
+
+    /// Writes down which processes are to run again.
+    pub(super) fn intend(&self, survey: &Survey, plan: &Plan) -> Result<(), ChangeError> {
+        let again: BTreeSet<&Name> = plan.restarted.iter().chain(&plan.start).collect();
+        if again.is_empty() {
+            return Ok(());
+        }
+        let restarts = survey
+            .seen
+            .iter()
+            .filter(|seen| again.contains(&(seen.group.clone(), seen.process.clone())))
+            .map(|seen| Restart {
+                group: seen.group.clone(),
+                process: seen.process.clone(),
+                start: seen.start,
+                is_made_anew: plan.add.contains(&seen.group),
+            });
+        let mut baseline = self.baseline().clone();
+        baseline.restarts = restarts.collect();
+        let include = self.twiddler.include_dir();
+        baseline.write(include).map_err(|error| {
+            let dir = include.path().display();
+            let text = format!("cannot write in the include directory {dir}: {error}");
+            ChangeError::Fault(fault(FAILED, text))
+        })?;
+        *self.baseline() = baseline;
+        Ok(())
+    }
+
+    /// What was added and stays is from now on the files'.
+    async fn adopt(&self, survey: &Survey, plan: &Plan) {
+        if plan.adopt.is_empty() && plan.adopt_groups.is_empty() {
+            return;
+        }
+        let members = self.twiddler.with_registry(|registry| {
+            let adopted = plan.adopt.iter().filter_map(|((group, process), program)| {
+                let mut member = registry.member(group, process)?.clone();
+                member.index = 0;
+                member.program = Some(program.clone());
+                Some(member)
+            });
+            adopted.collect()
+        });
+        self.twiddler
+            .redefine(survey.epoch, &plan.adopt_groups, members)
+            .await;
+    }
+
+    /// The daemon's names of processes.
+    fn real_names(&self, names: &[Name]) -> Vec<String> {
+        self.twiddler.with_registry(|registry| {
+            let real = |(group, process): &Name| match registry.place(group, process) {
+                Place::Placed(member) => member.real_namespec(),
+                Place::Ordinary | Place::Hidden(_) => format!("{group}:{process}"),
+            };
+            names.iter().map(real).collect()
+        })
+    }
+
+    /// Stops processes, all at once, and waits for them.
+    pub(super) async fn stop(&self, names: &[Name]) -> Result<(), ChangeError> {
+        let mut left = self.real_names(names);
+        let calls: Vec<_> = left
+            .iter()
+            .map(|name| {
+                let params = vec![name.as_str().into(), Value::Bool(false)];
+                ("supervisor.stopProcess", params)
+            })
+            .collect();
+        for told in self.twiddler.call_all(&calls).await? {
+            if let Err(told) = told
+                && ![NOT_RUNNING, BAD_NAME].contains(&told.code)
+            {
+                return Err(told.into());
+            }
+        }
+        let deadline = tokio::time::Instant::now() + STOP_LIMIT;
+        while !left.is_empty() && tokio::time::Instant::now() < deadline {
+            let calls: Vec<_> = left
+                .iter()
+                .map(|name| ("supervisor.getProcessInfo", vec![name.as_str().into()]))
+                .collect();
+            let infos = self.twiddler.call_all(&calls).await?;
+            let stops = |info: &Result<Value, Fault>| {
+                let info = info.as_ref().ok().and_then(ProcessInfo::read);
+                info.is_some_and(|info| !info.state.is_stopped())
+            };
+            left = left
+                .into_iter()
+                .zip(&infos)
+                .filter(|(_, info)| stops(info))
+                .map(|(name, _)| name)
+                .collect();
+            if !left.is_empty() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn leave(
+        &self,
+        changes: Vec<twiddler::Change>,
+        authorized: &Authorized,
+        record: &Record,
+        outcome: &mut Outcome,
+    ) -> Result<(), ChangeError> {
+        let left = self
+            .twiddler
+            .change(changes.clone(), authorized.clone(), record)
+            .await;
+        for (change, left) in changes.iter().zip(left) {
+            match (change, left) {
+                (_, Ok(())) => {}
+                // Somebody else was faster.
+                (_, Err(ChangeError::Fault(told))) if told.code == BAD_NAME => {}
+                (
+                    twiddler::Change::RemoveProcess { group, process },
+                    Err(ChangeError::Fault(told)),
+                ) => {
+                    let name = (group.clone(), process.clone());
+                    outcome.failed.push((name, told.text));
+                }
+                (_, Err(refusal)) => return Err(refusal),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes groups, and lets the daemon make others from what it has read.
+    async fn make_groups(
+        &self,
+        survey: &Survey,
+        plan: &Plan,
+        outcome: &mut Outcome,
+    ) -> Result<(), ChangeError> {
+        if plan.remove.is_empty() && plan.add.is_empty() {
+            return Ok(());
+        }
+        let group = |name: &String| vec![Value::from(name.as_str())];
+        let remove = plan.remove.iter();
+        let remove = remove.map(|name| ("supervisor.removeProcessGroup", group(name)));
+        let add = plan.add.iter();
+        let add = add.map(|name| ("supervisor.addProcessGroup", group(name)));
+        let calls: Vec<_> = remove.chain(add).collect();
+        let quiet = self.twiddler.pause_reloads().await;
+        // What was read last may be what a change has read meanwhile.
+        let results = match plan.leave.is_empty() {
+            true => self.twiddler.call_all(&calls).await?,
+            false => {
+                let mut results = self.twiddler.read_beside(None, &calls).await?;
+                // What was accepted before the first stop is added, whatever became of the files.
+                drop(results.drain(..1));
+                results
+            }
+        };
+        drop(quiet);
+        let names = plan.remove.iter().chain(&plan.add);
+        for (at, (name, told)) in names.zip(results).enumerate() {
+            let removes = at < plan.remove.len();
+            match told {
+                Ok(_) if removes => {
+                    self.show_hidden(survey.epoch, name).await;
+                    self.baseline().groups.remove(name);
+                    self.baseline().applied.remove(name);
+                }
+                Ok(_) => self.baseline().made(&survey.files, name),
+                Err(told) if removes && told.code == BAD_NAME => {}
+                Err(told) => outcome.skipped.push((name.clone(), told.text)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What was hidden in a group that the daemon has removed is hidden no more.
+    async fn show_hidden(&self, epoch: Epoch, group: &str) {
+        let hidden: Vec<_> = self.twiddler.with_registry(|registry| {
+            let hidden = registry.hidden().filter(|(hidden, _, _)| *hidden == group);
+            hidden
+                .map(|(_, process, _)| (group.to_owned(), process.to_owned()))
+                .collect()
+        });
+        self.twiddler.show(epoch, hidden).await;
+    }
+
+    /// Processes that were taken out and whose new definition was not taken run again as before, where
+    /// the daemon still holds them.
+    async fn put_back(&self, survey: &Survey, group: &str, names: &[String]) {
+        let held: Vec<Name> = self.twiddler.with_registry(|registry| {
+            let is_held = |name: &&String| registry.hidden_start(group, name).is_some();
+            let held = names.iter().filter(is_held);
+            held.map(|name| (group.to_owned(), name.clone())).collect()
+        });
+        self.twiddler.show(survey.epoch, held.clone()).await;
+        let mut unused = Outcome::default();
+        let ran = |(_, name): &&Name| {
+            let mut seen = survey.seen.iter();
+            seen.any(|seen| seen.group == group && seen.process == *name && seen.is_running())
+        };
+        let ran: Vec<Name> = held.iter().filter(ran).cloned().collect();
+        let _ = self.start(&ran, &mut unused).await;
+    }
+
+    fn note_applied(&self, survey: &Survey, plan: &Plan, outcome: &Outcome) {
+        let mut baseline = self.baseline();
+        for name in &plan.applied {
+            let is_skipped = outcome.skipped.iter().any(|(group, _)| group == name);
+            if let Some(group) = survey.files.group(name).filter(|_| !is_skipped) {
+                let applied = Base::of(&survey.files, group);
+                baseline.applied.insert(name.clone(), applied);
+            }
+        }
+        baseline.forget_old_scales(&survey.files);
+    }
+
+    pub(super) async fn start(
+        &self,
+        names: &[Name],
+        outcome: &mut Outcome,
+    ) -> Result<(), ChangeError> {
+        let calls: Vec<_> = self
+            .real_names(names)
+            .into_iter()
+            .map(|name| {
+                let params = vec![Value::from(name), Value::Bool(false)];
+                ("supervisor.startProcess", params)
+            })
+            .collect();
+        let told = self.twiddler.call_all(&calls).await?;
+        for (name, told) in names.iter().zip(told) {
+            match told {
+                Err(told) if told.code != ALREADY_STARTED => {
+                    outcome.failed.push((name.clone(), told.text));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks once at those that were to come up. The daemon starts what was added in the next turn of
+    /// its loop, which is before it answers this.
+    async fn look_after(&self, plan: &Plan, outcome: &mut Outcome) -> Result<(), ChangeError> {
+        let names: Vec<Name> = plan
+            .restarted
+            .iter()
+            .chain(&plan.started)
+            .cloned()
+            .collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let calls: Vec<_> = self
+            .real_names(&names)
+            .into_iter()
+            .map(|name| ("supervisor.getProcessInfo", vec![Value::from(name)]))
+            .collect();
+        self.twiddler
+            .call_all(&[("supervisor.getState", vec![])])
+            .await?;
+        let told = self.twiddler.call_all(&calls).await?;
+        for (name, told) in names.into_iter().zip(told) {
+            if outcome.failed.iter().any(|(failed, _)| *failed == name) {
+                continue;
+            }
+            let info = match told {
+                Ok(info) => ProcessInfo::read(&info),
+                Err(told) => {
+                    outcome.failed.push((name, told.text));
+                    continue;
+                }
+            };
+            if let Some(info) =
+                info.filter(|info| !info.spawn_error.is_empty() && !info.state.is_running())
+            {
+                outcome.failed.push((name, info.spawn_error));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! Live update: what supervisord's files say is put in force, and only what changed restarts.
+//!
+//! Stands above `twiddler`, which does not know of it. What the groups were made from is kept in a
+//! baseline; what differs is found by a pure difference and judged by the daemon, which is
+//! asked by probes; the plan says what stops, starts and restarts, and [`Updates`] does it through
+//! changes like those of any client.
+
+mod baseline;
+mod difference;
+mod execute;
+mod plan;
+mod probe;
+mod programs;
+mod reply;
+mod steps;
+mod survey;
+mod values;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::audit::{Peer, Record};
+use crate::daemon::Liveness;
+use crate::daemon::conf::{self, Definitions};
+use crate::daemon::fault::{BAD_NAME, INCORRECT_PARAMETERS, fault};
+use crate::program::{Name, Program};
+use crate::twiddler::{Authorized, ChangeError, Twiddler};
+use crate::xmlrpc::{Fault, Value};
+use baseline::Baseline;
+use probe::Reply;
+
+pub use probe::PREFIX;
+
+/// How long a daemon that does not answer is left alone.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// What a client wants of the files and programs.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// `diffConfig(groups)`
+    Diff(Vec<String>),
+    /// `updateConfig(groups)`
+    Update(Vec<String>),
+    /// `getAllProgramInfo()`
+    Programs,
+    /// `getProgramOptions(group, program)`
+    Options {
+        /// The group.
+        group: String,
+        /// The program.
+        program: String,
+    },
+    /// `updateProgram(group, program, options)`
+    Redefine {
+        /// The group.
+        group: String,
+        /// The program.
+        program: String,
+        /// Its options.
+        options: Value,
+    },
+    /// `scaleProgram(group, program, numprocs)`
+    Scale {
+        /// The group.
+        group: String,
+        /// The program.
+        program: String,
+        /// How many processes it is to have.
+        numprocs: i64,
+    },
+}
+
+/// Puts what the files say in force.
+pub struct Updates {
+    twiddler: Arc<Twiddler>,
+    baseline: Mutex<Baseline>,
+    /// What the files said when the daemon read them last, as far as the proxy has seen it.
+    last_read: Mutex<Option<Definitions>>,
+    /// The steps of `supervisorctl update` restart only what changed.
+    live: bool,
+    /// Held by an update, so that the next waits for it.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Updates {
+    /// Takes up what is known from before. With `live`, the steps of `supervisorctl update` restart only
+    /// what changed.
+    pub fn open(twiddler: Arc<Twiddler>, live: bool) -> Arc<Self> {
+        let baseline = Baseline::read(twiddler.include_dir());
+        Arc::new(Updates {
+            twiddler,
+            baseline: Mutex::new(baseline),
+            last_read: Mutex::default(),
+            live,
+            turn: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Answers a request of a caller whom the daemon let in.
+    ///
+    /// # Errors
+    /// What the caller is told instead.
+    pub async fn answer(
+        &self,
+        request: Request,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<Value, ChangeError> {
+        let presented = authorized.presented();
+        let work = self.carry_out(request, authorized, record);
+        self.twiddler.daemon().presenting(presented, work).await
+    }
+
+    async fn carry_out(
+        &self,
+        request: Request,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<Value, ChangeError> {
+        let _turn = self.turn.lock().await;
+        match request {
+            Request::Diff(groups) => self.diff(&groups).await,
+            Request::Update(groups) => self.update(&groups, authorized, record).await,
+            Request::Programs => self.all_programs().await,
+            Request::Options { group, program } => self.program_options(&group, &program).await,
+            Request::Redefine {
+                group,
+                program,
+                options,
+            } => {
+                self.redefine(&group, &program, &options, authorized, record)
+                    .await
+            }
+            Request::Scale {
+                group,
+                program,
+                numprocs,
+            } => {
+                self.scale(&group, &program, numprocs, authorized, record)
+                    .await
+            }
+        }
+    }
+
+    /// Takes note, whenever the daemon may have started again, of what its groups were made from.
+    pub async fn watch(self: Arc<Self>) {
+        let life = Liveness::default();
+        loop {
+            let address = self.twiddler.daemon().address();
+            let noted = match life.watch(address).await {
+                Ok(()) => {
+                    let _turn = self.turn.lock().await;
+                    match self.learn().await {
+                        Ok(()) => self.finish().await,
+                        Err(refusal) => Err(refusal),
+                    }
+                }
+                Err(error) => Err(ChangeError::Unreachable(error.to_string())),
+            };
+            match noted {
+                Ok(()) => life.broken().await,
+                Err(refusal) => {
+                    tracing::debug!(reason = %refusal, "what the groups were started from is not known yet");
+                }
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// Lets the daemon say which groups are as the files are now, and keeps what those say.
+    async fn learn(&self) -> Result<(), ChangeError> {
+        self.twiddler.current().await?;
+        let files = self.files();
+        if self.knows(&files) {
+            return Ok(());
+        }
+        let _quiet = self.twiddler.pause_reloads().await;
+        let reply = self.read_plain(&files).await?;
+        self.note_confirmed(&files, &reply);
+        Ok(())
+    }
+
+    /// Finishes an update that was cut short: what it had stopped runs again.
+    async fn finish(&self) -> Result<(), ChangeError> {
+        let restarts = self.baseline().restarts.clone();
+        let mut groups: Vec<String> = restarts.into_iter().map(|one| one.group).collect();
+        groups.dedup();
+        let files = self.files();
+        groups.retain(|group| files.group(group).is_some());
+        if groups.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(
+            groups = groups.join(", "),
+            "finishing an update that was cut short"
+        );
+        let record = Record::new(Peer::Unknown);
+        self.resume(&groups, Authorized::NotRequired, &record).await
+    }
+
+    fn knows(&self, files: &Definitions) -> bool {
+        let baseline = self.baseline();
+        files.groups.iter().all(|group| {
+            let base = baseline.groups.get(&group.name);
+            base.is_some_and(|base| base.group == *group && base.environment == files.environment)
+        })
+    }
+
+    /// Lets the daemon read the files as they are.
+    async fn read_plain(&self, files: &Definitions) -> Result<Reply, ChangeError> {
+        let results = self.twiddler.read_beside(None, &[]).await?;
+        let reloaded = results.into_iter().next().unwrap_or(Ok(Value::Nil))?;
+        *self.last_read() = Some(files.clone());
+        Ok(probe::Probe::new(None, None).interpret(&reloaded, None))
+    }
+
+    /// Keeps what the files say of groups that the daemon found to be so.
+    fn note_confirmed(&self, files: &Definitions, reply: &Reply) {
+        let mut baseline = self.baseline();
+        let before = baseline.clone();
+        for group in &files.groups {
+            let name = &group.name;
+            if !reply.added.contains(name) && !reply.changed.contains(name) {
+                baseline.made(files, name);
+            }
+        }
+        let is_gone = |name: &String| {
+            reply.added.contains(name) || {
+                files.group(name).is_none() && !reply.removed.contains(name)
+            }
+        };
+        baseline.groups.retain(|name, _| !is_gone(name));
+        let changed = *baseline != before;
+        drop(baseline);
+        if changed {
+            self.keep();
+        }
+    }
+
+    /// What the files say now. Files that cannot be read say nothing.
+    fn files(&self) -> Definitions {
+        conf::definitions(self.twiddler.conf_file(), &conf::process_environment).unwrap_or_default()
+    }
+
+    fn baseline(&self) -> MutexGuard<'_, Baseline> {
+        self.baseline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_read(&self) -> MutexGuard<'_, Option<Definitions>> {
+        self.last_read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what is known for the next proxy.
+    fn keep(&self) {
+        let baseline = self.baseline().clone();
+        let include = self.twiddler.include_dir();
+        if let Err(error) = baseline.write(include) {
+            tracing::warn!(%error, dir = %include.path().display(), "what the groups were started from is known until this proxy ends");
+        }
+    }
+
+    /// The daemon is about to read its files for somebody.
+    pub async fn reading(&self) {
+        self.twiddler.persist_again().await;
+        *self.last_read() = Some(self.files());
+    }
+
+    /// The daemon has made a group from what it read last.
+    pub fn made(&self, group: &str) {
+        let read = self.last_read().clone();
+        if let Some(files) = read {
+            self.baseline().made(&files, group);
+            self.keep();
+        }
+    }
+
+    /// Takes groups out of a reply of `reloadConfig` that differ only because an update has put the
+    /// files in force without making them anew.
+    pub fn without_applied(&self, reloaded: &mut Value) {
+        let files = self.last_read().clone().unwrap_or_default();
+        let baseline = self.baseline().clone();
+        let is_applied = |name: &str| {
+            let applied = baseline.applied.get(name);
+            let group = files.group(name);
+            applied.zip(group).is_some_and(|(applied, group)| {
+                applied.group == *group && applied.environment == files.environment
+            })
+        };
+        let Value::Array(outer) = reloaded else {
+            return;
+        };
+        let Some(Value::Array(lists)) = outer.first_mut() else {
+            return;
+        };
+        for list in lists.iter_mut().take(2) {
+            if let Value::Array(names) = list {
+                names.retain(|name| !name.as_str().is_some_and(is_applied));
+            }
+        }
+    }
+
+    /// Reads a program's options as a client sent them.
+    fn parse(&self, group: &str, program: &str, options: &Value) -> Result<Program, Fault> {
+        let wrong = |text: String| fault(INCORRECT_PARAMETERS, text);
+        let name = Name::parse_group(group).map_err(|error| wrong(error.to_string()))?;
+        let main_file = self.twiddler.conf_file().display().to_string();
+        let program = Program::parse(&name, program, options, &main_file);
+        program.map_err(|error| wrong(error.to_string()))
+    }
+}
+
+fn no_group(group: &str) -> ChangeError {
+    ChangeError::Fault(fault(BAD_NAME, format!("group: {group}")))
+}
+
+fn no_program(program: &str) -> ChangeError {
+    ChangeError::Fault(fault(BAD_NAME, program))
+}

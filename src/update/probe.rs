@@ -1,0 +1,231 @@
+//! Questions to the daemon about definitions: a file that it reads beside the user's, and what its
+//! answer says.
+//!
+//! A group that is redefined from sections of ours is in `changed` of `reloadConfig` exactly if what
+//! the group runs is not what those sections say (`supervisor/options.py`, `ProcessGroupConfig.__eq__`).
+//! A program under the name of a probe shows in `getAllConfigInfo` what the daemon makes of its options.
+//! Pure: the text goes out and the answer comes in as values.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
+
+use super::values::Values;
+use crate::daemon::conf::variables;
+use crate::daemon::fault::{INCORRECT_PARAMETERS, fault};
+use crate::program::{Program, carried, render_group};
+use crate::xmlrpc::{Fault, Value};
+
+/// What the names of all probes begin with.
+pub const PREFIX: &str = "twiddler~";
+/// Takes the user's own programs out of groups of their names while those are redefined.
+const CLAIMED: &str = "twiddler~probe";
+/// Shows what `[supervisord] environment` comes to.
+const ENVIRONMENT: &str = "twiddler~environment";
+
+/// Which of the programs that were asked about: a number that [`Probe::value`] has given.
+pub type Id = usize;
+
+/// Questions that go out together.
+#[derive(Debug, Default)]
+pub struct Probe {
+    sections: String,
+    next: usize,
+    values: Vec<(String, String)>,
+    claimed: BTreeSet<String>,
+    /// The groups that are redefined.
+    redefined: BTreeSet<String>,
+    /// What every program gets for `[supervisord] environment`.
+    environment: Option<String>,
+    /// The files have another one.
+    overrides: bool,
+}
+
+/// What the daemon said.
+#[derive(Clone, Debug, Default)]
+pub struct Reply {
+    /// Groups that are in the files and not in the daemon.
+    pub added: BTreeSet<String>,
+    /// Groups that are not as the daemon has read them.
+    pub changed: BTreeSet<String>,
+    /// Of these, those that were redefined: they do not run what was believed.
+    pub refuted: BTreeSet<String>,
+    /// Groups that only the daemon has.
+    pub removed: BTreeSet<String>,
+    values: HashMap<Id, BTreeMap<String, Values>>,
+}
+
+impl Probe {
+    /// Asks nothing yet. Every program gets this `[supervisord] environment`, where the files have
+    /// `written`.
+    pub fn new(environment: Option<&str>, written: Option<&str>) -> Self {
+        Probe {
+            environment: environment.map(str::to_owned),
+            overrides: environment != written,
+            ..Probe::default()
+        }
+    }
+
+    /// Whether nothing is asked but what the files say.
+    pub fn is_empty(&self) -> bool {
+        self.sections.is_empty()
+    }
+
+    /// Asks what the daemon makes of `programs`, which have processes of different names.
+    pub fn value(&mut self, programs: &[Program]) -> Vec<Id> {
+        let mut ids = Vec::new();
+        for program in programs {
+            let (shown, unshown) = (self.name(), self.name());
+            self.sections += &program.render_shown(&shown);
+            self.sections += &program.render_unshown(&unshown);
+            self.values.push((shown, unshown));
+            ids.push(self.values.len() - 1);
+        }
+        ids
+    }
+
+    /// Asks whether the group `name` runs what `programs` say, in this order. The user's own programs
+    /// in it are `claimed`.
+    pub fn group<'p>(
+        &mut self,
+        name: &str,
+        priority: i64,
+        programs: &[Program],
+        claimed: impl IntoIterator<Item = &'p str>,
+    ) {
+        let sections: Vec<String> = programs.iter().map(|_| self.name()).collect();
+        let names: Vec<&str> = sections.iter().map(String::as_str).collect();
+        self.sections += &render_group(name, priority, &names);
+        for (program, section) in programs.iter().zip(&sections) {
+            self.sections += &program.render(section, crate::program::Scope::All);
+        }
+        self.redefined.insert(name.to_owned());
+        self.claimed.extend(claimed.into_iter().map(str::to_owned));
+    }
+
+    fn name(&mut self) -> String {
+        self.next += 1;
+        format!("{PREFIX}{}", self.next)
+    }
+
+    /// The daemon's complaint about the program with this number, in words about what a client sent.
+    pub fn in_client_words(
+        &self,
+        told: Fault,
+        program: &Program,
+        id: Id,
+        main_file: &str,
+    ) -> Fault {
+        let blamed = self.values.get(id).map(|(shown, unshown)| [shown, unshown]);
+        let blamed = blamed.into_iter().flatten();
+        let section = blamed
+            .filter(|section| told.text.contains(&format!("program:{section}'")))
+            .chain(self.values.get(id).map(|(shown, _)| shown))
+            .next();
+        let is_about_it = |section: &&String| told.text.contains(&format!("program:{section}"));
+        let Some(section) = section.filter(is_about_it) else {
+            return told;
+        };
+        let reason = told
+            .text
+            .strip_prefix("CANT_REREAD: ")
+            .unwrap_or(&told.text);
+        let reason = program.in_client_words(reason, section, main_file);
+        fault(INCORRECT_PARAMETERS, reason)
+    }
+
+    /// Whether definitions are asked for.
+    pub fn asks_for_values(&self) -> bool {
+        !self.values.is_empty()
+    }
+
+    /// The file.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let environment = carried(self.environment.as_deref().unwrap_or_default());
+        if self.overrides {
+            let _infallible = writeln!(text, "[supervisord]\nenvironment={environment}");
+        }
+        text += &self.sections;
+        if self.asks_for_values() {
+            let _infallible = writeln!(
+                text,
+                "[program:{ENVIRONMENT}]\nautostart=false\ncommand={PREFIX} {environment}"
+            );
+        }
+        if !self.claimed.is_empty() {
+            let claimed: Vec<&str> = self.claimed.iter().map(String::as_str).collect();
+            text += &render_group(CLAIMED, 999, &claimed);
+        }
+        text
+    }
+
+    /// Reads what `reloadConfig` and `getAllConfigInfo` said.
+    pub fn interpret(&self, reloaded: &Value, configs: Option<&Value>) -> Reply {
+        let lists = reloaded.as_array().and_then(|outer| outer.first());
+        let lists = lists.and_then(Value::as_array).unwrap_or_default();
+        let names = |at: usize| -> BTreeSet<String> {
+            let names = lists.get(at).and_then(Value::as_array).unwrap_or_default();
+            let names = names.iter().filter_map(Value::as_str);
+            names
+                .filter(|name| !name.starts_with(PREFIX))
+                .map(str::to_owned)
+                .collect()
+        };
+        let changed: BTreeSet<String> = names(1);
+        Reply {
+            added: names(0),
+            refuted: changed.intersection(&self.redefined).cloned().collect(),
+            changed,
+            removed: names(2),
+            values: self.read_values(configs),
+        }
+    }
+
+    fn read_values(&self, configs: Option<&Value>) -> HashMap<Id, BTreeMap<String, Values>> {
+        let configs = configs.and_then(Value::as_array).unwrap_or_default();
+        let mut groups: HashMap<&str, Vec<&Value>> = HashMap::new();
+        for config in configs {
+            let group = config.get("group").and_then(Value::as_str);
+            if let Some(group) = group.filter(|group| group.starts_with(PREFIX)) {
+                groups.entry(group).or_default().push(config);
+            }
+        }
+        let of = |group: &str| groups.get(group).map(Vec::as_slice).unwrap_or_default();
+        let all = of(ENVIRONMENT).first().and_then(|config| command(config));
+        let all = all.and_then(|text| variables(text.trim_start_matches(PREFIX)));
+        let all = all.unwrap_or_default();
+        let read = |(id, (shown, unshown)): (Id, &(String, String))| {
+            let unshown: HashMap<&str, &str> = of(unshown)
+                .iter()
+                .filter_map(|config| Some((name(config)?, command(config)?)))
+                .collect();
+            let values = of(shown).iter().filter_map(|config| {
+                let name = name(config)?;
+                let values = Values::read(config, unshown.get(name)?, &all)?;
+                Some((name.to_owned(), values))
+            });
+            (id, values.collect())
+        };
+        self.values.iter().enumerate().map(read).collect()
+    }
+}
+
+impl Reply {
+    /// What the daemon made of the programs with these numbers, by the names of processes.
+    pub fn values(&self, ids: &[Id]) -> BTreeMap<String, Values> {
+        let maps = ids.iter().filter_map(|id| self.values.get(id));
+        maps.flat_map(|map| {
+            map.iter()
+                .map(|(name, values)| (name.clone(), values.clone()))
+        })
+        .collect()
+    }
+}
+
+fn name(config: &Value) -> Option<&str> {
+    config.get("name")?.as_str()
+}
+
+fn command(config: &Value) -> Option<&str> {
+    config.get("command")?.as_str()
+}

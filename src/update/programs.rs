@@ -1,0 +1,551 @@
+//! The programs that there are, and changes of one of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::baseline::Scale;
+use super::difference::{Made, Seen, names, part};
+use super::plan::{Name, Plan, runs};
+use super::probe::Probe;
+use super::reply::{count, object, scaled, strings};
+use super::survey::Survey;
+use super::{Updates, no_program};
+use crate::audit::Record;
+use crate::daemon::ProcessInfo;
+use crate::daemon::conf::{Definitions, Kind, ProgramDefinition};
+use crate::daemon::fault::{FAILED, INCORRECT_PARAMETERS, fault};
+use crate::program::Program;
+use crate::twiddler::{Authorized, ChangeError};
+use crate::xmlrpc::Value;
+
+/// More processes of one program are refused.
+pub const MAX_SCALE: i64 = 10_000;
+
+/// The key by which programs are sorted: group, name, and whether it was added.
+type Key = (String, String, bool);
+
+impl Updates {
+    /// `getAllProgramInfo`
+    pub(super) async fn all_programs(&self) -> Result<Value, ChangeError> {
+        let (files, seen) = self.look().await?;
+        let mut programs: BTreeMap<Key, BTreeSet<String>> = BTreeMap::new();
+        for one in &seen {
+            let (program, is_added) = self.program_of(one, &files);
+            let key = (one.group.clone(), program, is_added);
+            programs.entry(key).or_default().insert(one.process.clone());
+        }
+        for scale in self
+            .baseline()
+            .scales
+            .iter()
+            .filter(|scale| scale.numprocs == 0)
+        {
+            let key = (scale.group.clone(), scale.program.clone(), scale.is_added());
+            programs.entry(key).or_default();
+        }
+        let infos = programs
+            .into_iter()
+            .map(|((group, program, is_added), processes)| {
+                let kind = self.kind_of(&group, &program, is_added, &files);
+                object([
+                    ("group", group.into()),
+                    ("program", program.into()),
+                    (
+                        "origin",
+                        if is_added { "added" } else { "configured" }.into(),
+                    ),
+                    ("kind", kind.section().into()),
+                    ("numprocs", count(processes.len())),
+                    ("processes", strings(processes.into_iter().collect())),
+                ])
+            });
+        Ok(Value::Array(infos.collect()))
+    }
+
+    /// `getProgramOptions`
+    pub(super) async fn program_options(
+        &self,
+        group: &str,
+        program: &str,
+    ) -> Result<Value, ChangeError> {
+        let (files, seen) = self.look().await?;
+        let of_program = seen
+            .iter()
+            .filter(|one| one.group == group && self.program_of(one, &files).0 == program);
+        let of_program: Vec<&Seen> = of_program.collect();
+        let added = of_program.iter().find_map(|one| match &one.made {
+            Made::Added(added) => Some(added.clone()),
+            _ => None,
+        });
+        let options = match added.or_else(|| self.scaled_away(group, program).map(Some)) {
+            Some(None) => {
+                return Err(ChangeError::Fault(fault(
+                    FAILED,
+                    format!("the options of {program} are not known: it was found in supervisord"),
+                )));
+            }
+            Some(Some(added)) => added.options().clone(),
+            None => {
+                let updated = of_program
+                    .iter()
+                    .any(|one| matches!(one.made, Made::Update(_)));
+                let definition = self.in_force(group, program, updated, &files);
+                let definition = definition
+                    .filter(|_| !of_program.is_empty() || self.is_scaled(group, program))
+                    .ok_or_else(|| no_program(program))?;
+                without_secrets(definition.options)
+            }
+        };
+        let options = options.into_iter();
+        Ok(Value::Struct(
+            options.map(|(name, text)| (name, text.into())).collect(),
+        ))
+    }
+
+    /// `updateProgram`
+    pub(super) async fn redefine(
+        &self,
+        group: &str,
+        program: &str,
+        options: &Value,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<Value, ChangeError> {
+        let (files, seen) = self.look().await?;
+        let (old, is_configured) = self.members(group, program, &files, &seen);
+        if old.is_empty() {
+            return Err(match is_configured {
+                true => configured(program),
+                false => no_program(program),
+            });
+        }
+        let new = self.parse(group, program, options)?;
+        let new = match old.iter().any(|(_, old)| old.calls_proxy()) {
+            true => new.calling_proxy(),
+            false => new,
+        };
+        let survey = self.survey_of(files.clone(), seen.clone()).await?;
+        let plan = self.replacement(&old, &new).await?;
+        let outcome = self
+            .execute(&survey, &plan, authorized, record)
+            .await?
+            .of_plan(&plan, 0);
+        match outcome.failed.into_iter().next() {
+            Some((_, reason)) => Err(ChangeError::Fault(fault(FAILED, reason))),
+            None => Ok(Value::Bool(true)),
+        }
+    }
+
+    /// Who leaves and who joins where a program that was added is to be `new`. The daemon says whose
+    /// definition is the same, and refuses what it does not take.
+    async fn replacement(
+        &self,
+        old: &[(&Seen, &Program)],
+        new: &Program,
+    ) -> Result<Plan, ChangeError> {
+        let mut probe = Probe::new(None, None);
+        let mut olds: Vec<&Program> = Vec::new();
+        for (_, program) in old {
+            if !olds.contains(program) {
+                olds.push(program);
+            }
+        }
+        let olds: Vec<Program> = olds.into_iter().cloned().collect();
+        let old_ids = probe.value(&olds);
+        let new_ids = probe.value(std::slice::from_ref(new));
+        let reply = {
+            let _quiet = self.twiddler.pause_reloads().await;
+            let reply = self.put(&probe).await;
+            self.read_plain(&self.files()).await?;
+            reply
+        };
+        let reply = reply.map_err(|refusal| match refusal {
+            ChangeError::Fault(told) => ChangeError::Fault(probe.in_client_words(
+                told,
+                new,
+                new_ids[0],
+                &self.twiddler.conf_file().display().to_string(),
+            )),
+            other => other,
+        })?;
+        let (before, after) = (reply.values(&old_ids), reply.values(&new_ids));
+        let numbers = names(std::slice::from_ref(new))
+            .unwrap_or_else(|| after.keys().cloned().zip(new.numbers()).collect());
+        let mut plan = Plan::default();
+        let mut joining = numbers.clone();
+        for (seen, _) in old {
+            let name: Name = (seen.group.clone(), seen.process.clone());
+            let is_same = before
+                .get(&seen.process)
+                .zip(after.get(&seen.process))
+                .is_some_and(|(before, after)| before.equals(after));
+            if is_same && let Some(number) = joining.remove(&seen.process) {
+                let one = new.part(number..number + 1, i64::from(new.numprocs()));
+                let one = one.map_err(|error| failed(&error))?;
+                plan.adopt
+                    .extend(one.into_iter().map(|one| (name.clone(), one)));
+                continue;
+            }
+            plan.leave.push(name.clone());
+            if seen.is_running() {
+                plan.stop.push(name.clone());
+                match numbers.contains_key(&seen.process) {
+                    true => {
+                        plan.restarted.push(name.clone());
+                        if !new.autostarts() {
+                            plan.start.push(name);
+                        }
+                    }
+                    false => plan.stopped.push(name),
+                }
+            }
+        }
+        let joining: BTreeSet<i64> = joining.into_values().collect();
+        for run in runs(&joining) {
+            let parts = new.part(run, i64::from(new.numprocs()));
+            plan.join.extend(parts.map_err(|error| failed(&error))?);
+        }
+        Ok(plan)
+    }
+
+    /// `scaleProgram`
+    pub(super) async fn scale(
+        &self,
+        group: &str,
+        program: &str,
+        numprocs: i64,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<Value, ChangeError> {
+        if !(0..=MAX_SCALE).contains(&numprocs) {
+            let text = format!("numprocs has to be from 0 to {MAX_SCALE}");
+            return Err(ChangeError::Fault(fault(INCORRECT_PARAMETERS, text)));
+        }
+        let (files, seen) = self.look().await?;
+        let (added, _) = self.members(group, program, &files, &seen);
+        let of_program: Vec<&Seen> = seen
+            .iter()
+            .filter(|one| one.group == group && self.program_of(one, &files).0 == program)
+            .collect();
+        let lowest = added
+            .iter()
+            .min_by_key(|(_, program)| program.numbers().start);
+        let source = match lowest {
+            Some((_, added)) => Source::Added((*added).clone()),
+            None => match self.scaled_away(group, program) {
+                Some(added) => Source::Added(added),
+                None => self.configured_source(group, program, &files, &of_program)?,
+            },
+        };
+        let current = source.numbers(&of_program)?;
+        let wanted = usize::try_from(numprocs).unwrap_or_default();
+        if numprocs > 1 && !source.is_numbered() {
+            return Err(ChangeError::Fault(fault(
+                INCORRECT_PARAMETERS,
+                "process_name has to contain %(process_num) for more than one process",
+            )));
+        }
+        let mut plan = Plan::default();
+        let more = wanted.saturating_sub(current.len());
+        let joining: BTreeSet<i64> = (source.first()..)
+            .filter(|number| !current.contains_key(number))
+            .take(more)
+            .collect();
+        for run in runs(&joining) {
+            plan.join.extend(source.part(group, run, numprocs, &files)?);
+        }
+        for (_, seen) in current.iter().skip(wanted) {
+            let name: Name = (seen.group.clone(), seen.process.clone());
+            if seen.is_running() {
+                plan.stop.push(name.clone());
+                plan.stopped.push(name.clone());
+            }
+            plan.leave.push(name);
+        }
+        let autostarts = plan.join.iter().filter(|program| program.autostarts());
+        plan.started = autostarts
+            .flat_map(|program| program.process_names().unwrap_or_default())
+            .map(|name| (group.to_owned(), name))
+            .collect();
+        let survey = self.survey_of(files, seen.clone()).await?;
+        self.note_scale(&source, group, program, numprocs);
+        let outcome = self.execute(&survey, &plan, authorized, record).await?;
+        if let Some((_, reason)) = outcome.skipped.first() {
+            return Err(ChangeError::Fault(fault(FAILED, reason.clone())));
+        }
+        Ok(scaled(&plan.started, &plan.stopped))
+    }
+
+    fn note_scale(&self, source: &Source, group: &str, program: &str, numprocs: i64) {
+        let mut baseline = self.baseline();
+        baseline.forget_scale(group, program);
+        let scale = |configured, added| Scale {
+            group: group.to_owned(),
+            program: program.to_owned(),
+            numprocs,
+            configured,
+            added,
+        };
+        match source {
+            Source::Configured(definition) if definition.numprocs != numprocs => {
+                baseline.scales.push(scale(definition.numprocs, None));
+            }
+            // Its options would be forgotten with its last process.
+            Source::Added(added) if numprocs == 0 => {
+                baseline.scales.push(scale(0, Some(added.clone())));
+            }
+            _ => {}
+        }
+        drop(baseline);
+        self.keep();
+    }
+
+    fn configured_source(
+        &self,
+        group: &str,
+        program: &str,
+        files: &Definitions,
+        seen: &[&Seen],
+    ) -> Result<Source, ChangeError> {
+        let updated = seen.iter().any(|one| matches!(one.made, Made::Update(_)));
+        let definition = self.in_force(group, program, updated, files);
+        let definition = definition
+            .filter(|_| !seen.is_empty() || self.is_scaled(group, program))
+            .ok_or_else(|| no_program(program))?;
+        let is_alone = files
+            .group(group)
+            .is_some_and(|group| group.kind == Kind::Program);
+        match definition.kind {
+            Kind::Program => Ok(Source::Configured(definition)),
+            Kind::Fcgi if is_alone => Ok(Source::Configured(definition)),
+            kind => Err(ChangeError::Fault(fault(
+                INCORRECT_PARAMETERS,
+                format!(
+                    "{program} is an [{}:x], whose number only the files can change",
+                    kind.section()
+                ),
+            ))),
+        }
+    }
+
+    /// The processes of a program that was added, and whether there are some of the files.
+    fn members<'s>(
+        &self,
+        group: &str,
+        program: &str,
+        files: &Definitions,
+        seen: &'s [Seen],
+    ) -> (Vec<(&'s Seen, &'s Program)>, bool) {
+        let mut added = Vec::new();
+        let mut is_configured = false;
+        for one in seen.iter().filter(|one| one.group == group) {
+            match &one.made {
+                Made::Added(Some(made)) if made.name() == program => added.push((one, made)),
+                Made::Added(_) => {}
+                _ => is_configured |= self.program_of(one, files).0 == program,
+            }
+        }
+        (added, is_configured)
+    }
+
+    /// What the daemon runs, and what the files say. Nothing is read for it.
+    async fn look(&self) -> Result<(Definitions, Vec<Seen>), ChangeError> {
+        self.twiddler.current().await?;
+        let calls = [("supervisor.getAllProcessInfo", vec![])];
+        let told = self.twiddler.call_all(&calls).await?;
+        let infos = told.into_iter().next().unwrap_or(Ok(Value::Nil))?;
+        let infos = ProcessInfo::read_all(&infos);
+        let seen = self
+            .twiddler
+            .with_registry(|registry| super::survey::seen(registry, &infos));
+        Ok((self.files(), seen))
+    }
+
+    /// For changes that no file is the cause of.
+    async fn survey_of(&self, files: Definitions, seen: Vec<Seen>) -> Result<Survey, ChangeError> {
+        Ok(Survey {
+            epoch: self.twiddler.current().await?,
+            files,
+            seen,
+            added_groups: BTreeSet::new(),
+            bases: BTreeMap::new(),
+            differences: Vec::new(),
+        })
+    }
+
+    /// The program that a process belongs to, and whether it was added.
+    fn program_of(&self, seen: &Seen, files: &Definitions) -> (String, bool) {
+        match &seen.made {
+            Made::Added(Some(program)) => (program.name().to_owned(), true),
+            Made::Added(None) => (seen.process.clone(), true),
+            Made::Update(program) => (program.name().to_owned(), false),
+            Made::Base => {
+                let baseline = self.baseline();
+                let base = baseline.groups.get(&seen.group).map(|base| &base.group);
+                let found = [base, files.group(&seen.group)].into_iter().flatten();
+                let found = found
+                    .flat_map(|group| &group.programs)
+                    .find(|program| holds(&seen.group, program, &seen.process));
+                let name = found.map_or(&seen.process, |program| &program.name);
+                (name.clone(), false)
+            }
+        }
+    }
+
+    fn kind_of(&self, group: &str, program: &str, is_added: bool, files: &Definitions) -> Kind {
+        if is_added {
+            return Kind::Program;
+        }
+        let definition = self.in_force(group, program, false, files);
+        definition.map_or(Kind::Program, |definition| definition.kind)
+    }
+
+    /// The definition that is in force; where that is not known, what the files say.
+    fn in_force(
+        &self,
+        group: &str,
+        program: &str,
+        updated: bool,
+        files: &Definitions,
+    ) -> Option<ProgramDefinition> {
+        let baseline = self.baseline();
+        let applied = baseline.applied.get(group).filter(|_| updated);
+        let bases = [applied, baseline.groups.get(group)];
+        let groups = bases.into_iter().flatten().map(|base| &base.group);
+        let mut found = groups
+            .chain(files.group(group))
+            .filter_map(|group| group.program(program));
+        found.next().cloned()
+    }
+
+    fn is_scaled(&self, group: &str, program: &str) -> bool {
+        let baseline = self.baseline();
+        let mut scales = baseline.scales.iter();
+        scales.any(|scale| scale.group == group && scale.program == program)
+    }
+
+    /// The program that was added and scaled to none.
+    fn scaled_away(&self, group: &str, program: &str) -> Option<Program> {
+        let baseline = self.baseline();
+        let mut scales = baseline.scales.iter();
+        let scale = scales.find(|scale| scale.group == group && scale.program == program)?;
+        scale.added.clone()
+    }
+}
+
+/// What a program's processes are made from.
+enum Source {
+    /// What the files say, or said.
+    Configured(ProgramDefinition),
+    /// What a client sent.
+    Added(Program),
+}
+
+impl Source {
+    /// The number of its first process.
+    fn first(&self) -> i64 {
+        match self {
+            Source::Configured(definition) => definition.numprocs_start,
+            Source::Added(program) => program.numbers().start,
+        }
+    }
+
+    fn is_numbered(&self) -> bool {
+        let options = match self {
+            Source::Configured(definition) => &definition.options,
+            Source::Added(program) => program.options(),
+        };
+        let name = options.get("process_name");
+        name.is_some_and(|name| name.contains("%(process_num)"))
+    }
+
+    /// Its processes by their numbers.
+    fn numbers<'s>(&self, seen: &[&'s Seen]) -> Result<BTreeMap<i64, &'s Seen>, ChangeError> {
+        let most = self.first()..self.first() + MAX_SCALE;
+        let mut by_name: BTreeMap<String, i64> = BTreeMap::new();
+        let known = match self {
+            Source::Configured(definition) => names_of(definition, seen, most),
+            Source::Added(program) => program
+                .part(most, i64::from(program.total()))
+                .ok()
+                .and_then(|parts| names(&parts)),
+        };
+        if self.is_numbered() {
+            by_name.extend(known.unwrap_or_default());
+        }
+        let fallback = self.first();
+        let numbers = seen.iter().enumerate().map(|(at, one)| {
+            let number = by_name.get(&one.process).copied();
+            let at = i64::try_from(at).unwrap_or_default();
+            (number.unwrap_or(fallback + at), *one)
+        });
+        Ok(numbers.collect())
+    }
+
+    /// Its processes with these numbers, of `total`.
+    fn part(
+        &self,
+        group: &str,
+        numbers: std::ops::Range<i64>,
+        total: i64,
+        files: &Definitions,
+    ) -> Result<Vec<Program>, ChangeError> {
+        match self {
+            Source::Configured(definition) => {
+                let environment = files.environment.as_deref();
+                let end = definition.numprocs_start + definition.numprocs;
+                let (own, extra) = (
+                    numbers.start..numbers.end.min(end).max(numbers.start),
+                    numbers.start.max(end).min(numbers.end)..numbers.end,
+                );
+                let failed = |reason| ChangeError::Fault(fault(FAILED, reason));
+                let make = |numbers| part(group, definition, environment, numbers, total);
+                let mut parts = make(own).map_err(failed)?;
+                let extra = make(extra).map_err(failed)?;
+                parts.extend(extra.into_iter().map(Program::as_extra));
+                Ok(parts)
+            }
+            Source::Added(program) => program.part(numbers, total).map_err(|error| failed(&error)),
+        }
+    }
+}
+
+fn names_of(
+    definition: &ProgramDefinition,
+    seen: &[&Seen],
+    numbers: std::ops::Range<i64>,
+) -> Option<BTreeMap<String, i64>> {
+    let group = &seen.first()?.group;
+    let parts = part(group, definition, None, numbers, definition.numprocs).ok()?;
+    names(&parts)
+}
+
+/// Whether a process of this name is one of a program's, whatever its number.
+fn holds(group: &str, definition: &ProgramDefinition, process: &str) -> bool {
+    let first = definition.numprocs_start;
+    let count = definition.numprocs.max(1);
+    let parts = part(group, definition, None, first..first + count, count);
+    let names = parts.ok().and_then(|parts| names(&parts));
+    names.is_some_and(|names| names.contains_key(process))
+}
+
+/// Of `environment`, only which variables are set: whoever may list programs need not know their
+/// secrets.
+fn without_secrets(mut options: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    if let Some(environment) = options.get_mut("environment") {
+        let variables = crate::daemon::conf::variables(environment).unwrap_or_default();
+        let names: Vec<String> = variables.into_keys().collect();
+        *environment = names.join(",");
+    }
+    options
+}
+
+fn configured(program: &str) -> ChangeError {
+    ChangeError::Fault(fault(
+        INCORRECT_PARAMETERS,
+        format!("{program} is configured in supervisord's files: edit them and update"),
+    ))
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ChangeError {
+    ChangeError::Fault(fault(FAILED, error))
+}

@@ -1,0 +1,237 @@
+//! `supervisorctl update` and others that stop, remove and add groups after `reloadConfig`.
+//!
+//! What a live update has put in force lives in groups of its own, so that a group which is made anew
+//! as a whole takes that along. With `live_update` the steps themselves restart only what changed.
+
+use super::Updates;
+use super::difference::Made;
+use super::plan::{Name, Plan};
+use crate::audit::Record;
+use crate::daemon::fault::BAD_NAME;
+use crate::twiddler::{Authorized, Change, ChangeError, Registry};
+use crate::xmlrpc::Value;
+
+impl Updates {
+    /// Whether the steps of an update restart only what changed.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Groups that are there, and that an update would change.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or the files are not valid.
+    pub async fn pending(&self, authorized: Authorized) -> Result<Vec<String>, ChangeError> {
+        let work = async {
+            let _turn = self.turn.lock().await;
+            let survey = self.survey(&[]).await?;
+            let pending = survey.differences.into_iter();
+            let pending = pending.filter(|one| one.is_pending() && !one.comes && !one.goes);
+            Ok(pending.map(|one| one.group).collect())
+        };
+        let presented = authorized.presented();
+        self.twiddler.daemon().presenting(presented, work).await
+    }
+
+    /// Stops what an update of this group has to stop, and says who that was; none where the group can
+    /// only be stopped as a whole.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or the files are not valid.
+    pub async fn stop_step(
+        &self,
+        group: &str,
+        authorized: Authorized,
+    ) -> Result<Option<Vec<(String, String)>>, ChangeError> {
+        let work = async {
+            let _turn = self.turn.lock().await;
+            let survey = self.survey(&[group.to_owned()]).await?;
+            let differences = &survey.differences;
+            if let Some(reason) = differences.iter().find_map(|one| one.unknown.as_ref()) {
+                tracing::warn!(group, "restarting the group as a whole: {reason}");
+            }
+            let is_whole = |one: &super::difference::GroupDifference| {
+                one.unknown.is_some() || one.whole.is_some() || one.goes
+            };
+            if differences.iter().any(is_whole) {
+                return Ok(None);
+            }
+            let plan = Plan::new(
+                differences,
+                &survey.files,
+                &survey.seen,
+                &survey.added_groups,
+            );
+            let Ok(plan) = plan else { return Ok(None) };
+            // The stop comes before the change that the rest of the steps ask for.
+            self.intend(&survey, &plan)?;
+            self.stop(&plan.stop).await?;
+            Ok(Some(plan.stop))
+        };
+        let presented = authorized.presented();
+        self.twiddler.daemon().presenting(presented, work).await
+    }
+
+    /// Puts groups that were added, and that the files define now, among those that have changed: the
+    /// files count, as soon as somebody puts them in force.
+    pub fn with_defined(&self, reloaded: &mut Value) {
+        if self
+            .twiddler
+            .with_registry(|registry| registry.added_groups().next().is_none())
+        {
+            return;
+        }
+        let defined = self.twiddler.configured_groups();
+        let is_defined = |name: &str| defined.iter().any(|group| group.name == name);
+        let added: Vec<String> = self.twiddler.with_registry(|registry| {
+            let added = registry.added_groups().filter(|name| is_defined(name));
+            added.map(str::to_owned).collect()
+        });
+        let lists = match reloaded {
+            Value::Array(outer) => outer.first_mut(),
+            _ => None,
+        };
+        if let Some(Value::Array(lists)) = lists
+            && let Some(Value::Array(changed)) = lists.get_mut(1)
+        {
+            changed.extend(added.into_iter().map(Value::from));
+        }
+    }
+
+    /// Whether what was added here stands where the files define something, so that the daemon must not
+    /// add this group by itself.
+    pub fn has_clashes(&self, group: &str) -> bool {
+        let holds = |registry: &Registry| {
+            registry.added_group(group).is_some() || registry.members_of(group).next().is_some()
+        };
+        if !self.twiddler.with_registry(holds) {
+            return false;
+        }
+        let defined = self.twiddler.configured_groups();
+        let Some(defined) = defined.iter().find(|one| one.name == group) else {
+            return false;
+        };
+        self.twiddler.with_registry(|registry| {
+            let mut members = registry.members_of(group);
+            let is_added_group = registry.added_group(group).is_some();
+            is_added_group || members.any(|member| defined.processes.contains(&member.process))
+        })
+    }
+
+    /// Processes of this group that came from the files after the group was made.
+    pub fn placed(&self, group: &str) -> Vec<(String, String)> {
+        let placed = |registry: &Registry| {
+            let members = registry.members_of(group);
+            let members = members.filter(|member| member.is_in_files());
+            members
+                .map(|member| (member.group.clone(), member.process.clone()))
+                .collect()
+        };
+        self.twiddler.with_registry(placed)
+    }
+
+    /// Stops those of [`Updates::placed`] that run.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub async fn stop_placed(
+        &self,
+        group: &str,
+        authorized: Authorized,
+    ) -> Result<(), ChangeError> {
+        let names: Vec<Name> = self.placed(group);
+        let presented = authorized.presented();
+        let work = self.stop(&names);
+        self.twiddler.daemon().presenting(presented, work).await
+    }
+
+    /// Takes those of [`Updates::placed`] out, because the group itself is removed.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or one of them runs.
+    pub async fn remove_placed(
+        &self,
+        group: &str,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<(), ChangeError> {
+        let changes = self.placed(group).into_iter();
+        let changes = changes.map(|(group, process)| Change::RemoveProcess { group, process });
+        let removed = self
+            .twiddler
+            .change(changes.collect(), authorized, record)
+            .await;
+        for removed in removed {
+            match removed {
+                Err(error) if error.fault().is_some_and(|fault| fault.code == BAD_NAME) => {}
+                removed => removed?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the files of one group in force, as the last step of an update.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or the files are not valid.
+    pub async fn add_step(
+        &self,
+        group: &str,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<(), ChangeError> {
+        let presented = authorized.presented();
+        let work = async {
+            let _turn = self.turn.lock().await;
+            self.resume(&[group.to_owned()], authorized, record).await
+        };
+        self.twiddler.daemon().presenting(presented, work).await
+    }
+
+    /// Finishes an update that has stopped its processes already: those that ran run again.
+    pub(super) async fn resume(
+        &self,
+        groups: &[String],
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<(), ChangeError> {
+        let ran = self.baseline().restarts.clone();
+        let survey = self.survey(groups).await?;
+        let plan = Plan::new(
+            &survey.differences,
+            &survey.files,
+            &survey.seen,
+            &survey.added_groups,
+        );
+        let mut plan = plan.map_err(|reason| {
+            let text = crate::daemon::fault::fault(crate::daemon::fault::FAILED, reason);
+            ChangeError::Fault(text)
+        })?;
+        let of_groups = ran.iter().filter(|one| groups.contains(&one.group));
+        for one in of_groups {
+            let name: Name = (one.group.clone(), one.process.clone());
+            let was_left = |seen: &super::difference::Seen| {
+                seen.group == one.group
+                    && seen.process == one.process
+                    && (seen.start == one.start
+                        || one.is_made_anew && seen.start == 0
+                        || matches!(seen.made, Made::Update(_)))
+            };
+            let is_there = survey
+                .seen
+                .iter()
+                .any(|seen| seen.process == one.process && seen.group == one.group);
+            let is_left = survey.seen.iter().any(was_left);
+            if (is_left || !is_there) && !plan.start.contains(&name) {
+                plan.start.push(name);
+            }
+        }
+        let outcome = self.execute(&survey, &plan, authorized, record).await?;
+        tracing::info!(
+            peer = %record.peer(),
+            user = record.user(),
+            "finished an update: {}", outcome.of_plan(&plan, survey.seen.len()).in_words()
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,828 @@
+//! An edited file restarts only what changed: the judge is supervisord's own parser.
+//!
+//! `TEST_EFFORT` multiplies the random edits, `TEST_SEED` repeats them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value as Json, json};
+use supervisor_twiddler::xmlrpc::Value;
+
+use crate::common::dice::{Dice, seed, times};
+use crate::common::provision::{Version, venv};
+use crate::common::values::{items, texts};
+use crate::common::view::{Row, rows};
+use crate::common::{
+    Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, member, options, text, value,
+};
+
+const FILE: &str = "conf.d/web.conf";
+
+const WEB: &str = "\
+[group:web]
+programs = a,b,c
+
+[program:a]
+command = /bin/sleep 600
+
+[program:b]
+command = /bin/sleep 601
+environment = TOKEN=\"secret\",MODE=x
+
+[program:c]
+command = /bin/sleep 602
+numprocs = 2
+process_name = %(program_name)s_%(process_num)02d
+
+[program:lone]
+command = /bin/sleep 603
+";
+
+/// supervisord's parser, which remembers what is in force.
+struct Judge {
+    child: Child,
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    main: String,
+}
+
+/// What an update has to do.
+#[derive(Debug, Default)]
+struct Verdict {
+    same: BTreeSet<String>,
+    /// With whether they are started by themselves.
+    changed: BTreeMap<String, bool>,
+    added: BTreeMap<String, bool>,
+    removed: BTreeSet<String>,
+}
+
+impl Judge {
+    fn of(daemon: &Daemon) -> Result<Judge> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/oracle/compare.py");
+        let mut command = venv(daemon.version()).bare_command();
+        let mut child = command
+            .arg(script)
+            .env("N", "60")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let requests = child.stdin.take().context("no standard input")?;
+        let answers = BufReader::new(child.stdout.take().context("no standard output")?);
+        let main = daemon.conf().to_string_lossy().into_owned();
+        let mut judge = Judge {
+            child,
+            requests,
+            answers,
+            main,
+        };
+        judge.start()?;
+        Ok(judge)
+    }
+
+    fn ask(&mut self, action: &str) -> Result<Json> {
+        let request = json!({ "action": action, "main": self.main });
+        writeln!(self.requests, "{request}")?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        let answer: Json = serde_json::from_str(&answer).context("no answer of the parser")?;
+        ensure!(answer.get("fault").is_none(), "the parser says {answer}");
+        Ok(answer)
+    }
+
+    /// The daemon has started with the files as they are.
+    fn start(&mut self) -> Result<()> {
+        self.ask("start").map(|_| ())
+    }
+
+    /// What an update to the files as they are has to do.
+    fn update(&mut self) -> Result<Verdict> {
+        let answer = self.ask("update")?;
+        let names = |list: &str| -> BTreeSet<String> {
+            let names = answer[list].as_array().into_iter().flatten();
+            names.filter_map(Json::as_str).map(str::to_owned).collect()
+        };
+        let changed = answer["changed"].as_array().into_iter().flatten();
+        let added = answer["added"].as_object().into_iter().flatten();
+        Ok(Verdict {
+            same: names("same"),
+            changed: changed
+                .filter_map(|pair| Some((pair[0].as_str()?.to_owned(), pair[1].as_bool()?)))
+                .collect(),
+            added: added
+                .filter_map(|(name, starts)| Some((name.clone(), starts.as_bool()?)))
+                .collect(),
+            removed: names("removed"),
+        })
+    }
+}
+
+impl Drop for Judge {
+    fn drop(&mut self) {
+        let _gone_already = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+fn table(client: &Client) -> Result<BTreeMap<String, Row>> {
+    let rows = rows(client)?;
+    Ok(rows.into_iter().map(|row| (row.namespec(), row)).collect())
+}
+
+fn is_running(row: &Row) -> bool {
+    matches!(row.state.as_str(), "STARTING" | "RUNNING" | "BACKOFF")
+}
+
+/// Waits until the daemon is through with what it starts by itself.
+fn settled(client: &Client) -> Result<BTreeMap<String, Row>> {
+    eventually(LIMIT, || {
+        let table = table(client)?;
+        let busy = table.values().find(|row| row.state == "STARTING");
+        ensure!(busy.is_none(), "{busy:?}");
+        Ok(table)
+    })
+}
+
+/// Fails unless exactly that happened which the verdict says.
+fn ensure_as_judged(
+    verdict: &Verdict,
+    before: &BTreeMap<String, Row>,
+    after: &BTreeMap<String, Row>,
+) -> Result<()> {
+    for name in &verdict.same {
+        let (was, is) = (before.get(name), after.get(name));
+        ensure!(was == is, "{name} did not change: {was:?}, and now {is:?}");
+    }
+    for (name, starts) in &verdict.changed {
+        let is = after.get(name).with_context(|| format!("{name} is gone"))?;
+        let was = before.get(name);
+        let ran = was.is_some_and(is_running);
+        ensure!(
+            is_running(is) == (ran || *starts),
+            "{name} changed, ran {ran}, starts {starts}: {is:?}"
+        );
+        ensure!(
+            !ran || was.map(|was| was.pid) != Some(is.pid),
+            "{name} changed and was not restarted: {is:?}"
+        );
+    }
+    for (name, starts) in &verdict.added {
+        let is = after
+            .get(name)
+            .with_context(|| format!("{name} did not come"))?;
+        ensure!(
+            is_running(is) == *starts,
+            "{name} is new, starts {starts}: {is:?}"
+        );
+    }
+    for name in &verdict.removed {
+        ensure!(!after.contains_key(name), "{name} is still there");
+    }
+    let known = verdict.same.len() + verdict.changed.len() + verdict.added.len();
+    ensure!(
+        known == after.len(),
+        "{known} are defined: {:?}",
+        after.keys()
+    );
+    Ok(())
+}
+
+fn names(reply: &Value, list: &str) -> Result<BTreeSet<String>> {
+    let names = texts(member(reply, list)?)?;
+    Ok(names.into_iter().map(str::to_owned).collect())
+}
+
+/// Fails unless the reply says what happened.
+fn ensure_told(reply: &Value, verdict: &Verdict, before: &BTreeMap<String, Row>) -> Result<()> {
+    let ran = |name: &&String| before.get(*name).is_some_and(is_running);
+    let restarted: BTreeSet<String> = verdict.changed.keys().filter(ran).cloned().collect();
+    let stopped: BTreeSet<String> = verdict.removed.iter().filter(ran).cloned().collect();
+    ensure!(
+        names(reply, "restarted")? == restarted,
+        "{reply:?}: {verdict:?}"
+    );
+    ensure!(
+        names(reply, "stopped")? == stopped,
+        "{reply:?}: {verdict:?}"
+    );
+    ensure!(items(member(reply, "failed")?)?.is_empty(), "{reply:?}");
+    ensure!(items(member(reply, "skipped")?)?.is_empty(), "{reply:?}");
+    Ok(())
+}
+
+/// One program of random files.
+#[derive(Clone, Debug)]
+struct Entry {
+    name: String,
+    options: BTreeMap<String, String>,
+}
+
+/// Random files: groups by name with their programs, and programs in no group.
+#[derive(Clone, Debug)]
+struct Files {
+    groups: BTreeMap<String, Vec<usize>>,
+    entries: Vec<Entry>,
+    environment: String,
+    next: usize,
+}
+
+impl Files {
+    fn new(dice: &mut Dice) -> Files {
+        let mut files = Files {
+            groups: BTreeMap::new(),
+            entries: Vec::new(),
+            environment: "ALL=\"1\"".to_owned(),
+            next: 0,
+        };
+        for _ in 0..6 {
+            files.add(dice);
+        }
+        files.groups.insert("web".to_owned(), vec![0, 1, 2]);
+        files.groups.insert("site".to_owned(), vec![3]);
+        files
+    }
+
+    fn add(&mut self, dice: &mut Dice) -> usize {
+        let mut options = BTreeMap::from([
+            (
+                "command".to_owned(),
+                format!("/bin/sleep {}", 600 + dice.roll(5)),
+            ),
+            ("startsecs".to_owned(), "0".to_owned()),
+        ]);
+        if dice.one_in(3) {
+            options.insert("numprocs".to_owned(), "2".to_owned());
+            let name = "%(program_name)s_%(process_num)02d".to_owned();
+            options.insert("process_name".to_owned(), name);
+        }
+        let name = format!("p{}", self.next);
+        self.next += 1;
+        self.entries.push(Entry { name, options });
+        self.entries.len() - 1
+    }
+
+    /// Changes something, which may mean the same as before.
+    fn edit(&mut self, dice: &mut Dice) {
+        match dice.roll(12) {
+            0 => {
+                let added = self.add(dice);
+                if dice.one_in(2) {
+                    let groups: Vec<String> = self.groups.keys().cloned().collect();
+                    if let Some(name) = dice.choose(&groups) {
+                        self.groups.entry(name.clone()).or_default().push(added);
+                    }
+                }
+            }
+            1 if self.entries.len() > 4 => self.remove(dice),
+            2 => self.move_one(dice),
+            3 => {
+                let name = format!("g{}", dice.roll(3));
+                if self.groups.remove(&name).is_none() {
+                    let one = dice.roll(self.entries.len());
+                    self.leave(one);
+                    self.groups.insert(name, vec![one]);
+                }
+            }
+            4 if dice.one_in(4) => {
+                self.environment = (*dice
+                    .choose(&["ALL=\"1\"", "ALL=1,", "ALL=2", "ALL=1,P=x"])
+                    .expect("there are some"))
+                .to_owned();
+            }
+            _ => self.edit_option(dice),
+        }
+    }
+
+    fn leave(&mut self, one: usize) {
+        for members in self.groups.values_mut() {
+            members.retain(|member| *member != one);
+        }
+        self.groups.retain(|_, members| !members.is_empty());
+    }
+
+    fn remove(&mut self, dice: &mut Dice) {
+        let gone = dice.roll(self.entries.len());
+        self.leave(gone);
+        self.entries.remove(gone);
+        for members in self.groups.values_mut() {
+            for member in members {
+                if *member > gone {
+                    *member -= 1;
+                }
+            }
+        }
+    }
+
+    fn move_one(&mut self, dice: &mut Dice) {
+        let one = dice.roll(self.entries.len());
+        self.leave(one);
+        let groups: Vec<String> = self.groups.keys().cloned().collect();
+        if let Some(name) = dice.choose(&groups)
+            && !dice.one_in(3)
+        {
+            self.groups.entry(name.clone()).or_default().push(one);
+        }
+    }
+
+    fn edit_option(&mut self, dice: &mut Dice) {
+        const CHOICES: [(&str, &[&str]); 22] = [
+            (
+                "command",
+                &[
+                    "/bin/sleep 700",
+                    "/bin/sleep  700",
+                    "/bin/sleep 701",
+                    "/bin/sleep %(ENV_N)s0",
+                ],
+            ),
+            (
+                "environment",
+                &[
+                    "A=\"1\"",
+                    "A=1,B=2",
+                    "B='2', A=\"1\"",
+                    "A=\"1\",",
+                    "ALL=3",
+                    "A=%(program_name)s",
+                ],
+            ),
+            ("autostart", &["true", "1", "false", "off", "yes"]),
+            (
+                "autorestart",
+                &["true", "unexpected", "1", "false", "UNEXPECTED"],
+            ),
+            ("startretries", &["3", "4", " 3"]),
+            ("stopsignal", &["TERM", "15", "INT", "SIGTERM"]),
+            ("stopwaitsecs", &["10", "9"]),
+            ("stopasgroup", &["true", "false", "on"]),
+            ("killasgroup", &["true", "TRUE"]),
+            ("exitcodes", &["0", "0,2", "0, 2"]),
+            ("redirect_stderr", &["true", "false"]),
+            ("umask", &["022", "0022", "077", "22"]),
+            ("directory", &["/tmp", "%(here)s"]),
+            ("priority", &["999", "5", "1"]),
+            (
+                "stdout_logfile",
+                &[
+                    "AUTO",
+                    "NONE",
+                    "%(here)s/%(program_name)s%(process_num)d.log",
+                    "/dev/null",
+                ],
+            ),
+            ("stderr_logfile", &["AUTO", "auto", "NONE"]),
+            ("stdout_logfile_maxbytes", &["0", "50MB", "52428800"]),
+            ("stdout_logfile_backups", &["10", "2"]),
+            ("stderr_logfile_maxbytes", &["50MB", "1MB"]),
+            ("stdout_capture_maxbytes", &["0", "1KB", "1024"]),
+            ("stdout_events_enabled", &["true", "false"]),
+            ("serverurl", &["AUTO", "http://127.0.0.1:1"]),
+        ];
+        let one = dice.roll(self.entries.len());
+        let options = &mut self.entries[one].options;
+        if dice.one_in(5) {
+            match options.contains_key("process_name") {
+                true => {
+                    let count = 1 + dice.roll(4);
+                    options.insert("numprocs".to_owned(), count.to_string());
+                    if dice.one_in(4) {
+                        let start = dice.roll(3).to_string();
+                        options.insert("numprocs_start".to_owned(), start);
+                    }
+                }
+                false => {
+                    let name = "%(program_name)s_%(process_num)02d".to_owned();
+                    options.insert("process_name".to_owned(), name);
+                }
+            }
+            return;
+        }
+        let (name, texts) = CHOICES[dice.roll(CHOICES.len())];
+        match dice.one_in(4) && name != "command" {
+            true => drop(options.remove(name)),
+            false => {
+                drop(options.insert(name.to_owned(), texts[dice.roll(texts.len())].to_owned()))
+            }
+        }
+        if options
+            .get("stdout_logfile")
+            .is_some_and(|log| log == "/dev/null")
+        {
+            options.insert("stdout_logfile_maxbytes".to_owned(), "0".to_owned());
+        }
+        let is_off = |name: &str| options.get(name).is_none_or(|text| text == "false");
+        if !is_off("stopasgroup") {
+            options.remove("killasgroup");
+        }
+    }
+
+    /// The text of the included file, spelt in one of many ways.
+    fn text(&self, dice: &mut Dice) -> String {
+        let mut sections: Vec<String> = Vec::new();
+        for (name, members) in &self.groups {
+            let members: Vec<&str> = members
+                .iter()
+                .map(|at| self.entries[*at].name.as_str())
+                .collect();
+            sections.push(format!(
+                "[group:{name}]\nprograms = {}\n",
+                members.join(",")
+            ));
+        }
+        for entry in &self.entries {
+            let mut section = format!("[program:{}]\n", entry.name);
+            for (name, text) in &entry.options {
+                let name = if dice.one_in(6) {
+                    name.to_uppercase()
+                } else {
+                    name.clone()
+                };
+                let space = *dice.choose(&["", " "]).expect("there are some");
+                let comment = *dice
+                    .choose(&["", "", " ; c", "\n# c"])
+                    .expect("there are some");
+                section += &format!("{name}{space}={space}{text}{comment}\n");
+            }
+            sections.push(section);
+        }
+        let start = dice.roll(sections.len());
+        if dice.one_in(3) {
+            sections.rotate_left(start);
+        }
+        sections.join(
+            *dice
+                .choose(&["\n", "\n; a comment\n"])
+                .expect("there are some"),
+        )
+    }
+
+    fn write(&self, daemon: &Daemon, dice: &mut Dice) -> Result<()> {
+        let environment = format!("[supervisord]\nenvironment={}\n", self.environment);
+        daemon.write(FILE, &self.text(dice))?;
+        daemon.write("conf.d/env.conf", &environment)
+    }
+}
+
+fn random_edits(version: Version, usual_seed: u64, edits: usize) -> Result<()> {
+    let mut dice = Dice::new(seed(usual_seed)?);
+    let mut files = Files::new(&mut dice);
+    let daemon = Daemon::start_with(DaemonOptions {
+        version,
+        files: &[
+            (FILE, &files.text(&mut dice)),
+            ("conf.d/env.conf", "[supervisord]\nenvironment=ALL=\"1\"\n"),
+        ],
+        environment: &[("N", "60")],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let mut client = sidecar.client();
+    let mut judge = Judge::of(&daemon)?;
+    settled(&client)?;
+    for edit in 0..edits {
+        for _ in 0..=dice.roll(3) {
+            files.edit(&mut dice);
+        }
+        files.write(&daemon, &mut dice)?;
+        if dice.one_in(4) {
+            let table = settled(&client)?;
+            let names: Vec<&String> = table.keys().collect();
+            if let Some(name) = dice.choose(&names) {
+                let _not_running = client.call("supervisor.stopProcess", (name.as_str(),));
+            }
+        }
+        if dice.one_in(8) {
+            sidecar.kill()?;
+            sidecar.start_again()?;
+            client = sidecar.client();
+        }
+        let before = settled(&client)?;
+        let reply = client
+            .call("twiddler.updateConfig", ())
+            .with_context(|| format!("edit {edit}: {}", files.text(&mut Dice::new(1))))?;
+        let verdict = judge.update()?;
+        let judged = ensure_told(&reply, &verdict, &before)
+            .and_then(|()| ensure_as_judged(&verdict, &before, &settled(&client)?));
+        judged.with_context(|| format!("edit {edit} of {files:#?}\nverdict {verdict:#?}"))?;
+        let left = client.call("twiddler.diffConfig", ())?;
+        ensure!(
+            items(&left)?.is_empty(),
+            "edit {edit}: still differs: {left:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn random_edits_restart_what_the_parser_calls_changed() -> Result<()> {
+    random_edits(Version::V4_3_0, 12, times(40)?)
+}
+
+#[test]
+fn random_edits_do_the_same_in_an_older_release() -> Result<()> {
+    random_edits(Version::V4_2_5, 5, times(15)?)
+}
+
+fn diff(client: &Client) -> Result<Vec<Value>> {
+    Ok(items(&client.call("twiddler.diffConfig", ())?)?.to_vec())
+}
+
+#[test]
+fn only_the_edited_program_restarts_and_the_answer_says_so() -> Result<()> {
+    for version in Version::STOCK {
+        let daemon = Daemon::start_with(DaemonOptions {
+            version,
+            files: &[(FILE, WEB)],
+            ..DaemonOptions::default()
+        })?;
+        let sidecar = Sidecar::start(&daemon)?;
+        let client = sidecar.client();
+        let before = settled(&client)?;
+        ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+        daemon.write(
+            FILE,
+            &WEB.replace("secret", "other")
+                .replace("sleep 602", "sleep 602 ; c"),
+        )?;
+        let told = diff(&client)?;
+        ensure!(told.len() == 1, "{told:?}");
+        ensure!(text(member(&told[0], "change")?)? == "changed", "{told:?}");
+        let options = items(member(&told[0], "options")?)?;
+        ensure!(options.len() == 1, "{options:?}");
+        ensure!(text(member(&options[0], "name")?)? == "environment.TOKEN");
+        ensure!(
+            !format!("{told:?}").contains("other"),
+            "a secret in {told:?}"
+        );
+        let reply = client.call("twiddler.updateConfig", ())?;
+        ensure!(
+            texts(member(&reply, "restarted")?)? == ["web:b"],
+            "{reply:?}"
+        );
+        let after = settled(&client)?;
+        for (name, row) in &before {
+            ensure!(
+                (after.get(name) == Some(row)) == (name != "web:b"),
+                "{name}: {after:?}"
+            );
+        }
+        ensure!(diff(&client)?.is_empty());
+        let ctl = crate::common::supervisorctl(&["reread"], client.addr())?;
+        let said = String::from_utf8_lossy(&ctl.stdout).into_owned();
+        ensure!(said.trim() == "No config updates to processes", "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_not_valid_stops_nobody() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, WEB)],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    daemon.write(FILE, &WEB.replace("601", "611\numask = 99"))?;
+    let fault = client.expect_fault("twiddler.updateConfig", ())?;
+    ensure!(fault.code == 92, "{fault:?}");
+    ensure!(table(&client)? == before);
+    Ok(())
+}
+
+#[test]
+fn numbers_go_up_and_down_and_survive_the_proxy() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, WEB)],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    let scale = |numprocs: i64| client.call("twiddler.scaleProgram", ("web", "c", numprocs));
+    let reply = scale(4)?;
+    ensure!(names(&reply, "started")? == ["web:c_02", "web:c_03"].map(str::to_owned).into());
+    let told = diff(&client)?;
+    ensure!(
+        told.len() == 1 && text(member(&told[0], "change")?)? == "scaled",
+        "{told:?}"
+    );
+    sidecar.kill()?;
+    sidecar.start_again()?;
+    let client = sidecar.client();
+    let reply = client.call("twiddler.updateConfig", ())?;
+    ensure!(texts(member(&reply, "restarted")?)?.is_empty(), "{reply:?}");
+    ensure!(table(&client)?.len() == before.len() + 2);
+    client.call("twiddler.scaleProgram", ("web", "c", 0))?;
+    ensure!(
+        !table(&client)?
+            .keys()
+            .any(|name| name.starts_with("web:c_"))
+    );
+    client.call("twiddler.scaleProgram", ("web", "c", 2))?;
+    ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+    let fault = client.expect_fault("twiddler.scaleProgram", ("web", "a", 2))?;
+    ensure!(fault.code == 2, "{fault:?}");
+    Ok(())
+}
+
+#[test]
+fn an_added_program_gets_other_options() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, WEB)],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    let given = |command: &str, count: i64| {
+        options(&[
+            ("command", value(command)),
+            ("numprocs", value(count)),
+            ("process_name", value("z%(process_num)d")),
+        ])
+    };
+    client.call(
+        "twiddler.addProcessToGroup",
+        ("web", "z", given("/bin/sleep 9", 2)),
+    )?;
+    let before = settled(&client)?;
+    let update = "twiddler.updateProgram";
+    client.call(update, ("web", "z", given("/bin/sleep 9", 3)))?;
+    let after = settled(&client)?;
+    ensure!(after.get("web:z0") == before.get("web:z0"), "{after:?}");
+    ensure!(after.contains_key("web:z2"), "{after:?}");
+    client.call(update, ("web", "z", given("/bin/sleep 8", 1)))?;
+    let last = settled(&client)?;
+    ensure!(last.get("web:a") == before.get("web:a"));
+    ensure!(last["web:z0"].pid != after["web:z0"].pid && !last.contains_key("web:z1"));
+    let fault = client.expect_fault(update, ("web", "a", given("/bin/sleep 8", 1)))?;
+    ensure!(
+        fault.code == 2 && fault.text.contains("edit them and update"),
+        "{fault:?}"
+    );
+    let told = client.call("twiddler.getProgramOptions", ("web", "z"))?;
+    ensure!(
+        text(member(&told, "command")?)? == "/bin/sleep 8",
+        "{told:?}"
+    );
+    Ok(())
+}
+
+/// Runs supervisorctl, which has to end well.
+fn ctl(client: &Client, arguments: &[&str]) -> Result<String> {
+    let output = crate::common::supervisorctl(arguments, client.addr())?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{arguments:?}: {said}");
+    Ok(said)
+}
+
+/// The processes whose rows differ.
+fn differing(before: &BTreeMap<String, Row>, after: &BTreeMap<String, Row>) -> Vec<String> {
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let differs = |name: &&&String| before.get(**name) != after.get(**name);
+    names
+        .iter()
+        .filter(differs)
+        .map(|name| (*name).clone())
+        .collect()
+}
+
+fn started(arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, WEB)],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start_with(&daemon, arguments)?;
+    // The proxy takes note of what the groups were started from.
+    sidecar.client().call("twiddler.diffConfig", ())?;
+    settled(&sidecar.client())?;
+    Ok((daemon, sidecar))
+}
+
+#[test]
+fn with_live_update_supervisorctl_restarts_only_what_changed() -> Result<()> {
+    let (daemon, sidecar) = started(&["--live-update"])?;
+    let client = sidecar.client();
+    for seconds in ["611", "612"] {
+        let before = settled(&client)?;
+        daemon.write(FILE, &WEB.replace("601", seconds))?;
+        ensure!(ctl(&client, &["reread"])? == "web: changed\n");
+        let said = ctl(&client, &["update"])?;
+        ensure!(
+            said == "web: stopped\nweb: updated process group\n",
+            "{said}"
+        );
+        let after = settled(&client)?;
+        ensure!(differing(&before, &after) == ["web:b"], "{after:?}");
+        ensure!(is_running(&after["web:b"]), "{after:?}");
+        ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+        ensure!(ctl(&client, &["update"])?.is_empty());
+    }
+    // Somebody who means the whole group gets it.
+    let before = settled(&client)?;
+    daemon.write(FILE, &WEB.replace("601", "613"))?;
+    ctl(&client, &["reread"])?;
+    ctl(&client, &["stop", "web:*"])?;
+    let after = table(&client)?;
+    ensure!(differing(&before, &after).len() == 4, "{after:?}");
+    Ok(())
+}
+
+#[test]
+fn without_it_the_group_restarts_as_a_whole_and_nobody_is_there_twice() -> Result<()> {
+    let (daemon, sidecar) = started(&[])?;
+    let client = sidecar.client();
+    daemon.write(FILE, &WEB.replace("601", "611"))?;
+    client.call("twiddler.updateConfig", ())?;
+    let before = settled(&client)?;
+    daemon.write(FILE, &WEB.replace("601", "612"))?;
+    ctl(&client, &["update"])?;
+    let after = settled(&client)?;
+    ensure!(differing(&before, &after) == ["web:a", "web:b", "web:c_00", "web:c_01"]);
+    let direct = table(&daemon.client())?;
+    ensure!(direct.keys().eq(after.keys()), "{:?}", direct.keys());
+    ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+    Ok(())
+}
+
+fn sleeper() -> Value {
+    options(&[("command", "/bin/sleep 9000")])
+}
+
+#[test]
+fn what_was_added_and_comes_into_the_file_is_there_once() -> Result<()> {
+    for arguments in [&[][..], &["--persist"], &["--live-update"]] {
+        let (daemon, sidecar) = started(arguments)?;
+        let client = sidecar.client();
+        client.call("twiddler.addProcessToGroup", ("web", "z", sleeper()))?;
+        client.call("twiddler.addGroup", ("dyn", 5))?;
+        client.call("twiddler.addProcessToGroup", ("dyn", "x", sleeper()))?;
+        let before = settled(&client)?;
+        let web = WEB.replace("a,b,c", "a,b,c,z");
+        let z = "\n[program:z]\ncommand = /bin/sleep 9000\n";
+        let added = "\n[group:dyn]\nprograms = x,y\n[program:x]\ncommand = /bin/sleep 9000\n[program:y]\ncommand = /bin/sleep 8000\n";
+        daemon.write(FILE, &format!("{web}{z}{added}"))?;
+        let told = ctl(&client, &["reread"])?;
+        ensure!(
+            told.contains("dyn: changed") && told.contains("web: changed"),
+            "{told}"
+        );
+        ctl(&client, &["update"])?;
+        let after = settled(&client)?;
+        for name in ["web:z", "dyn:x", "lone:lone"] {
+            ensure!(
+                before.get(name) == after.get(name),
+                "{name} with {arguments:?}"
+            );
+        }
+        let names =
+            |rows: &BTreeMap<String, Row>| -> Vec<String> { rows.keys().cloned().collect() };
+        ensure!(
+            names(&after).len() == before.len() + 1,
+            "{:?}",
+            names(&after)
+        );
+        let running = table(&daemon.client())?;
+        let running = running.values().filter(|row| is_running(row)).count();
+        ensure!(running == after.len(), "{running} run with {arguments:?}");
+        ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+        ensure!(ctl(&client, &["reread"])? == "No config updates to processes\n");
+        daemon.restart_rpc()?;
+        let again = settled(&client)?;
+        ensure!(names(&again) == names(&after), "{:?}", names(&again));
+        let direct = eventually(LIMIT, || {
+            let direct = table(&daemon.client())?;
+            ensure!(direct.len() == again.len(), "{:?}", names(&direct));
+            Ok(direct)
+        })?;
+        ensure!(names(&direct) == names(&again));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_group_whose_start_nobody_saw_is_unknown_and_left_alone() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, WEB)],
+        ..DaemonOptions::default()
+    })?;
+    daemon.write(FILE, &WEB.replace("601", "611"))?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    let told = diff(&client)?;
+    ensure!(
+        told.len() == 1 && text(member(&told[0], "change")?)? == "unknown",
+        "{told:?}"
+    );
+    let reply = client.call("twiddler.updateConfig", ())?;
+    let skipped = items(member(&reply, "skipped")?)?;
+    ensure!(
+        skipped.len() == 1 && text(member(&skipped[0], "group")?)? == "web",
+        "{reply:?}"
+    );
+    ensure!(table(&client)? == before);
+    Ok(())
+}
