@@ -686,11 +686,17 @@ fn daemon_and_ours(daemon: &Daemon) -> Result<Value> {
         "addGroup",
         "addProcessToGroup",
         "addProgramToGroup",
+        "diffConfig",
         "getAPIVersion",
+        "getAllProgramInfo",
         "getGroupNames",
+        "getProgramOptions",
         "log",
         "removeGroup",
         "removeProcessFromGroup",
+        "scaleProgram",
+        "updateConfig",
+        "updateProgram",
     ];
     let mut names: Vec<String> = crate::common::texts(&listed)?
         .into_iter()
