@@ -57,7 +57,7 @@ fn main() -> ExitCode {
             }
             Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
         },
-        Command::Check(args) => check(&Draft::load(&args)),
+        Command::Check(args) => check(&Draft::load(&args), &typed_after_verb()),
         Command::CleanUp { dir, file_name } => {
             include_dir::clean_up_after_proxy(&dir, file_name);
             ExitCode::SUCCESS
@@ -94,9 +94,16 @@ fn ended(error: &StartError) -> ExitCode {
     })
 }
 
+/// The arguments of this command.
+fn typed_after_verb() -> Vec<String> {
+    let all = std::env::args_os().skip(2);
+    all.map(|argument| argument.to_string_lossy().into_owned())
+        .collect()
+}
+
 #[tokio::main(flavor = "current_thread")]
-async fn check(draft: &Draft) -> ExitCode {
-    let findings = supervisor_twiddler::check::check(draft).await;
+async fn check(draft: &Draft, typed: &[String]) -> ExitCode {
+    let findings = supervisor_twiddler::check::check(draft, typed).await;
     for line in findings.lines() {
         println!("{line}");
     }

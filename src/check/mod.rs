@@ -66,8 +66,9 @@ impl Findings {
     }
 }
 
-/// Tries whether a proxy with this configuration would work.
-pub async fn check(draft: &Draft) -> Findings {
+/// Tries whether a proxy with this configuration would work. `typed` are the arguments that it came from,
+/// for the command to type next.
+pub async fn check(draft: &Draft, typed: &[String]) -> Findings {
     let mut findings = Findings::default();
     for mistake in &draft.mistakes {
         findings.problem(mistake);
@@ -85,7 +86,7 @@ pub async fn check(draft: &Draft) -> Findings {
         findings.note(warning);
     }
     check_listeners(&draft.settings, &mut findings).await;
-    next_step(draft, &mut findings);
+    next_step(draft, typed, &mut findings);
     findings
 }
 
@@ -351,15 +352,69 @@ async fn check_listeners(settings: &Settings, findings: &mut Findings) {
     }
 }
 
+/// Arguments as they can be typed again, each with a space before it. A password is left out.
+fn as_typed(arguments: &[String]) -> String {
+    const PASSWORD: &str = "--password";
+    let mut text = String::new();
+    let mut is_password = false;
+    for argument in arguments {
+        let shown = match argument.split_once('=') {
+            _ if is_password => "PASSWORD".to_owned(),
+            Some((PASSWORD, _)) => format!("{PASSWORD}=PASSWORD"),
+            _ => shell_word(argument),
+        };
+        is_password = argument == PASSWORD;
+        text.push(' ');
+        text.push_str(&shown);
+    }
+    text
+}
+
+/// One word for a shell.
+fn shell_word(text: &str) -> String {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "-_./:=,@%+".contains(letter);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
 /// What to type next.
-fn next_step(draft: &Draft, findings: &mut Findings) {
+fn next_step(draft: &Draft, typed: &[String], findings: &mut Findings) {
+    let again = as_typed(typed);
     let text = match findings.problems {
-        0 => format!(
-            "twiddler serve, then: {}",
-            start::status_command(&draft.settings)
-        ),
-        1 => "mend the problem, then: twiddler check".to_owned(),
-        problems => format!("mend the {problems} problems, then: twiddler check"),
+        0 => {
+            let daemon = draft.daemon.as_ref();
+            let asks = daemon.is_some_and(|(_, credentials)| credentials.is_some());
+            let status = start::status_command(&draft.settings, asks);
+            format!("twiddler serve{again}, then: {status}")
+        }
+        1 => format!("mend the problem, then: twiddler check{again}"),
+        problems => format!("mend the {problems} problems, then: twiddler check{again}"),
     };
     findings.lines.push(format!("next     {text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_can_be_typed_again_without_passwords() {
+        for (typed, expected) in [
+            (&[][..], ""),
+            (&["-c", "/etc/s.conf"], " -c /etc/s.conf"),
+            (&["--listen", "[::1]:9002"], " --listen '[::1]:9002'"),
+            (&["--hosts", "it's, b"], " --hosts 'it'\\''s, b'"),
+            (
+                &["--password", "x", "--persist"],
+                " --password PASSWORD --persist",
+            ),
+            (&["--password=x"], " --password=PASSWORD"),
+            (&["--username", ""], " --username ''"),
+        ] {
+            let typed: Vec<String> = typed.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(as_typed(&typed), expected);
+        }
+    }
 }

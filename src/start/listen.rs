@@ -139,17 +139,20 @@ async fn says_health(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Res
     Ok(String::from_utf8_lossy(&reply).contains("{\"status\":\""))
 }
 
-/// How `supervisorctl` is pointed at the proxy. It speaks no TLS, so a socket is best then.
-pub fn status_command(settings: &Settings) -> String {
+/// How `supervisorctl` is pointed at the proxy. It speaks no TLS, so a socket is best then. Callers
+/// present credentials to the proxy, or to the daemon where that `asks` for them.
+pub fn status_command(settings: &Settings, asks: bool) -> String {
     let socket = |address: &&ListenAddr| matches!(address, ListenAddr::Unix(_));
     let listen = &settings.listen;
     let chosen = match settings.tls {
         Some(_) => listen.iter().find(socket),
         None => listen.first(),
     };
-    let credentials = match settings.login {
-        Some(_) => " -u USERNAME -p PASSWORD",
-        None => "",
+    let is_port = matches!(chosen, Some(ListenAddr::Tcp(_)));
+    let asks = asks || settings.login.is_some() || is_port && settings.port_login.is_some();
+    let credentials = match asks {
+        true => " -u USERNAME -p PASSWORD",
+        false => "",
     };
     match chosen {
         Some(address) => {

@@ -323,8 +323,22 @@ fn it_ends_with_what_to_type_next() -> Result<()> {
     let socket = "unix://DIR/t.sock";
     ensure!(
         next(&["--listen", socket])?
-            == format!("next     twiddler serve, then: supervisorctl -s {socket} status")
+            == format!(
+                "next     twiddler serve -c DIR/supervisord.conf --listen {socket}, then: supervisorctl -s {socket} status"
+            )
     );
+    // What is typed next works, also where supervisord asks for a password.
+    let guarded = Daemon::start_with(DaemonOptions {
+        credentials: Some(("user", "secret")),
+        ..DaemonOptions::default()
+    })?;
+    let setup = Setup {
+        arguments: &["--listen", socket],
+        ..Setup::default()
+    };
+    let check = outcome("check", &guarded, &setup)?;
+    let last = check.printed.lines().last().context("nothing")?;
+    ensure!(last.ends_with("-u USERNAME -p PASSWORD status"), "{last}");
     let open = next(&["--listen", "0.0.0.0:0", "--allow-open"])?;
     ensure!(
         open.ends_with("supervisorctl -s http://127.0.0.1:0 status"),
