@@ -33,6 +33,9 @@ pub use probe::PREFIX;
 
 /// How long a daemon that does not answer is left alone.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// The same at most for one that answers with a fault: its files are not valid, or it asks for
+/// credentials. Each time is twice as long as the time before.
+const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// What a client wants of the files and programs.
 #[derive(Clone, Debug)]
@@ -145,6 +148,7 @@ impl Updates {
     /// Takes note, whenever the daemon may have started again, of what its groups were made from.
     pub async fn watch(self: Arc<Self>) {
         let life = Liveness::default();
+        let mut pause = ASK_AGAIN;
         loop {
             let address = self.twiddler.daemon().address();
             let noted = match life.watch(address).await {
@@ -157,13 +161,19 @@ impl Updates {
                 }
                 Err(error) => Err(ChangeError::Unreachable(error.to_string())),
             };
+            pause = match &noted {
+                Err(ChangeError::Fault(_) | ChangeError::Status(_)) => {
+                    ASK_AGAIN_AT_MOST.min(pause * 2)
+                }
+                _ => ASK_AGAIN,
+            };
             match noted {
                 Ok(()) => life.broken().await,
                 Err(refusal) => {
                     tracing::debug!(reason = %refusal, "what the groups were started from is not known yet");
                 }
             }
-            tokio::time::sleep(ASK_AGAIN).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
