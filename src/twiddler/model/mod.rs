@@ -11,3 +11,6 @@ pub(super) mod reconcile;
 pub(super) mod registry;
 pub(super) mod script;
 pub(super) mod view;
+
+#[cfg(test)]
+mod simulation;

@@ -1,0 +1,512 @@
+//! A model check: changes, crashes of the proxy, restarts of the daemon and what others do straight on
+//! the daemon, at random, on a model of the daemon. What clients were told holds after each step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::answers::{Answers, Query};
+use super::change::Change;
+use super::persist_file::KeptBefore;
+use super::placement::{is_generated, number_of_real_name};
+use super::plan::tests::{Dice, program, removal};
+use super::plan::{self, Draft, Plan, Planner};
+use super::reconcile::{self, Known, Mode, reconcile};
+use super::registry::{Event, Registry, is_still_hidden};
+use super::script::{ADD, Call, CallResult, REMOVE, Repair, Script};
+use crate::daemon::conf::ConfiguredGroup;
+use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, STILL_RUNNING, fault};
+use crate::daemon::{ProcessInfo, ProcessState};
+use crate::program::Name;
+use crate::xmlrpc::Value;
+
+const STEPS: usize = 100_000;
+const GROUPS: [&str; 4] = ["web", "pool", "own", "more"];
+const MARKER: &str = "twiddler~1-1";
+/// The member of the user's own group.
+const USERS: &str = "x";
+
+/// What a group of the daemon holds: each process's state and when it last started.
+type Held = BTreeMap<String, (ProcessState, i64)>;
+
+/// The daemon: its groups, and what it reads.
+#[derive(Default)]
+struct Daemon {
+    active: BTreeMap<String, Held>,
+    read: BTreeMap<String, Held>,
+}
+
+fn stopped<'a>(names: impl Iterator<Item = &'a str>) -> Held {
+    names
+        .map(|name| (name.to_owned(), (ProcessState::Stopped, 0)))
+        .collect()
+}
+
+/// What the user's files define: one group with a process, and one without.
+fn configured() -> Vec<ConfiguredGroup> {
+    let group = |name: &str, processes: &[&str]| ConfiguredGroup {
+        name: name.to_owned(),
+        priority: 999,
+        empty: processes.is_empty(),
+        processes: processes.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    vec![group("web", &[USERS]), group("pool", &[])]
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let mut daemon = Daemon::default();
+        daemon.reload(&[]);
+        daemon.active = daemon.read.clone();
+        daemon
+    }
+
+    /// Reads the user's files and what is staged for `plans`.
+    fn reload(&mut self, plans: &[Option<Plan>]) {
+        let groups = configured().into_iter();
+        let groups = groups.map(|group| {
+            let processes = stopped(group.processes.iter().map(String::as_str));
+            (group.name, processes)
+        });
+        self.read = groups.collect();
+        self.read.insert(MARKER.to_owned(), Held::new());
+        for plan in plans.iter().flatten() {
+            let (name, held) = match plan {
+                Plan::Create { group, .. } | Plan::Reset { group, .. } => (group, Held::new()),
+                Plan::Fill {
+                    group: name,
+                    members,
+                    ..
+                }
+                | Plan::Place {
+                    real: name,
+                    members,
+                    ..
+                } => (
+                    name,
+                    stopped(members.iter().map(|member| member.process.as_str())),
+                ),
+                _ => continue,
+            };
+            self.read.insert(name.clone(), held);
+        }
+    }
+
+    fn call(&mut self, (method, params): &Call) -> CallResult {
+        let name = params[0].as_str().unwrap_or_default();
+        match *method {
+            ADD if self.active.contains_key(name) => return Err(fault(ALREADY_ADDED, name)),
+            ADD => {
+                let held = self.read.get(name).ok_or_else(|| fault(BAD_NAME, name))?;
+                self.active.insert(name.to_owned(), held.clone());
+            }
+            REMOVE => {
+                let held = self.active.get(name).ok_or_else(|| fault(BAD_NAME, name))?;
+                if held.values().any(|(state, _)| !state.is_stopped()) {
+                    return Err(fault(STILL_RUNNING, name));
+                }
+                self.active.remove(name);
+            }
+            other => unreachable!("{other}"),
+        }
+        Ok(Value::Bool(true))
+    }
+
+    fn answer(&self, queries: &[Query]) -> Answers {
+        let mut answers = Answers::default();
+        let info = |real: &str, name: &str, (state, start): &(ProcessState, i64)| {
+            let mut info = ProcessInfo::stopped(real, name, *start);
+            info.state = *state;
+            info
+        };
+        for query in queries {
+            match query {
+                Query::Group(name) => {
+                    let is_active = self.active.contains_key(name);
+                    answers.groups.insert(name.clone(), is_active);
+                }
+                Query::Process { real, process } => {
+                    let held = self.active.get(real).and_then(|held| held.get(process));
+                    held.into_iter()
+                        .for_each(|held| answers.insert(info(real, process, held)));
+                }
+                Query::AllProcesses => {
+                    for (real, held) in &self.active {
+                        held.iter()
+                            .for_each(|(name, held)| answers.insert(info(real, name, held)));
+                    }
+                }
+            }
+        }
+        answers
+    }
+}
+
+/// The daemon, what the journal has, and what clients were told.
+struct World {
+    daemon: Daemon,
+    registry: Registry,
+    intent: Vec<Event>,
+    clock: i64,
+    /// Members that clients were told are there.
+    told: BTreeSet<(String, String)>,
+    numbers: BTreeSet<u64>,
+    configured: Vec<ConfiguredGroup>,
+    kept: KeptBefore,
+    programs: Vec<Change>,
+    counts: BTreeMap<&'static str, usize>,
+    /// Groups that somebody has removed straight on the daemon.
+    removed: BTreeSet<String>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut programs = Vec::new();
+        for group in GROUPS {
+            for (name, numprocs) in [("a", 1), ("b", 2), ("c", 3), ("d", 1)] {
+                programs.push(program(group, name, numprocs));
+            }
+        }
+        World {
+            daemon: Daemon::start(),
+            registry: Registry::default(),
+            intent: Vec::new(),
+            clock: 0,
+            told: BTreeSet::new(),
+            numbers: BTreeSet::new(),
+            configured: configured(),
+            kept: KeptBefore::default(),
+            programs,
+            counts: BTreeMap::new(),
+            removed: BTreeSet::new(),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn apply(&mut self, events: Vec<Event>) {
+        events
+            .into_iter()
+            .for_each(|event| self.registry.apply(event));
+    }
+
+    fn random_change(&self, dice: &mut Dice) -> Change {
+        let group = GROUPS[dice.roll(GROUPS.len())];
+        match dice.roll(8) {
+            0 => Change::AddGroup {
+                name: Name::parse(group).unwrap(),
+                priority: 5,
+            },
+            1 => Change::RemoveGroup {
+                name: group.to_owned(),
+            },
+            2..=4 if self.registry.members().count() < 14 => {
+                self.programs[dice.roll(self.programs.len())].clone()
+            }
+            _ => {
+                let members: Vec<_> = self.registry.members().collect();
+                match members.is_empty() || dice.roll(8) == 0 {
+                    true => removal("web", USERS),
+                    false => {
+                        let member = members[dice.roll(members.len())];
+                        removal(&member.group, &member.process)
+                    }
+                }
+            }
+        }
+    }
+
+    /// One change, which may be cut short before the daemon acts, or before its answers are known.
+    fn change(&mut self, dice: &mut Dice) {
+        let changes = [self.random_change(dice)];
+        let names = match &changes[0] {
+            Change::AddProgram(program) => program.process_names().unwrap(),
+            _ => Vec::new(),
+        };
+        let names = [names];
+        let queries = plan::queries(&self.registry, &changes, &names);
+        let answers = self.daemon.answer(&queries);
+        let first = self.registry.next();
+        let planner = Planner::new(&self.registry, &self.configured, &answers, first, false);
+        let draft = Draft::new(planner, &changes, &names.map(Ok));
+        self.apply(draft.corrections);
+        self.apply(vec![Event::Next(draft.next)]);
+        let Some(Ok(plan)) = draft.plans.into_iter().next() else {
+            return self.count("refused");
+        };
+        if let Plan::Place { real, .. } = &plan {
+            let number = number_of_real_name(real).unwrap();
+            assert!(self.numbers.insert(number), "{real} was used before");
+        }
+        if matches!(plan, Plan::Fill { ref group, .. } if self.daemon.active.get(group).is_some_and(|held| !held.is_empty()))
+        {
+            return self.count("not empty");
+        }
+        let needs_marker = plan.needs_marker() && self.registry.marker().is_none();
+        let marker = needs_marker.then(|| MARKER.to_owned());
+        self.intent = marker.iter().cloned().map(Event::Marker).collect();
+        self.intent.extend(plan.events());
+        let plans = [Some(plan)];
+        match dice.roll(12) {
+            0 => {
+                self.count("cut before");
+                return self.cut();
+            }
+            1 => {
+                self.count("restarted while the file was there");
+                self.daemon = Daemon::default();
+                self.daemon.reload(&plans);
+                if !needs_marker {
+                    self.daemon.read.remove(MARKER);
+                }
+                self.daemon.active = self.daemon.read.clone();
+                return self.restarted();
+            }
+            _ => {}
+        }
+        self.daemon.reload(&plans);
+        let pending = plans.iter().flatten().map(|plan| (0, plan));
+        let script = Script::compose(marker, pending);
+        let results: Vec<CallResult> = script
+            .calls
+            .iter()
+            .map(|call| self.daemon.call(call))
+            .collect();
+        if dice.roll(12) == 0 {
+            self.count("cut after");
+            return self.cut();
+        }
+        let verdict = script.interpret(&plans, &results, &self.registry);
+        for (_, repair) in verdict.repairs {
+            self.repair(repair);
+        }
+        self.apply(verdict.events);
+        self.intent.clear();
+        self.count(match verdict.outcomes[0].1 {
+            Ok(()) => "made",
+            Err(_) => "refused by the daemon",
+        });
+        self.told = self.members();
+    }
+
+    fn repair(&mut self, repair: Repair) {
+        self.count("repaired");
+        match repair {
+            Repair::StopHidden { real } => {
+                let hidden: Vec<String> = self
+                    .registry
+                    .uncovered(&real)
+                    .into_iter()
+                    .filter_map(|event| match event {
+                        Event::Shown { process, .. } => Some(process),
+                        _ => None,
+                    })
+                    .collect();
+                for process in hidden {
+                    let held = self.daemon.active.get_mut(&real).unwrap();
+                    held.get_mut(&process).unwrap().0 = ProcessState::Stopped;
+                }
+            }
+            Repair::AddBack { reals } => {
+                for real in reals {
+                    let members = self.registry.members_in(&real);
+                    let held = stopped(members.map(|member| member.process.as_str()));
+                    if !held.is_empty() || self.registry.added_group(&real).is_some() {
+                        self.daemon.active.insert(real, held);
+                    }
+                }
+            }
+            Repair::AddEmpty { group, .. } => {
+                self.daemon.active.insert(group, Held::new());
+            }
+        }
+    }
+
+    fn reconcile(&self, mode: Mode) -> reconcile::Reconciliation {
+        let known = Known {
+            registry: &self.registry,
+            intent: &self.intent,
+            kept: &self.kept,
+            configured: &self.configured,
+            own: &[MARKER.to_owned()],
+        };
+        let answers = self.daemon.answer(&reconcile::queries(known, mode));
+        reconcile(known, &answers, mode)
+    }
+
+    /// What the engine does about a reconciliation.
+    fn recover(&mut self, mode: Mode) {
+        let found = self.reconcile(mode);
+        for name in &found.remove {
+            self.daemon.active.remove(name);
+        }
+        for name in &found.anew {
+            let held = configured().into_iter().find(|group| group.name == *name);
+            let held = held.unwrap();
+            let processes = stopped(held.processes.iter().map(String::as_str));
+            self.daemon.active.insert(name.clone(), processes);
+        }
+        for (name, _) in &found.restore {
+            self.daemon.active.insert(name.clone(), Held::new());
+        }
+        self.registry = found.registry;
+        self.intent.clear();
+        self.told = self.members();
+    }
+
+    /// A change was cut short: its intent is closed, and what is gone is looked for.
+    fn cut(&mut self) {
+        self.recover(Mode::SameEpoch);
+        self.recover(Mode::SameEpoch);
+    }
+
+    /// The daemon started again: nothing of ours may be left.
+    fn restarted(&mut self) {
+        self.count("restarted");
+        self.recover(Mode::NewEpoch);
+        let ours = |name: &String| is_generated(name) || ["own", "more"].contains(&name.as_str());
+        let left: Vec<_> = self
+            .daemon
+            .active
+            .keys()
+            .filter(|name| ours(name))
+            .collect();
+        assert!(left.is_empty(), "{left:?} is left of the former epoch");
+    }
+
+    /// Somebody acts straight on the daemon.
+    fn others_act(&mut self, dice: &mut Dice) {
+        let names: Vec<String> = self.daemon.active.keys().cloned().collect();
+        if names.is_empty() {
+            return;
+        }
+        let name = names[dice.roll(names.len())].clone();
+        self.clock += 1;
+        let removes = dice.roll(6) == 0 && name != MARKER;
+        if removes {
+            self.count("somebody removed a group");
+            self.removed.insert(name.clone());
+            let call = (REMOVE, vec![name.as_str().into()]);
+            let _ = self.daemon.call(&call);
+        } else if let Some(held) = self.daemon.active.get_mut(&name) {
+            for (state, start) in held.values_mut() {
+                *state = match dice.roll(3) {
+                    0 => {
+                        *start = self.clock;
+                        ProcessState::Running
+                    }
+                    1 => *state,
+                    _ => ProcessState::Stopped,
+                };
+            }
+        }
+        self.show_started();
+        self.recover(Mode::SameEpoch);
+    }
+
+    /// Readers show a hidden process of the user's that somebody started.
+    fn show_started(&mut self) {
+        let hidden = self.registry.hidden();
+        let started = hidden.filter(|(real, process, start)| {
+            let held = self
+                .daemon
+                .active
+                .get(*real)
+                .and_then(|held| held.get(*process));
+            let is_seen = held.is_some_and(|(state, at)| !is_still_hidden(*start, *state, *at));
+            is_seen && self.registry.owner(real).is_none()
+        });
+        let events: Vec<Event> = started
+            .map(|(group, process, _)| Event::Shown {
+                group: group.to_owned(),
+                process: process.to_owned(),
+            })
+            .collect();
+        self.apply(events);
+    }
+
+    /// The look that is taken every few seconds: what is gone was removed by somebody.
+    fn look(&mut self) {
+        for event in self.reconcile(Mode::SameEpoch).events {
+            match &event {
+                Event::GroupGone { name } => {
+                    assert!(self.removed.contains(name), "{name} was lost");
+                }
+                other => panic!("{other:?} is found late"),
+            }
+        }
+        self.recover(Mode::SameEpoch);
+    }
+
+    fn members(&self) -> BTreeSet<(String, String)> {
+        let members = self.registry.members();
+        members
+            .map(|member| (member.group.clone(), member.process.clone()))
+            .collect()
+    }
+
+    fn ensure_invariants(&self) {
+        for member in self.registry.members() {
+            let held = self.daemon.active.get(&member.real);
+            let is_there = held.is_some_and(|held| held.contains_key(&member.process));
+            assert!(is_there, "{} is not in the daemon", member.real_namespec());
+        }
+        for name in self.registry.added_groups() {
+            let is_there = self.daemon.active.contains_key(name)
+                || self
+                    .registry
+                    .members_of(name)
+                    .any(super::registry::Member::is_placed);
+            assert!(is_there, "{name} is not in the daemon");
+        }
+        for real in self.daemon.active.keys().filter(|name| *name != MARKER) {
+            let is_ours = self.registry.owner(real).is_some()
+                && self.registry.members_in(real).next().is_some();
+            assert_eq!(is_generated(real), is_ours, "{real} is nobody's");
+        }
+        assert_eq!(self.told, self.members());
+        assert!(self.intent.is_empty());
+        // What is hidden alone may be forgotten with the epoch: nobody was told of it.
+        let holds = self.registry.members().next().is_some()
+            || self.registry.added_groups().next().is_some();
+        assert!(
+            self.registry.marker().is_some() || !holds,
+            "the epoch is not marked"
+        );
+        let again = self.reconcile(Mode::SameEpoch);
+        assert!(again.events.is_empty(), "{:?}", again.events);
+    }
+}
+
+#[test]
+fn what_clients_were_told_holds_whatever_happens() {
+    let mut dice = Dice(7);
+    let mut world = World::new();
+    for _ in 0..STEPS {
+        match dice.roll(40) {
+            0 => {
+                world.daemon = Daemon::start();
+                world.daemon.active.remove(MARKER);
+                world.restarted();
+            }
+            1..=8 => world.others_act(&mut dice),
+            _ => world.change(&mut dice),
+        }
+        world.look();
+        world.ensure_invariants();
+    }
+    for what in [
+        "made",
+        "refused",
+        "refused by the daemon",
+        "repaired",
+        "cut before",
+        "cut after",
+        "restarted",
+        "restarted while the file was there",
+        "somebody removed a group",
+    ] {
+        let count = world.counts.get(what).copied().unwrap_or_default();
+        assert!(count > 20, "{what}: {count} of {STEPS}");
+    }
+}
