@@ -13,7 +13,6 @@ import sys
 import time
 import xmlrpc.client
 
-ABNORMAL_TERMINATION = 40
 PATIENCE = 10  # seconds for what a process does in its own time
 
 
@@ -44,17 +43,6 @@ class Session:
         print(repr(answer), flush=True)
         if not fits(answer):
             raise Surprise(call)
-
-    def start(self, name):
-        """Starts a process. supervisord itself tells of one that ended before it looked for the
-        first time by fault 40: that one is started once more."""
-        try:
-            self.show(f"s.supervisor.startProcess({name!r})", True)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode != ABNORMAL_TERMINATION:
-                raise
-            print(repr(fault), flush=True)
-            self.show(f"s.supervisor.startProcess({name!r})", True)
 
     def processes(self):
         return {
@@ -104,7 +92,8 @@ def run(session, keep):
         " 'autostart': 'false', 'autorestart': 'false', 'startsecs': '0'})",
         True,
     )
-    session.start("dynamic_procs:ls")
+    # Not waited for: supervisord calls a program abnormal that has ended before it looks.
+    session.show("s.supervisor.startProcess('dynamic_procs:ls', False)", True)
     session.show(
         "s.supervisor.readProcessLog('dynamic_procs:ls', 0, 50)",
         lambda answer: answer.startswith("total "),

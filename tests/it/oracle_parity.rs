@@ -278,7 +278,7 @@ fn options_mean_the_same() -> Result<()> {
                 (pair.oracle.client(), &*pair.oracle),
                 (pair.sidecar.client(), &pair.daemon),
             ] {
-                client.call("supervisor.startProcess", (&name,))?;
+                client.call("supervisor.startProcess", (&name, false))?;
                 crate::common::eventually(crate::common::LIMIT, || {
                     let info = client.call("supervisor.getProcessInfo", (&name,))?;
                     ensure!(text(member(&info, "statename")?)? == "EXITED", "{info:?}");
