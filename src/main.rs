@@ -49,14 +49,18 @@ fn main() -> ExitCode {
         command,
     } = Args::read(std::env::args_os());
     match command {
-        Command::Serve(args) => match Config::load(&args) {
-            Ok(config) => {
-                let level = logging::start(config.settings.log_level, config.settings.log_format);
-                raise_file_limit();
-                serve(args, config, level)
+        Command::Serve(args) => {
+            start::give_back_at_once();
+            match Config::load(&args) {
+                Ok(config) => {
+                    let settings = &config.settings;
+                    let level = logging::start(settings.log_level, settings.log_format);
+                    raise_file_limit();
+                    serve(args, config, level)
+                }
+                Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
             }
-            Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
-        },
+        }
         Command::Check(args) => check(&Draft::load(&args), &typed_after_verb()),
         Command::CleanUp { dir, file_name } => {
             include_dir::clean_up_after_proxy(&dir, file_name);

@@ -4,6 +4,7 @@
 //! and says the same of each. Every sentence names the file, the section and the key where there is
 //! one, and what to write.
 
+mod allocator;
 mod child_url;
 mod listen;
 mod reach;
@@ -19,6 +20,7 @@ use crate::daemon::Daemon;
 use crate::include_dir::IncludeDir;
 use crate::server::tls::Tls;
 
+pub use allocator::give_back_at_once;
 pub use child_url::child_url;
 pub use listen::{client_url, listen, status_command, try_listen};
 pub use reach::{Reached, about_call, allows_nothing, reach, section_of, twiddler_methods, warn};
