@@ -13,11 +13,13 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
+use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Response};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
+use crate::audit::shown;
 use crate::daemon::fault::{BAD_NAME, NOT_RUNNING};
+use crate::failure::{Failure, HttpResult};
 use crate::rpc::Rpc;
 use crate::twiddler::{Member, Registry};
 use crate::xmlrpc::{Fault, Value};
@@ -35,6 +37,9 @@ const LOOK: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(60);
 /// A holder is written to so often: writing finds out that he is gone.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// So many clients may hold leases at a time. Each has a connection for as long as it likes, of which
+/// others need some too.
+pub const MAX_HOLDERS: usize = 256;
 
 /// All leases that somebody holds, has held, or should hold.
 #[derive(Debug, Default)]
@@ -70,33 +75,41 @@ impl Leases {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hold(self: &Arc<Self>, name: &str, authorization: Option<HeaderValue>) -> Hold {
+    /// None where too many are held.
+    fn hold(self: &Arc<Self>, name: &str, authorization: Option<HeaderValue>) -> Option<Hold> {
         let mut all = self.all();
+        let holders: usize = all.values().map(|lease| lease.holders).sum();
+        if holders >= MAX_HOLDERS {
+            return None;
+        }
         let lease = all.entry(name.to_owned()).or_insert_with(Lease::unheld);
         lease.holders += 1;
         lease.authorization = authorization;
-        Hold {
+        Some(Hold {
             leases: self.clone(),
             name: name.to_owned(),
-        }
+        })
     }
 
     /// The answer to a client that wants to hold a lease: it holds it for as long as it reads.
-    pub fn answer(
-        self: &Arc<Self>,
-        name: &str,
-        authorization: Option<HeaderValue>,
-    ) -> Response<Body> {
-        let hold = self.hold(name, authorization);
+    ///
+    /// # Errors
+    /// When too many are held.
+    pub fn answer(self: &Arc<Self>, name: &str, authorization: Option<HeaderValue>) -> HttpResult {
+        let Some(hold) = self.hold(name, authorization) else {
+            let text = format!("{MAX_HOLDERS} leases are held already: try again later");
+            return Err(Failure::Busy(text));
+        };
         let beats = stream::unfold((hold, Duration::ZERO), async |(hold, pause)| {
             sleep(pause).await;
             Some((Bytes::from_static(b"\n"), (hold, HEARTBEAT)))
         });
-        let mut response = Response::new(Body::from_stream(beats.map(Ok::<_, std::io::Error>)));
+        let mut response =
+            http::Response::new(Body::from_stream(beats.map(Ok::<_, std::io::Error>)));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        response
+        Ok(response)
     }
 
     /// The leases that have ended, with what their last holders presented. Each lease that programs
@@ -148,7 +161,10 @@ pub async fn watch(rpc: Arc<Rpc>, leases: Arc<Leases>) {
             .map(async |(name, header)| {
                 let outcome = end(&rpc, &name, header).await;
                 if let Err(reason) = &outcome {
-                    tracing::warn!("cannot remove what the lease {name} has left: {reason}");
+                    tracing::warn!(
+                        "cannot remove what the lease {} has left: {reason}",
+                        shown(&name)
+                    );
                 }
                 leases.settle(&name, outcome.is_ok());
             });
@@ -174,7 +190,8 @@ fn lease_of(member: &Member) -> Option<&str> {
 
 /// Stops and removes the processes of a lease, and the group of its name where it is left empty.
 async fn end(rpc: &Rpc, name: &str, authorization: Option<HeaderValue>) -> Result<(), Fault> {
-    let authorization = authorization.or_else(|| rpc.daemon().known_authorization());
+    // Not what another caller brought: who has gone without a trace is removed by the proxy's own.
+    let authorization = authorization.or_else(|| rpc.daemon().own_authorization().cloned());
     let call = async |method: &str, params: &[&str], harmless: &[i32]| {
         let params: Vec<Value> = params.iter().map(|text| (*text).into()).collect();
         match rpc.call_as(authorization.clone(), method, &params).await {

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
                 Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
             }
         }
-        Command::Check(args) => check(&Draft::load(&args), &typed_after_verb()),
+        Command::Check(args) => check(&Draft::load(&args), &typed_after_check()),
         Command::CleanUp { dir, file_name } => {
             include_dir::clean_up_after_proxy(&dir, file_name);
             ExitCode::SUCCESS
@@ -98,10 +98,11 @@ fn ended(error: &StartError) -> ExitCode {
     })
 }
 
-/// The arguments of this command.
-fn typed_after_verb() -> Vec<String> {
-    let all = std::env::args_os().skip(2);
-    all.map(|argument| argument.to_string_lossy().into_owned())
+/// The arguments of `check`. What stands before it is for other verbs, and may be a password.
+fn typed_after_check() -> Vec<String> {
+    let all = std::env::args_os().skip_while(|argument| argument != "check");
+    all.skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
         .collect()
 }
 

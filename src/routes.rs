@@ -9,7 +9,7 @@ use axum::response::Response;
 use axum::routing::{any, get};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 
 use crate::body::{self, Held};
 use crate::failure::{Failure, HttpResult};
@@ -33,7 +33,7 @@ pub fn app(rpc: Arc<Rpc>, leases: Arc<Leases>) -> Router {
     };
     Router::new()
         .route("/twiddler/health", get(health))
-        .route(&format!("{}{{name}}", lease::PATH), get(hold))
+        .route(&format!("{}{{name}}", lease::PATH), any(hold))
         .route("/twiddler/", any(unknown))
         .route("/twiddler/{*unknown}", any(unknown))
         .fallback(entry)
@@ -58,8 +58,11 @@ async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
 
 /// What is below `/twiddler/` is the proxy's own, also where there is nothing.
 async fn unknown(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
-    let (head, _) = request.into_parts();
+    let (head, _body) = request.into_parts();
     rpc.let_in(&head).await?;
+    if let Some(slot) = head.extensions.get::<ClientSlot>() {
+        slot.linger();
+    }
     Err(Failure::Unread(
         StatusCode::NOT_FOUND,
         format!("twiddler has no page {}", head.uri.path()),
@@ -70,7 +73,11 @@ async fn unknown(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
 async fn hold_lease(rpc: &Rpc, leases: &Arc<Leases>, name: &str, request: Request) -> HttpResult {
     let (head, _) = request.into_parts();
     rpc.let_in(&head).await?;
-    Ok(leases.answer(name, head.headers.get(AUTHORIZATION).cloned()))
+    if head.method != Method::GET {
+        let text = format!("a lease is held by GET, not by {}", head.method);
+        return Err(Failure::Unread(StatusCode::METHOD_NOT_ALLOWED, text));
+    }
+    leases.answer(name, head.headers.get(AUTHORIZATION).cloned())
 }
 
 async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {

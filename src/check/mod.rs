@@ -355,12 +355,13 @@ async fn check_listeners(settings: &Settings, findings: &mut Findings) {
 /// Arguments as they can be typed again, each with a space before it. A password is left out.
 fn as_typed(arguments: &[String]) -> String {
     const PASSWORD: &str = "--password";
+    const VARIABLE: &str = "\"$PASSWORD\"";
     let mut text = String::new();
     let mut is_password = false;
     for argument in arguments {
         let shown = match argument.split_once('=') {
-            _ if is_password => "PASSWORD".to_owned(),
-            Some((PASSWORD, _)) => format!("{PASSWORD}=PASSWORD"),
+            _ if is_password => VARIABLE.to_owned(),
+            Some((PASSWORD, _)) => format!("{PASSWORD}={VARIABLE}"),
             _ => shell_word(argument),
         };
         is_password = argument == PASSWORD;
@@ -408,9 +409,9 @@ mod tests {
             (&["--hosts", "it's, b"], " --hosts 'it'\\''s, b'"),
             (
                 &["--password", "x", "--persist"],
-                " --password PASSWORD --persist",
+                " --password \"$PASSWORD\" --persist",
             ),
-            (&["--password=x"], " --password=PASSWORD"),
+            (&["--password=x"], " --password=\"$PASSWORD\""),
             (&["--username", ""], " --username ''"),
         ] {
             let typed: Vec<String> = typed.iter().map(|text| (*text).to_owned()).collect();

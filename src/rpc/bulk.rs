@@ -237,6 +237,7 @@ pub(super) struct Target {
     /// The daemon's name for it.
     real: String,
     state: i64,
+    pid: i64,
     startsecs: Duration,
     stopwaitsecs: Duration,
     /// When the log last said that it is waited for.
@@ -259,6 +260,11 @@ impl Target {
     /// Whether the daemon would wait for it before it ends (`get_unstopped_processes`).
     pub(super) fn is_up(&self) -> bool {
         !STOPPED_STATES.contains(&self.state)
+    }
+
+    /// Whether it is this proxy, which may run as a program of the same daemon.
+    pub(super) fn is_this_proxy(&self) -> bool {
+        self.pid == i64::from(std::process::id())
     }
 
     /// How long it may take to stop before the daemon kills it.
@@ -542,6 +548,7 @@ fn target(registry: &Registry, settings: &Settings, info: &Value) -> Option<Targ
         },
         real: format!("{real}:{process}"),
         state,
+        pid: info.get("pid").and_then(Value::as_int).unwrap_or_default(),
         startsecs: seconds(startsecs),
         stopwaitsecs: seconds(stopwaitsecs),
         reported: None,

@@ -62,7 +62,11 @@ impl Rpc {
             );
         }
         for group in groups {
-            self.stop_together(caller, group).await?;
+            // The daemon ends in any case, and stops itself what is not stopped here.
+            if let Err(failure) = self.stop_together(caller, group).await {
+                tracing::debug!(?failure, "left to supervisord what is to stop");
+                break;
+            }
         }
         // Nothing comes in between: either all of it is done, or the daemon ends already.
         let real = self.twiddler.with_registry(real_groups);
@@ -104,7 +108,9 @@ impl Rpc {
 /// last of those that have a running process in a real group. `targets` are in the order of starts.
 fn to_stop_first(targets: Vec<Target>) -> Vec<Vec<Target>> {
     let mut groups: Vec<Vec<Target>> = Vec::new();
-    for target in targets.into_iter().rev().filter(Target::is_up) {
+    // A proxy that stopped itself would not come to the end of this.
+    let targets = targets.into_iter().rev();
+    for target in targets.filter(|target| target.is_up() && !target.is_this_proxy()) {
         match groups.last_mut() {
             Some(group) if group[0].group() == target.group() => group.push(target),
             _ => groups.push(vec![target]),

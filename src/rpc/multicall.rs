@@ -115,7 +115,9 @@ impl Progress<'_> {
     async fn take(&mut self, entry: &Value) -> Result<(), Failure> {
         if let Some(fault) = self.rpc.entry_denied(entry) {
             self.flush().await?;
-            return self.push(Err(fault.into()));
+            let method = read_entry(entry).map(|call| call.method);
+            let what = refused_call(method.as_deref().unwrap_or("an entry"));
+            return self.push(Err(turned_down(self.caller, &what, fault)));
         }
         if self.ends {
             return self.push(Err(bare(SHUTDOWN_STATE).into()));

@@ -31,6 +31,7 @@ use crate::audit::{Flood, Floods, Peer};
 use crate::daemon::Origin;
 use crate::failure::Failure;
 use crate::forward;
+use crate::lease;
 use crate::limits::{self, ClientSlot, ClientSlots, HEAD_TIME, Phase, TimedStream};
 use crate::routes::Connection;
 use crate::server::tls::Tls;
@@ -224,7 +225,8 @@ fn connection(
         slot.set(Phase::Busy);
         let too_large = head_size(&request) > MAX_HEAD;
         let (slot, underway) = (slot.clone(), underway.clone());
-        let is_followed = forward::is_followed(request.uri());
+        let uri = request.uri();
+        let is_followed = forward::is_followed(uri) || uri.path().starts_with(lease::PATH);
         let reply = app.clone().call(request);
         async move {
             let reply = if too_large {
