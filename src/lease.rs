@@ -17,6 +17,7 @@ use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
+use crate::access::LEASE_PATH;
 use crate::audit::shown;
 use crate::daemon::fault::{BAD_NAME, NOT_RUNNING};
 use crate::failure::{Failure, HttpResult};
@@ -27,7 +28,7 @@ use crate::xmlrpc::{Fault, Value};
 /// The option of a program that names its lease.
 pub const OPTION: &str = "twiddler_lease";
 /// Where a lease is held: a GET of this path with the lease's name after it.
-pub const PATH: &str = "/twiddler/lease/";
+pub const PATH: &str = LEASE_PATH;
 
 /// How long a client may be gone, such as while the proxy starts again.
 pub const GRACE: Duration = Duration::from_secs(20);
@@ -132,7 +133,11 @@ impl Leases {
         match all.get_mut(name) {
             Some(lease) if lease.holders > 0 => {}
             Some(_) if is_over => drop(all.remove(name)),
-            Some(lease) => lease.ends = Instant::now() + RETRY,
+            Some(lease) => {
+                lease.ends = Instant::now() + RETRY;
+                // It may be what is refused: the password has changed, say.
+                lease.authorization = None;
+            }
             None => {}
         }
     }

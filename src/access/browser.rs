@@ -16,6 +16,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use percent_encoding::percent_decode_str;
 
+use super::LEASE_PATH;
+
 /// The relation between the site that caused a request and the one that is asked.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// How the user agents of browsers begin.
@@ -331,7 +333,11 @@ fn acts(method: &Method, target: &Uri) -> bool {
     let target = target.path_and_query().map_or("", |target| target.as_str());
     let once = percent_decode_str(target).decode_utf8_lossy();
     let twice = percent_decode_str(&once).decode_utf8_lossy();
-    once.starts_with("/RPC2") || once.contains("action=") || twice.contains("action=")
+    let ends_what_nobody_holds = once.starts_with(LEASE_PATH);
+    once.starts_with("/RPC2")
+        || ends_what_nobody_holds
+        || once.contains("action=")
+        || twice.contains("action=")
 }
 
 /// Keeps a page out of the frames of other sites, whose visitors could be made to click in it, and
@@ -479,6 +485,16 @@ mod tests {
         let origin = |origin| ("origin", origin);
         for (line, header, passes) in [
             ("POST /RPC2", ("sec-fetch-site", "cross-site"), false),
+            (
+                "GET /twiddler/lease/x",
+                ("sec-fetch-site", "cross-site"),
+                false,
+            ),
+            (
+                "GET /twiddler/lease/x",
+                ("sec-fetch-site", "same-origin"),
+                true,
+            ),
             ("POST /RPC2", ("sec-fetch-site", "same-site"), false),
             ("POST /RPC2", ("sec-fetch-site", "same-origin"), true),
             ("POST /RPC2", ("sec-fetch-site", "none"), true),

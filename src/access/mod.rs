@@ -31,6 +31,8 @@ use crate::limits::{ClientSlot, Phase};
 
 /// What everybody may ask.
 pub const OPEN_PATH: &str = "/twiddler/health";
+/// Below it a lease is held, whose end removes programs.
+pub const LEASE_PATH: &str = "/twiddler/lease/";
 
 /// How a connection came in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 
@@ -19,6 +20,9 @@ use super::conf::DaemonAddress;
 pub struct Liveness {
     connection: Mutex<Option<Connection>>,
 }
+
+/// How long a connection is taken for unbroken that cannot be waited on.
+const UNWATCHED: Duration = Duration::from_millis(500);
 
 enum Connection {
     Unix(UnixStream),
@@ -47,14 +51,14 @@ impl Liveness {
                 .connection
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            connection
-                .as_ref()
-                .and_then(|connection| connection.second().ok())
+            connection.as_ref().map(Connection::second)
         };
         // The daemon has nothing to say: what comes is the end, however it is told.
         match watched {
-            Some(Second::Unix(mut stream)) => drop(stream.read(&mut [0]).await),
-            Some(Second::Tcp(mut stream)) => drop(stream.read(&mut [0]).await),
+            Some(Ok(Second::Unix(mut stream))) => drop(stream.read(&mut [0]).await),
+            Some(Ok(Second::Tcp(mut stream))) => drop(stream.read(&mut [0]).await),
+            // No descriptor is free to wait on: whoever asks again at once would take all of a core.
+            Some(Err(_)) => tokio::time::sleep(UNWATCHED).await,
             None => {}
         }
     }

@@ -376,8 +376,14 @@ fn full(name: &str) -> String {
 }
 
 /// Whether an entry lets the daemon read its files.
+/// Whether an entry reads the files, or speaks of what was read last.
 fn reloads(entry: &Value) -> bool {
-    entry.get("methodName").and_then(Value::as_str) == Some("supervisor.reloadConfig")
+    let name = entry.get("methodName").and_then(Value::as_str);
+    let name = name.and_then(|name| name.strip_prefix("supervisor."));
+    matches!(
+        name.map(method_kind),
+        Some(MethodKind::Reload | MethodKind::Configs | MethodKind::AddGroup)
+    )
 }
 
 fn fault_struct(fault: Fault) -> Value {

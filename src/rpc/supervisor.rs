@@ -106,14 +106,21 @@ impl Rpc {
         }
         let (translation, epoch) = self.translate(caller, name, &call.params).await?;
         // Nothing more is asked of the worker while it waits for the end of this.
-        let pause = match method_kind(name) {
-            MethodKind::Reload => self.twiddler.pause_reloads().await,
+        let kind = method_kind(name);
+        let mut pause = match kind {
+            // While a question is put, these would answer with it, or add it.
+            MethodKind::Reload | MethodKind::Configs | MethodKind::AddGroup => {
+                self.twiddler.pause_reloads().await
+            }
             _ => None,
         };
         match translation {
             Translation::Same => {
                 let share = share::of_call(&call.method, &call.params);
                 let response = self.forward(caller, body, share).await?;
+                if kind != MethodKind::Reload {
+                    drop(pause.take());
+                }
                 // The first change of all may have come before the daemon's answer.
                 match back_of_list(method_kind(name), &call.params) {
                     Some(back) if !self.twiddler.with_registry(Registry::is_plain) => {
@@ -126,9 +133,15 @@ impl Rpc {
                 let asked = xmlrpc::write::call(&call.method, &params);
                 let share = share::of_call(&call.method, &params);
                 let response = self.forward(caller, asked.into(), share).await?;
+                if kind != MethodKind::Reload {
+                    drop(pause.take());
+                }
                 self.put_back(caller, response, &back, epoch, pause).await
             }
-            other => Ok(reply(self.carry_out(caller, other).await)),
+            other => {
+                drop(pause);
+                Ok(reply(self.carry_out(caller, other).await))
+            }
         }
     }
 
@@ -188,7 +201,7 @@ impl Rpc {
                 Some(Ok(Value::Bool(true)))
             }
             "addProcessGroup" => {
-                let taken = caller.update.give_back(group);
+                let taken = caller.update.has_taken(group);
                 if !taken && !self.updates.has_clashes(group) {
                     return None;
                 }
@@ -197,7 +210,10 @@ impl Rpc {
                 }
                 let (judged, record) = (self.judged(caller), caller.record());
                 Some(match self.updates.add_step(group, judged, &record).await {
-                    Ok(()) => Ok(Value::Bool(true)),
+                    Ok(()) => {
+                        caller.update.give_back(group);
+                        Ok(Value::Bool(true))
+                    }
                     Err(refusal) => Err(self.refused(caller, refusal).await),
                 })
             }
@@ -688,14 +704,14 @@ impl Update {
         let steps = self.steps();
         steps
             .as_ref()
-            .is_some_and(|steps| steps.taken.contains(group))
+            .is_some_and(|steps| steps.taken.contains(group) && steps.last.elapsed() < LIVE_GOES_ON)
     }
 
-    fn give_back(&self, group: &str) -> bool {
-        let mut steps = self.steps();
-        steps
-            .as_mut()
-            .is_some_and(|steps| steps.taken.remove(group))
+    /// All of this group is in force.
+    fn give_back(&self, group: &str) {
+        if let Some(steps) = self.steps().as_mut() {
+            steps.taken.remove(group);
+        }
     }
 
     /// A step was made.

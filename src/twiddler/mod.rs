@@ -302,6 +302,8 @@ impl Twiddler {
         }
         let members = members.into_iter();
         events.extend(members.map(|member| Event::Joined(Box::new(member))));
+        // A change of somebody else's may have been cut short: nothing is noted before that is known.
+        let _current = self.current().await;
         let _ = self.ask(|done| Job::Note(epoch, events, done)).await;
         self.persist_again().await;
     }

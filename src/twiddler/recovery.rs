@@ -16,7 +16,6 @@ use super::model::registry::{Event, Registry};
 use super::model::script::{ADD, Call};
 use super::model::view::Status;
 use crate::daemon::Reloaded;
-use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE};
 use crate::program;
 
@@ -390,8 +389,11 @@ async fn adopt(engine: &mut Engine) -> Result<(), ChangeError> {
 /// Asks what must be known, and reconciles.
 async fn ask(engine: &mut Engine, mode: Mode) -> Result<(Answers, Reconciliation), Interrupted> {
     let intent = engine.journal.intent().to_vec();
-    let configured: Vec<ConfiguredGroup> = engine.configured();
-    let kept = kept(engine, mode);
+    // While the daemon goes on, nothing is decided by files.
+    let (configured, kept) = match mode {
+        Mode::SameEpoch => Default::default(),
+        _ => (engine.configured(), kept(engine, mode)),
+    };
     let own = engine.own_groups();
     let registry = match mode {
         Mode::NewEpochPersisted | Mode::NewEpochPersistent => {

@@ -117,8 +117,10 @@ async fn read_ahead(
     guess: Vec<Result<Plan, ChangeError>>,
 ) -> Result<(Answers, Option<Reading>), Interrupted> {
     let plans: Vec<Plan> = guess.into_iter().flatten().collect();
+    // Of a group that is looked into first, no member is read yet.
+    let members = plan::events(plans.iter().filter(|plan| plan.look().is_none()));
     if let Some(text) = text_ahead(engine, &plans)
-        && let Ok(intent) = engine.intend(plan::events(&plans), engine.needs_marker())
+        && let Ok(intent) = engine.intend(members, engine.needs_marker())
         && let Ok(staged) = engine.stage(intent, text).await
     {
         let (answers, reading) = engine.read(staged, queries).await?;
@@ -357,6 +359,8 @@ impl Transaction<'_> {
             Err(error) => {
                 drop(file);
                 engine.abandon(intent);
+                // What was to go may be out of it already.
+                engine.keep(None);
                 return Err(error);
             }
         };
@@ -373,11 +377,18 @@ impl Transaction<'_> {
             outcomes,
             repairs,
             starts,
+            unmarked,
             ..
         } = verdict;
         for (index, outcome) in outcomes {
             self.plans[index] = None;
             self.outcomes[index] = outcome;
+        }
+        if !unmarked.is_empty() {
+            let fault = engine.not_read().await;
+            for index in unmarked {
+                self.refuse(index, fault.clone());
+            }
         }
         for (index, repair) in repairs {
             if let Err(error) = self.repair(engine, index, repair).await {

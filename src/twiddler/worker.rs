@@ -147,11 +147,12 @@ impl Worker {
         tokio::select! {
             biased;
             () = doubt, if watched => Next::Look { for_doubt: true },
+            // Due once in ten seconds at most, also where changes never end.
+            () = sleep_until(self.look_at), if watched => Next::Look { for_doubt: false },
             () = std::future::ready(()), if has_changes => Next::Batch,
             job = self.jobs.recv() => Next::Queued(job),
             () = sleep_until(self.recover_at), if unknown => Next::Recover,
             () = self.engine.link.broken(), if watched => Next::Again,
-            () = sleep_until(self.look_at), if watched => Next::Look { for_doubt: false },
         }
     }
 

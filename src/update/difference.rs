@@ -948,12 +948,14 @@ impl<'a> Input<'a> {
 
     /// The user's own programs that have to be taken out of groups of their names while this group is
     /// redefined.
-    fn claimed(self, group: &str) -> Vec<&'a str> {
+    fn claimed(self, group: &str) -> Vec<(Kind, &'a str)> {
         let new = self.files.group(group);
         let new = new
             .map(|group| group.programs.as_slice())
             .unwrap_or_default();
-        new.iter().map(|program| program.name.as_str()).collect()
+        new.iter()
+            .map(|program| (program.kind, program.name.as_str()))
+            .collect()
     }
 
     fn base_program(self, group: &str, process: &str) -> Option<String> {

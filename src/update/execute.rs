@@ -217,16 +217,15 @@ impl Updates {
         for (change, left) in changes.iter().zip(left) {
             match (change, left) {
                 (_, Ok(())) => {}
-                // Somebody else was faster.
-                (_, Err(ChangeError::Fault(told))) if told.code == BAD_NAME => {}
-                (
-                    twiddler::Change::RemoveProcess { group, process },
-                    Err(ChangeError::Fault(told)),
-                ) => {
-                    let name = (group.clone(), process.clone());
-                    outcome.failed.push((name, told.text));
-                }
-                (_, Err(refusal)) => return Err(refusal),
+                (_, Err(error)) => match (change, error.fault()) {
+                    // Somebody else was faster.
+                    (_, Some(fault)) if fault.code == BAD_NAME => {}
+                    (twiddler::Change::RemoveProcess { group, process }, Some(fault)) => {
+                        let name = (group.clone(), process.clone());
+                        outcome.failed.push((name, fault.text));
+                    }
+                    _ => return Err(error),
+                },
             }
         }
         Ok(())

@@ -16,13 +16,16 @@ mod steps;
 mod survey;
 mod values;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use crate::audit::{Peer, Record};
-use crate::daemon::Liveness;
 use crate::daemon::conf::{self, Definitions};
 use crate::daemon::fault::{BAD_NAME, INCORRECT_PARAMETERS, fault};
+use crate::daemon::{Liveness, ProcessInfo};
 use crate::program::{Name, Program};
 use crate::twiddler::{Authorized, ChangeError, Twiddler};
 use crate::xmlrpc::{Fault, Value};
@@ -104,14 +107,31 @@ impl Updates {
     /// # Errors
     /// What the caller is told instead.
     pub async fn answer(
-        &self,
+        self: &Arc<Self>,
         request: Request,
         authorized: Authorized,
         record: &Record,
     ) -> Result<Value, ChangeError> {
-        let presented = authorized.presented();
-        let work = self.carry_out(request, authorized, record);
-        self.twiddler.daemon().presenting(presented, work).await
+        let (updates, record) = (self.clone(), record.clone());
+        self.on_its_own(authorized.presented(), async move {
+            updates.carry_out(request, authorized, &record).await
+        })
+        .await
+    }
+
+    /// Does what presents these credentials to the daemon, to its end: a caller who hangs up leaves
+    /// nobody stopped, and no question in what the daemon has read last.
+    async fn on_its_own<T: Send + 'static>(
+        self: &Arc<Self>,
+        presented: Option<HeaderValue>,
+        work: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
+    ) -> Result<T, ChangeError> {
+        let daemon = self.twiddler.daemon().clone();
+        let work = tokio::spawn(async move { daemon.presenting(presented, work).await });
+        work.await.unwrap_or_else(|error| {
+            let reason = format!("the update was cut short: {error}");
+            Err(ChangeError::Unreachable(reason))
+        })
     }
 
     async fn carry_out(
@@ -120,17 +140,22 @@ impl Updates {
         authorized: Authorized,
         record: &Record,
     ) -> Result<Value, ChangeError> {
-        let _turn = self.turn.lock().await;
+        // What changes nothing waits for nobody's stops.
+        let turn = async || self.turn.lock().await;
         match request {
             Request::Diff(groups) => self.diff(&groups).await,
-            Request::Update(groups) => self.update(&groups, authorized, record).await,
             Request::Programs => self.all_programs().await,
             Request::Options { group, program } => self.program_options(&group, &program).await,
+            Request::Update(groups) => {
+                let _turn = turn().await;
+                self.update(&groups, authorized, record).await
+            }
             Request::Redefine {
                 group,
                 program,
                 options,
             } => {
+                let _turn = turn().await;
                 self.redefine(&group, &program, &options, authorized, record)
                     .await
             }
@@ -139,6 +164,7 @@ impl Updates {
                 program,
                 numprocs,
             } => {
+                let _turn = turn().await;
                 self.scale(&group, &program, numprocs, authorized, record)
                     .await
             }
@@ -180,6 +206,7 @@ impl Updates {
     /// Lets the daemon say which groups are as the files are now, and keeps what those say.
     async fn learn(&self) -> Result<(), ChangeError> {
         self.twiddler.current().await?;
+        self.remove_probes().await?;
         let files = self.files();
         if self.knows(&files) {
             return Ok(());
@@ -188,6 +215,22 @@ impl Updates {
         let reply = self.read_plain(&files).await?;
         self.note_confirmed(&files, &reply);
         Ok(())
+    }
+
+    /// Removes what a daemon has of questions that lay there when it started. None of it runs.
+    async fn remove_probes(&self) -> Result<(), ChangeError> {
+        let list = [("supervisor.getAllProcessInfo", vec![])];
+        let infos = self.twiddler.call_all(&list).await?.pop();
+        let infos = ProcessInfo::read_all(&infos.unwrap_or(Ok(Value::Nil))?);
+        let groups = infos.into_iter().map(|info| info.group);
+        let probes: BTreeSet<String> = groups.filter(|group| probe::is_probe(group)).collect();
+        if probes.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(groups = ?probes, "removing questions that supervisord read when it started");
+        let remove = |name: String| ("supervisor.removeProcessGroup", vec![name.into()]);
+        let calls: Vec<_> = probes.into_iter().map(remove).collect();
+        self.twiddler.call_all(&calls).await.map(drop)
     }
 
     /// Finishes an update that was cut short: what it had stopped runs again.
@@ -205,7 +248,10 @@ impl Updates {
             "finishing an update that was cut short"
         );
         let record = Record::new(Peer::Unknown);
-        self.resume(&groups, Authorized::NotRequired, &record).await
+        // The proxy's own: nobody asks for it.
+        let own = self.twiddler.daemon().own_authorization().cloned();
+        self.resume(&groups, Authorized::Checked(own), &record)
+            .await
     }
 
     fn knows(&self, files: &Definitions) -> bool {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use super::values::Values;
-use crate::daemon::conf::variables;
+use crate::daemon::conf::{Kind, variables};
 use crate::daemon::fault::{INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, carried, render_group};
 use crate::xmlrpc::{Fault, Value};
@@ -25,13 +25,19 @@ const ENVIRONMENT: &str = "twiddler~environment";
 /// Which of the programs that were asked about: a number that [`Probe::value`] has given.
 pub type Id = usize;
 
+/// Whether a group of the daemon's is that of a probe, which it met when it started.
+pub fn is_probe(group: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+    group == CLAIMED || group == ENVIRONMENT || group.strip_prefix(PREFIX).is_some_and(is_number)
+}
+
 /// Questions that go out together.
 #[derive(Debug, Default)]
 pub struct Probe {
     sections: String,
     next: usize,
     values: Vec<(String, String)>,
-    claimed: BTreeSet<String>,
+    claimed: BTreeSet<(Kind, String)>,
     /// The groups that are redefined.
     redefined: BTreeSet<String>,
     /// What every program gets for `[supervisord] environment`.
@@ -90,7 +96,7 @@ impl Probe {
         name: &str,
         priority: i64,
         programs: &[Program],
-        claimed: impl IntoIterator<Item = &'p str>,
+        claimed: impl IntoIterator<Item = (Kind, &'p str)>,
     ) {
         let sections: Vec<String> = programs.iter().map(|_| self.name()).collect();
         let names: Vec<&str> = sections.iter().map(String::as_str).collect();
@@ -99,7 +105,9 @@ impl Probe {
             self.sections += &program.render(section, crate::program::Scope::All);
         }
         self.redefined.insert(name.to_owned());
-        self.claimed.extend(claimed.into_iter().map(str::to_owned));
+        let claimed = claimed.into_iter();
+        self.claimed
+            .extend(claimed.map(|(kind, name)| (kind, name.to_owned())));
     }
 
     fn name(&mut self) -> String {
@@ -153,7 +161,12 @@ impl Probe {
             );
         }
         if !self.claimed.is_empty() {
-            let claimed: Vec<&str> = self.claimed.iter().map(String::as_str).collect();
+            // A daemon that starts at this moment must not start them here too.
+            for (kind, name) in &self.claimed {
+                let section = kind.section();
+                let _infallible = writeln!(text, "[{section}:{name}]\nautostart=false");
+            }
+            let claimed: Vec<&str> = self.claimed.iter().map(|(_, name)| name.as_str()).collect();
             text += &render_group(CLAIMED, 999, &claimed);
         }
         text

@@ -267,10 +267,17 @@ impl Updates {
             .map(|name| (group.to_owned(), name))
             .collect();
         let survey = self.survey_of(files, seen.clone()).await?;
+        let before = self.baseline().scales.clone();
         self.note_scale(&source, group, program, numprocs);
-        let outcome = self.execute(&survey, &plan, authorized, record).await?;
-        if let Some((_, reason)) = outcome.skipped.first() {
-            return Err(ChangeError::Fault(fault(FAILED, reason.clone())));
+        let scaled_to = self.execute(&survey, &plan, authorized, record).await;
+        let scaled_to = scaled_to.and_then(|outcome| match outcome.skipped.first() {
+            Some((_, reason)) => Err(ChangeError::Fault(fault(FAILED, reason.clone()))),
+            None => Ok(()),
+        });
+        if let Err(error) = scaled_to {
+            self.baseline().scales = before;
+            self.keep();
+            return Err(error);
         }
         Ok(scaled(&plan.started, &plan.stopped))
     }

@@ -3,6 +3,8 @@
 //! What a live update has put in force lives in groups of its own, so that a group which is made anew
 //! as a whole takes that along. With `live_update` the steps themselves restart only what changed.
 
+use std::sync::Arc;
+
 use super::Updates;
 use super::difference::Made;
 use super::plan::{Name, Plan};
@@ -21,16 +23,18 @@ impl Updates {
     ///
     /// # Errors
     /// When the daemon does not answer, or the files are not valid.
-    pub async fn pending(&self, authorized: Authorized) -> Result<Vec<String>, ChangeError> {
-        let work = async {
-            let _turn = self.turn.lock().await;
-            let survey = self.survey(&[]).await?;
+    pub async fn pending(
+        self: &Arc<Self>,
+        authorized: Authorized,
+    ) -> Result<Vec<String>, ChangeError> {
+        let updates = self.clone();
+        self.on_its_own(authorized.presented(), async move {
+            let survey = updates.survey(&[]).await?;
             let pending = survey.differences.into_iter();
             let pending = pending.filter(|one| one.is_pending() && !one.comes && !one.goes);
             Ok(pending.map(|one| one.group).collect())
-        };
-        let presented = authorized.presented();
-        self.twiddler.daemon().presenting(presented, work).await
+        })
+        .await
     }
 
     /// Stops what an update of this group has to stop, and says who that was; none where the group can
@@ -39,13 +43,14 @@ impl Updates {
     /// # Errors
     /// When the daemon does not answer, or the files are not valid.
     pub async fn stop_step(
-        &self,
+        self: &Arc<Self>,
         group: &str,
         authorized: Authorized,
     ) -> Result<Option<Vec<(String, String)>>, ChangeError> {
-        let work = async {
-            let _turn = self.turn.lock().await;
-            let survey = self.survey(&[group.to_owned()]).await?;
+        let (updates, group) = (self.clone(), group.to_owned());
+        self.on_its_own(authorized.presented(), async move {
+            let _turn = updates.turn.lock().await;
+            let survey = updates.survey(std::slice::from_ref(&group)).await?;
             let differences = &survey.differences;
             if let Some(reason) = differences.iter().find_map(|one| one.unknown.as_ref()) {
                 tracing::warn!(group, "restarting the group as a whole: {reason}");
@@ -64,12 +69,11 @@ impl Updates {
             );
             let Ok(plan) = plan else { return Ok(None) };
             // The stop comes before the change that the rest of the steps ask for.
-            self.intend(&survey, &plan)?;
-            self.stop(&plan.stop).await?;
+            updates.intend(&survey, &plan)?;
+            updates.stop(&plan.stop).await?;
             Ok(Some(plan.stop))
-        };
-        let presented = authorized.presented();
-        self.twiddler.daemon().presenting(presented, work).await
+        })
+        .await
     }
 
     /// Puts groups that were added, and that the files define now, among those that have changed: the
@@ -175,17 +179,17 @@ impl Updates {
     /// # Errors
     /// When the daemon does not answer, or the files are not valid.
     pub async fn add_step(
-        &self,
+        self: &Arc<Self>,
         group: &str,
         authorized: Authorized,
         record: &Record,
     ) -> Result<(), ChangeError> {
-        let presented = authorized.presented();
-        let work = async {
-            let _turn = self.turn.lock().await;
-            self.resume(&[group.to_owned()], authorized, record).await
-        };
-        self.twiddler.daemon().presenting(presented, work).await
+        let (updates, group, record) = (self.clone(), group.to_owned(), record.clone());
+        self.on_its_own(authorized.presented(), async move {
+            let _turn = updates.turn.lock().await;
+            updates.resume(&[group], authorized, &record).await
+        })
+        .await
     }
 
     /// Finishes an update that has stopped its processes already: those that ran run again.

@@ -41,7 +41,7 @@ pub struct GroupDefinition {
 }
 
 /// What makes the processes of a group (`supervisor/options.py`, `process_groups_from_parser`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, PartialOrd, Ord)]
 pub enum Kind {
     /// Programs.
     Program,

@@ -38,6 +38,8 @@ pub struct Verdict {
     pub outcomes: Vec<(usize, Outcome)>,
     /// What must be done before anybody is told.
     pub repairs: Vec<(usize, Repair)>,
+    /// Hidings that cannot be known again, because the marker was not added.
+    pub unmarked: Vec<usize>,
     /// What was gone already.
     pub gone: Vec<Event>,
     /// The daemon starts something that was added, by itself.
@@ -104,15 +106,19 @@ impl Script {
         registry: &Registry,
     ) -> Verdict {
         let mut verdict = Verdict::default();
-        if let Some(marker) = &self.marker
-            && results.first().is_some_and(is_there)
-        {
-            verdict.events.push(Event::Marker(marker.clone()));
+        let mut is_marked = true;
+        if let Some(marker) = &self.marker {
+            is_marked = results.first().is_some_and(is_there);
+            if is_marked {
+                verdict.events.push(Event::Marker(marker.clone()));
+            }
         }
         for (index, calls) in &self.steps {
             let results = results.get(calls.clone()).unwrap_or_default();
-            if let Some(Some(plan)) = plans.get(*index) {
-                verdict.add(*index, plan, results, registry);
+            match plans.get(*index) {
+                Some(Some(Plan::Hide { .. })) if !is_marked => verdict.unmarked.push(*index),
+                Some(Some(plan)) => verdict.add(*index, plan, results, registry),
+                _ => {}
             }
         }
         verdict
@@ -489,6 +495,24 @@ mod tests {
             let verdict = script.interpret(&plans, &[result, FINE], &Registry::default());
             assert_eq!(verdict.events.contains(&marker), is_known);
             assert!(matches!(verdict.outcomes[0], (0, Ok(()))));
+        }
+    }
+
+    #[test]
+    fn nothing_is_hidden_where_the_marker_is_not_there() {
+        for (result, is_made) in [
+            (FINE, true),
+            (no(ALREADY_ADDED), true),
+            (no(BAD_NAME), false),
+        ] {
+            let plans = [Some(hide())];
+            let pending = plans.iter().flatten().map(|plan| (0, plan));
+            let script = Script::compose(Some("m".to_owned()), pending);
+            let verdict = script.interpret(&plans, &[result], &Registry::default());
+            assert_eq!(verdict.outcomes.is_empty(), !is_made);
+            assert_eq!(verdict.unmarked.is_empty(), is_made);
+            let hides = |event: &Event| matches!(event, Event::Hidden { .. });
+            assert_eq!(verdict.events.iter().any(hides), is_made);
         }
     }
 

@@ -36,8 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const STARTS_AGAIN: Duration = Duration::from_secs(2);
 /// Between attempts to hold the lease again.
 const LEASE_PAUSE: Duration = Duration::from_millis(500);
-/// The server has too much to do.
-const BUSY: u16 = 503;
+/// The server knows no leases.
+const NO_LEASES: [u16; 2] = [404, 405];
 
 /// Adds the program, starts it, prints what it writes until it has ended, and removes it.
 ///
@@ -90,8 +90,18 @@ struct Run<'a> {
 impl Run<'_> {
     async fn carry_out(&self, signals: &mut Signals) -> Result<End, Error> {
         let (session, namespec) = (self.session, &self.program.namespec);
-        let stdout = Output::open(session, namespec, "stdout").await?;
-        let stderr = Output::open(session, namespec, "stderr").await?;
+        // Until all is printed: the log goes with the program.
+        let mut holding = pin!(self.hold_lease());
+        let opening = async {
+            Ok::<_, Error>((
+                Output::open(session, namespec, "stdout").await?,
+                Output::open(session, namespec, "stderr").await?,
+            ))
+        };
+        let (stdout, stderr) = tokio::select! {
+            opened = opening => opened?,
+            never = &mut holding => match never {},
+        };
         let mut copying = pin!(async { tokio::try_join!(stdout.copy(), stderr.copy()) });
         let ending = async {
             if let Some(end) = self.start().await? {
@@ -102,12 +112,13 @@ impl Run<'_> {
         let end = tokio::select! {
             end = ending => end?,
             broken = &mut copying => match broken? {},
-            never = self.hold_lease() => match never {},
+            never = &mut holding => match never {},
         };
         let printed = async { tokio::join!(stdout.completed(), stderr.completed()) };
         tokio::select! {
             _ = printed => Ok(end),
             broken = copying => match broken? {},
+            never = holding => match never {},
         }
     }
 
@@ -248,7 +259,8 @@ impl Run<'_> {
         loop {
             match self.session.server.hold_lease(&self.program.name).await {
                 Ok(mut held) => while let Some(Ok(_)) = held.frame().await {},
-                Err(Error::Status { status, .. }) if status != BUSY => {
+                // Anything else may pass: a relay's own trouble, say.
+                Err(Error::Status { status, .. }) if NO_LEASES.contains(&status) => {
                     eprintln!(
                         "twiddler: cannot hold the lease of {}: the server answered HTTP {status}",
                         self.program.namespec

@@ -177,12 +177,14 @@ impl<'a> Output<'a> {
 
     fn take(&self, data: &[u8]) -> io::Result<()> {
         self.copied.set(self.copied.get() + data.len() as u64);
-        self.last.set(Instant::now());
         self.seen.borrow_mut().remember(data);
-        match self.channel {
+        let written = match self.channel {
             "stderr" => write(io::stderr().lock(), data),
             _ => write(io::stdout().lock(), data),
-        }
+        };
+        // A reader who takes his time is waited for.
+        self.last.set(Instant::now());
+        written
     }
 
     /// Waits until all is copied that a process has written which has ended: the daemon has it in

@@ -1,0 +1,202 @@
+//! `diff`, `update`, `scale`, `programs`, `set` and `export` on a real daemon.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::common::schema::ensure_documents;
+use crate::common::sidecar::twiddler_command;
+use crate::common::{
+    Daemon, DaemonOptions, LIMIT, Sidecar, eventually, rows, run, stderr_text, stdout_text,
+};
+
+const FILE: &str = "conf.d/web.conf";
+const WEB: &str = "[group:web]\nprograms=a,b,c\n[program:a]\ncommand=/bin/sleep 600\n\
+    [program:b]\ncommand=/bin/sleep 601\nenvironment=TOKEN=\"secret\"\n\
+    [program:c]\ncommand=/bin/sleep 602\nnumprocs=2\nprocess_name=%(program_name)s_%(process_num)02d\n\
+    [program:lone]\ncommand=/bin/sleep 603\n";
+
+/// Exit status, standard output, standard error.
+fn ran(sidecar: &Sidecar, words: &[&str]) -> Result<(i32, String, String)> {
+    let server = format!("unix://{}", sidecar.socket().display());
+    let mut command = twiddler_command();
+    let output = run(command.env("TWIDDLER_SERVER", server).args(words))?;
+    let code = output.status.code().context("ended by a signal")?;
+    Ok((code, stdout_text(&output), stderr_text(&output)))
+}
+
+/// What it prints to the letter, and a part of what it says beside that.
+fn ensure_ran(
+    sidecar: &Sidecar,
+    words: &[&str],
+    code: i32,
+    printed: &str,
+    said: &str,
+) -> Result<()> {
+    let ran = ran(sidecar, words)?;
+    ensure!(
+        ran.0 == code && ran.1 == printed && ran.2.contains(said),
+        "{words:?}: {ran:?}"
+    );
+    Ok(())
+}
+
+fn start() -> Result<(Daemon, Sidecar)> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, WEB)],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let running = ["wait", "all", "--for", "running", "--timeout", "30"];
+    ensure!(ran(&sidecar, &running)?.0 == 0);
+    // The proxy takes note of what is in force.
+    ensure_ran(&sidecar, &["diff"], 0, "", "")?;
+    Ok((daemon, sidecar))
+}
+
+fn pids(sidecar: &Sidecar) -> Result<BTreeMap<String, i64>> {
+    let rows = rows(&sidecar.client())?.into_iter();
+    Ok(rows.map(|row| (row.namespec(), row.pid)).collect())
+}
+
+#[test]
+fn an_update_does_what_its_rehearsal_says_and_diff_shows_why() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    daemon.write(
+        FILE,
+        &WEB.replace("sleep 601", "sleep 611")
+            .replace("secret", "other"),
+    )?;
+    let (code, block, _) = ran(&sidecar, &["diff"])?;
+    ensure!(code == 1, "{block}");
+    for line in [
+        "changed web:b",
+        "- command = /bin/sleep 601",
+        "+ command = /bin/sleep 611",
+        "~ environment.TOKEN differs; its values are not shown",
+        "update would restart web:b",
+    ] {
+        ensure!(
+            block.lines().any(|printed| printed == line),
+            "{line}: {block}"
+        );
+    }
+    ensure!(
+        !block.contains("secret") && !block.contains("other"),
+        "{block}"
+    );
+    ensure_ran(&sidecar, &["diff", "lone"], 0, "", "")?;
+    ensure_ran(&sidecar, &["diff", "nobody"], 2, "", "nobody")?;
+    ensure_documents("diff", &ran(&sidecar, &["diff", "-o", "json"])?.1)?;
+    let mut before = pids(&sidecar)?;
+    let (code, plan, said) = ran(&sidecar, &["update", "--dry-run"])?;
+    ensure!(code == 0 && said.contains("nothing was changed"), "{said}");
+    ensure!(plan.starts_with("web:b: restarted\n"), "{plan}");
+    ensure!(pids(&sidecar)? == before, "a rehearsal restarts nobody");
+    ensure_ran(&sidecar, &["update"], 0, &plan, "")?;
+    let mut after = pids(&sidecar)?;
+    ensure!(before.remove("web:b") != after.remove("web:b"));
+    ensure!(before == after, "{before:?} {after:?}");
+    ensure_ran(&sidecar, &["diff"], 0, "", "")?;
+    ensure_documents("update", &ran(&sidecar, &["update", "-o", "json"])?.1)?;
+    // A file that is not valid stops nobody.
+    let before = pids(&sidecar)?;
+    daemon.write(FILE, &WEB.replace("sleep 601", "sleep 611\numask=99"))?;
+    ensure_ran(&sidecar, &["diff"], 2, "", "are not valid")?;
+    ensure_ran(&sidecar, &["update"], 1, "", "are not valid")?;
+    ensure!(pids(&sidecar)? == before);
+    Ok(())
+}
+
+#[test]
+fn programs_are_scaled_and_listed() -> Result<()> {
+    let (_daemon, sidecar) = start()?;
+    let up = "web:c_02: started\nweb:c_03: started\n";
+    ensure_ran(
+        &sidecar,
+        &["scale", "web:c=+2"],
+        0,
+        up,
+        "2 started, 0 stopped",
+    )?;
+    // Scaled on purpose.
+    ensure!(ran(&sidecar, &["diff"])?.0 == 0);
+    let (_, table, _) = ran(&sidecar, &["programs"])?;
+    let line = |program: &str| -> Vec<&str> {
+        let mut lines = table.lines().map(|line| line.split_whitespace().collect());
+        lines
+            .find(|words: &Vec<&str>| words.first() == Some(&program))
+            .unwrap_or_default()
+    };
+    ensure!(
+        line("lone") == ["lone", "configured", "program", "1", "lone"],
+        "{table}"
+    );
+    let four = [
+        "web:c",
+        "configured",
+        "program",
+        "4",
+        "c_00",
+        "c_01",
+        "c_02",
+        "c_03",
+    ];
+    ensure!(line("web:c") == four, "{table}");
+    let down = "web:c_02: stopped\nweb:c_03: stopped\n";
+    ensure_ran(
+        &sidecar,
+        &["scale", "web:c=2"],
+        0,
+        down,
+        "0 started, 2 stopped",
+    )?;
+    ensure_ran(
+        &sidecar,
+        &["scale", "web:a=2"],
+        1,
+        "",
+        "process_name has to contain",
+    )?;
+    ensure_ran(&sidecar, &["scale", "web:nobody=2"], 1, "", "nobody")?;
+    ensure_documents("programs", &ran(&sidecar, &["programs", "-o", "json"])?.1)
+}
+
+#[test]
+fn an_added_program_is_changed_and_exported_as_supervisord_reads_it() -> Result<()> {
+    let (_daemon, sidecar) = start()?;
+    ensure_ran(&sidecar, &["export"], 0, "", "nothing was added")?;
+    let add = [
+        "add",
+        "jobs:z",
+        "--create-group",
+        "-O",
+        "startsecs=0",
+        "-O",
+        "umask=022",
+        "--",
+    ];
+    let command = ["sh", "-c", "echo '100% ;x'; exec sleep 900"];
+    ensure!(ran(&sidecar, &[&add[..], &command].concat())?.0 == 0);
+    let before = pids(&sidecar)?;
+    let set = ["set", "jobs:z", "stopsignal=INT", "umask="];
+    ensure!(ran(&sidecar, &set)?.0 == 0);
+    ensure!(pids(&sidecar)?["web:a"] == before["web:a"]);
+    let configured = ["set", "web:a", "umask=022"];
+    ensure_ran(&sidecar, &configured, 1, "", "edit them and update")?;
+    let (code, text, _) = ran(&sidecar, &["export", "jobs"])?;
+    ensure!(code == 0, "{text}");
+    ensure!(
+        text.contains("\nstopsignal=INT") && !text.contains("umask"),
+        "{text}"
+    );
+    ensure_ran(&sidecar, &["export", "-o", "name"], 0, "jobs:z\n", "")?;
+    ensure_documents("export", &ran(&sidecar, &["export", "-o", "json"])?.1)?;
+    let copy = Daemon::start(&text)?;
+    copy.wait_for_state("jobs:z", "RUNNING")?;
+    eventually(LIMIT, || {
+        let log = copy.call("supervisor.readProcessStdoutLog", params!["jobs:z", 0, 0])?;
+        ensure!(log.as_str() == Some("100% ;x\n"), "{log:?}");
+        Ok(())
+    })
+}
