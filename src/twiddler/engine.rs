@@ -502,12 +502,32 @@ impl Engine {
     }
 
     async fn stage_file(&mut self, text: &str) -> Result<Staged, ChangeError> {
+        let delivery = self.known_delivery().await?;
+        self.stage_by(text, delivery)
+    }
+
+    async fn known_delivery(&mut self) -> Result<Delivery, ChangeError> {
         let delivery = match self.delivery {
             Some(delivery) => delivery,
             None => self.try_delivery().await?,
         };
         self.delivery = Some(delivery);
-        self.stage_by(text, delivery)
+        Ok(delivery)
+    }
+
+    /// Opens an intent for questions, and says how they reach the daemon.
+    ///
+    /// # Errors
+    /// When the disk does not take it, or the daemon does not answer.
+    pub(super) async fn open_questions(&mut self) -> Result<(Intent, Delivery), ChangeError> {
+        let intent = self.intend(Vec::new(), false)?;
+        match self.known_delivery().await {
+            Ok(delivery) => Ok((intent, delivery)),
+            Err(error) => {
+                self.abandon(intent);
+                Err(error)
+            }
+        }
     }
 
     fn stage_by(&self, text: &str, delivery: Delivery) -> Result<Staged, ChangeError> {

@@ -11,6 +11,7 @@ mod model;
 mod outcome_log;
 mod persist;
 mod queries;
+mod questions;
 mod recovery;
 mod transaction;
 mod worker;
@@ -27,13 +28,13 @@ pub use model::change::{Change, ChangeError, Outcome};
 pub use model::placement::{group_of_real_name, number_of_real_name};
 pub use model::registry::{Event, Member, Place, Registry, is_still_hidden};
 pub use model::view::Epoch;
+pub use questions::QuestionPause;
 pub use worker::ReloadPause;
 
 use crate::audit::Record;
 use crate::daemon::conf::{self, ConfiguredGroup};
-use crate::daemon::fault::{FAILED, fault};
 use crate::daemon::{Daemon, Liveness};
-use crate::include_dir::{Delivery, DirLock, Holder, IncludeDir};
+use crate::include_dir::{DirLock, Holder, IncludeDir};
 use crate::xmlrpc::{Fault, Value};
 use configs::Configs;
 use engine::Engine;
@@ -255,26 +256,27 @@ impl Twiddler {
         self.ask(Job::PauseReloads).await
     }
 
-    /// Lets the daemon read `text` beside its files, or its files alone, and carries out `calls` while
-    /// that is what it has read last. The caller keeps changes off ([`Twiddler::pause_reloads`]).
+    /// Keeps changes off as [`Twiddler::pause_reloads`] does, and lets questions be put.
     ///
     /// # Errors
-    /// When the daemon does not answer, or the file cannot be written.
-    pub async fn read_beside(
+    /// When the daemon does not answer, or the include directory cannot be written.
+    pub async fn pause_for_questions(&self) -> Result<QuestionPause, ChangeError> {
+        let pause = self.ask(Job::PauseForQuestions).await;
+        pause.unwrap_or_else(|| Err(shutting_down()))
+    }
+
+    /// Lets the daemon read its files, and carries out `calls` while that is what it has read last. The
+    /// caller keeps changes off.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub async fn read_files(
         &self,
-        text: Option<&str>,
         calls: &[(&str, Vec<Value>)],
     ) -> Result<Vec<Result<Value, Fault>>, ChangeError> {
-        let staged = text.map(|text| self.include.stage(text, Delivery::File));
-        let staged = staged.transpose().map_err(|error| {
-            let dir = self.include.path().display();
-            fault(FAILED, format!("cannot write into {dir}: {error}"))
-        })?;
         let mut all = vec![("supervisor.reloadConfig", vec![])];
         all.extend_from_slice(calls);
-        let results = self.call_all(&all).await;
-        drop(staged);
-        results
+        self.call_all(&all).await
     }
 
     /// Carries out `calls` as the proxy itself.

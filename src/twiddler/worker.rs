@@ -15,6 +15,7 @@ use super::model::change::{Change, ChangeError, Outcome};
 use super::model::registry::Event;
 use super::model::view::{Epoch, Status};
 use super::outcome_log::log_outcome;
+use super::questions::QuestionPause;
 use super::{Authorized, configs, recovery, transaction};
 use crate::audit::Record;
 
@@ -40,6 +41,8 @@ pub(super) enum Job {
     Recover(oneshot::Sender<Result<(), ChangeError>>),
     /// Leave the daemon's files alone until the guard is dropped.
     PauseReloads(oneshot::Sender<ReloadPause>),
+    /// The same, and let questions be put meanwhile.
+    PauseForQuestions(oneshot::Sender<Result<QuestionPause, ChangeError>>),
     /// Learn what `getAllConfigInfo` says of members of which that is not known.
     DescribeMembers(oneshot::Sender<Result<(), ChangeError>>),
     /// Take note that something happened in this epoch.
@@ -176,6 +179,7 @@ impl Worker {
                     let _ = dropped.await;
                 }
             }
+            Job::PauseForQuestions(pause) => self.pause_for_questions(pause).await,
             Job::DescribeMembers(done) => {
                 let _ = done.send(configs::describe(&mut self.engine).await);
             }
@@ -238,6 +242,36 @@ impl Worker {
         self.look_at = now + LOOK_AROUND.max((now - began) * LOOKS_SHARE);
         if for_doubt {
             self.look_for_doubt_at = now + PAUSE;
+        }
+    }
+
+    /// Waits while questions are put, with an intent open.
+    async fn pause_for_questions(
+        &mut self,
+        pause: oneshot::Sender<Result<QuestionPause, ChangeError>>,
+    ) {
+        let opened = match self.make_current().await {
+            Ok(()) => self.engine.open_questions().await,
+            Err(error) => Err(error),
+        };
+        let (intent, delivery) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return drop(pause.send(Err(error))),
+        };
+        let (held, dropped) = oneshot::channel();
+        let questions = QuestionPause {
+            _held: held,
+            daemon: self.engine.daemon.clone(),
+            include: self.engine.include.clone(),
+            delivery,
+        };
+        if pause.send(Ok(questions)).is_ok() {
+            let _ = dropped.await;
+        }
+        // A daemon that has started meanwhile may have read one: what comes next finds that out.
+        match self.engine.link.is_unbroken() {
+            true => self.engine.abandon(intent),
+            false => self.engine.set_status(Status::Unknown),
         }
     }
 

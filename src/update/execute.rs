@@ -247,18 +247,18 @@ impl Updates {
         let add = plan.add.iter();
         let add = add.map(|name| ("supervisor.addProcessGroup", group(name)));
         let calls: Vec<_> = remove.chain(add).collect();
-        let quiet = self.twiddler.pause_reloads().await;
+        let pause = self.twiddler.pause_reloads().await;
         // What was read last may be what a change has read meanwhile.
         let results = match plan.leave.is_empty() {
             true => self.twiddler.call_all(&calls).await?,
             false => {
-                let mut results = self.twiddler.read_beside(None, &calls).await?;
+                let mut results = self.twiddler.read_files(&calls).await?;
                 // What was accepted before the first stop is added, whatever became of the files.
                 drop(results.drain(..1));
                 results
             }
         };
-        drop(quiet);
+        drop(pause);
         let names = plan.remove.iter().chain(&plan.add);
         for (at, (name, told)) in names.zip(results).enumerate() {
             let removes = at < plan.remove.len();

@@ -211,7 +211,7 @@ impl Updates {
         if self.knows(&files) {
             return Ok(());
         }
-        let _quiet = self.twiddler.pause_reloads().await;
+        let _pause = self.twiddler.pause_reloads().await;
         let reply = self.read_plain(&files).await?;
         self.note_confirmed(&files, &reply);
         Ok(())
@@ -264,7 +264,7 @@ impl Updates {
 
     /// Lets the daemon read the files as they are.
     async fn read_plain(&self, files: &Definitions) -> Result<Reply, ChangeError> {
-        let results = self.twiddler.read_beside(None, &[]).await?;
+        let results = self.twiddler.read_files(&[]).await?;
         let reloaded = results.into_iter().next().unwrap_or(Ok(Value::Nil))?;
         *self.last_read() = Some(files.clone());
         Ok(probe::Probe::new(None, None).interpret(&reloaded, None))

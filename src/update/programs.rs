@@ -7,7 +7,7 @@ use super::difference::{Made, Seen, names, part};
 use super::plan::{Name, Plan, runs};
 use super::probe::Probe;
 use super::reply::{count, object, scaled, strings};
-use super::survey::Survey;
+use super::survey::{Survey, put};
 use super::{Updates, no_program};
 use crate::audit::Record;
 use crate::daemon::ProcessInfo;
@@ -153,8 +153,8 @@ impl Updates {
         let old_ids = probe.value(&olds);
         let new_ids = probe.value(std::slice::from_ref(new));
         let reply = {
-            let _quiet = self.twiddler.pause_reloads().await;
-            let reply = self.put(&probe).await;
+            let pause = self.twiddler.pause_for_questions().await?;
+            let reply = put(&pause, &probe).await;
             self.read_plain(&self.files()).await?;
             reply
         };

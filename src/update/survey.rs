@@ -10,7 +10,7 @@ use super::no_group;
 use super::probe::{Probe, Reply};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::Definitions;
-use crate::twiddler::{ChangeError, Epoch, Registry, is_still_hidden};
+use crate::twiddler::{ChangeError, Epoch, QuestionPause, Registry, is_still_hidden};
 use crate::xmlrpc::Value;
 
 /// What is known of files and daemon at one moment.
@@ -45,7 +45,7 @@ impl Updates {
     /// When the files are not valid, a group is not known, or the daemon does not answer.
     pub(super) async fn survey(&self, groups: &[String]) -> Result<Survey, ChangeError> {
         let epoch = self.twiddler.current().await?;
-        let _quiet = self.twiddler.pause_reloads().await;
+        let pause = self.twiddler.pause_for_questions().await?;
         let files = self.files();
         let (plain, seen) = self.read_and_look(&files).await?;
         self.note_confirmed_by(&files, &plain, &seen);
@@ -80,7 +80,7 @@ impl Updates {
             .collect();
         let differences = match suspects.is_empty() {
             true => Vec::new(),
-            false => self.judge(input, &suspects).await?,
+            false => self.judge(&pause, input, &suspects).await?,
         };
         Ok(Survey {
             epoch,
@@ -98,7 +98,7 @@ impl Updates {
         files: &Definitions,
     ) -> Result<(Reply, Vec<Seen>), ChangeError> {
         let look = [("supervisor.getAllProcessInfo", vec![])];
-        let mut results = self.twiddler.read_beside(None, &look).await?.into_iter();
+        let mut results = self.twiddler.read_files(&look).await?.into_iter();
         let reloaded = results.next().unwrap_or(Ok(Value::Nil))?;
         let infos = results.next().unwrap_or(Ok(Value::Nil))?;
         *self.last_read() = Some(files.clone());
@@ -123,6 +123,7 @@ impl Updates {
     /// Puts what cannot be told from texts to the daemon.
     async fn judge(
         &self,
+        pause: &QuestionPause,
         input: Input<'_>,
         groups: &[&str],
     ) -> Result<Vec<GroupDifference>, ChangeError> {
@@ -134,41 +135,41 @@ impl Updates {
         if questions.old.is_empty() && questions.new.is_empty() {
             return Ok(questions.differences(&replies));
         }
-        replies.old = self.put(&questions.old).await?;
+        replies.old = put(pause, &questions.old).await?;
         if !questions.new.is_empty() {
-            replies.new = self.put(&questions.new).await?;
+            replies.new = put(pause, &questions.new).await?;
         } else {
             let completeness = questions.completeness(&replies);
             if !completeness.is_empty() {
-                replies.same = self.put(&completeness).await?;
+                replies.same = put(pause, &completeness).await?;
             }
         }
         self.read_plain(input.files).await?;
         Ok(questions.differences(&replies))
     }
+}
 
-    /// Lets the daemon read a probe, and reads its answer.
-    pub(super) async fn put(&self, probe: &Probe) -> Result<Reply, ChangeError> {
-        let list = [("supervisor.getAllConfigInfo", vec![])];
-        let calls = match probe.asks_for_values() {
-            true => &list[..],
-            false => &[],
-        };
-        let text = probe.text();
-        let results = self.twiddler.read_beside(Some(&text), calls).await;
-        let mut results = results?.into_iter();
-        let reloaded = match results.next() {
-            Some(Ok(reloaded)) => reloaded,
-            Some(Err(fault)) => {
-                // Nobody is to meet the probe in what was read last.
-                let _ = self.twiddler.read_beside(None, &[]).await;
-                return Err(fault.into());
-            }
-            None => Value::Nil,
-        };
-        let configs = results.next().and_then(Result::ok);
-        Ok(probe.interpret(&reloaded, configs.as_ref()))
-    }
+/// Lets the daemon read a probe, and reads its answer.
+pub(super) async fn put(pause: &QuestionPause, probe: &Probe) -> Result<Reply, ChangeError> {
+    let list = [("supervisor.getAllConfigInfo", vec![])];
+    let calls = match probe.asks_for_values() {
+        true => &list[..],
+        false => &[],
+    };
+    let text = probe.text();
+    let results = pause.read(Some(&text), calls).await;
+    let mut results = results?.into_iter();
+    let reloaded = match results.next() {
+        Some(Ok(reloaded)) => reloaded,
+        Some(Err(fault)) => {
+            // Nobody is to meet the probe in what was read last.
+            let _ = pause.read(None, &[]).await;
+            return Err(fault.into());
+        }
+        None => Value::Nil,
+    };
+    let configs = results.next().and_then(Result::ok);
+    Ok(probe.interpret(&reloaded, configs.as_ref()))
 }
 
 /// Whether a group may differ: all others are as the files are, because the daemon says so.

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use crate::common::changes::{Change, Model, USER, View, ensure_nothing_astray, make};
 use crate::common::disk::{launcher, limit_files, set_mode};
-use crate::common::stuck::GENERATED;
+use crate::common::stuck::{GENERATED, wait_until_stopped};
 use crate::common::values::fault_in;
 use crate::common::{
     Client, Connection, Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, items,
@@ -327,16 +327,6 @@ fn program(group: &str, name: &str, processes: usize) -> Change {
         command: format!("/bin/echo {group} {name}"),
     }
 }
-
-fn wait_until_stopped(pid: u32) -> Result<()> {
-    eventually(LIMIT, || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        ensure!(state.starts_with('T'), "it has not stopped: {stat}");
-        Ok(())
-    })
-}
-
 /// What the client was told of each change: whether it was made.
 fn answers(connection: &mut Connection) -> Result<Vec<bool>> {
     let reply = connection.read_reply()?;

@@ -9,14 +9,16 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value as Json, json};
-use supervisor_twiddler::xmlrpc::Value;
+use supervisor_twiddler::xmlrpc::{Value, write};
 
 use crate::common::dice::{Dice, seed, times};
 use crate::common::provision::{Version, venv};
+use crate::common::stuck::wait_until_stopped;
 use crate::common::values::{items, texts};
 use crate::common::view::{Row, rows};
 use crate::common::{
-    Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, member, options, text, value,
+    Client, Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, member, options,
+    text, value,
 };
 
 const FILE: &str = "conf.d/web.conf";
@@ -824,5 +826,86 @@ fn a_group_whose_start_nobody_saw_is_unknown_and_left_alone() -> Result<()> {
         "{reply:?}"
     );
     ensure!(table(&client)? == before);
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
+    for kills_proxy in [false, true] {
+        let daemon = Daemon::start_with(DaemonOptions {
+            files: &[(FILE, WEB)],
+            ..DaemonOptions::default()
+        })?;
+        let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
+        let sidecar = Sidecar::start_options(
+            &daemon,
+            SidecarOptions {
+                environment: &[("TEST_STOP_AT", &stop_at)],
+                ..SidecarOptions::default()
+            },
+        )?;
+        let expected: Vec<String> = settled(&sidecar.client())?.into_keys().collect();
+        ensure!(diff(&sidecar.client())?.is_empty());
+        daemon.write(FILE, &WEB.replace("601", "611"))?;
+        daemon.write("stop-at", "question")?;
+        let asking = sidecar.socket_client();
+        let mut connection = asking.connect()?;
+        let call = write::call("twiddler.diffConfig", &[]);
+        connection.send(&asking.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+        wait_until_stopped(sidecar.pid())?;
+        daemon.kill_and_start_again()?;
+        // It has met the question, and runs nobody twice for that.
+        let running = |row: &Row| (is_running(row)).then(|| row.namespec());
+        let twice = rows(&daemon.client())?.iter().filter_map(running).count();
+        ensure!(twice <= expected.len(), "{:?}", rows(&daemon.client())?);
+        match kills_proxy {
+            true => {
+                sidecar.kill()?;
+                sidecar.start_again()?;
+            }
+            false => sidecar.signal("CONT")?,
+        }
+        let client = sidecar.client();
+        eventually(LIMIT, || {
+            let there: Vec<String> = table(&daemon.client())?.into_keys().collect();
+            ensure!(there == expected, "kills_proxy {kills_proxy}: {there:?}");
+            Ok(())
+        })?;
+        client.call("twiddler.updateConfig", ())?;
+        let left = diff(&client)?;
+        ensure!(left.is_empty(), "kills_proxy {kills_proxy}: {left:?}");
+        let there: Vec<String> = settled(&client)?.into_keys().collect();
+        ensure!(there == expected, "{there:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_update_goes_on_when_its_caller_hangs_up() -> Result<()> {
+    const SLOW: &str = "[program:slow]\ncommand = /bin/sh -c \"trap 'sleep 1; exit 0' TERM; while :; do sleep 0.1; done\"\n\
+        environment = STEP=\"1\"\n";
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, SLOW)],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    let slow = "slow:slow";
+    let before = settled(&client)?[slow].clone();
+    ensure!(diff(&client)?.is_empty());
+    daemon.write(FILE, &SLOW.replace("STEP=\"1\"", "STEP=\"2\""))?;
+    let caller = sidecar.socket_client();
+    let mut connection = caller.connect()?;
+    let call = write::call("twiddler.updateConfig", &[]);
+    connection.send(&caller.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+    daemon.wait_for_state("slow", "STOPPING")?;
+    drop(connection);
+    eventually(LIMIT, || {
+        let table = table(&client)?;
+        let now = table.get(slow).context("it is taken out")?;
+        ensure!(is_running(now) && now.pid != before.pid, "{now:?}");
+        Ok(())
+    })?;
+    ensure!(diff(&client)?.is_empty());
     Ok(())
 }

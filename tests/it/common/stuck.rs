@@ -1,4 +1,4 @@
-//! A daemon that is stopped by SIGSTOP while it reads a generated file.
+//! A daemon that is stopped by SIGSTOP while it reads a generated file, and a proxy that stops itself.
 
 use std::fmt::Write;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use supervisor_twiddler::xmlrpc::{Value, write};
 use super::client::Client;
 use super::daemon::Daemon;
 use super::http::Connection;
-use super::wait::LIMIT;
+use super::wait::{LIMIT, eventually};
 
 /// The name of generated files.
 pub const GENERATED: &str = "zz-twiddler.conf";
@@ -65,4 +65,14 @@ pub fn stop_in_a_change(
         call.read_reply()?;
     }
     bail!("supervisord was never stopped in time")
+}
+
+/// Waits until a process has stopped itself, at a point that it was told.
+pub fn wait_until_stopped(pid: u32) -> Result<()> {
+    eventually(LIMIT, || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        ensure!(state.starts_with('T'), "it has not stopped: {stat}");
+        Ok(())
+    })
 }
