@@ -44,6 +44,8 @@ struct Progress<'a> {
     starting: HashSet<String>,
     /// Whether the daemon ends, and may be gone already.
     ends: bool,
+    /// Whether `allow` has left out an entry.
+    is_denied: bool,
 }
 
 impl Rpc {
@@ -102,6 +104,7 @@ impl Rpc {
             changes: Vec::new(),
             starting: HashSet::new(),
             ends: false,
+            is_denied: false,
         };
         for entry in entries {
             progress.take(entry).await?;
@@ -115,6 +118,10 @@ impl Progress<'_> {
     async fn take(&mut self, entry: &Value) -> Result<(), Failure> {
         if let Some(fault) = self.rpc.entry_denied(entry) {
             self.flush().await?;
+            // One line tells of all of them.
+            if std::mem::replace(&mut self.is_denied, true) {
+                return self.push(Err(fault.into()));
+            }
             let method = read_entry(entry).map(|call| call.method);
             let what = refused_call(method.as_deref().unwrap_or("an entry"));
             return self.push(Err(turned_down(self.caller, &what, fault)));

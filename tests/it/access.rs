@@ -6,11 +6,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use crate::common::{
-    Addr, Client, Daemon, DaemonOptions, Reply, Sidecar, SidecarOptions, Until, basic,
-    ensure_fault, eventually, exchange, run_python, stderr_text, stdout_text, text, twiddler,
-    value,
+    Addr, Client, Daemon, DaemonOptions, Reply, Sidecar, SidecarOptions, TWIDDLER_METHODS, Until,
+    basic, ensure_fault, eventually, exchange, refused, run_python, stdout_text, text, value,
 };
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use supervisor_twiddler::xmlrpc::{Value, write};
 
 const LONG_RUNNING: &str = "[program:cat]\ncommand = /bin/cat\n";
@@ -40,24 +39,6 @@ fn with_own(daemon: &Daemon, password: &str) -> Result<Sidecar> {
 
 fn own_client(sidecar: &Sidecar) -> Client {
     Client::new(sidecar.tcp_addr()).with_credentials("own", "secret")
-}
-
-/// What `twiddler check` and `serve` say of a configuration that they do not take.
-fn refused(daemon: &Daemon, arguments: &[&str]) -> Result<String> {
-    let conf = daemon.conf();
-    let all = [
-        &["serve", "-c", conf.to_str().unwrap_or_default()],
-        arguments,
-    ]
-    .concat();
-    let output = twiddler(&all)?;
-    ensure!(
-        output.status.code() == Some(2),
-        "{:?}: {}",
-        output.status,
-        stderr_text(&output)
-    );
-    Ok(stderr_text(&output))
 }
 
 #[test]
@@ -682,27 +663,11 @@ fn only_allowed_methods_can_be_called() -> Result<()> {
 
 fn daemon_and_ours(daemon: &Daemon) -> Result<Value> {
     let listed = daemon.call("system.listMethods", ())?;
-    let ours = [
-        "addGroup",
-        "addProcessToGroup",
-        "addProgramToGroup",
-        "diffConfig",
-        "getAPIVersion",
-        "getAllProgramInfo",
-        "getGroupNames",
-        "getProgramOptions",
-        "log",
-        "removeGroup",
-        "removeProcessFromGroup",
-        "scaleProgram",
-        "updateConfig",
-        "updateProgram",
-    ];
     let mut names: Vec<String> = crate::common::texts(&listed)?
         .into_iter()
         .map(str::to_owned)
         .collect();
-    names.extend(ours.map(|name| format!("twiddler.{name}")));
+    names.extend(TWIDDLER_METHODS.map(|name| format!("twiddler.{name}")));
     names.sort();
     Ok(Value::Array(names.into_iter().map(Value::from).collect()))
 }

@@ -20,7 +20,7 @@
 //! A removal that needs nothing of the daemon has points of its own:
 //! `the_proxy_dies_at_each_point_of_hiding`.
 //!
-//! The proxy is stopped by itself, in builds that carry `src/seam.rs`; the daemon by an extension of
+//! The proxy is stopped by itself, in builds that carry `src/failpoint.rs`; the daemon by an extension of
 //! its own kind (`[rpcinterface:…]`).
 
 use std::fs;
@@ -38,7 +38,7 @@ use crate::common::{
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, read, write};
 
-/// The points of `src/seam.rs` that a change passes, in this order. The first few are before the
+/// The points of `src/failpoint.rs` that a change passes, in this order. The first few are before the
 /// daemon is asked.
 const POINTS: [&str; 11] = [
     "planned",

@@ -580,11 +580,7 @@ fn only_the_edited_program_restarts_and_the_answer_says_so() -> Result<()> {
 
 #[test]
 fn a_file_that_is_not_valid_stops_nobody() -> Result<()> {
-    let daemon = Daemon::start_with(DaemonOptions {
-        files: &[(FILE, WEB)],
-        ..DaemonOptions::default()
-    })?;
-    let sidecar = Sidecar::start(&daemon)?;
+    let (daemon, sidecar) = started(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     daemon.write(FILE, &WEB.replace("601", "611\numask = 99"))?;
@@ -596,11 +592,7 @@ fn a_file_that_is_not_valid_stops_nobody() -> Result<()> {
 
 #[test]
 fn numbers_go_up_and_down_and_survive_the_proxy() -> Result<()> {
-    let daemon = Daemon::start_with(DaemonOptions {
-        files: &[(FILE, WEB)],
-        ..DaemonOptions::default()
-    })?;
-    let sidecar = Sidecar::start(&daemon)?;
+    let (_daemon, sidecar) = started(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     let scale = |numprocs: i64| client.call("twiddler.scaleProgram", ("web", "c", numprocs));
@@ -632,11 +624,7 @@ fn numbers_go_up_and_down_and_survive_the_proxy() -> Result<()> {
 
 #[test]
 fn an_added_program_gets_other_options() -> Result<()> {
-    let daemon = Daemon::start_with(DaemonOptions {
-        files: &[(FILE, WEB)],
-        ..DaemonOptions::default()
-    })?;
-    let sidecar = Sidecar::start(&daemon)?;
+    let (_daemon, sidecar) = started(&[])?;
     let client = sidecar.client();
     let given = |command: &str, count: i64| {
         options(&[

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{Daemon, Sidecar, run_python, stderr_text, stdout_text, twiddler};
+use crate::common::{Daemon, Sidecar, refused, run_python, stdout_text};
 use anyhow::{Result, ensure};
 
 /// Calls through TLS with one certificate as the only authority, and prints that of the other side.
@@ -85,28 +85,9 @@ fn certificates_that_cannot_be_used_are_explained() -> Result<()> {
     let daemon = Daemon::start("")?;
     let dir = daemon.dir();
     write_certificate(dir)?;
-    let conf = daemon.conf().to_string_lossy().into_owned();
-    let refused = |arguments: &[&str]| -> Result<String> {
-        let all = [
-            &[
-                "serve",
-                "-c",
-                &conf,
-                "--allow-open",
-                "--listen",
-                "127.0.0.1:0",
-            ],
-            arguments,
-        ]
-        .concat();
-        let output = twiddler(&all)?;
-        ensure!(
-            output.status.code() == Some(2),
-            "{:?}: {}",
-            output.status,
-            stderr_text(&output)
-        );
-        Ok(stderr_text(&output))
+    let refused = |arguments: &[&str]| {
+        let port = ["--allow-open", "--listen", "127.0.0.1:0"];
+        refused(&daemon, &[&port[..], arguments].concat())
     };
     let [_, cert, _, key] = options(dir);
     let other = daemon.dir().join("other");

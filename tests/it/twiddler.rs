@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::values::{column, fault_in};
+use crate::common::values::{TWIDDLER_METHODS, column, fault_in};
 use crate::common::view::ensure_include_holds;
 use crate::common::{
     Client, Daemon, DaemonOptions, Dice, Picture, Sidecar, ensure_fault, eventually, items, member,
@@ -798,26 +798,7 @@ fn the_methods_are_listed_and_described_beside_the_daemons() -> Result<()> {
         .copied()
         .filter(|name| name.starts_with("twiddler."))
         .collect();
-    let expected = [
-        "addGroup",
-        "addProcessToGroup",
-        "addProgramToGroup",
-        "diffConfig",
-        "getAPIVersion",
-        "getAllProgramInfo",
-        "getGroupNames",
-        "getProgramOptions",
-        "log",
-        "removeGroup",
-        "removeProcessFromGroup",
-        "scaleProgram",
-        "updateConfig",
-        "updateProgram",
-    ];
-    let expected: Vec<String> = expected
-        .iter()
-        .map(|name| format!("twiddler.{name}"))
-        .collect();
+    let expected = TWIDDLER_METHODS.map(|name| format!("twiddler.{name}"));
     ensure!(ours == expected, "{ours:?}");
     let mut all = [texts(&direct)?, ours.clone()].concat();
     all.sort_unstable();

@@ -71,9 +71,11 @@ pub use self::{
     http::{Addr, Connection, Reply, Until, exchange},
     process::{Process, run, stderr_text, stdout_text},
     provision::{Venv, Version, venv, with_both_releases},
-    sidecar::{Sidecar, SidecarOptions, twiddler},
+    sidecar::{Sidecar, SidecarOptions, refused, twiddler},
     usage::{MIB, descriptors, memory, peak_memory},
-    values::{IntoParams, IntoValue, items, member, number, options, text, texts, value},
+    values::{
+        IntoParams, IntoValue, TWIDDLER_METHODS, items, member, number, options, text, texts, value,
+    },
     view::{Picture, Row, infos, rows},
     wait::{LIMIT, eventually},
 };

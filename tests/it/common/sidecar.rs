@@ -12,7 +12,7 @@ use super::client::Client;
 use super::daemon::Daemon;
 use super::http::Addr;
 use super::leftovers::WorkDir;
-use super::process::{Process, lock, run};
+use super::process::{Process, lock, run, stderr_text};
 use super::provision::{optimized, scrub};
 use super::wait::{LIMIT, eventually};
 
@@ -347,4 +347,22 @@ fn parse_addr(url: &str) -> Option<Addr> {
         .parse()
         .ok()
         .map(Addr::Tcp)
+}
+
+/// What `serve` says of a configuration that it does not take.
+pub fn refused(daemon: &Daemon, arguments: &[&str]) -> Result<String> {
+    let conf = daemon.conf();
+    let all = [
+        &["serve", "-c", conf.to_str().unwrap_or_default()],
+        arguments,
+    ]
+    .concat();
+    let output = twiddler(&all)?;
+    ensure!(
+        output.status.code() == Some(2),
+        "{:?}: {}",
+        output.status,
+        stderr_text(&output)
+    );
+    Ok(stderr_text(&output))
 }

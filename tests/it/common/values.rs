@@ -206,3 +206,21 @@ pub fn fault_in(value: &Value) -> Option<(i64, &str)> {
     let code = number(member(value, "faultCode").ok()?).ok()?;
     Some((code, text(member(value, "faultString").ok()?).ok()?))
 }
+
+/// The methods of the `twiddler` namespace, in the order of their names.
+pub const TWIDDLER_METHODS: [&str; 14] = [
+    "addGroup",
+    "addProcessToGroup",
+    "addProgramToGroup",
+    "diffConfig",
+    "getAPIVersion",
+    "getAllProgramInfo",
+    "getGroupNames",
+    "getProgramOptions",
+    "log",
+    "removeGroup",
+    "removeProcessFromGroup",
+    "scaleProgram",
+    "updateConfig",
+    "updateProgram",
+];
