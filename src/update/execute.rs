@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Updates;
 use super::baseline::{Base, Restart};
+use super::difference::{Made, Seen};
 use super::plan::{Name, Plan};
 use super::reply::Outcome;
 use super::survey::Survey;
@@ -17,6 +18,19 @@ use crate::daemon::fault::{ALREADY_STARTED, BAD_NAME, FAILED, NOT_RUNNING, fault
 use crate::failpoint;
 use crate::twiddler::{self, Authorized, ChangeError, Epoch, Place};
 use crate::xmlrpc::{Fault, Value};
+
+impl Restart {
+    fn is_about(&self, seen: &Seen) -> bool {
+        seen.group == self.group && seen.process == self.process
+    }
+
+    /// Whether it has not run since.
+    fn was_left(&self, seen: &Seen) -> bool {
+        seen.start == self.start
+            || self.is_made_anew && seen.start == 0
+            || matches!(seen.made, Made::Update(_))
+    }
+}
 
 /// How often processes that stop are looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -38,13 +52,7 @@ impl Updates {
         record: &Record,
     ) -> Result<Value, ChangeError> {
         let survey = self.survey(groups).await?;
-        let plan = Plan::new(
-            &survey.differences,
-            &survey.files,
-            &survey.seen,
-            &survey.added_groups,
-        )
-        .map_err(|reason| ChangeError::Fault(fault(FAILED, reason)))?;
+        let plan = self.plan(&survey, groups)?;
         let outcome = self.execute(&survey, &plan, authorized, record).await?;
         let outcome = outcome.of_plan(&plan, survey.seen.len());
         tracing::info!(
@@ -54,6 +62,33 @@ impl Updates {
             "updated: {}", outcome.in_words()
         );
         Ok(outcome.into_value())
+    }
+
+    /// What is to be done about what a survey has found, with what an update before has left undone in
+    /// these groups, or in all where none is named.
+    pub(super) fn plan(&self, survey: &Survey, groups: &[String]) -> Result<Plan, ChangeError> {
+        let plan = Plan::new(
+            &survey.differences,
+            &survey.files,
+            &survey.seen,
+            &survey.added_groups,
+        );
+        let mut plan = plan.map_err(|reason| ChangeError::Fault(fault(FAILED, reason)))?;
+        let ran = self.baseline().restarts.clone();
+        let is_meant = |one: &&Restart| groups.is_empty() || groups.contains(&one.group);
+        for one in ran.iter().filter(is_meant) {
+            let name: Name = (one.group.clone(), one.process.clone());
+            let mut there = survey
+                .seen
+                .iter()
+                .filter(|seen| one.is_about(seen))
+                .peekable();
+            let is_gone = there.peek().is_none();
+            if (is_gone || there.any(|seen| one.was_left(seen))) && !plan.start.contains(&name) {
+                plan.start.push(name);
+            }
+        }
+        Ok(plan)
     }
 
     /// Does what is planned.
@@ -99,7 +134,11 @@ impl Updates {
         self.start(&plan.start, &mut outcome).await?;
         failpoint::hit("update started");
         self.look_after(plan, &mut outcome).await?;
-        self.baseline().restarts.clear();
+        let done: BTreeSet<&Name> = plan.restarted.iter().chain(&plan.start).collect();
+        self.baseline().restarts.retain(|one| {
+            let name = (one.group.clone(), one.process.clone());
+            !done.contains(&name) && survey.files.group(&one.group).is_some()
+        });
         self.keep();
         Ok(outcome)
     }
@@ -121,7 +160,9 @@ impl Updates {
                 is_made_anew: plan.add.contains(&seen.group),
             });
         let mut baseline = self.baseline().clone();
-        baseline.restarts = restarts.collect();
+        let is_new = |one: &Restart| again.contains(&(one.group.clone(), one.process.clone()));
+        baseline.restarts.retain(|one| !is_new(one));
+        baseline.restarts.extend(restarts);
         let include = self.twiddler.include_dir();
         baseline.write(include).map_err(|error| {
             let dir = include.path().display();

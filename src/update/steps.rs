@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use super::Updates;
-use super::difference::Made;
 use super::plan::{Name, Plan};
 use crate::audit::Record;
 use crate::daemon::fault::BAD_NAME;
@@ -199,37 +198,8 @@ impl Updates {
         authorized: Authorized,
         record: &Record,
     ) -> Result<(), ChangeError> {
-        let ran = self.baseline().restarts.clone();
         let survey = self.survey(groups).await?;
-        let plan = Plan::new(
-            &survey.differences,
-            &survey.files,
-            &survey.seen,
-            &survey.added_groups,
-        );
-        let mut plan = plan.map_err(|reason| {
-            let text = crate::daemon::fault::fault(crate::daemon::fault::FAILED, reason);
-            ChangeError::Fault(text)
-        })?;
-        let of_groups = ran.iter().filter(|one| groups.contains(&one.group));
-        for one in of_groups {
-            let name: Name = (one.group.clone(), one.process.clone());
-            let was_left = |seen: &super::difference::Seen| {
-                seen.group == one.group
-                    && seen.process == one.process
-                    && (seen.start == one.start
-                        || one.is_made_anew && seen.start == 0
-                        || matches!(seen.made, Made::Update(_)))
-            };
-            let is_there = survey
-                .seen
-                .iter()
-                .any(|seen| seen.process == one.process && seen.group == one.group);
-            let is_left = survey.seen.iter().any(was_left);
-            if (is_left || !is_there) && !plan.start.contains(&name) {
-                plan.start.push(name);
-            }
-        }
+        let plan = self.plan(&survey, groups)?;
         let outcome = self.execute(&survey, &plan, authorized, record).await?;
         tracing::info!(
             peer = %record.peer(),

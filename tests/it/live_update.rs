@@ -17,8 +17,8 @@ use crate::common::stuck::wait_until_stopped;
 use crate::common::values::{items, texts};
 use crate::common::view::{Row, rows};
 use crate::common::{
-    Client, Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, member, options,
-    text, value,
+    Client, Connection, Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, member,
+    options, text, value,
 };
 
 const FILE: &str = "conf.d/web.conf";
@@ -824,23 +824,11 @@ fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
             files: &[(FILE, WEB)],
             ..DaemonOptions::default()
         })?;
-        let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
-        let sidecar = Sidecar::start_options(
-            &daemon,
-            SidecarOptions {
-                environment: &[("TEST_STOP_AT", &stop_at)],
-                ..SidecarOptions::default()
-            },
-        )?;
+        let sidecar = stopping(&daemon)?;
         let expected: Vec<String> = settled(&sidecar.client())?.into_keys().collect();
         ensure!(diff(&sidecar.client())?.is_empty());
         daemon.write(FILE, &WEB.replace("601", "611"))?;
-        daemon.write("stop-at", "question")?;
-        let asking = sidecar.socket_client();
-        let mut connection = asking.connect()?;
-        let call = write::call("twiddler.diffConfig", &[]);
-        connection.send(&asking.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
-        wait_until_stopped(sidecar.pid())?;
+        let _connection = stop_at(&daemon, &sidecar, "question", "twiddler.diffConfig")?;
         daemon.kill_and_start_again()?;
         // It has met the question, and runs nobody twice for that.
         let running = |row: &Row| (is_running(row)).then(|| row.namespec());
@@ -895,5 +883,76 @@ fn an_update_goes_on_when_its_caller_hangs_up() -> Result<()> {
         Ok(())
     })?;
     ensure!(diff(&client)?.is_empty());
+    Ok(())
+}
+
+/// A proxy in front of the daemon that stops itself where `stop-at` says.
+fn stopping(daemon: &Daemon) -> Result<Sidecar> {
+    let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
+    Sidecar::start_options(
+        daemon,
+        SidecarOptions {
+            environment: &[("TEST_STOP_AT", &stop_at)],
+            ..SidecarOptions::default()
+        },
+    )
+}
+
+/// Sends a call, and waits until the proxy has stopped at a point of it.
+fn stop_at(daemon: &Daemon, sidecar: &Sidecar, point: &str, method: &str) -> Result<Connection> {
+    daemon.write("stop-at", point)?;
+    let client = sidecar.socket_client();
+    let mut connection = client.connect()?;
+    let call = write::call(method, &[]);
+    connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+    wait_until_stopped(sidecar.pid())?;
+    Ok(connection)
+}
+
+#[test]
+fn an_update_is_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
+    const POINTS: [&str; 6] = [
+        "update intended",
+        "update stopped",
+        "update left",
+        "update made",
+        "update joined",
+        "update started",
+    ];
+    for (number, point) in POINTS.into_iter().enumerate() {
+        // It would not start by itself.
+        let text = WEB.replace("sleep 601", "sleep 601\nautostart = false");
+        let daemon = Daemon::start_with(DaemonOptions {
+            files: &[(FILE, &text)],
+            ..DaemonOptions::default()
+        })?;
+        let sidecar = stopping(&daemon)?;
+        sidecar
+            .client()
+            .call("supervisor.startProcess", ("web:b",))?;
+        let before = settled(&sidecar.client())?;
+        ensure!(diff(&sidecar.client())?.is_empty());
+        daemon.write(FILE, &text.replace("sleep 601", "sleep 611"))?;
+        let connection = stop_at(&daemon, &sidecar, point, "twiddler.updateConfig")?;
+        sidecar.kill()?;
+        drop(connection);
+        sidecar.start_again()?;
+        let client = sidecar.client();
+        client.call("twiddler.updateConfig", ())?;
+        eventually(LIMIT, || {
+            let after = table(&client)?;
+            let b = after.get("web:b").context("web:b is gone")?;
+            ensure!(is_running(b), "{point}: {b:?}");
+            ensure!(b.pid != before["web:b"].pid, "{point}: {b:?}");
+            for (name, row) in before.iter().filter(|(name, _)| *name != "web:b") {
+                ensure!(after.get(name) == Some(row), "{point}: {name}: {after:?}");
+            }
+            ensure!(after.len() == before.len(), "{point}: {after:?}");
+            Ok(())
+        })
+        .with_context(|| format!("{number}: {point}"))?;
+        let left = diff(&client)?;
+        ensure!(left.is_empty(), "{point}: {left:?}");
+    }
     Ok(())
 }
