@@ -167,9 +167,16 @@ fn compare(oracle: &mut Oracle, sent: &Sent) -> Result<Outcome> {
     if let Some(fault) = memory["fault"].as_str() {
         same_fault(oracle, &program, &section, fault, &answer["file"])
             .with_context(|| all.concat())?;
-        let own = program.render(&section, Scope::One(0));
-        let answer = oracle.read(&(render_group("x", 7, &[&section]) + &own), json!({}))?;
-        same_fault(oracle, &program, &section, fault, &answer["file"]).context(own)?;
+        // The daemon complains of the first process that it does not take, which need not be the first.
+        for index in 0..program.numprocs() {
+            let own = program.render(&section, Scope::One(index));
+            let answer = oracle.read(&(render_group("x", 7, &[&section]) + &own), json!({}))?;
+            let is_last = index + 1 == program.numprocs();
+            if is_last || answer["file"]["fault"].is_string() {
+                same_fault(oracle, &program, &section, fault, &answer["file"]).context(own)?;
+                break;
+            }
+        }
         return Ok(Outcome::Faulted);
     }
     let group = (program.group().to_owned(), memory["processes"].clone());
