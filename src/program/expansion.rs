@@ -50,8 +50,11 @@ fn bad_second_format(
 ) -> Refusal {
     let known = program.known(Reading::Twice, Some(program.numprocs_start));
     let text = template.clone().resolved(&known).text();
-    match text.map(|text| (Template::parse(&text), text)) {
-        Some((Err(error), text)) => bad_format(&text, option, &error),
+    match text.map(|text| (Template::read(&text), text)) {
+        // A conversion before that may be what the daemon stops at.
+        Some(((before, Some(error)), text)) if before.conversions().next().is_none() => {
+            bad_format(&text, option, &error)
+        }
         _ => Refusal::option(
             option,
             &format!("is expanded twice, and the second time it {error}"),

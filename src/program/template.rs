@@ -84,6 +84,14 @@ impl Template {
     /// Reads a format string. Of conversions, only those that name their value are taken: a bare
     /// `%s` would show every value the daemon has, its whole environment among them.
     pub(super) fn parse(text: &str) -> Result<Self, FormatError> {
+        match Self::read(text) {
+            (template, None) => Ok(template),
+            (_, Some(error)) => Err(error),
+        }
+    }
+
+    /// The same as far as it can be read, and what is wrong with what follows.
+    pub(super) fn read(text: &str) -> (Self, Option<FormatError>) {
         let mut reader = Reader {
             chars: text.chars().collect(),
             position: 0,
@@ -93,11 +101,14 @@ impl Template {
         while let Some(c) = reader.bump() {
             match c {
                 '%' if reader.eat('%') => template.push_text("%"),
-                '%' => template.0.push(Piece::Conversion(reader.conversion()?)),
+                '%' => match reader.conversion() {
+                    Ok(conversion) => template.0.push(Piece::Conversion(conversion)),
+                    Err(error) => return (template, Some(error)),
+                },
                 c => template.push_text(c.encode_utf8(&mut [0; 4])),
             }
         }
-        Ok(template)
+        (template, None)
     }
 
     /// The same with the known values in the place of their conversions.
