@@ -29,6 +29,7 @@
 //! - `python`: text and numbers as Python reads and prints them
 //! - `failpoint`: points of a change at which a test stops the proxy
 //! - [`current`]: a value that can be exchanged while others read it
+//! - [`told`]: texts in which values are marked
 //! - [`words`]: words that nearly match
 
 pub mod access;
@@ -57,6 +58,7 @@ pub mod routes;
 pub mod rpc;
 pub mod server;
 pub mod start;
+pub mod told;
 pub mod translate;
 pub mod twiddler;
 pub mod update;

@@ -209,10 +209,10 @@ fn replies_are_read_and_written_back() {
     let corpus = [
         value("<value><string>a</string></value>\n"),
         value("<value><array><data><value><int>1</int></value></data></array></value>\n"),
-        String::from_utf8_lossy(&write::fault(&Fault {
-            code: 10,
-            text: "BAD_NAME: x".to_owned(),
-        }))
+        String::from_utf8_lossy(&write::fault(&Fault::received(
+            10,
+            "BAD_NAME: x".to_owned(),
+        )))
         .into_owned(),
         String::from_utf8_lossy(&write::response(&infos())).into_owned(),
     ];
@@ -381,10 +381,7 @@ fn replies_are_put_into_the_clients_names() {
         translate::rewrite_reloaded(&registry, &mut original.clone());
         let name = text(rng, WORDS);
         if let Some(alias) = translate::alias(&registry, &name) {
-            let told = Fault {
-                code: 10,
-                text: format!("BAD_NAME: {}", alias.real),
-            };
+            let told = Fault::received(10, format!("BAD_NAME: {}", alias.real));
             let told = alias.back(Err(told)).unwrap_err();
             assert_eq!(told.text, format!("BAD_NAME: {name}"));
             let _ = alias.back(Ok(original));

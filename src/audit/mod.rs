@@ -2,7 +2,6 @@
 //!
 //! A leaf: others fill in what they know of a request, and say what came of it.
 
-mod fault_text;
 mod flood;
 
 use std::fmt;
@@ -14,11 +13,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{Extensions, HeaderValue};
 
-pub use fault_text::without_values;
+use crate::daemon::fault::without_values;
+use crate::xmlrpc::Fault;
+
 pub use flood::{Flood, Floods};
 
 /// So much is shown of what a caller may make as long as he likes.
 const MAX_SHOWN: usize = 200;
+/// A reason has words of ours around what callers make.
+const MAX_REASON: usize = 1000;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -136,14 +139,23 @@ fn user(authorization: &HeaderValue) -> Option<String> {
 
 /// A text of a caller's on one line of the log.
 pub fn shown(text: &str) -> String {
+    on_one_line(text, MAX_SHOWN)
+}
+
+/// Why a call was refused, on one line of the log and without values.
+pub fn reason(fault: &Fault) -> String {
+    on_one_line(&without_values(fault), MAX_REASON)
+}
+
+fn on_one_line(text: &str, max: usize) -> String {
     let mut shown = String::new();
-    for letter in text.chars().take(MAX_SHOWN) {
+    for letter in text.chars().take(max) {
         match letter {
             '"' | '\'' => shown.push(letter),
             _ => shown.extend(letter.escape_debug()),
         }
     }
-    if text.chars().nth(MAX_SHOWN).is_some() {
+    if text.chars().nth(max).is_some() {
         shown.push('…');
     }
     shown

@@ -235,10 +235,7 @@ mod tests {
                 "web:api is still running: stop it first, or add --stop",
             ),
         ] {
-            let fault = Fault {
-                code,
-                text: text.to_owned(),
-            };
+            let fault = Fault::received(code, text.to_owned());
             assert_eq!(explain(&fault, subject), expected);
         }
     }

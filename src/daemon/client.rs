@@ -460,10 +460,10 @@ pub fn multicall_result(value: Value) -> Result<Value, Fault> {
         value.get("faultCode").and_then(Value::as_int),
         value.get("faultString"),
     ) {
-        (Some(code), Some(text)) => Err(Fault {
-            code: i32::try_from(code).unwrap_or(super::fault::FAILED),
-            text: text.as_str().unwrap_or_default().to_owned(),
-        }),
+        (Some(code), Some(text)) => Err(Fault::received(
+            i32::try_from(code).unwrap_or(super::fault::FAILED),
+            text.as_str().unwrap_or_default().to_owned(),
+        )),
         _ => Ok(value),
     }
 }

@@ -1,5 +1,7 @@
 //! The daemon's fault numbers and texts (`supervisor/xmlrpc.py`, `Faults` and `RPCError`).
 
+use super::complaint;
+use crate::told::Told;
 use crate::xmlrpc::Fault;
 
 /// A name that no method has.
@@ -41,15 +43,29 @@ pub const NOT_IN_WHITELIST: i32 = 230;
 
 /// The fault `code` with the daemon's text for it, and `detail` after a colon, be it empty: a
 /// process whose name is empty is unknown all the same.
-pub fn fault(code: i32, detail: impl std::fmt::Display) -> Fault {
-    let text = format!("{}: {detail}", name(code));
-    Fault { code, text }
+pub fn fault(code: i32, detail: impl Into<Told>) -> Fault {
+    let told = Told::from(name(code)).and(": ").then(&detail.into());
+    let (text, without_values) = told.into_parts();
+    Fault {
+        without_values: Some(without_values),
+        ..Fault::received(code, text)
+    }
 }
 
 /// The fault `code` with the daemon's text for it alone.
 pub fn bare(code: i32) -> Fault {
-    let text = name(code).to_owned();
-    Fault { code, text }
+    Fault::received(code, name(code).to_owned())
+}
+
+/// The fault's text as it may stand in the log: what options are set to may be a secret.
+pub fn without_values(fault: &Fault) -> String {
+    match &fault.without_values {
+        Some(text) => text.clone(),
+        None if matches!(fault.code, INCORRECT_PARAMETERS | CANT_REREAD) => {
+            complaint::fault_text(&fault.text).into_parts().1
+        }
+        None => fault.text.clone(),
+    }
 }
 
 fn name(code: i32) -> &'static str {

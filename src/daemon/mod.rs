@@ -4,6 +4,7 @@
 
 mod client;
 mod clients;
+pub mod complaint;
 pub mod conf;
 mod connections;
 mod descriptors;

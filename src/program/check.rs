@@ -19,10 +19,11 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     limits::check(program)?;
     match program.options.contains_key("command") {
         true => Ok(()),
-        false => Err(Refusal::Daemons(format!(
-            "program section program:{} does not specify a command",
-            program.name
-        ))),
+        false => {
+            let name = &program.name;
+            let reason = format!("program section program:{name} does not specify a command");
+            Err(Refusal::Daemons(reason.into()))
+        }
     }
 }
 
@@ -34,7 +35,7 @@ pub(super) fn numprocs(options: &Options) -> Result<u32, Refusal> {
         Ok(count @ 1..=MAX_NUMPROCS) => Ok(count),
         _ => Err(Refusal::option(
             "numprocs",
-            &format!("has to be from 1 to {MAX_NUMPROCS}"),
+            format!("has to be from 1 to {MAX_NUMPROCS}"),
         )),
     }
 }
@@ -54,10 +55,13 @@ pub(super) fn numprocs_start(options: &Options) -> Result<i64, Refusal> {
 fn check_group(program: &Program) -> Result<(), Refusal> {
     match group_setting(program.group()) {
         Some(_) => Ok(()),
-        None => Err(Refusal::Ours(format!(
-            "group {}: its processes cannot be told this name, because of the quotes in it",
-            repr(program.group())
-        ))),
+        None => {
+            let reason = format!(
+                "group {}: its processes cannot be told this name, because of the quotes in it",
+                repr(program.group())
+            );
+            Err(Refusal::Ours(reason.into()))
+        }
     }
 }
 

@@ -38,7 +38,7 @@ impl Program {
         total: i64,
         from: &FromFiles,
     ) -> Result<Vec<Self>, ProgramError> {
-        let group = Name::parse_group(group).map_err(|error| ProgramError(error.to_string()))?;
+        let group = Name::parse_group(group).map_err(|error| ProgramError(error.into()))?;
         let mut programs = Vec::new();
         let mut first = numbers.start;
         while first < numbers.end {

@@ -44,11 +44,14 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
         cost += picoseconds(&words);
     }
     match cost.saturating_mul(program.numprocs.into()) > MAX_PICOSECONDS {
-        true => Err(Refusal::Ours(format!(
-            "command and environment of {} processes would keep supervisord busy for more than a \
-             second: write long values to a file",
-            program.numprocs
-        ))),
+        true => {
+            let reason = format!(
+                "command and environment of {} processes would keep supervisord busy for more than a \
+                 second: write long values to a file",
+                program.numprocs
+            );
+            Err(Refusal::Ours(reason.into()))
+        }
         false => Ok(()),
     }
 }

@@ -5,6 +5,7 @@ use super::options::Reading;
 use super::template::{Conversion, FormatError, Piece, Template};
 use super::{Program, Refusal};
 use crate::python::repr;
+use crate::told::Told;
 
 /// Checks that the daemon can expand an option, and will not put more into it than was asked for.
 pub(super) fn check(program: &Program, option: &str, reading: Reading) -> Result<(), Refusal> {
@@ -57,17 +58,14 @@ fn bad_second_format(
         }
         _ => Refusal::option(
             option,
-            &format!("is expanded twice, and the second time it {error}"),
+            Told::from("is expanded twice, and the second time it ").then(&error.told()),
         ),
     }
 }
 
 fn bad_format(text: &str, option: &str, error: &FormatError) -> Refusal {
-    Refusal::Daemons(format!(
-        "Format string {} for {} {error}",
-        repr(text),
-        repr(option)
-    ))
+    let told = Told::from("Format string ").value(repr(text)).and(" for ");
+    Refusal::Daemons(told.and(repr(option)).and(" ").then(&error.told()))
 }
 
 fn check_conversions(program: &Program, option: &str, template: &Template) -> Result<(), Refusal> {

@@ -2,7 +2,9 @@
 
 use super::section::group_setting;
 use super::{Program, Scope, daemons_ending};
+use crate::daemon::complaint::{self, REASONS};
 use crate::python::repr;
+use crate::told::Told;
 
 /// The variable that generated sections set, as the daemon lists it.
 const GROUP_VARIABLE: &str = "ENV_SUPERVISOR_GROUP_NAME";
@@ -10,38 +12,19 @@ const GROUP_VARIABLE: &str = "ENV_SUPERVISOR_GROUP_NAME";
 /// What is in an option for the daemon to put a variable of its environment there.
 const VARIABLE: &str = "%(ENV_";
 
-/// What stands before and behind the value in the daemon's reasons (`supervisor/datatypes.py`, and
-/// Python's own for an integer).
-const REASONS: [(&str, &str); 11] = [
-    ("Invalid user name ", ""),
-    ("Invalid user id ", ""),
-    ("invalid 'autorestart' value ", ""),
-    ("not a valid boolean value: ", ""),
-    ("not a valid list of exit codes: ", ""),
-    ("invalid literal for int() with base 10: ", ""),
-    ("value ", " is not a valid signal name"),
-    ("value ", " is not a valid signal number"),
-    ("", " can not be converted to an octal type"),
-    (
-        "The directory named as part of the path ",
-        " does not exist",
-    ),
-    ("Unexpected end of key/value pairs in value '", "'"),
-];
-
 /// See [`Program::in_client_words`].
 pub(super) fn in_client_words(
     program: &Program,
     text: &str,
     section: &str,
     main_file: &str,
-) -> String {
+) -> Told {
     let own_ending = format!(
         " in section {} (file: ",
         repr(&format!("program:{section}"))
     );
     let Some(end) = text.rfind(&own_ending) else {
-        return text.to_owned(); // about something else
+        return complaint::reason(text); // about something else
     };
     let mut words = text[..end].to_owned();
     // The processes of one program differ by no value in their sections but a number, which is not
@@ -53,8 +36,7 @@ pub(super) fn in_client_words(
     }
     words = with_client_names(program, words, section);
     words = without_group_setting(program, words);
-    words = without_environment(program, words);
-    format!("{words}{}", daemons_ending(program.name(), main_file))
+    reason(program, &words).unlogged(daemons_ending(program.name(), main_file))
 }
 
 /// Faults about formats show the text as it was parsed.
@@ -101,30 +83,50 @@ fn without_group_setting(program: &Program, words: String) -> String {
     format!("{before}Available names: {}", names.join(", "))
 }
 
-/// A reason that may show what a variable of the daemon's environment holds names the options with
-/// variables instead: who may add a program need not know the daemon's secrets.
-fn without_environment(program: &Program, words: String) -> String {
+/// The reason with its values marked. One that may show what a variable of the daemon's environment
+/// holds names the options with variables instead: who may add a program need not know the daemon's
+/// secrets.
+fn reason(program: &Program, words: &str) -> Told {
     let uses_variables = |text: &str| text.contains(VARIABLE);
     let options = program.options.iter();
     let with_variables: Vec<&str> = options
         .filter(|(_, text)| uses_variables(text))
         .map(|(option, _)| option.as_ref())
         .collect();
-    let is_told = shows_format_as_sent(program, &words) || shows_value_as_sent(program, &words);
-    match with_variables.is_empty() || is_told {
-        true => words,
-        false => format!(
-            "{} is not valid with what the variables of supervisord's environment hold",
-            with_variables.join(" or ")
-        ),
+    if let Some(told) = about_format_as_sent(program, words) {
+        return told;
+    }
+    match with_variables.is_empty() || shows_value_as_sent(program, words) {
+        true => complaint::reason(words),
+        false => Told::from(with_variables.join(" or "))
+            .and(" is not valid with what the variables of supervisord's environment hold"),
     }
 }
 
-/// Whether a reason shows the text of an option as the client sent it. That of a log file is expanded
+/// A reason that shows the text of an option as the client sent it. That of a log file is expanded
 /// twice, and may be shown in between.
-fn shows_format_as_sent(program: &Program, words: &str) -> bool {
+fn about_format_as_sent(program: &Program, words: &str) -> Option<Told> {
+    let rest = words.strip_prefix("Format string ")?;
     let mut sent = program.options.keys().filter_map(|name| program.text(name));
-    sent.any(|text| words.starts_with(&format!("Format string {} for ", repr(text))))
+    let (text, rest) = sent.find_map(|text| {
+        let text = repr(text);
+        let rest = rest.strip_prefix(&text)?.strip_prefix(" for ")?;
+        Some((text, rest))
+    })?;
+    let told = Told::from("Format string ").value(text).and(" for ");
+    let (before, behind) = (" contains names (", ") which cannot be expanded");
+    let parts = || {
+        let (option, rest) = rest.split_once(before)?;
+        let (names, rest) = rest.rsplit_once(behind)?;
+        Some(
+            Told::from(option)
+                .and(before)
+                .value(names)
+                .and(behind)
+                .and(rest),
+        )
+    };
+    Some(told.then(&parts().unwrap_or_else(|| Told::default().value(rest))))
 }
 
 /// Whether the value in a reason is one that the client sent as it is shown.
@@ -177,10 +179,9 @@ mod tests {
             ),
         ];
         for (own, clients) in table {
-            assert_eq!(
-                program.in_client_words(&format!("{own}{OWN}"), "ls~000001", "/s.conf"),
-                format!("{clients}{CLIENTS}"),
-            );
+            let told = program.in_client_words(&format!("{own}{OWN}"), "ls~000001", "/s.conf");
+            assert_eq!(told.whole(), format!("{clients}{CLIENTS}"));
+            assert!(!told.without_values().contains("nope"), "{told:?}");
         }
     }
 
@@ -204,10 +205,8 @@ mod tests {
             ),
             ("a reason of another release: secret", hidden),
         ] {
-            assert_eq!(
-                program.in_client_words(&format!("{own}{OWN}"), "ls~000001", "/s.conf"),
-                format!("{clients}{CLIENTS}"),
-            );
+            let told = program.in_client_words(&format!("{own}{OWN}"), "ls~000001", "/s.conf");
+            assert_eq!(told.whole(), format!("{clients}{CLIENTS}"));
         }
     }
 
@@ -215,6 +214,7 @@ mod tests {
     fn other_faults_stay_as_they_are() {
         let program = program(&[("command", "x")]);
         let text = "Invalid user name y in section 'program:y' (file: '/etc/conf.d/y.conf')";
-        assert_eq!(program.in_client_words(text, "ls~000001", "/s.conf"), text);
+        let told = program.in_client_words(text, "ls~000001", "/s.conf");
+        assert_eq!(told.whole(), text);
     }
 }

@@ -53,7 +53,7 @@ fn check_number(
             Some(Int::Value(value)) if (i64::from(i32::MIN)..=max).contains(&value) => {}
             Some(Int::Value(_) | Int::Huge) => {
                 let reason = format!("has to be from {} to {max}", i32::MIN);
-                return Err(Refusal::option(option, &reason));
+                return Err(Refusal::option(option, reason));
             }
             Some(Int::Foreign) => {
                 return Err(Refusal::option(
@@ -107,7 +107,7 @@ fn check_log(program: &Program, channel: &str) -> Result<(), Refusal> {
         let path = program.expanded(&option, number);
         if path.is_some_and(|path| is_special(&path)) && rotates(program, &size, number) {
             let reason = format!("needs {size} to be 0 for a device");
-            return Err(Refusal::option(&option, &reason));
+            return Err(Refusal::option(&option, reason));
         }
     }
     Ok(())

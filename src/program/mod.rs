@@ -35,6 +35,7 @@ pub use process_names::Configured;
 pub use section::render_group;
 
 use crate::python::{int, repr, strip};
+use crate::told::Told;
 use crate::words::nearest;
 use guard::guarded;
 use options::{KNOWN_OPTIONS, Options, Reading};
@@ -51,11 +52,6 @@ const DEFAULT_PRIORITY: i64 = 999;
 pub const DEFAULT_STARTSECS: i64 = 1;
 /// The same for `stopwaitsecs`.
 pub const DEFAULT_STOPWAITSECS: i64 = 10;
-
-/// The names of the options that the daemon knows.
-pub fn option_names() -> Vec<&'static str> {
-    KNOWN_OPTIONS.iter().map(|(name, _)| *name).collect()
-}
 
 /// The value of an option as it has to stand in a file for the daemon to read it back whole.
 pub fn value_in_file(value: &str) -> String {
@@ -84,10 +80,17 @@ pub struct Program {
 }
 
 /// Why a program is not taken: the text that belongs behind `INCORRECT_PARAMETERS: `, in the
-/// daemon's words where it has some.
+/// daemon's words where it has some. It is displayed without values.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub struct ProgramError(String);
+#[error("{}", .0.without_values())]
+pub struct ProgramError(Told);
+
+impl ProgramError {
+    /// The text with its values marked.
+    pub fn into_told(self) -> Told {
+        self.0
+    }
+}
 
 /// Which processes of a program a section carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,9 +122,9 @@ struct Stored {
 #[derive(Debug)]
 enum Refusal {
     /// In the daemon's words, to which it adds section and file.
-    Daemons(String),
+    Daemons(Told),
     /// In ours.
-    Ours(String),
+    Ours(Told),
 }
 
 impl Program {
@@ -143,7 +146,7 @@ impl Program {
     }
 
     fn from_options(group: Name, name: &str, options: Options) -> Result<Self, Refusal> {
-        let name = Name::parse(name).map_err(|error| Refusal::Daemons(error.to_string()))?;
+        let name = Name::parse(name).map_err(|error| Refusal::Daemons(error.into()))?;
         let program = Self {
             numprocs: check::numprocs(&options)?,
             numprocs_start: check::numprocs_start(&options)?,
@@ -275,7 +278,7 @@ impl Program {
 
     /// Turns the text of a fault that the daemon found in the generated `section` into the one it
     /// would have given for the client's program in `main_file`.
-    pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> String {
+    pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> Told {
         fault::in_client_words(self, text, section, main_file)
     }
 
@@ -319,16 +322,22 @@ impl Program {
 }
 
 impl Refusal {
-    /// Ours, about one option. Leaves its value out: it may be a secret.
-    fn option(option: &str, reason: &str) -> Self {
-        Self::Ours(format!("option {}: {reason}", repr(option)))
+    /// Ours, about one option. Leaves its value out: it may be a secret. So may be what stands in the
+    /// place of an option.
+    fn option(option: &str, reason: impl Into<Told>) -> Self {
+        let told = Told::from("option ");
+        let told = match Reading::of(option) {
+            Reading::Ignored => told.value(repr(option)),
+            _ => told.and(repr(option)),
+        };
+        Self::Ours(told.and(": ").then(&reason.into()))
     }
 
     /// The daemon ends its texts so in `supervisor/options.py`, `processes_from_section`.
     fn into_error(self, name: &str, main_file: &str) -> ProgramError {
         ProgramError(match self {
-            Self::Daemons(text) => format!("{text}{}", daemons_ending(name, main_file)),
-            Self::Ours(text) => text,
+            Self::Daemons(told) => told.unlogged(daemons_ending(name, main_file)),
+            Self::Ours(told) => told,
         })
     }
 }
@@ -353,8 +362,7 @@ impl TryFrom<Stored> for Program {
     type Error = ProgramError;
 
     fn try_from(stored: Stored) -> Result<Self, ProgramError> {
-        let group =
-            Name::parse_group(&stored.group).map_err(|error| ProgramError(error.to_string()))?;
+        let group = Name::parse_group(&stored.group).map_err(|error| ProgramError(error.into()))?;
         let options = stored.options.into_iter();
         let options = options
             .map(|(name, text)| (name, Value::String(text)))
@@ -394,7 +402,68 @@ mod tests {
             |(name, text): &(&str, &str)| ((*name).to_owned(), Value::String((*text).to_owned()));
         let options = Value::Struct(options.iter().map(member).collect());
         let group = Name::parse("g").unwrap();
-        Program::parse(&group, "ls", &options, "/s.conf").map_err(|error| error.to_string())
+        Program::parse(&group, "ls", &options, "/s.conf")
+            .map_err(|error| error.into_told().whole().to_owned())
+    }
+
+    #[test]
+    fn refusals_hold_our_words_whole_and_no_value() {
+        let secret = "s3cret";
+        let long = secret.repeat(50_000);
+        let table: &[(&[(&str, &str)], &str)] = &[
+            (
+                &[("numprocs", "0")],
+                "option 'numprocs': has to be from 1 to 1000",
+            ),
+            (
+                &[("numprocs", secret)],
+                "invalid literal for int() with base 10: …",
+            ),
+            (
+                &[("stdout_logfile", "/dev/s3cret")],
+                "option 'stdout_logfile': needs stdout_logfile_maxbytes to be 0 for a device",
+            ),
+            (
+                &[("process_name", "s3cret/x")],
+                "Invalid name: … because of character: …",
+            ),
+            (
+                &[("process_name", "s3\tcret")],
+                "option 'process_name': Invalid name: … because of character: …",
+            ),
+            (
+                &[("directory", "s3cret %")],
+                "Format string … for 'program:ls.directory' is badly formatted: incomplete format",
+            ),
+            (
+                &[("directory", "s3cret %(a b)s")],
+                "Format string … for 'program:ls.directory' contains names (…) which cannot be \
+                 expanded",
+            ),
+            (
+                &[("s3cret x", "1")],
+                "option …: not a name that can be written to a file: there is white space in it",
+            ),
+            (
+                &[("directory", "s3cret\0")],
+                "option 'directory': the character … cannot be carried",
+            ),
+            (
+                &[("environment", &long)],
+                "option 'environment': command and environment have more than 256 KiB together, \
+                 which keeps supervisord busy for too long: write long values to a file",
+            ),
+        ];
+        for (options, logged) in table {
+            let mut all = vec![("command", Value::from("x"))];
+            all.extend(options.iter().map(|(name, text)| (*name, (*text).into())));
+            let all = all.into_iter().map(|(name, text)| (name.to_owned(), text));
+            let group = Name::parse("g").unwrap();
+            let parsed = Program::parse(&group, "ls", &Value::Struct(all.collect()), "/s.conf");
+            let error = parsed.unwrap_err();
+            assert_eq!(error.to_string(), *logged);
+            assert_eq!(error.into_told().without_values(), *logged);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::python::{repr, strip};
+use crate::told::Told;
 
 /// The name of a group or program that the daemon accepts, reads back whole from a section header
 /// and from `programs=`, and can be asked about afterwards.
@@ -30,6 +31,19 @@ pub enum NameError {
     /// The daemon takes `group:*` for all processes of the group.
     #[error("Invalid name: '*' because it stands for every process of a group")]
     Wildcard,
+}
+
+impl NameError {
+    /// The same about what is no name of a client's, but comes of a value.
+    pub(super) fn about_value(&self) -> Told {
+        match self {
+            NameError::Character { name, character } => Told::from("Invalid name: ")
+                .value(repr(name))
+                .and(" because of character: ")
+                .value(repr(&character.to_string())),
+            NameError::Empty(_) | NameError::Wildcard => Told::from(self),
+        }
+    }
 }
 
 impl Name {

@@ -7,6 +7,7 @@ use crate::xmlrpc::Value;
 use super::Refusal;
 use super::name::is_carried;
 use crate::python::{Int, float_repr, int, is_space, repr};
+use crate::told::Told;
 
 /// Options by their lower-cased names, with values as they would stand in a file.
 pub(super) type Options = BTreeMap<String, String>;
@@ -74,7 +75,7 @@ impl Reading {
 /// as in a file.
 pub(super) fn read(options: &Value) -> Result<Options, Refusal> {
     let Value::Struct(members) = options else {
-        return Err(Refusal::Ours("the options have to be a struct".to_owned()));
+        return Err(Refusal::Ours("the options have to be a struct".into()));
     };
     let mut read = Options::new();
     for (name, value) in members {
@@ -99,7 +100,7 @@ fn option_name(name: &str) -> Result<String, Refusal> {
     };
     Err(Refusal::option(
         name,
-        &format!("not a name that can be written to a file: {reason}"),
+        format!("not a name that can be written to a file: {reason}"),
     ))
 }
 
@@ -118,8 +119,9 @@ fn option_text(name: &str, value: &Value) -> Result<String, Refusal> {
     };
     match text.chars().find(|c| !is_carried(*c)) {
         Some(c) => {
-            let reason = format!("the character U+{:04X} cannot be carried", c as u32);
-            Err(Refusal::option(name, &reason))
+            let character = format!("U+{:04X}", c as u32);
+            let reason = Told::from("the character ").value(character);
+            Err(Refusal::option(name, reason.and(" cannot be carried")))
         }
         None => Ok(text),
     }
@@ -133,10 +135,9 @@ pub(super) fn plain_number(options: &Options, option: &str, default: i64) -> Res
     match int(text) {
         Int::Value(value) => Ok(value),
         Int::Huge => Err(Refusal::option(option, "too large")),
-        Int::Invalid if !text.contains('%') => Err(Refusal::Daemons(format!(
-            "invalid literal for int() with base 10: {}",
-            repr(text)
-        ))),
+        Int::Invalid if !text.contains('%') => Err(Refusal::Daemons(
+            Told::from("invalid literal for int() with base 10: ").value(repr(text)),
+        )),
         Int::Invalid | Int::Foreign => Err(Refusal::option(
             option,
             "has to be a plain number, because it settles which processes there are",
@@ -150,7 +151,7 @@ mod tests {
 
     fn with(name: &str, value: Value) -> Result<Options, String> {
         read(&Value::Struct(vec![(name.to_owned(), value)])).map_err(|refusal| match refusal {
-            Refusal::Ours(text) | Refusal::Daemons(text) => text,
+            Refusal::Ours(told) | Refusal::Daemons(told) => told.whole().to_owned(),
         })
     }
 

@@ -9,6 +9,7 @@ use super::options::Reading;
 use super::template::{Known, Piece, Template};
 use super::{DEFAULT_PROCESS_NAME, Program, Refusal};
 use crate::python::{repr, strip};
+use crate::told::Told;
 
 /// The daemon puts a process name into the name of an automatic log file, with some 30 bytes around
 /// it and the identifier it was given; a file name has 255. Where that fails the group is not
@@ -25,8 +26,8 @@ pub(super) fn check_text(program: &Program) -> Result<(), Refusal> {
         NameError::Character {
             character: ' ' | ':' | '/',
             ..
-        } => Refusal::Daemons(error.to_string()),
-        _ => refused(&error.to_string()),
+        } => Refusal::Daemons(error.about_value()),
+        _ => refused(error.about_value()),
     })
 }
 
@@ -35,7 +36,7 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     let text = program.text("process_name").unwrap_or_default();
     if program.numprocs > 1 && !text.contains("%(process_num)") {
         return Err(Refusal::Daemons(
-            "%(process_num) must be present within process_name when numprocs > 1".to_owned(),
+            "%(process_num) must be present within process_name when numprocs > 1".into(),
         ));
     }
     let Ok(template) = Template::parse(text) else {
@@ -59,12 +60,12 @@ pub(super) fn check_all(names: &[String]) -> Result<(), Refusal> {
 
 fn check_given(name: &str) -> Result<(), Refusal> {
     check_process_name(name, name).map_err(|error| match error {
-        NameError::Character { character, .. } => refused(&format!(
-            "comes to a name that is not valid because of character: {}",
-            repr(&character.to_string())
-        )),
+        NameError::Character { character, .. } => refused(
+            Told::from("comes to a name that is not valid because of character: ")
+                .value(repr(&character.to_string())),
+        ),
         NameError::Empty(_) => refused("comes to an empty name"),
-        NameError::Wildcard => refused(&error.to_string()),
+        NameError::Wildcard => refused(error),
     })?;
     check_length(name)
 }
@@ -122,7 +123,7 @@ fn check_template(name: &Template) -> Result<(), Refusal> {
     }
     name.0.iter().try_for_each(|piece| match piece {
         Piece::Text(text) => match check_process_name(text, text) {
-            Err(error @ NameError::Character { .. }) => Err(refused(&error.to_string())),
+            Err(error @ NameError::Character { .. }) => Err(refused(error.about_value())),
             _ => Ok(()), // empty or a wildcard in itself, but there is more to it
         },
         Piece::Conversion(_) => Ok(()),
@@ -132,18 +133,18 @@ fn check_template(name: &Template) -> Result<(), Refusal> {
 /// A process with an empty name, or the name `*`, would make `getAllProcessInfo` fail from then on
 /// (`supervisor/options.py`, `split_namespec`).
 fn check_name(name: &str) -> Result<(), Refusal> {
-    check_process_name(name, name).map_err(|error| refused(&error.to_string()))?;
+    check_process_name(name, name).map_err(|error| refused(error.about_value()))?;
     check_length(name)
 }
 
 fn check_length(name: &str) -> Result<(), Refusal> {
     match name.len() <= MAX_BYTES {
         true => Ok(()),
-        false => Err(refused(&format!("is longer than {MAX_BYTES} bytes"))),
+        false => Err(refused(format!("is longer than {MAX_BYTES} bytes"))),
     }
 }
 
-fn refused(reason: &str) -> Refusal {
+fn refused(reason: impl Into<Told>) -> Refusal {
     Refusal::option("process_name", reason)
 }
 

@@ -5,6 +5,7 @@
 use thiserror::Error;
 
 use crate::python::{is_space, repr};
+use crate::told::Told;
 
 /// Widths and precisions above this are refused: the daemon would build the padding in memory.
 const MAX_WIDTH: usize = 1000;
@@ -15,6 +16,9 @@ const NAMELESS: &str =
 
 /// What Python says of it behind one with a name, which used the values up.
 const NO_MORE: &str = "not enough arguments for format string";
+
+/// How it begins to say which character it cannot read.
+const UNSUPPORTED: &str = "unsupported format character";
 
 /// A format string taken apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +59,22 @@ pub(super) enum FormatError {
     /// A name that no value can have, and that could not be written so that it is read back.
     #[error("contains names ({}) which cannot be expanded", repr(.0))]
     Name(String),
+}
+
+impl FormatError {
+    /// The text with what it shows of a value marked.
+    pub(super) fn told(&self) -> Told {
+        match self {
+            // The first offender stands in it.
+            FormatError::Bad(reason) if reason.starts_with(UNSUPPORTED) => {
+                Told::from("is badly formatted: ").value(reason)
+            }
+            FormatError::Bad(_) => Told::from(self),
+            FormatError::Name(name) => Told::from("contains names (")
+                .value(repr(name))
+                .and(") which cannot be expanded"),
+        }
+    }
 }
 
 /// The values that are known before the daemon is asked.
@@ -318,7 +338,7 @@ impl Reader {
         };
         let index = self.position - 1;
         Err(bad(&format!(
-            "unsupported format character '{shown}' ({:#x}) at index {index}",
+            "{UNSUPPORTED} '{shown}' ({:#x}) at index {index}",
             c as u32
         )))
     }

@@ -65,6 +65,8 @@ pub enum Request {
     Invalid {
         /// The group it is about.
         group: String,
+        /// The program that was to join it, where it is named by a text.
+        program: Option<String>,
         /// What is wrong with it.
         fault: Fault,
     },
@@ -315,6 +317,7 @@ fn add_program(group: &str, params: &[Value], main_file: &str) -> Request {
         Ok(program) => Request::Change(Change::AddProgram(Box::new(program))),
         Err(fault) => Request::Invalid {
             group: group.to_owned(),
+            program: params[1].as_str().map(str::to_owned),
             fault,
         },
     }
@@ -323,7 +326,7 @@ fn add_program(group: &str, params: &[Value], main_file: &str) -> Request {
 fn parse_program(group: &Name, params: &[Value], main_file: &str) -> Result<Program, Fault> {
     let name = params[1].as_str().ok_or_else(wrong)?;
     Program::parse(group, name, &params[2], main_file)
-        .map_err(|error| fault(INCORRECT_PARAMETERS, error))
+        .map_err(|error| fault(INCORRECT_PARAMETERS, error.into_told()))
 }
 
 /// The daemon's level names in any case, long (`warn`) or as they stand in its log (`WARN`), or

@@ -26,14 +26,13 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
 use crate::access::method_policy::Policy;
-use crate::audit::{Record, shown, without_values};
+use crate::audit::{Record, reason, shown};
 use crate::current::Current;
 use crate::daemon::MainLog;
 use crate::daemon::fault::{FAILED, NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
 use crate::daemon::{Daemon, Share};
 use crate::failure::{self, Failure, HttpResult};
 use crate::forward::{self, Payload};
-use crate::program::option_names;
 use crate::twiddler::{Authorized, Change, ChangeError, Outcome, Twiddler};
 use crate::update::Updates;
 use crate::xmlrpc::read::ReadError;
@@ -300,7 +299,13 @@ impl Rpc {
                 written.inspect_err(|fault| tracing::warn!("{}", fault.text))?;
                 Ok(Value::Bool(true))
             }
-            Request::Invalid { group, fault } => Err(self.invalid(caller, &group, fault).await),
+            Request::Invalid {
+                group,
+                program,
+                fault,
+            } => Err(self
+                .invalid(caller, &group, program.as_deref(), fault)
+                .await),
             Request::Change(change) => self.judged_change(caller, change, Api::Twiddler).await,
             Request::Update(request) => {
                 let (judged, record) = (self.judged(caller), caller.record());
@@ -313,8 +318,18 @@ impl Rpc {
     }
 
     /// Like the in-process twiddler, complains about an unknown group before anything else.
-    async fn invalid(&self, caller: &Caller<'_>, group: &str, fault: Fault) -> Failure {
-        let what = format!("did not add a program to group {}", shown(group));
+    async fn invalid(
+        &self,
+        caller: &Caller<'_>,
+        group: &str,
+        program: Option<&str>,
+        fault: Fault,
+    ) -> Failure {
+        let group_shown = shown(group);
+        let what = match program {
+            Some(program) => format!("did not add program {group_shown}:{}", shown(program)),
+            None => format!("did not add a program to group {group_shown}"),
+        };
         match self.twiddler.require_group(group).await {
             Ok(()) => turned_down(caller, &what, fault),
             Err(error) => match error.fault() {
@@ -391,7 +406,7 @@ impl Rpc {
 /// Says in the log that a call was refused before anything was done for it.
 fn turned_down(caller: &Caller<'_>, what: &str, fault: Fault) -> Failure {
     let record = caller.record();
-    let reason = without_values(&fault, &option_names());
+    let reason = reason(&fault);
     tracing::info!(
         peer = %record.peer(),
         user = record.user(),

@@ -29,6 +29,7 @@ use super::model::script::{ADD, Call, CallResult, REMOVE};
 use super::model::view::{Epoch, Status, View};
 use super::persist::{PersistFile, Prepared};
 use super::queries;
+use crate::audit::reason;
 use crate::daemon::conf::{self, ConfiguredGroup};
 use crate::daemon::fault::{
     ALREADY_ADDED, BAD_NAME, CANT_REREAD, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault,
@@ -652,7 +653,7 @@ impl Engine {
         match self.mark().await {
             Err(ChangeError::Fault(told)) if told.code != SHUTDOWN_STATE => {
                 tracing::warn!(
-                    fault = told.text,
+                    fault = reason(&told),
                     "supervisord's present epoch cannot be marked yet"
                 );
                 Ok(())

@@ -1,8 +1,7 @@
 //! What each change came to, in the proxy's own log.
 
 use super::model::change::{Change, ChangeError, Outcome};
-use crate::audit::{Record, shown, without_values};
-use crate::program::option_names;
+use crate::audit::{Record, reason, shown};
 
 /// Says what a change came to, and whose it was. Never with a value.
 pub(super) fn log_outcome(change: &Change, record: &Record, outcome: &Outcome) {
@@ -20,9 +19,7 @@ pub(super) fn log_outcome(change: &Change, record: &Record, outcome: &Outcome) {
             tracing::warn!(%peer, user, ms, "could not {undone} {subject}: {reason}");
         }
         Err(error) => {
-            let fault = error.fault();
-            let reason = fault.map(|fault| without_values(&fault, &option_names()));
-            let reason = reason.unwrap_or_default();
+            let reason = error.fault().as_ref().map(reason).unwrap_or_default();
             tracing::info!(%peer, user, ms, "did not {undone} {subject}: {reason}");
         }
     }

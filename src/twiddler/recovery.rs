@@ -15,6 +15,7 @@ use super::model::reconcile::{self, Known, Mode, Reconciliation, reconcile};
 use super::model::registry::{Event, Registry};
 use super::model::script::{ADD, Call};
 use super::model::view::Status;
+use crate::audit::reason;
 use crate::daemon::Reloaded;
 use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE};
 use crate::program;
@@ -294,7 +295,7 @@ async fn make(engine: &mut Engine, now: &mut Registry) -> Result<(), ChangeError
             Err(ChangeError::Fault(told)) if told.code == CANT_REREAD => {
                 let event = persist_file::refused_member(now, &told.text).ok_or(told.clone())?;
                 tracing::error!(
-                    fault = told.text,
+                    fault = reason(&told),
                     ?event,
                     "it cannot be added again, and is forgotten"
                 );

@@ -605,7 +605,7 @@ async fn names_from_daemon(
     }
     program
         .check_process_names(&names)
-        .map_err(|error| fault(INCORRECT_PARAMETERS, error))?;
+        .map_err(|error| fault(INCORRECT_PARAMETERS, error.into_told()))?;
     Ok(names)
 }
 

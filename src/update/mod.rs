@@ -359,11 +359,10 @@ impl Updates {
 
     /// Reads a program's options as a client sent them.
     fn parse(&self, group: &str, program: &str, options: &Value) -> Result<Program, Fault> {
-        let wrong = |text: String| fault(INCORRECT_PARAMETERS, text);
-        let name = Name::parse_group(group).map_err(|error| wrong(error.to_string()))?;
+        let name = Name::parse_group(group).map_err(|error| fault(INCORRECT_PARAMETERS, error))?;
         let main_file = self.twiddler.conf_file().display().to_string();
         let program = Program::parse(&name, program, options, &main_file);
-        program.map_err(|error| wrong(error.to_string()))
+        program.map_err(|error| fault(INCORRECT_PARAMETERS, error.into_told()))
     }
 }
 

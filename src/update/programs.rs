@@ -13,7 +13,7 @@ use crate::audit::Record;
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::{Definitions, Kind, ProgramDefinition};
 use crate::daemon::fault::{FAILED, INCORRECT_PARAMETERS, fault};
-use crate::program::Program;
+use crate::program::{Program, ProgramError};
 use crate::twiddler::{Authorized, ChangeError};
 use crate::xmlrpc::Value;
 
@@ -180,7 +180,7 @@ impl Updates {
                 .is_some_and(|(before, after)| before.equals(after));
             if is_same && let Some(number) = joining.remove(&seen.process) {
                 let one = new.part(number..number + 1, i64::from(new.numprocs()));
-                let one = one.map_err(|error| failed(&error))?;
+                let one = one.map_err(failed)?;
                 plan.adopt
                     .extend(one.into_iter().map(|one| (name.clone(), one)));
                 continue;
@@ -202,7 +202,7 @@ impl Updates {
         let joining: BTreeSet<i64> = joining.into_values().collect();
         for run in runs(&joining) {
             let parts = new.part(run, i64::from(new.numprocs()));
-            plan.join.extend(parts.map_err(|error| failed(&error))?);
+            plan.join.extend(parts.map_err(failed)?);
         }
         Ok(plan)
     }
@@ -511,7 +511,7 @@ impl Source {
                 parts.extend(extra.into_iter().map(Program::as_extra));
                 Ok(parts)
             }
-            Source::Added(program) => program.part(numbers, total).map_err(|error| failed(&error)),
+            Source::Added(program) => program.part(numbers, total).map_err(failed),
         }
     }
 }
@@ -553,6 +553,6 @@ fn configured(program: &str) -> ChangeError {
     ))
 }
 
-fn failed(error: &dyn std::fmt::Display) -> ChangeError {
-    ChangeError::Fault(fault(FAILED, error))
+fn failed(error: ProgramError) -> ChangeError {
+    ChangeError::Fault(fault(FAILED, error.into_told()))
 }

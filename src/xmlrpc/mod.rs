@@ -139,6 +139,19 @@ pub struct Fault {
     pub code: i32,
     /// The text people read.
     pub text: String,
+    /// The same without values, where the proxy itself has made the fault. It is not sent.
+    pub without_values: Option<String>,
+}
+
+impl Fault {
+    /// One that came as an answer: nobody knows what in its text is a value.
+    pub fn received(code: i32, text: String) -> Self {
+        Fault {
+            code,
+            text,
+            without_values: None,
+        }
+    }
 }
 
 /// How much a document may ask of its reader.
@@ -212,10 +225,7 @@ mod tests {
 
     #[test]
     fn a_fault_reads_as_its_text() {
-        let fault = Fault {
-            code: 10,
-            text: "BAD_NAME: x".to_owned(),
-        };
+        let fault = Fault::received(10, "BAD_NAME: x".to_owned());
         assert_eq!(fault.to_string(), "BAD_NAME: x");
     }
 }

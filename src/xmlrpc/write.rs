@@ -173,10 +173,7 @@ mod tests {
             "<?xml version='1.0'?>\n<methodResponse>\n<params>\n<param>\n\
              <value><string>1.0</string></value>\n</param>\n</params>\n</methodResponse>\n"
         );
-        let bad_name = Fault {
-            code: 10,
-            text: "BAD_NAME: <x>".to_owned(),
-        };
+        let bad_name = Fault::received(10, "BAD_NAME: <x>".to_owned());
         assert_eq!(
             String::from_utf8_lossy(&fault(&bad_name)),
             "<?xml version='1.0'?>\n<methodResponse>\n<fault>\n<value><struct>\n<member>\n\
@@ -290,7 +287,7 @@ mod tests {
 
         #[test]
         fn faults_read_back(code: i32, text: String) {
-            let it = Fault { code, text };
+            let it = Fault::received(code, text);
             prop_assert_eq!(read::response(&fault(&it)), Ok(Err(it)));
         }
     }

@@ -90,10 +90,40 @@ fn lines<'a>(log: &'a str, part: &str) -> Vec<&'a str> {
     log.lines().filter(|line| line.contains(part)).collect()
 }
 
+/// What is wrong with some options, as the log tells it: our own words whole, and the daemon's without
+/// values.
+const REFUSED: &[(&[(&str, &str)], &str)] = &[
+    (
+        &[("numprocs", "0")],
+        "option 'numprocs': has to be from 1 to 1000 peer=",
+    ),
+    (
+        &[("stdout_logfile", "/dev/hunter2")],
+        "option 'stdout_logfile': needs stdout_logfile_maxbytes to be 0 for a device peer=",
+    ),
+    (
+        &[("hunter2 x", "1")],
+        "option …: not a name that can be written to a file: there is white space in it peer=",
+    ),
+    (
+        &[("environment", "A=\"%(hunter2)s\"")],
+        "Format string … for 'environment' contains names (…) which cannot be expanded. Available names: ",
+    ),
+    (
+        &[("stopsignal", "hunter2")],
+        "value … is not a valid signal name peer=",
+    ),
+    (
+        &[("stopasgroup", "true"), ("killasgroup", "false")],
+        "Cannot set stopasgroup=true and killasgroup=false peer=",
+    ),
+];
+
 #[test]
 fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(("joe", SECRET)),
+        body: "[program:cat]\ncommand = /bin/cat\n",
         ..DaemonOptions::default()
     })?;
     let sidecar = Sidecar::start(&daemon)?;
@@ -134,7 +164,7 @@ fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
             1,
         ),
         (
-            "did not add a program to group dyn: INCORRECT_PARAMETERS: Invalid name: … ",
+            "did not add program dyn:b c\\nd: INCORRECT_PARAMETERS: Invalid name: 'b c\\\\nd' because of character: ' ' ",
             1,
         ),
         (
@@ -162,6 +192,14 @@ fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
             }
         }
     }
+    for (given, reason) in REFUSED {
+        let mut all = vec![("command", "/bin/cat"), ("directory", "/hunter2-%(here)s")];
+        all.extend_from_slice(given);
+        client.expect_fault(ADD, ("cat", "c", options(&all)))?;
+        let line = format!("did not add program cat:c: INCORRECT_PARAMETERS: {reason}");
+        sidecar.wait_for_stderr(&line)?;
+    }
+    let log = sidecar.stderr_text();
     let misspelt = "program dyn:a: supervisord ignores the option autostrat; write autostart";
     let warned = lines(&log, misspelt);
     ensure!(warned.len() == 1 && warned[0].contains(" WARN "), "{log}");

@@ -144,7 +144,7 @@ impl Sent {
         let options = Value::Struct(self.options.iter().map(member).collect());
         let group = Name::parse(&self.group)?;
         Ok(Program::parse(&group, &self.name, &options, main_file)
-            .map_err(|error| error.to_string()))
+            .map_err(|error| error.into_told().whole().to_owned()))
     }
 
     fn request(&self) -> Json {
@@ -219,11 +219,12 @@ fn same_fault(
     let own = file["fault"].as_str().with_context(|| {
         format!("no fault from the file\nin memory: {in_memory}\nfrom the file: {file}")
     })?;
-    let text = program.in_client_words(own, section, oracle.main_file());
+    let told = program.in_client_words(own, section, oracle.main_file());
+    let text = told.whole();
     // What may hold values of the daemon's environment is not told.
     if text.contains(HIDDEN) {
         let ending = |text: &str| text.rfind(" in section ").map(|at| text[at..].to_owned());
-        ensure!(ending(&text) == ending(in_memory), "{text}\n{in_memory}");
+        ensure!(ending(text) == ending(in_memory), "{text}\n{in_memory}");
         return Ok(());
     }
     // What the second expansion of a log file finds holds values of this machine already; those of

@@ -98,10 +98,9 @@ pub fn response(body: &[u8]) -> Result<Result<Value, Fault>, ReadError> {
 }
 
 fn to_fault(value: &Value) -> Option<Fault> {
-    Some(Fault {
-        code: value.get("faultCode")?.as_int()?.try_into().ok()?,
-        text: value.get("faultString")?.as_str()?.to_owned(),
-    })
+    let code = value.get("faultCode")?.as_int()?.try_into().ok()?;
+    let text = value.get("faultString")?.as_str()?.to_owned();
+    Some(Fault::received(code, text))
 }
 
 fn decode(body: &[u8]) -> Result<&str, ReadError> {
@@ -621,10 +620,7 @@ mod tests {
             <member><name>faultCode</name><value><int>10</int></value></member>\
             <member><name>faultString</name><value><string>BAD_NAME</string></value></member>\
             </struct></value></fault></methodResponse>";
-        let fault = Fault {
-            code: 10,
-            text: "BAD_NAME".to_owned(),
-        };
+        let fault = Fault::received(10, "BAD_NAME".to_owned());
         assert_eq!(response(body.as_bytes()), Ok(Err(fault)));
 
         let of_text = body.replace("<int>10</int>", "ten");

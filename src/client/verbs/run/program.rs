@@ -210,10 +210,9 @@ fn call(method: &str, params: Vec<Value>) -> Value {
 
 /// The fault among the results of a multicall.
 fn fault(result: &Value) -> Option<Fault> {
-    Some(Fault {
-        code: i32::try_from(result.get("faultCode")?.as_int()?).ok()?,
-        text: result.get("faultString")?.as_str()?.to_owned(),
-    })
+    let code = i32::try_from(result.get("faultCode")?.as_int()?).ok()?;
+    let text = result.get("faultString")?.as_str()?.to_owned();
+    Some(Fault::received(code, text))
 }
 
 #[cfg(test)]

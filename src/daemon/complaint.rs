@@ -1,0 +1,110 @@
+//! The daemon's complaints about what stands in its files, with the values in them marked.
+
+use crate::told::Told;
+
+/// What stands before and behind the value in the daemon's reasons (`supervisor/datatypes.py`, and
+/// Python's own for an integer).
+pub const REASONS: [(&str, &str); 11] = [
+    ("Invalid user name ", ""),
+    ("Invalid user id ", ""),
+    ("invalid 'autorestart' value ", ""),
+    ("not a valid boolean value: ", ""),
+    ("not a valid list of exit codes: ", ""),
+    ("invalid literal for int() with base 10: ", ""),
+    ("value ", " is not a valid signal name"),
+    ("value ", " is not a valid signal number"),
+    ("", " can not be converted to an octal type"),
+    (
+        "The directory named as part of the path ",
+        " does not exist",
+    ),
+    ("Unexpected end of key/value pairs in value '", "'"),
+];
+
+/// Reasons without a value (`supervisor/options.py`).
+const WITHOUT_VALUE: [&str; 3] = [
+    "%(process_num) must be present within process_name when numprocs > 1",
+    "Cannot set stopasgroup=true and killasgroup=false",
+    "No closing quotation",
+];
+
+/// A reason without the section that the daemon names behind it. One that is not known here may hold a
+/// value anywhere.
+pub fn reason(text: &str) -> Told {
+    let is_known = WITHOUT_VALUE.contains(&text)
+        || text.starts_with("program section ") && text.ends_with(" does not specify a command");
+    if is_known {
+        return Told::from(text);
+    }
+    let parts = REASONS.iter().find_map(|(before, behind)| {
+        let value = text.strip_prefix(before)?.strip_suffix(behind)?;
+        Some((before, value, behind))
+    });
+    match parts {
+        Some((before, value, behind)) => Told::from(before).value(value).and(behind),
+        None => Told::default().value(text),
+    }
+}
+
+/// The text of a fault: its name, a reason, and the section that it is about.
+pub fn fault_text(text: &str) -> Told {
+    let Some((name, detail)) = text.split_once(": ") else {
+        return Told::from(text);
+    };
+    let name = Told::from(name).and(": ");
+    // The last one is the daemon's own.
+    match detail.rsplit_once(" in section ") {
+        Some((words, section)) if section.ends_with(')') => {
+            name.then(&reason(words)).and(" in section ").and(section)
+        }
+        _ => name.then(&reason(detail)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_lose_their_values() {
+        let section = " in section 'program:p' (file: '/etc/s.conf')";
+        for (own, logged) in [
+            (
+                "invalid literal for int() with base 10: 's3cret'",
+                "invalid literal for int() with base 10: …",
+            ),
+            ("Invalid user name hunter2", "Invalid user name …"),
+            (
+                "Unexpected end of key/value pairs in value 'TOKEN=\"a b c'",
+                "Unexpected end of key/value pairs in value '…'",
+            ),
+            (
+                "The directory named as part of the path /s3cret/x does not exist",
+                "The directory named as part of the path … does not exist",
+            ),
+            (
+                "program section p does not specify a command",
+                "program section p does not specify a command",
+            ),
+            (
+                "Cannot set stopasgroup=true and killasgroup=false",
+                "Cannot set stopasgroup=true and killasgroup=false",
+            ),
+            ("a reason of another release: s3cret", "…"),
+            ("s3cret in section x", "…"),
+        ] {
+            let told = fault_text(&format!("CANT_REREAD: {own}{section}"));
+            assert_eq!(told.whole(), format!("CANT_REREAD: {own}{section}"));
+            assert_eq!(
+                told.without_values(),
+                format!("CANT_REREAD: {logged}{section}")
+            );
+            let told = fault_text(&format!("CANT_REREAD: {own}"));
+            assert_eq!(told.without_values(), format!("CANT_REREAD: {logged}"));
+        }
+        assert_eq!(
+            fault_text("INCORRECT_PARAMETERS").without_values(),
+            "INCORRECT_PARAMETERS"
+        );
+    }
+}
