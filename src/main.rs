@@ -216,6 +216,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
             tracing::info!("stopped");
             Ok(())
         }
+        why = twiddler.ousted() => Err(anyhow!(why).into()),
         () = asked(signals.clone(), 2) => {
             Err(anyhow!("asked to stop twice: cut what was under way").into())
         }

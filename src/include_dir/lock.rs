@@ -28,6 +28,8 @@ const LOCKS: &str = "/proc/locks";
 #[derive(Debug)]
 pub struct DirLock {
     file: File,
+    dir: PathBuf,
+    addresses: String,
 }
 
 impl DirLock {
@@ -47,7 +49,11 @@ impl DirLock {
             }
             match file.try_lock() {
                 Ok(()) if is_at(&file, &path) => {
-                    let mut lock = DirLock { file };
+                    let mut lock = DirLock {
+                        file,
+                        dir: dir.to_owned(),
+                        addresses: String::new(),
+                    };
                     lock.describe("");
                     return Ok(lock);
                 }
@@ -65,8 +71,32 @@ impl DirLock {
         }
     }
 
+    /// Takes the directory again where somebody has removed the lock's file. Whether that was so.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] when another proxy has the directory by now.
+    pub fn hold(&mut self) -> io::Result<bool> {
+        if is_at(&self.file, &self.dir.join(LOCK_NAME)) {
+            return Ok(false);
+        }
+        match DirLock::take(&self.dir, self.file.metadata().ok().as_ref()) {
+            Ok(again) => {
+                self.file = again.file;
+                self.describe(&self.addresses.clone());
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(error),
+            // Where nothing can be written, a change says so, and nobody else can take it either.
+            Err(error) => {
+                tracing::debug!(%error, "the lock is gone and cannot be made again");
+                Ok(false)
+            }
+        }
+    }
+
     /// Says in the lock's file who holds it: this process, listening on `addresses`.
     pub fn describe(&mut self, addresses: &str) {
+        addresses.clone_into(&mut self.addresses);
         let mut text = format!("pid {}", std::process::id());
         if !addresses.is_empty() {
             text = format!("{text}, {addresses}");

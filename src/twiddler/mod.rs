@@ -13,6 +13,7 @@ mod persist;
 mod queries;
 mod questions;
 mod recovery;
+mod seat;
 mod transaction;
 mod worker;
 
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use model::change::{Change, ChangeError, Outcome};
 pub use model::placement::{group_of_real_name, number_of_real_name};
@@ -45,6 +46,7 @@ use model::reconcile;
 use model::view::{Status, View};
 use persist::PersistFile;
 use queries::query;
+use seat::{Seat, ensure_alone};
 use worker::{ChangeJob, Job, Worker};
 
 /// Whether the daemon let the one in who wants a change, and so what the change presents to the
@@ -104,14 +106,6 @@ pub fn probe(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<Prob
     })
 }
 
-/// Makes sure that no other proxy is in front of the same daemon, with another of the directories that
-/// it includes. One that was written into the command line of this proxy alone is not seen.
-fn ensure_alone(include: &IncludeDir, conf_file: &Path) -> std::io::Result<()> {
-    let found = conf::inspect(conf_file, &conf::process_environment);
-    let patterns = found.map(|found| found.conf.include).unwrap_or_default();
-    include.ensure_alone(patterns.into_iter().map(|pattern| pattern.dir))
-}
-
 /// The way to the worker, and what it publishes.
 pub struct Twiddler {
     daemon: Arc<Daemon>,
@@ -126,7 +120,9 @@ pub struct Twiddler {
     doubts: Arc<Notify>,
     include: Arc<IncludeDir>,
     /// Keeps a second proxy from the same include directory.
-    lock: Mutex<DirLock>,
+    lock: Arc<Mutex<DirLock>>,
+    /// Why another proxy has this one's seat.
+    ousted: watch::Receiver<Option<String>>,
 }
 
 impl Twiddler {
@@ -168,6 +164,8 @@ impl Twiddler {
             tracing::info!("known from before: {known}");
         }
         let (jobs, waiting) = mpsc::unbounded_channel();
+        let lock = Arc::new(Mutex::new(lock));
+        let (lost, ousted) = watch::channel(None);
         let marker = registry.marker().map_or_else(fresh_marker, str::to_owned);
         let twiddler = Arc::new(Twiddler {
             daemon: daemon.clone(),
@@ -181,7 +179,8 @@ impl Twiddler {
             jobs,
             doubts: Arc::default(),
             include: include.clone(),
-            lock: Mutex::new(lock),
+            lock: lock.clone(),
+            ousted,
         });
         let engine = Engine {
             daemon,
@@ -197,7 +196,8 @@ impl Twiddler {
             delivery: None,
             proxy_url: None,
         };
-        let worker = Worker::new(engine, waiting, twiddler.doubts.clone());
+        let seat = Seat { lock, lost };
+        let worker = Worker::new(engine, waiting, twiddler.doubts.clone(), seat);
         tokio::spawn(worker.run());
         Ok(twiddler)
     }
@@ -208,6 +208,16 @@ impl Twiddler {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         lock.describe(addresses);
         self.send(Job::Listen(proxy_url));
+    }
+
+    /// Done when another proxy has taken this one's place, because somebody removed the lock: why this
+    /// one has to end. It changes nothing any more.
+    pub async fn ousted(&self) -> String {
+        let mut ousted = self.ousted.clone();
+        match ousted.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Carries out `changes` in order, together as far as they do not concern each other; one

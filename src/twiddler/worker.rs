@@ -16,6 +16,7 @@ use super::model::registry::Event;
 use super::model::view::{Epoch, Status};
 use super::outcome_log::log_outcome;
 use super::questions::QuestionPause;
+use super::seat::Seat;
 use super::{Authorized, configs, recovery, transaction};
 use crate::audit::Record;
 
@@ -79,6 +80,7 @@ pub(super) struct Worker {
     others: VecDeque<Job>,
     /// A reply spoke against what is known.
     doubts: Arc<Notify>,
+    seat: Seat,
     /// So many changes were carried out together last. One client by himself waits for nobody.
     batch_size: usize,
     watches: bool,
@@ -102,6 +104,7 @@ impl Worker {
         engine: Engine,
         jobs: mpsc::UnboundedReceiver<Job>,
         doubts: Arc<Notify>,
+        seat: Seat,
     ) -> Self {
         let now = Instant::now();
         Worker {
@@ -110,6 +113,7 @@ impl Worker {
             changes: VecDeque::new(),
             others: VecDeque::new(),
             doubts,
+            seat,
             batch_size: 1,
             watches: false,
             is_away: false,
@@ -123,7 +127,7 @@ impl Worker {
     pub(super) async fn run(mut self) {
         loop {
             if let Some(job) = self.others.pop_front() {
-                if self.handle(job).await {
+                if self.seat.is_ours(&self.engine) && self.handle(job).await {
                     continue;
                 }
                 return;
@@ -131,10 +135,11 @@ impl Worker {
             match self.next().await {
                 Next::Queued(None) => return,
                 Next::Queued(Some(job)) => self.queue(job),
+                Next::Again => {}
+                _ if !self.seat.is_ours(&self.engine) => return,
                 Next::Batch => self.batch().await,
                 Next::Recover => self.recover().await,
                 Next::Look { for_doubt } => self.look(for_doubt).await,
-                Next::Again => {}
             }
         }
     }

@@ -144,6 +144,70 @@ fn of_several_that_start_together_one_stays() -> Result<()> {
     Ok(())
 }
 
+/// Cleans up in the include directory as somebody may who does not know what the lock is for.
+fn remove_lock(daemon: &Daemon) -> Result<()> {
+    Ok(std::fs::remove_file(
+        daemon.include_dir().join(".twiddler-lock"),
+    )?)
+}
+
+#[test]
+fn a_lock_that_somebody_removed_is_made_again() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    let first = Sidecar::start(&daemon)?;
+    let known = format!("pid {}, http://{}", first.pid(), first.tcp_addr());
+    // With the next change, and without one soon.
+    for changes in [true, false] {
+        remove_lock(&daemon)?;
+        if changes {
+            first.client().call("twiddler.addGroup", ("one", 1))?;
+        }
+        crate::common::eventually(crate::common::LIMIT, || {
+            let names = daemon.include_files()?;
+            ensure!(names.contains(&".twiddler-lock".to_owned()), "{names:?}");
+            Ok(())
+        })?;
+        let said = ensure_refused(&daemon, &[])?;
+        ensure!(said.contains(&known), "{said}");
+    }
+    first.wait_for_stderr("somebody removed the lock in ")?;
+    first.client().call("twiddler.removeGroup", ("one",))?;
+    Ok(())
+}
+
+#[test]
+fn where_the_lock_was_removed_and_another_came_the_first_ends_and_says_why() -> Result<()> {
+    for changes in [true, false] {
+        let (daemon, other) = with_two_directories()?;
+        // Where the other one has another directory of the same daemon, too.
+        let arguments: &[&str] = if changes {
+            &[]
+        } else {
+            &["--include-dir", &other]
+        };
+        let first = Sidecar::start(&daemon)?;
+        first.client().call("twiddler.addGroup", ("one", 1))?;
+        remove_lock(&daemon)?;
+        let second = Sidecar::start_with(&daemon, arguments)?;
+        if changes {
+            let answer = first.client().call("twiddler.addGroup", ("two", 1));
+            ensure!(answer.is_err(), "two proxies change one daemon");
+        }
+        let ended = first.wait()?;
+        let said = first.stderr_text();
+        ensure!(ended.code() == Some(1), "{ended}: {said}");
+        let holder = format!("another twiddler (pid {}, http://", second.pid());
+        for part in ["twiddler: somebody removed the lock", &holder] {
+            ensure!(said.contains(part), "no {part}: {said}");
+        }
+        second.client().call("twiddler.addGroup", ("two", 1))?;
+        if changes {
+            second.client().call("twiddler.removeGroup", ("one",))?;
+        }
+    }
+    Ok(())
+}
+
 /// Opens a file as nobody, and holds its lock.
 const STRANGER: &str = r#"
 import fcntl, os, sys
