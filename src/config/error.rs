@@ -38,12 +38,14 @@ pub enum ConfigError {
         reason: String,
     },
     /// Nothing says where to listen, and there can be no socket beside the daemon's.
-    #[error("{}: [twiddler] has no listen, and {reason}; write listen = unix:///run/twiddler/twiddler.sock in [twiddler], in a directory where twiddler may write and other accounts may not", .file.display())]
+    #[error("{}: [twiddler] has no listen, and {reason}; write {instead}", .file.display())]
     NoListen {
         /// The file.
         file: PathBuf,
         /// Why there can be no socket beside the daemon's.
         reason: String,
+        /// What to write.
+        instead: String,
     },
     /// supervisord includes nothing.
     #[error("{}: [include] lists no files, so supervisord would not read what twiddler writes; write [include] and below it files = {example}", .file.display())]

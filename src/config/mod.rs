@@ -22,7 +22,7 @@ pub use self::include::{IncludeTarget, generated_name};
 pub use self::listen::{DEFAULT_LISTEN, ListenAddr};
 pub use self::options::ServeArgs;
 pub use self::origin::Origin;
-pub use self::socket::{DEFAULT_SOCKET_MODE, SocketAccess};
+pub use self::socket::{DEFAULT_SOCKET_MODE, SocketAccess, advice as socket_advice};
 use self::sources::Resolver;
 
 mod error;

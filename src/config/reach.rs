@@ -146,11 +146,13 @@ impl Resolver<'_> {
             let Some(guard) = upstream.keeps_out(address, is_for_all) else {
                 continue;
             };
-            let (others, instead) = if address.is_for_others() {
-                ("callers", "listen on 127.0.0.1 or a unix socket")
-            } else {
-                let socket = "listen = unix:///run/twiddler/twiddler.sock";
-                ("accounts of this machine", socket)
+            let others = match address.is_for_others() {
+                true => "callers",
+                false => "accounts of this machine",
+            };
+            let instead = match upstream.address {
+                DaemonAddress::Unix(_) => socket::advice(),
+                DaemonAddress::Tcp { .. } => format!("listen = {DEFAULT_LISTEN}"),
             };
             self.mistakes.push(raw.wrong(format!(
                 "{address} would let in {others} that supervisord keeps out ({guard}); write username = NAME and password = PASSWORD in [twiddler], or {instead}, or --allow-open if all who reach that address may run commands here"
@@ -166,6 +168,7 @@ impl Resolver<'_> {
             ConfigError::NoListen {
                 file: file.unwrap_or_default(),
                 reason,
+                instead: socket::advice(),
             }
         });
         self.ok_or_record(made).map(ListenAddr::Unix)

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{AccessFlags, Group, User, eaccess};
+use nix::unistd::{AccessFlags, Group, Uid, User, eaccess};
 
 use super::sources::Resolver;
 use crate::daemon::conf::HttpServer;
@@ -17,6 +17,10 @@ const SOCKET_NAME: &str = "twiddler.sock";
 /// What every account may do, of the permissions of a directory or a socket.
 const OTHERS_WRITE: u32 = 0o002;
 const OTHERS_ENTER: u32 = 0o001;
+/// The directory that the systemd unit makes for its account, and root may make.
+const SERVICE_DIR: &str = "/run/twiddler";
+/// In the home of an account that may not.
+const OWN_DIR: &str = ".twiddler";
 
 /// A socket is for its owner alone, as supervisord's is by default.
 pub const DEFAULT_SOCKET_MODE: u32 = 0o700;
@@ -93,6 +97,40 @@ pub fn beside(daemons: &Path) -> Result<PathBuf, String> {
         return Err(format!("supervisord's own socket is {}", daemons.display()));
     }
     Ok(dir.join(SOCKET_NAME))
+}
+
+/// What to write for a socket where this account may make one and no other may: the line, and what
+/// has to be typed before. An account without such a place takes a port.
+pub fn advice() -> String {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let own = std::env::home_dir().filter(|home| is_ours(home));
+    let service = Some(PathBuf::from(SERVICE_DIR));
+    let is_root = Uid::effective().is_root();
+    let there = |dir: &PathBuf| is_ours(dir);
+    let (dir, mode) = match service.clone().filter(there).or(runtime.filter(there)) {
+        Some(dir) => (Some(dir), None),
+        None if is_root => (service, Some("755")),
+        None => (own.map(|home| home.join(OWN_DIR)), Some("700")),
+    };
+    let Some(dir) = dir else {
+        return "listen = 127.0.0.1:9002 with username = NAME and password = PASSWORD in [twiddler]"
+            .to_owned();
+    };
+    let line = format!(
+        "listen = unix://{}/{SOCKET_NAME} in [twiddler]",
+        dir.display()
+    );
+    match mode.filter(|_| !is_ours(&dir)) {
+        Some(mode) => format!("{line}, after mkdir -m {mode} {}", dir.display()),
+        None => line,
+    }
+}
+
+/// Whether this account may make a socket in a directory, and not every account may.
+fn is_ours(dir: &Path) -> bool {
+    let for_others = |found: fs::Metadata| found.permissions().mode() & OTHERS_WRITE != 0;
+    fs::metadata(dir).is_ok_and(|found| found.is_dir() && !for_others(found))
+        && eaccess(dir, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
 }
 
 /// Mode, owner and group of the daemon's socket: its own, or while the daemon is away those that

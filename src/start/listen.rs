@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{StartError, account};
 use crate::access::OPEN_PATH;
-use crate::config::{ListenAddr, Settings};
+use crate::config::{ListenAddr, Settings, socket_advice};
 use crate::server::{BindError, Listener};
 
 /// How long whoever listens at an address may take to say who it is.
@@ -108,9 +108,10 @@ fn about_address(address: &ListenAddr, error: &io::Error, occupant: Option<Occup
             path.display()
         ),
         (_, ListenAddr::Unix(path), ErrorKind::PermissionDenied) => format!(
-            "{} may not create a socket at {}; choose a directory of its own, such as unix:///run/twiddler/twiddler.sock",
+            "{} may not create a socket at {}; write {}",
             account(),
-            path.display()
+            path.display(),
+            socket_advice()
         ),
         _ => format!("cannot listen on {address} ({error}); choose another address"),
     }

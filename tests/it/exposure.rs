@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::common::disk::{launcher, set_mode};
-use crate::common::process::succeeded;
+use crate::common::process::{Process, succeeded};
 use crate::common::{
     Addr, Client, Daemon, DaemonOptions, Sidecar, SidecarOptions, items, run, stderr_text,
     stdout_text, twiddler, value,
@@ -214,7 +214,7 @@ fn a_port_that_lets_in_accounts_whom_the_socket_keeps_out_is_refused() -> Result
             "accounts of this machine that supervisord keeps out",
             "permissions of its socket",
             "username = NAME",
-            "unix:///run/twiddler/twiddler.sock",
+            "listen = unix:///",
             "--allow-open",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
@@ -411,7 +411,7 @@ fn an_open_port_of_the_daemon_is_met_by_an_open_one() -> Result<()> {
 #[test]
 fn a_directory_where_others_may_write_or_the_proxy_may_not_gets_no_socket() -> Result<()> {
     let daemon = daemon("")?;
-    let line = "write listen = unix:///run/twiddler/twiddler.sock in [twiddler]";
+    let line = "write listen = ";
     for mode in [0o777, 0o1777] {
         set_mode(daemon.dir(), mode)?;
         let said = refused(&daemon, &[], &[])?;
@@ -425,6 +425,90 @@ fn a_directory_where_others_may_write_or_the_proxy_may_not_gets_no_socket() -> R
     let reason = format!("cannot make a socket in {}", daemon.dir().display());
     assert!(said.contains(&reason) && said.contains(line), "{said}");
     assert!(!beside(&daemon).exists());
+    Ok(())
+}
+
+/// Does what the message says in a shell of an account, in a file system where nothing is prepared, and
+/// hands over what the proxy says then.
+fn followed(daemon: &Daemon, account: &[&str], home: &Path) -> Result<String> {
+    const SHELL: &str = r#"
+        set -e
+        mount -t tmpfs -o mode=755 tmpfs /run
+        export HOME="$2"
+        unset XDG_RUNTIME_DIR
+        shift 2
+        said=$("$@" serve -c "$CONF" 2>&1) && exit 3
+        echo "$said"
+        line=${said#*; write }
+        line=${line%% in \[twiddler\]*}
+        typed=${said#*, after }
+        if [ "$typed" != "$said" ]; then
+            echo "typed $typed"
+            "${@:1:$#-1}" $typed
+        fi
+        case $line in
+            *password*)
+                line="listen = 127.0.0.1:0
+username = me
+password = secret" ;;
+        esac
+        printf '[twiddler]\n%s\n' "$line" >> "$CONF"
+        exec "$@" serve -c "$CONF"
+    "#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "bash", "-c", SHELL, "bash", "--"])
+        .arg(home)
+        .args(account)
+        .arg(daemon.dir().join("twiddler"))
+        .env("CONF", daemon.conf());
+    let proxy = Process::spawn(&mut command)?;
+    let said = proxy.wait_for_stderr("listening on ")?;
+    Ok(format!("{}{said}", proxy.stdout_text()))
+}
+
+#[test]
+fn the_advice_where_to_listen_can_be_followed_by_root_and_by_others() -> Result<()> {
+    if !is_root()? {
+        ensure!(std::env::var_os("TEST_ALL").is_none(), "needs root");
+        eprintln!("left out: only root can act as another account");
+        return Ok(());
+    }
+    let nobody = NOBODY.to_string();
+    let other = [
+        "setpriv",
+        "--reuid",
+        &nobody,
+        "--regid",
+        &nobody,
+        "--clear-groups",
+    ];
+    for (account, has_home) in [(&[][..], false), (&other, true), (&other, false)] {
+        // As supervisord's sample file has it: the socket stands where everybody may write.
+        let daemon = daemon("chmod=0777")?;
+        set_mode(daemon.dir(), 0o1777)?;
+        set_mode(daemon.include_dir(), 0o777)?;
+        set_mode(&daemon.conf(), 0o666)?;
+        fs::copy(
+            env!("CARGO_BIN_EXE_twiddler"),
+            daemon.dir().join("twiddler"),
+        )?;
+        let home = daemon.dir().join("home");
+        if has_home {
+            fs::create_dir(&home)?;
+            std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY))?;
+        }
+        let said = followed(&daemon, account, &home)?;
+        let listening = match (account, has_home) {
+            ([], _) => "listening on unix:///run/twiddler/twiddler.sock".to_owned(),
+            (_, true) => format!(
+                "listening on unix://{}/.twiddler/twiddler.sock",
+                home.display()
+            ),
+            (_, false) => "listening on http://127.0.0.1:".to_owned(),
+        };
+        ensure!(said.contains(&listening), "no {listening}: {said}");
+    }
     Ok(())
 }
 
