@@ -140,7 +140,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         config.credentials.clone(),
         config.daemon_conf.descriptors(),
     )?);
-    let include = start::include_dir(&config.include, "", &daemon).await?;
+    let include = start::include_dir(&config.include, "", Some(&daemon)).await?;
     let conf = &config.daemon_conf;
     let twiddler = Twiddler::open(daemon.clone(), include, conf.file.clone(), settings.persist)
         .map_err(|error| StartError::Misconfigured(error.to_string()))?;

@@ -65,7 +65,11 @@ impl Live {
         };
         if let (Some(tls), Some(files)) = (&self.tls, &fresh.settings.tls) {
             if let Err(error) = tls.reload(files) {
-                return tracing::error!("kept the former settings: {error}");
+                let sentences = error.to_string();
+                for sentence in sentences.lines() {
+                    tracing::error!("kept the former settings: {sentence}");
+                }
+                return;
             }
             tracing::info!("read certificate and key again");
         }

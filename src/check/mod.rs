@@ -60,9 +60,12 @@ impl Findings {
         self.lines.push(format!("note     {line}"));
     }
 
-    fn problem(&mut self, line: impl Display) {
-        self.lines.push(format!("problem  {line}"));
-        self.problems += 1;
+    /// What is wrong, each sentence on a line of its own.
+    fn problem(&mut self, sentences: impl Display) {
+        for line in sentences.to_string().lines() {
+            self.lines.push(format!("problem  {line}"));
+            self.problems += 1;
+        }
     }
 }
 
@@ -92,6 +95,9 @@ pub async fn check(draft: &Draft, typed: &[String]) -> Findings {
 
 async fn check_daemon(draft: &Draft, conf: &DaemonConf, findings: &mut Findings) {
     let Some((address, credentials)) = draft.daemon.clone() else {
+        if let Some(include) = &draft.include {
+            check_own_files(draft, include, conf, None, findings).await;
+        }
         return;
     };
     let past = notes::past_the_proxy(conf, &address, &draft.settings);
@@ -107,7 +113,7 @@ async fn check_daemon(draft: &Draft, conf: &DaemonConf, findings: &mut Findings)
     let Some(include) = &draft.include else {
         return;
     };
-    let is_free = check_own_files(draft, include, conf, &daemon, findings).await;
+    let is_free = check_own_files(draft, include, conf, Some(&daemon), findings).await;
     if answers && is_free {
         try_include(include, conf, &daemon, findings).await;
     }
@@ -118,7 +124,7 @@ async fn check_own_files(
     draft: &Draft,
     include: &config::IncludeTarget,
     conf: &DaemonConf,
-    daemon: &Daemon,
+    daemon: Option<&Daemon>,
     findings: &mut Findings,
 ) -> bool {
     let opened = match start::include_dir(include, "", daemon).await {
@@ -135,7 +141,7 @@ async fn check_own_files(
             return false;
         }
     };
-    let kept = notes::kept_for_nothing(&probe, draft.settings.persist, &include.dir);
+    let kept = notes::kept_otherwise(&probe, draft.settings.persist, &include.dir);
     let noted = kept.into_iter().chain(notes::defined_twice(&probe, conf));
     noted.for_each(|note| findings.note(note));
     match &probe.holder {
@@ -238,7 +244,7 @@ async fn try_include(
     findings: &mut Findings,
 ) {
     let stem = format!("check-{}", std::process::id());
-    let include = match start::include_dir(include, &stem, daemon).await {
+    let include = match start::include_dir(include, &stem, Some(daemon)).await {
         Ok(include) => include,
         Err(error) => return findings.problem(error),
     };

@@ -45,8 +45,15 @@ pub(super) fn digest(
     })
 }
 
-/// Programs that are kept although nothing is to be.
-pub(super) fn kept_for_nothing(probe: &Probe, persist: bool, dir: &Path) -> Option<String> {
+/// Programs that are kept although nothing is to be, and what is no persist file.
+pub(super) fn kept_otherwise(probe: &Probe, persist: bool, dir: &Path) -> Option<String> {
+    if probe.kept_is_strange {
+        let does = if persist { "replaces" } else { "sets aside" };
+        return Some(format!(
+            "the persist file in {} is not one that twiddler has written; twiddler serve {does} it",
+            dir.display()
+        ));
+    }
     let programs = probe.kept_programs.filter(|_| !persist)?;
     let programs = match programs {
         1 => "1 program".to_owned(),

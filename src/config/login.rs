@@ -12,6 +12,10 @@ impl Resolver<'_> {
     pub(super) fn login(&mut self, asked: Option<&mut Credentials>) -> Option<Login> {
         let named = |raw: &RawValue| !raw.text.is_empty();
         let username = self.raw("username").filter(named);
+        let colon = username.as_ref().filter(|name| name.text.contains(':'));
+        let colon = colon.map(|name| name.wrong("a user name has no colon; write another"));
+        let has_colon = colon.is_some();
+        self.mistakes.extend(colon);
         let password = self.password();
         let password = self.ok_or_record(password)?;
         let lacks = [
@@ -19,9 +23,7 @@ impl Resolver<'_> {
             "there is no username; write username and password, or neither",
         ];
         let (username, password) = self.pair(username, password, lacks)?;
-        if username.text.contains(':') {
-            let mistake = username.wrong("a user name has no colon; write another");
-            self.mistakes.push(mistake);
+        if has_colon {
             return None;
         }
         if let Some(asked) = asked.filter(|asked| !asked.can_be_presented()) {

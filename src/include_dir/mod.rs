@@ -208,7 +208,7 @@ impl IncludeDir {
         File::open(&self.dir)?.sync_all()
     }
 
-    /// What is kept now; nothing where that is not there or no text.
+    /// What is kept now; nothing where that is not there.
     ///
     /// # Errors
     /// When something else is in its place, or it cannot be read.
@@ -221,7 +221,7 @@ impl IncludeDir {
         };
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
-        Ok(String::from_utf8(text).ok())
+        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
 
     /// Puts what was kept aside, where the daemon does not read it, beside what was put aside before.

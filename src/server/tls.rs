@@ -48,12 +48,17 @@ fn read(files: &TlsFiles) -> io::Result<ServerConfig> {
     let no_certificate = |error| unreadable(&files.cert_origin, "certificate", &files.cert, &error);
     let certificates = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(no_certificate)?;
-    if certificates.is_empty() {
-        return Err(no_certificate(pem::Error::NoItemsFound));
-    }
+        .and_then(|all| match all.is_empty() {
+            true => Err(pem::Error::NoItemsFound),
+            false => Ok(all),
+        })
+        .map_err(no_certificate);
     let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|error| unreadable(&files.key_origin, "key", &files.key, &error))?;
+        .map_err(|error| unreadable(&files.key_origin, "key", &files.key, &error));
+    let (certificates, key) = match (certificates, key) {
+        (Err(one), Err(other)) => return Err(io::Error::other(format!("{one}\n{other}"))),
+        (certificates, key) => (certificates?, key?),
+    };
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|config| {

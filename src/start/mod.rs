@@ -40,14 +40,15 @@ pub enum StartError {
     Failed(#[from] anyhow::Error),
 }
 
-/// Opens the include directory. What is written there is for the account of `daemon`.
+/// Opens the include directory. What is written there is for the account of `daemon`; for the
+/// directory's group where there is none.
 ///
 /// # Errors
 /// When that is not possible, or no name for a generated file matches the daemon's pattern.
 pub async fn include_dir(
     include: &config::IncludeTarget,
     stem: &str,
-    daemon: &Daemon,
+    daemon: Option<&Daemon>,
 ) -> Result<IncludeDir, StartError> {
     let (dir, pattern) = (&include.dir, &include.file_pattern);
     let name = |stem| {
@@ -60,10 +61,12 @@ pub async fn include_dir(
     };
     let opened = IncludeDir::open(dir.clone(), name(stem)?);
     let opened = opened.map_err(|error| unusable_dir(dir, &error))?;
-    let same_account = match daemon.account().await {
-        Some(account) => account == 0 || account == nix::unistd::geteuid().as_raw(),
-        None => false,
+    let account = match daemon {
+        Some(daemon) => daemon.account().await,
+        None => None,
     };
+    let own = nix::unistd::geteuid().as_raw();
+    let same_account = account.is_some_and(|account| account == 0 || account == own);
     Ok(opened
         .keeping(name(PERSIST_STEM)?)
         .readable_for(same_account))

@@ -77,6 +77,8 @@ pub struct Probe {
     pub holder: Option<Holder>,
     /// So many programs are kept for the daemon's next start.
     pub kept_programs: Option<usize>,
+    /// Something is in the place of the persist file that no proxy has written.
+    pub kept_is_strange: bool,
     /// The groups that were added.
     pub groups: Vec<String>,
     /// The processes that were added, by group and name.
@@ -98,6 +100,7 @@ pub fn probe(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<Prob
     Ok(Probe {
         holder,
         kept_programs: kept.as_deref().map(persist::programs_in),
+        kept_is_strange: kept.is_some_and(|text| !persist::is_ours(&text)),
         groups: registry.added_groups().map(str::to_owned).collect(),
         members: registry
             .members()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::model::persist_file::{KeptBefore, is_same_but_for_address, render};
+use super::model::persist_file::{HEADER, KeptBefore, is_same_but_for_address, render};
 use super::model::registry::{Event, Registry};
 use crate::daemon::conf::ConfiguredGroup;
 use crate::failpoint;
@@ -96,6 +96,11 @@ pub(super) fn set_aside(include: &IncludeDir, kept: Option<&str>) -> std::io::Re
         );
     }
     Ok(())
+}
+
+/// Whether a proxy has written this text.
+pub(super) fn is_ours(kept: &str) -> bool {
+    kept.lines().next() == HEADER.lines().next()
 }
 
 /// How many programs a kept text has.

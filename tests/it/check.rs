@@ -308,6 +308,73 @@ fn it_goes_on_after_a_problem() -> Result<()> {
 }
 
 #[test]
+fn a_value_that_is_refused_hides_nothing_else() -> Result<()> {
+    let daemon = Daemon::start("")?;
+    daemon.write("conf.d/zz-twiddler-persist.conf", "; not ours\n")?;
+    fs::create_dir(daemon.include_dir().join(".twiddler-journal"))?;
+    let journal = outcome("check", &daemon, &Setup::default())?;
+    ensure!(
+        journal
+            .printed
+            .contains("/.twiddler-journal is a directory"),
+        "{}",
+        journal.printed
+    );
+    for (arguments, expected) in [
+        (
+            &["--supervisord", "nope", "--persist=maybe"][..],
+            &[
+                "problem  --supervisord: ",
+                "problem  --persist: ",
+                "/.twiddler-journal is a directory",
+            ][..],
+        ),
+        (
+            &["--username", "a:b", "--password-file", "/nope"],
+            &["problem  --username: ", "problem  --password-file: "],
+        ),
+        (
+            &["--tls-cert", "/nope/cert", "--tls-key", "/nope/key"],
+            &["problem  --tls-cert: ", "problem  --tls-key: "],
+        ),
+    ] {
+        let listen = ["--listen", "unix:///nowhere/x.sock"];
+        let arguments = [&listen, arguments].concat();
+        let setup = Setup {
+            arguments: &arguments,
+            ..Setup::default()
+        };
+        let check = outcome("check", &daemon, &setup)?;
+        for part in expected.iter().chain(&["problem  --listen: "]) {
+            ensure!(check.printed.contains(part), "no {part}: {}", check.printed);
+        }
+    }
+    fs::remove_dir(daemon.include_dir().join(".twiddler-journal"))?;
+    for (persist, does) in [
+        ("--persist=true", "replaces"),
+        ("--persist=false", "sets aside"),
+    ] {
+        let arguments = [&FREE[..], &[persist]].concat();
+        let setup = Setup {
+            arguments: &arguments,
+            ..Setup::default()
+        };
+        let check = outcome("check", &daemon, &setup)?;
+        let note = format!(
+            "note     the persist file in {} is not one that twiddler has written; twiddler serve {does} it",
+            daemon.include_dir().display()
+        );
+        ensure!(check.code == Some(0), "{}", check.printed);
+        ensure!(
+            check.printed.contains(&note),
+            "no {note}: {}",
+            check.printed
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn it_ends_with_what_to_type_next() -> Result<()> {
     let daemon = Daemon::start("")?;
     let next = |arguments: &[&str]| -> Result<String> {

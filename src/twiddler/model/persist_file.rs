@@ -15,7 +15,8 @@ use super::script::blames;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::program::{self, Scope};
 
-const HEADER: &str = "\
+/// How each one begins.
+pub const HEADER: &str = "\
 ; Groups and programs that were added while supervisord ran, written by twiddler --persist.
 ; It is written anew with every change: edits are lost. Remove what is not wanted through
 ; twiddler.removeProcessFromGroup and twiddler.removeGroup.
