@@ -12,15 +12,30 @@ impl Resolver<'_> {
     }
 }
 
-/// A sentence for each variable. None holds a value.
+/// A sentence for what is lost with each variable, and where that stands. None holds a value.
 fn notes(conf: &DaemonConf, has_login: bool) -> Vec<String> {
-    let sentences = conf.all_missing().map(|missing| {
-        let lost = without(missing, has_login);
-        format!("{missing}, so {lost}; start twiddler with the value that supervisord has")
+    let mut lost: Vec<(&MissingVariable, &str, Vec<String>)> = Vec::new();
+    for missing in conf.all_missing() {
+        let without = without(missing, has_login);
+        let place = format!("[{}] {}", missing.section, missing.key);
+        let known = lost.iter_mut().find(|(one, so, _)| {
+            (&one.file, &one.variable, *so) == (&missing.file, &missing.variable, without)
+        });
+        match known {
+            Some((.., places)) if places.contains(&place) => {}
+            Some((.., places)) => places.push(place),
+            None => lost.push((missing, without, vec![place])),
+        }
+    }
+    let sentences = lost.into_iter().map(|(missing, without, places)| {
+        format!(
+            "{}: {}: the environment variable {} is not set, so {without}; start twiddler with the value that supervisord has",
+            missing.file.display(),
+            places.join(" and "),
+            missing.variable,
+        )
     });
-    let mut notes: Vec<String> = sentences.collect();
-    notes.dedup();
-    notes
+    sentences.collect()
 }
 
 fn without(missing: &MissingVariable, has_login: bool) -> &'static str {

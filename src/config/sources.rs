@@ -162,7 +162,10 @@ impl<'a> Resolver<'a> {
         }
         let searched = conf::search();
         let found = searched.iter().find(|path| path.exists()).cloned();
-        found.ok_or(ConfigError::NoFile { searched })
+        let whole = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        found.ok_or_else(|| ConfigError::NoFile {
+            searched: searched.iter().map(whole).collect(),
+        })
     }
 
     /// Looks for keys of `[twiddler]` that mean nothing.

@@ -58,6 +58,26 @@ pub enum Delivery {
     File,
 }
 
+/// Says that nothing can be written in `dir`, and what to do.
+pub fn unwritable(dir: &Path, error: &io::Error) -> String {
+    let dir = dir.display();
+    let instead = match error.kind() {
+        // The systemd unit may write to the directory that was there when it was started.
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "; if it was made anew while twiddler ran, restart twiddler (systemctl restart twiddler)"
+                .to_owned()
+        }
+        io::ErrorKind::NotFound => format!(
+            "; make it again (mkdir {dir}), and restart twiddler if it is a systemd service (systemctl restart twiddler)"
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "; write chgrp GROUP {dir} && chmod 2775 {dir}, with a group of twiddler's account"
+        ),
+        _ => String::new(),
+    };
+    format!("cannot write in the include directory {dir}: {error}{instead}")
+}
+
 /// A directory that the daemon includes files from, as the proxy sees it.
 #[derive(Debug)]
 pub struct IncludeDir {

@@ -134,11 +134,22 @@ pub async fn warn(daemon: &Daemon, conf: &DaemonConf, settings: &Settings) {
                 tracing::warn!("{warning}");
             }
         }
+        // Said with the configuration.
+        Err(CallError::Status(StatusCode::UNAUTHORIZED)) if has_unread_password(daemon, conf) => {}
         Err(error) => {
             let reason = about_call(&error, "supervisor.getSupervisorVersion", daemon, conf);
             tracing::warn!("{reason}");
         }
     }
+}
+
+/// Whether the daemon's file takes the password from a variable that is not set here, and no option
+/// gives it.
+fn has_unread_password(daemon: &Daemon, conf: &DaemonConf) -> bool {
+    let mut servers = conf.servers.iter();
+    let server = servers.find(|server| server.address == *daemon.address());
+    let asked = server.and_then(|server| server.credentials.as_ref());
+    asked.is_some_and(|asked| asked.is_unread) && daemon.own_authorization().is_none()
 }
 
 /// The proxy's own methods, with their namespace.

@@ -563,12 +563,9 @@ impl Engine {
     }
 
     pub(super) fn cannot_write(&self, error: &std::io::Error) -> ChangeError {
-        let dir = self.include.path().display();
-        tracing::error!(%error, %dir, "the include directory cannot be written");
-        ChangeError::Fault(fault(
-            FAILED,
-            format!("cannot write in the include directory {dir}: {error}"),
-        ))
+        let text = include_dir::unwritable(self.include.path(), error);
+        tracing::error!("{text}");
+        ChangeError::Fault(fault(FAILED, text))
     }
 
     /// The fault for a file that the daemon has not read. It needs no restart: the daemon reads

@@ -8,7 +8,7 @@ use super::model::change::ChangeError;
 use crate::daemon::Daemon;
 use crate::daemon::fault::{FAILED, fault};
 use crate::failpoint;
-use crate::include_dir::{Delivery, IncludeDir};
+use crate::include_dir::{Delivery, IncludeDir, unwritable};
 use crate::xmlrpc::{Fault, Value};
 
 /// A pause in which questions may be put. Changes wait until it is dropped, and so must whoever holds
@@ -34,10 +34,9 @@ impl QuestionPause {
         calls: &[(&str, Vec<Value>)],
     ) -> Result<Vec<Result<Value, Fault>>, ChangeError> {
         let staged = text.map(|text| self.include.stage(text, self.delivery));
-        let staged = staged.transpose().map_err(|error| {
-            let dir = self.include.path().display();
-            fault(FAILED, format!("cannot write into {dir}: {error}"))
-        })?;
+        let staged = staged
+            .transpose()
+            .map_err(|error| fault(FAILED, unwritable(self.include.path(), &error)))?;
         failpoint::hit("question");
         let mut all = vec![("supervisor.reloadConfig", vec![])];
         all.extend_from_slice(calls);

@@ -226,7 +226,7 @@ impl Worker {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_away, true) {
-                    tracing::warn!(reason = %error, "waiting for supervisord");
+                    self.say_away(&error);
                 }
                 match error {
                     ChangeError::Status(_) => ASK_WITHOUT_CREDENTIALS,
@@ -235,6 +235,18 @@ impl Worker {
             }
         };
         self.recover_at = Instant::now() + pause;
+    }
+
+    /// A daemon that judges each caller, because the proxy has nothing to present, is not away: what it
+    /// lacks is said at the start.
+    fn say_away(&self, error: &ChangeError) {
+        let presents = self.engine.daemon.own_authorization().is_some();
+        match error {
+            ChangeError::Status(_) if !presents => {
+                tracing::info!(reason = %error, "waiting for a caller whom supervisord lets in");
+            }
+            _ => tracing::warn!(reason = %error, "waiting for supervisord"),
+        }
     }
 
     /// Looks for what is gone.

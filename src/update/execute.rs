@@ -16,6 +16,7 @@ use crate::audit::Record;
 use crate::daemon::ProcessInfo;
 use crate::daemon::fault::{ALREADY_STARTED, BAD_NAME, FAILED, NOT_RUNNING, fault};
 use crate::failpoint;
+use crate::include_dir::unwritable;
 use crate::twiddler::{self, Authorized, ChangeError, Epoch, Place};
 use crate::xmlrpc::{Fault, Value};
 
@@ -165,9 +166,7 @@ impl Updates {
         baseline.restarts.extend(restarts);
         let include = self.twiddler.include_dir();
         baseline.write(include).map_err(|error| {
-            let dir = include.path().display();
-            let text = format!("cannot write in the include directory {dir}: {error}");
-            ChangeError::Fault(fault(FAILED, text))
+            ChangeError::Fault(fault(FAILED, unwritable(include.path(), &error)))
         })?;
         *self.baseline() = baseline;
         Ok(())

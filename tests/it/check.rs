@@ -308,6 +308,22 @@ fn it_goes_on_after_a_problem() -> Result<()> {
 }
 
 #[test]
+fn places_where_no_file_was_found_can_be_gone_to() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut command = crate::common::sidecar::twiddler_command();
+    // The machine may have a file of its own in a place that is fixed.
+    let printed = stdout_text(&run(command
+        .arg("check")
+        .current_dir(dir.path())
+        .env("PATH", ""))?);
+    let here = dir.path().join("supervisord.conf");
+    let told = printed.contains(&format!("{}, ", here.display()));
+    let found = printed.starts_with("ok       configuration /");
+    ensure!(told || found, "{printed}");
+    Ok(())
+}
+
+#[test]
 fn a_value_that_is_refused_hides_nothing_else() -> Result<()> {
     let daemon = Daemon::start("")?;
     daemon.write("conf.d/zz-twiddler-persist.conf", "; not ours\n")?;
@@ -913,8 +929,7 @@ fn variables_that_only_supervisord_has_are_noted_where_they_are_not_needed() -> 
     let notes = [
         "[include] files: the environment variable ONLY_DIR is not set, so twiddler knows nothing",
         "[supervisord] logfile: the environment variable ONLY_LOG is not set, so twiddler.log answers a fault",
-        "[unix_http_server] password: the environment variable ONLY_PASSWORD is not set, so twiddler has nothing to present there: supervisord judges each caller",
-        "[inet_http_server] password: the environment variable ONLY_PASSWORD is not set, so",
+        "[unix_http_server] password and [inet_http_server] password: the environment variable ONLY_PASSWORD is not set, so twiddler has nothing to present there: supervisord judges each caller",
     ]
     .map(|note| format!("note     {file}: {note}"));
     for note in &notes {
@@ -937,7 +952,10 @@ fn variables_that_only_supervisord_has_are_noted_where_they_are_not_needed() -> 
         fault.text.contains("[supervisord] logfile") && fault.text.contains("ONLY_LOG"),
         "{fault:?}"
     );
-    let logged = sidecar.stderr_text();
+    let logged = sidecar.wait_for_stderr("waiting for a caller whom supervisord lets in")?;
+    let warned = logged.lines().filter(|line| line.contains(" WARN "));
+    let about_password: Vec<&str> = warned.filter(|line| line.contains("password")).collect();
+    ensure!(about_password.len() == 1, "{logged}");
     let about_log = logged
         .lines()
         .filter(|line| line.contains("so twiddler.log answers a fault"));

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -187,6 +188,53 @@ fn a_directory_that_is_not_there_refuses_changes_until_it_is_again() -> Result<(
     sidecar.kill()?;
     sidecar.start_again()?;
     sidecar.client().call("twiddler.removeGroup", ("own",))?;
+    Ok(())
+}
+
+/// Lets the proxy see the daemon's files as the systemd unit does: it may write to the include directory
+/// that is there when it starts.
+const AS_THE_UNIT: &str = r#"
+    mount --bind "$0" "$0" && mount --bind "$0/conf.d" "$0/conf.d" || exit
+    mount -o remount,ro,bind "$0" && exec "$@"
+"#;
+
+#[test]
+fn a_directory_that_was_made_anew_below_the_unit_needs_a_restart_and_says_so() -> Result<()> {
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        ensure!(std::env::var_os("TEST_ALL").is_none(), "needs root");
+        eprintln!("left out: only root can mount");
+        return Ok(());
+    }
+    let daemon = Daemon::start(USER)?;
+    let dir = daemon.dir().to_string_lossy().into_owned();
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            launcher: &["unshare", "--mount", "/bin/sh", "-c", AS_THE_UNIT, &dir],
+            ..SidecarOptions::default()
+        },
+    )?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("one", 1))?;
+    let refused = |advice: &str| -> Result<()> {
+        let fault = client.expect_fault("twiddler.addGroup", ("two", 1))?;
+        let said = fault.code == FAILED && fault.text.contains(advice);
+        ensure!(said, "no {advice}: {fault:?}");
+        sidecar.wait_for_stderr(advice)?;
+        Ok(())
+    };
+    fs::remove_dir_all(daemon.include_dir())?;
+    refused(&format!(
+        "make it again (mkdir {dir}/conf.d), and restart twiddler"
+    ))?;
+    fs::create_dir(daemon.include_dir())?;
+    refused("restart twiddler (systemctl restart twiddler)")?;
+    // As it says. What was added is read from the daemon.
+    sidecar.stop()?;
+    sidecar.start_again()?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("two", 1))?;
+    client.expect_fault("twiddler.addGroup", ("one", 1))?;
     Ok(())
 }
 
