@@ -188,6 +188,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     );
     let (in_front_of, conf, known) = (daemon.clone(), conf.clone(), settings.clone());
     tokio::spawn(async move { start::warn(&in_front_of, &conf, &known).await });
+    let endings = rpc.endings();
     let leases = Arc::new(Leases::default());
     tokio::spawn(lease::watch(rpc.clone(), leases.clone()));
     let app = AccessRules::guard(access.clone(), routes::app(rpc, leases));
@@ -206,8 +207,13 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         },
     );
     let served = async {
-        let stop = asked_to_stop(signals.clone());
+        let stop = async {
+            asked_to_stop(signals.clone()).await;
+            endings.hurry();
+        };
         server::serve(listeners, app, tls, floods.clone(), stop).await;
+        // Also where nobody waits for it any more.
+        let _ = tokio::time::timeout(server::GRACE, endings.told()).await;
         floods.flush();
         twiddler.shut_down(server::GRACE).await;
     };

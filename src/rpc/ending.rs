@@ -7,11 +7,14 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::{Mutex, watch};
+
 use super::bulk::{BulkCall, STOPPED_STATES, Target, state};
 use super::{Answer, Caller, Rpc, Update};
+use crate::daemon::fault::{SHUTDOWN_STATE, bare};
 use crate::failure::Failure;
 use crate::translate::{BulkAction, Ending};
-use crate::twiddler::{Member, Registry};
+use crate::twiddler::{Epoch, Member, Registry};
 use crate::xmlrpc::Value;
 
 /// How long to wait before the first look at what stops, and longer each time.
@@ -22,9 +25,33 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// then cannot be killed, and is left to the daemon.
 const MARGIN: Duration = Duration::from_secs(5);
 
+/// The end of the daemon that is under way, if any.
+#[derive(Debug, Default)]
+pub struct Endings {
+    turn: Mutex<()>,
+    hurry: watch::Sender<bool>,
+}
+
+impl Endings {
+    /// Leaves what is not stopped yet to the daemon, which is told to end at once: the proxy ends.
+    pub fn hurry(&self) {
+        self.hurry.send_replace(true);
+    }
+
+    /// Done when the daemon has been told.
+    pub async fn told(&self) {
+        drop(self.turn.lock().await);
+    }
+
+    async fn hurried(&self) {
+        // The sender lives as long as this does.
+        let _ = self.hurry.subscribe().wait_for(|hurry| *hurry).await;
+    }
+}
+
 impl Rpc {
     /// Ends the daemon, after what would take it long. Goes on when the caller has hung up, as the
-    /// daemon does.
+    /// daemon does. Who comes second is told that it shuts down, as by the daemon.
     pub(super) async fn end(&self, caller: &Caller<'_>, ending: Ending) -> Answer {
         let (rpc, head) = (self.clone(), caller.head.clone());
         let work = tokio::spawn(async move {
@@ -32,7 +59,13 @@ impl Rpc {
                 head: &head,
                 update: &Update::default(),
             };
-            let work = rpc.stop_and_end(&caller, ending);
+            let work = async {
+                let Ok(_turn) = rpc.endings.turn.try_lock() else {
+                    rpc.gate(&caller).await?;
+                    return Err(bare(SHUTDOWN_STATE).into());
+                };
+                rpc.stop_and_end(&caller, ending).await
+            };
             rpc.daemon.on_behalf_of(&head, work).await
         });
         work.await.unwrap_or_else(|error| {
@@ -45,6 +78,7 @@ impl Rpc {
         let Some(everything) = BulkCall::all(BulkAction::Stop, &[]) else {
             return self.ask(caller, ending.method(), &[]).await;
         };
+        let epoch = self.twiddler.epoch();
         let groups = match self.targets(caller, &everything).await {
             Ok(targets) => to_stop_first(targets),
             // The daemon ends already, and says so again.
@@ -61,12 +95,15 @@ impl Rpc {
                 ending.method()
             );
         }
-        for group in groups {
-            // The daemon ends in any case, and stops itself what is not stopped here.
-            if let Err(failure) = self.stop_together(caller, group).await {
+        // The daemon ends in any case, and stops itself what is not stopped here.
+        tokio::select! {
+            stopped = self.stop_first(caller, groups) => if let Err(failure) = stopped {
                 tracing::debug!(?failure, "left to supervisord what is to stop");
-                break;
-            }
+            },
+            () = self.endings.hurried() => {}
+        }
+        if ending == Ending::Restart && self.has_started_again(epoch).await {
+            return Ok(Value::Bool(true));
         }
         // Nothing comes in between: either all of it is done, or the daemon ends already.
         let real = self.twiddler.with_registry(real_groups);
@@ -75,6 +112,24 @@ impl Rpc {
         calls.push((ending.method(), Vec::new()));
         let result = self.multicall_as(caller, &calls).await?.pop();
         Ok(result.unwrap_or(Ok(Value::Nil))?)
+    }
+
+    /// Whether the daemon is in a new epoch: somebody else has restarted it, and once is enough.
+    async fn has_started_again(&self, epoch: Epoch) -> bool {
+        !self.twiddler.is_still(epoch)
+            && self.twiddler.current().await.is_ok_and(|now| now != epoch)
+    }
+
+    /// Stops one group after another.
+    async fn stop_first(
+        &self,
+        caller: &Caller<'_>,
+        groups: Vec<Vec<Target>>,
+    ) -> Result<(), Failure> {
+        for group in groups {
+            self.stop_together(caller, group).await?;
+        }
+        Ok(())
     }
 
     /// Stops the processes of one group, and waits until none runs any more.

@@ -40,6 +40,7 @@ use crate::xmlrpc::{self, Fault, MethodCall, Value};
 use methods::{Method, Request};
 use wording::Api;
 
+pub use ending::Endings;
 pub use supervisor::Update;
 
 /// What the daemon is sent instead of a call that cannot be read: it refuses it in its own words.
@@ -64,6 +65,7 @@ pub struct Rpc {
     main_log: MainLog,
     /// The daemon's configuration file as its texts name it.
     main_file: String,
+    endings: Arc<Endings>,
 }
 
 /// A call's caller: the head of the HTTP request, and what its connection did before.
@@ -102,7 +104,13 @@ impl Rpc {
             policy,
             main_log,
             main_file,
+            endings: Arc::default(),
         }
+    }
+
+    /// The end of the daemon that is under way, if any.
+    pub fn endings(&self) -> Arc<Endings> {
+        self.endings.clone()
     }
 
     /// What was changed in the daemon.

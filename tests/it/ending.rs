@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::pair::Pair;
 use crate::common::{
-    Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, options, rows, text, value,
+    CallError, Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, options, rows, text,
+    value,
 };
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
@@ -244,6 +245,99 @@ fn it_goes_on_when_its_caller_hangs_up() -> Result<()> {
     daemon.wait_for_state("web~000001:slow0", "STOPPING")?;
     drop(connection);
     wait_for_end(&daemon)
+}
+
+#[test]
+fn a_proxy_that_is_stopped_meanwhile_has_the_daemon_end_all_the_same() -> Result<()> {
+    for hangs_up in [true, false] {
+        let daemon = Daemon::start(WEB)?;
+        let sidecar = Sidecar::start(&daemon)?;
+        let client = sidecar.client();
+        // The proxy's patience is over before this has stopped.
+        let stubborn = SLOW.replace("sleep 1;", "sleep 30;");
+        let options = options(&[
+            ("command", &*stubborn),
+            ("startsecs", "0"),
+            ("stopwaitsecs", "8"),
+        ]);
+        client.call(ADD, ("web", "b", options))?;
+        eventually(LIMIT, || {
+            let log = client.call("supervisor.readProcessStdoutLog", ("web:b", 0, 10))?;
+            ensure!(text(&log)?.contains("up"), "{log:?}");
+            Ok(())
+        })?;
+        let mut connection = client.connect()?;
+        let body = supervisor_twiddler::xmlrpc::write::call("supervisor.shutdown", &[]);
+        connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&body)))?;
+        daemon.wait_for_state("web~000001:b", "STOPPING")?;
+        if hangs_up {
+            drop(connection);
+            sidecar.stop()?;
+        } else {
+            sidecar.signal("TERM")?;
+            let reply = connection.read_reply()?;
+            ensure!(reply.status == 200, "{reply:?}");
+            ensure!(reply.text().contains("<boolean>1"), "{}", reply.text());
+            sidecar.wait()?;
+        }
+        wait_for_end(&daemon)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn of_two_restarts_at_once_the_second_is_told_so_and_there_is_one() -> Result<()> {
+    let daemon = Daemon::start(WEB)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    add_slow(&client, "web", 2)?;
+    daemon.restart_by(|| {
+        std::thread::scope(|scope| -> Result<()> {
+            let first = scope.spawn(|| sidecar.client().call("supervisor.restart", ()));
+            daemon.wait_for_state("web~000001:slow0", "STOPPING")?;
+            let fault = client.expect_fault("supervisor.restart", ())?;
+            ensure!(fault.code == 6, "{fault:?}");
+            let first = first
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+            ensure!(first? == Value::Bool(true), "the first failed");
+            Ok(())
+        })
+    })?;
+    client.call("twiddler.addGroup", ("one", 1))?;
+    ensure!(starts(&daemon, "a") == 2, "{}", daemon.log());
+    Ok(())
+}
+
+#[test]
+fn a_restart_by_somebody_else_meanwhile_is_enough() -> Result<()> {
+    let daemon = Daemon::start(WEB)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    add_slow(&client, "web", 2)?;
+    daemon.restart_by(|| {
+        std::thread::scope(|scope| -> Result<()> {
+            let first = scope.spawn(|| sidecar.client().call("supervisor.restart", ()));
+            daemon.wait_for_state("web~000001:slow0", "STOPPING")?;
+            daemon.client().call("supervisor.restart", ())?;
+            // Told that it shuts down, or that it has started again.
+            let first = first
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+            ensure!(
+                match &first {
+                    Ok(told) => *told == Value::Bool(true),
+                    Err(CallError::Fault(fault)) => fault.code == 6,
+                    Err(_) => false,
+                },
+                "{first:?}"
+            );
+            Ok(())
+        })
+    })?;
+    client.call("twiddler.addGroup", ("one", 1))?;
+    ensure!(starts(&daemon, "a") == 2, "{}", daemon.log());
+    Ok(())
 }
 
 #[test]
