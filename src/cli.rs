@@ -73,6 +73,8 @@ pub enum Command {
         dir: PathBuf,
         /// The name of generated files
         file_name: String,
+        /// The name of the file that outlives supervisord
+        kept_name: String,
     },
     /// Everything else is the client's.
     #[command(flatten)]

@@ -62,8 +62,12 @@ fn main() -> ExitCode {
             }
         }
         Command::Check(args) => check(&Draft::load(&args), &typed_after_check()),
-        Command::CleanUp { dir, file_name } => {
-            include_dir::clean_up_after_proxy(&dir, file_name);
+        Command::CleanUp {
+            dir,
+            file_name,
+            kept_name,
+        } => {
+            include_dir::clean_up_after_proxy(&dir, file_name, kept_name);
             ExitCode::SUCCESS
         }
         Command::Client(verb) => client::main(before, verb),

@@ -29,6 +29,8 @@ use crate::failpoint;
 const HIDDEN_PREFIX: &str = ".zz-twiddler-";
 /// What was kept when nothing is to be kept any more. The daemon never reads it.
 const ASIDE_NAME: &str = ".twiddler-persist.old";
+/// What is kept, while it is withheld from the daemon.
+const WITHHELD_NAME: &str = ".twiddler-persist.withheld";
 /// Enough for the owner alone: the daemon runs as root or as the proxy does.
 const MODE_OWNER: u32 = 0o600;
 /// Of directories that nobody else may look into.
@@ -107,7 +109,9 @@ impl IncludeDir {
     /// Lets another process take our files away if this one is killed. Only for whoever holds the
     /// lock.
     pub fn watched(mut self) -> Self {
-        self.watcher = Some(Watcher::new(self.dir.clone(), self.file_name.clone()));
+        let kept_name = self.kept_name.clone().unwrap_or_default();
+        let names = [self.file_name.clone(), kept_name];
+        self.watcher = Some(Watcher::new(self.dir.clone(), names));
         self
     }
 
@@ -292,6 +296,28 @@ impl IncludeDir {
         std::fs::remove_file(self.aside())
     }
 
+    /// Withholds what is kept from the daemon until the returned guard is dropped; nothing where nothing
+    /// is kept, or the directory does not allow it.
+    pub fn withhold(&self) -> Option<Withheld> {
+        let kept = self.dir.join(self.kept_name.as_ref()?);
+        let withheld = self.dir.join(WITHHELD_NAME);
+        // Whoever dies now is survived by the watcher, which puts it back.
+        self.ensure_watched();
+        std::fs::rename(&kept, &withheld).ok()?;
+        Some(Withheld { kept, withheld })
+    }
+
+    /// Puts back what a proxy that died has withheld, unless something is kept since. Whether it did.
+    ///
+    /// # Errors
+    /// When the directory does not allow it.
+    pub fn put_back(&self) -> io::Result<bool> {
+        let Some(name) = &self.kept_name else {
+            return Ok(false);
+        };
+        put_back(&self.dir.join(WITHHELD_NAME), &self.dir.join(name))
+    }
+
     /// Takes this directory for this process.
     ///
     /// # Errors
@@ -370,11 +396,12 @@ impl IncludeDir {
         found.or_else(|| self.dir.metadata().ok())
     }
 
-    /// Takes away what a proxy that died has left, and says what that was.
+    /// Takes away what a proxy that died has left, says what that was, and puts back what it withheld.
     ///
     /// # Errors
     /// When the directory cannot be read or what the daemon reads there not be removed.
     pub fn sweep(&self) -> io::Result<Vec<PathBuf>> {
+        self.put_back()?;
         let mut swept = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
@@ -418,13 +445,31 @@ impl IncludeDir {
         Ok(file)
     }
 
-    fn temporary(&self) -> tempfile::Builder<'static, 'static> {
+    fn ensure_watched(&self) {
         if let Some(watcher) = &self.watcher {
             watcher.ensure();
         }
+    }
+
+    fn temporary(&self) -> tempfile::Builder<'static, 'static> {
+        self.ensure_watched();
         let mut builder = tempfile::Builder::new();
         builder.prefix(HIDDEN_PREFIX);
         builder
+    }
+}
+
+/// Puts a withheld file back where it was, unless another one has taken its place: that is newer.
+fn put_back(withheld: &Path, kept: &Path) -> io::Result<bool> {
+    let is_replaced = kept.symlink_metadata().is_ok();
+    let done = match is_replaced {
+        true => std::fs::remove_file(withheld),
+        false => std::fs::rename(withheld, kept),
+    };
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(own_file::about(kept, &error)),
+        Ok(()) => Ok(!is_replaced),
     }
 }
 
@@ -445,6 +490,21 @@ fn secret_name() -> io::Result<String> {
 /// What is to be kept, not in its place yet; dropping it takes it away.
 #[derive(Debug)]
 pub struct Prepared(NamedTempFile);
+
+/// What is kept, where the daemon does not read it; dropping it puts it back.
+#[derive(Debug)]
+pub struct Withheld {
+    kept: PathBuf,
+    withheld: PathBuf,
+}
+
+impl Drop for Withheld {
+    fn drop(&mut self) {
+        if let Err(error) = put_back(&self.withheld, &self.kept) {
+            tracing::error!(%error, "what is kept cannot be put back: supervisord would not start it");
+        }
+    }
+}
 
 /// A generated file that the daemon can read; dropping it takes it away.
 #[derive(Debug)]

@@ -35,7 +35,8 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Watcher {
     dir: PathBuf,
-    file_name: String,
+    /// What the generated file is called, and what is kept.
+    names: [String; 2],
     running: Mutex<Option<Running>>,
 }
 
@@ -46,11 +47,11 @@ struct Running {
 }
 
 impl Watcher {
-    /// Watches over the files of `dir`, where generated ones are called `file_name`.
-    pub(super) fn new(dir: PathBuf, file_name: String) -> Self {
+    /// Watches over the files of `dir`: the generated one and what is kept have these `names`.
+    pub(super) fn new(dir: PathBuf, names: [String; 2]) -> Self {
         Watcher {
             dir,
-            file_name,
+            names,
             running: Mutex::default(),
         }
     }
@@ -77,7 +78,7 @@ impl Watcher {
             .arg0("twiddler")
             .arg(COMMAND)
             .arg(&self.dir)
-            .arg(&self.file_name)
+            .args(&self.names)
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -116,8 +117,8 @@ fn reap(mut child: Child) -> io::Result<()> {
 }
 
 /// What the process does: waits until the proxy that started it has ended, and takes away what that
-/// has left in `dir`.
-pub fn clean_up_after_proxy(dir: &Path, file_name: String) {
+/// has left in `dir`: the generated file, and what is kept where it was withheld.
+pub fn clean_up_after_proxy(dir: &Path, file_name: String, kept_name: String) {
     // It ends by itself, and a signal to all processes of a service must not end it before.
     let _ = SigSet::all().thread_block();
     let _ = prctl::set_name(c"twiddler-clean");
@@ -128,7 +129,7 @@ pub fn clean_up_after_proxy(dir: &Path, file_name: String) {
     if let Some(_lock) = lock::take_left(dir)
         && let Ok(include) = IncludeDir::open(dir.to_owned(), file_name)
     {
-        let _ = include.sweep(); // the next proxy tries again, and says what it cannot do
+        let _ = include.keeping(kept_name).sweep(); // the next proxy tries again, and says what it cannot do
     }
 }
 

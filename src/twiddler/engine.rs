@@ -36,7 +36,7 @@ use crate::daemon::fault::{
 };
 use crate::daemon::{CallError, Daemon, Liveness, ProcessInfo, Reloaded};
 use crate::failpoint;
-use crate::include_dir::{self, Delivery, IncludeDir, Staged};
+use crate::include_dir::{self, Delivery, IncludeDir, Staged, Withheld};
 use crate::program;
 use crate::xmlrpc::{Fault, Value};
 
@@ -49,6 +49,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long that takes at most. They are told to stop each time, and the next attempt goes on.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// From this many processes on the persist file costs the daemon more than 10 ms a reading.
+const MUCH: usize = 32;
 
 /// Everything that the worker owns.
 pub(super) struct Engine {
@@ -66,6 +69,8 @@ pub(super) struct Engine {
     pub(super) marker: String,
     /// What was kept when the proxy started, whatever became of it since.
     pub(super) kept_before: Option<String>,
+    /// The persist file was withheld from the daemon since losses were looked for.
+    pub(super) was_withheld: bool,
     /// How generated files reach the daemon, once that was tried.
     pub(super) delivery: Option<Delivery>,
     /// Where placed processes call supervisord, once the proxy listens.
@@ -339,11 +344,23 @@ impl Engine {
         queries: Vec<Query>,
     ) -> Result<(Answers, Reading), Interrupted> {
         failpoint::hit("staged");
+        let withheld = self.withhold();
         let answer = self.query_and_reload(queries).await;
+        drop(withheld);
         failpoint::hit("read");
         let (answers, reloaded) = answer.map_err(|error| self.interrupted(error))?;
         self.confirm_epoch().await?;
         Ok((answers, Reading { staged, reloaded }))
+    }
+
+    /// Withholds the persist file from the daemon where much is in it: the daemon has all of that, and
+    /// serves nobody while it reads it again. It is there again before anything is changed.
+    pub(super) fn withhold(&mut self) -> Option<Withheld> {
+        let is_much = self.look(|registry| registry.members().nth(MUCH).is_some());
+        let withheld = (self.persists() && is_much).then(|| self.include.withhold())??;
+        self.was_withheld = true;
+        failpoint::hit("withheld");
+        Some(withheld)
     }
 
     /// Lets the daemon make these calls while the file is in place, and takes that away.

@@ -145,6 +145,9 @@ impl Twiddler {
         let include = Arc::new(include.watched());
         let lock = include.lock()?;
         ensure_alone(&include, &conf_file)?;
+        if include.put_back()? {
+            tracing::info!("put back what is kept: an earlier proxy died in the middle of a change");
+        }
         let kept_before = include.kept()?;
         let (mut journal, registry) = Journal::open(include.clone())?;
         journal.tidy(&registry);
@@ -196,6 +199,7 @@ impl Twiddler {
             conf_file,
             marker,
             kept_before,
+            was_withheld: false,
             delivery: None,
             proxy_url: None,
         };

@@ -72,8 +72,13 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
     if !is_settled || engine.look(Registry::is_empty) {
         return Ok(());
     }
-    let (answers, found) = ask(engine, Mode::SameEpoch).await?;
+    let (mut answers, mut found) = ask(engine, Mode::SameEpoch).await?;
     engine.confirm_epoch().await?;
+    if std::mem::take(&mut engine.was_withheld) && !found.events.is_empty() {
+        add_withheld(engine).await?;
+        (answers, found) = ask(engine, Mode::SameEpoch).await?;
+        engine.confirm_epoch().await?;
+    }
     if !found.events.is_empty() {
         engine.say_gone(&found.events, Cause::Removed);
         engine.note(found.events);
@@ -92,6 +97,20 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
         }
         false => engine.mark_if_possible().await,
     }
+}
+
+/// Somebody's update straight on supervisord may have met a moment in which the persist file was
+/// withheld, and taken what is in it for gone: it is added again.
+async fn add_withheld(engine: &mut Engine) -> Result<(), ChangeError> {
+    let reloaded = engine.call("supervisor.reloadConfig").await?;
+    let reloaded = Reloaded::read(&reloaded);
+    let mut lacking = engine.look(real_groups);
+    lacking.retain(|name| reloaded.added.contains(name));
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(groups = ?lacking, "adding again what was removed straight on supervisord just when the persist file was withheld for a change: remove it through twiddler if it is to go");
+    add_groups(engine, &lacking).await
 }
 
 async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
@@ -320,16 +339,21 @@ async fn add_kept(engine: &mut Engine, now: &Registry) -> Result<(), ChangeError
         .filter(|name| is_changed(name))
         .cloned()
         .collect();
-    let is_lacking = |name: &&String| reloaded.added.contains(*name) || changed.contains(*name);
-    let lacking: Vec<&String> = ours.iter().filter(is_lacking).collect();
+    let is_lacking = |name: &String| reloaded.added.contains(name) || changed.contains(name);
+    let lacking: BTreeSet<String> = ours.into_iter().filter(is_lacking).collect();
     if lacking.is_empty() {
         return Ok(());
     }
     tracing::warn!(groups = ?lacking, "adding what supervisord did not read when it started");
     engine.stop_and_remove(&changed).await?;
-    let add = |name: &&String| -> Call { (ADD, vec![name.as_str().into()]) };
-    let calls: Vec<Call> = lacking.iter().map(add).collect();
-    for (group, added) in lacking.iter().zip(engine.multicall(&calls).await?) {
+    add_groups(engine, &lacking).await
+}
+
+/// Lets the daemon add groups as it has read them. What it refuses is said.
+async fn add_groups(engine: &mut Engine, groups: &BTreeSet<String>) -> Result<(), ChangeError> {
+    let add = |name: &String| -> Call { (ADD, vec![name.as_str().into()]) };
+    let calls: Vec<Call> = groups.iter().map(add).collect();
+    for (group, added) in groups.iter().zip(engine.multicall(&calls).await?) {
         if let Err(told) = added {
             tracing::error!(group, fault = told.text, "it cannot be added again");
         }

@@ -497,6 +497,7 @@ fn drop_reading(engine: &mut Engine, reading: Option<Reading>) {
 /// Lets the daemon read its files without what was refused: it lists what it read last, and would add
 /// it for anybody.
 async fn refresh(engine: &mut Engine) {
+    let _withheld = engine.withhold();
     if let Err(error) = engine.query_and_reload(Vec::new()).await {
         tracing::debug!(?error, "supervisord may still list what it read last");
     }

@@ -51,4 +51,5 @@ mod two_proxies;
 mod update_verbs;
 mod values;
 mod verbs;
+mod withheld;
 mod xmlrpc;

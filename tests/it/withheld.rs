@@ -1,0 +1,160 @@
+//! `--persist` with much to keep: the file is withheld from the daemon while that reads for a change,
+//! and whatever happens at this moment, what was added is there afterwards.
+
+use std::fs;
+
+use crate::common::changes::USER;
+use crate::common::stuck::wait_until_stopped;
+use crate::common::{
+    Client, Connection, Daemon, LIMIT, Sidecar, SidecarOptions, eventually, options, rows, value,
+};
+use anyhow::{Result, ensure};
+use supervisor_twiddler::xmlrpc::{Value, write};
+
+/// As many as are worth it.
+const MANY: i64 = 40;
+const KEPT: &str = "zz-twiddler-persist.conf";
+const WITHHELD: &str = ".twiddler-persist.withheld";
+
+struct Stage {
+    daemon: Daemon,
+    sidecar: Sidecar,
+}
+
+impl Stage {
+    /// A proxy that has added many programs, one of which runs.
+    fn set() -> Result<Stage> {
+        let daemon = Daemon::start(USER)?;
+        let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
+        let sidecar = Sidecar::start_options(
+            &daemon,
+            SidecarOptions {
+                arguments: &["--persist"],
+                environment: &[("TEST_STOP_AT", &stop_at)],
+                ..SidecarOptions::default()
+            },
+        )?;
+        let stage = Stage { daemon, sidecar };
+        let many = options(&[
+            ("command", value("/bin/cat")),
+            ("autostart", value(false)),
+            ("startsecs", value(0)),
+            ("numprocs", value(MANY)),
+            ("process_name", value("%(program_name)s_%(process_num)d")),
+        ]);
+        let client = stage.client();
+        client.call("twiddler.addProgramToGroup", ("web", "many", many))?;
+        client.call("twiddler.addProgramToGroup", ("web", "runs", runs()))?;
+        Ok(stage)
+    }
+
+    fn client(&self) -> Client {
+        self.sidecar.socket_client()
+    }
+
+    /// Stops the proxy in an addition, at `point`.
+    fn stop_at(&self, point: &str, name: &str) -> Result<Connection> {
+        self.daemon.write("stop-at", point)?;
+        let client = self.client();
+        let mut connection = client.connect()?;
+        let params = [value("web"), value(name), runs()];
+        let body = write::call("twiddler.addProgramToGroup", &params);
+        connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&body)))?;
+        wait_until_stopped(self.sidecar.pid())?;
+        Ok(connection)
+    }
+
+    fn is_there(&self, name: &str) -> bool {
+        self.daemon.include_dir().join(name).exists()
+    }
+
+    /// Fails unless everything that was added is in the daemon, and in the file that it starts with.
+    fn ensure_all(&self) -> Result<()> {
+        eventually(LIMIT, || {
+            let rows = rows(&self.client())?;
+            let many = rows.iter().filter(|row| row.name.starts_with("many_"));
+            ensure!(many.count() as i64 == MANY, "{rows:#?}");
+            let row = rows.iter().find(|row| row.name == "runs");
+            ensure!(row.is_some_and(|row| row.state == "RUNNING"), "{row:?}");
+            Ok(())
+        })?;
+        ensure!(self.is_there(KEPT) && !self.is_there(WITHHELD));
+        let kept = fs::read_to_string(self.daemon.include_dir().join(KEPT))?;
+        let sections = kept.matches("[program:").count() as i64;
+        ensure!(sections > MANY, "{sections} programs are kept");
+        Ok(())
+    }
+}
+
+fn runs() -> Value {
+    options(&[("command", "/bin/sleep 600"), ("startsecs", "0")])
+}
+
+#[test]
+fn the_daemon_does_not_read_what_it_has() -> Result<()> {
+    let stage = Stage::set()?;
+    let mut connection = stage.stop_at("withheld", "more")?;
+    ensure!(!stage.is_there(KEPT) && stage.is_there(WITHHELD));
+    stage.daemon.write("stop-at", "read")?;
+    stage.sidecar.signal("CONT")?;
+    wait_until_stopped(stage.sidecar.pid())?;
+    ensure!(stage.is_there(KEPT) && !stage.is_there(WITHHELD));
+    stage.sidecar.signal("CONT")?;
+    connection.read_reply()?;
+    stage.ensure_all()?;
+    stage.daemon.kill_and_start_again()?;
+    stage.daemon.wait_for_state("web:front", "RUNNING")?;
+    stage.ensure_all()
+}
+
+#[test]
+fn a_proxy_that_dies_then_leaves_it_in_its_place() -> Result<()> {
+    let stage = Stage::set()?;
+    let _call = stage.stop_at("withheld", "more")?;
+    stage.sidecar.kill()?;
+    eventually(LIMIT, || {
+        ensure!(stage.is_there(KEPT) && !stage.is_there(WITHHELD));
+        Ok(())
+    })?;
+    // The daemon has everything by itself.
+    stage.daemon.kill_and_start_again()?;
+    eventually(LIMIT, || {
+        let count = rows(&stage.daemon.client())?.len() as i64;
+        ensure!(count > MANY, "{count}");
+        Ok(())
+    })?;
+    stage.sidecar.start_again()?;
+    stage.ensure_all()
+}
+
+#[test]
+fn a_daemon_that_starts_then_gets_it_all_the_same() -> Result<()> {
+    for proxy_dies in [false, true] {
+        let stage = Stage::set()?;
+        let _call = stage.stop_at("withheld", "more")?;
+        stage.daemon.kill_and_start_again()?;
+        ensure!(stage.is_there(WITHHELD));
+        if proxy_dies {
+            stage.sidecar.kill()?;
+            stage.sidecar.start_again()?;
+        } else {
+            stage.sidecar.signal("CONT")?;
+        }
+        stage.ensure_all()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_an_update_straight_on_the_daemon_takes_then_is_added_again() -> Result<()> {
+    let stage = Stage::set()?;
+    let mut connection = stage.stop_at("withheld", "more")?;
+    let said = stage.daemon.supervisorctl(&["update"])?;
+    let said = String::from_utf8(said.stdout)?;
+    ensure!(said.contains("removed process group"), "{said}");
+    stage.sidecar.signal("CONT")?;
+    connection.read_reply()?;
+    let line = "adding again what was removed straight on supervisord";
+    stage.sidecar.wait_for_stderr(line)?;
+    stage.ensure_all()
+}
