@@ -184,6 +184,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
     }
     let proxy_url = start::child_url(&listeners, settings, &daemon).await;
     twiddler.listens_on(&urls.join(", "), proxy_url);
+    tokio::spawn(updates.clone().watch_files());
     tokio::spawn(updates.watch());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -9,8 +9,10 @@ mod ending;
 pub mod methods;
 mod multicall;
 mod share;
+mod steps;
 mod supervisor;
 mod system;
+mod under_way;
 mod web;
 mod wording;
 
@@ -34,14 +36,15 @@ use crate::daemon::{Daemon, Share};
 use crate::failure::{self, Failure, HttpResult};
 use crate::forward::{self, Payload};
 use crate::twiddler::{Authorized, Change, ChangeError, Outcome, Twiddler};
-use crate::update::Updates;
+use crate::update::{self, Updates};
 use crate::xmlrpc::read::ReadError;
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 use methods::{Method, Request};
+use under_way::UnderWay;
 use wording::Api;
 
 pub use ending::Endings;
-pub use supervisor::Update;
+pub use under_way::Update;
 
 /// What the daemon is sent instead of a call that cannot be read: it refuses it in its own words.
 const UNREADABLE: &[u8] = b"<methodCall/>";
@@ -61,6 +64,7 @@ pub struct Rpc {
     daemon: Arc<Daemon>,
     twiddler: Arc<Twiddler>,
     updates: Arc<Updates>,
+    under_way: Arc<UnderWay>,
     policy: Arc<Current<Policy>>,
     main_log: MainLog,
     /// The daemon's configuration file as its texts name it.
@@ -101,6 +105,7 @@ impl Rpc {
             daemon,
             twiddler,
             updates,
+            under_way: Arc::default(),
             policy,
             main_log,
             main_file,
@@ -175,15 +180,7 @@ impl Rpc {
     async fn ask(&self, caller: &Caller<'_>, method: &str, params: &[Value]) -> Answer {
         let body = xmlrpc::write::call(method, params);
         let share = share::of_call(method, params);
-        let reply = self.forward(caller, body.into(), share).await?;
-        if reply.status() != StatusCode::OK {
-            return Err(Failure::Reply(Box::new(reply)));
-        }
-        let body = collect(reply.into_body()).await?;
-        let answer = xmlrpc::read::response(&body).map_err(|error| {
-            Failure::Unreachable(format!("supervisord's answer cannot be read: {error}"))
-        })?;
-        Ok(answer?)
+        read_reply(self.forward(caller, body.into(), share).await?).await
     }
 
     /// Makes a call for the proxy itself, as a client that presents `authorization` makes it.
@@ -317,8 +314,17 @@ impl Rpc {
             Request::Change(change) => self.judged_change(caller, change, Api::Twiddler).await,
             Request::Update(request) => {
                 let (judged, record) = (self.judged(caller), caller.record());
+                let updated = match &request {
+                    update::Request::Update(groups) => Some(groups.clone()),
+                    _ => None,
+                };
                 match self.updates.answer(request, judged, &record).await {
-                    Ok(value) => Ok(value),
+                    Ok(value) => {
+                        if let Some(groups) = updated {
+                            self.take_back(caller, &groups).await;
+                        }
+                        Ok(value)
+                    }
                     Err(error) => Err(self.refused(caller, error).await),
                 }
             }
@@ -452,6 +458,18 @@ fn reply(answer: Answer) -> Response<Body> {
     answer.map_or_else(Failure::into_response, |value| {
         failure::xml(xmlrpc::write::response(&value))
     })
+}
+
+/// Reads the answer in a reply of the daemon.
+async fn read_reply(reply: Response<Body>) -> Answer {
+    if reply.status() != StatusCode::OK {
+        return Err(Failure::Reply(Box::new(reply)));
+    }
+    let body = collect(reply.into_body()).await?;
+    let answer = xmlrpc::read::response(&body).map_err(|error| {
+        Failure::Unreachable(format!("supervisord's answer cannot be read: {error}"))
+    })?;
+    Ok(answer?)
 }
 
 /// Reads a reply of the daemon to its end.

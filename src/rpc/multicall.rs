@@ -12,10 +12,12 @@ use http::StatusCode;
 
 use super::bulk::is_true;
 use super::methods::Request;
+use super::steps::Step;
 use super::supervisor::{self, Back, Translation};
 use super::wording::Api;
 use super::{
-    Answer, Caller, Rpc, namespace, read_entry, refused_call, reply, share, system, turned_down,
+    Answer, Caller, Rpc, namespace, read_entry, read_reply, refused_call, reply, share, system,
+    turned_down,
 };
 use crate::daemon::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, SHUTDOWN_STATE, SPAWN_ERROR, bare, fault,
@@ -23,7 +25,7 @@ use crate::daemon::fault::{
 use crate::failure::{Failure, HttpResult};
 use crate::translate::{self, MethodKind, method_kind};
 use crate::twiddler::{Change, ChangeError, Epoch};
-use crate::xmlrpc::{Fault, MethodCall, Value};
+use crate::xmlrpc::{self, Fault, MethodCall, Value};
 
 /// Calls in one multicall: the daemon carries them out one after the other and serves nobody
 /// meanwhile.
@@ -67,12 +69,16 @@ impl Rpc {
                 Ok(reply(self.mixed(caller, entries).await))
             }
             params => {
-                let _pause = match params {
-                    [Value::Array(entries)] if entries.iter().any(reloads) => {
-                        self.twiddler.pause_reloads().await
+                let mut pause = None;
+                if let [Value::Array(entries)] = params {
+                    if entries.iter().any(|entry| calls(entry, "getVersion")) {
+                        self.under_way.end(caller.update, &caller.place());
                     }
-                    _ => None,
-                };
+                    if entries.iter().any(|entry| calls(entry, "getAllConfigInfo")) {
+                        pause = self.twiddler.pause_reloads().await;
+                    }
+                }
+                let _pause = pause;
                 let share = share::of_call(&call.method, params);
                 self.forward(caller, body, share).await
             }
@@ -89,9 +95,27 @@ impl Rpc {
             ("system", name) => system::concerns(name, &call.params),
             ("supervisor", name) => {
                 method_kind(name) != MethodKind::Nameless && !self.twiddler.knows_nothing()
+                    || self.is_seen(name)
             }
             _ => false,
         }
+    }
+
+    /// Whether updates have to know of a call of the daemon's namespace although nothing was added.
+    fn is_seen(&self, name: &str) -> bool {
+        match method_kind(name) {
+            MethodKind::Reload | MethodKind::AddGroup => true,
+            _ => self.updates.is_live() && Step::is_one(name),
+        }
+    }
+
+    /// Answers a call of the daemon's namespace as one that comes alone.
+    async fn alone(&self, caller: &Caller<'_>, name: &str, call: &MethodCall) -> Answer {
+        let body = xmlrpc::write::call(&call.method, &call.params);
+        let response = self
+            .supervisor_call(caller, name, call, body.into())
+            .await?;
+        read_reply(response).await
     }
 
     async fn mixed(&self, caller: &Caller<'_>, entries: &[Value]) -> Answer {
@@ -169,6 +193,11 @@ impl Progress<'_> {
     ) -> Result<(), Failure> {
         // What goes before may change what names mean.
         self.flush_changes().await?;
+        if Step::is_one(name) || method_kind(name) == MethodKind::Reload || name == "getVersion" {
+            self.flush_asked().await?;
+            let answer = self.rpc.alone(self.caller, name, call).await;
+            return self.push(answer);
+        }
         if name == "startProcess"
             && let Some(Value::String(process)) = call.params.first()
             && self.starting.remove(&full(process))
@@ -259,7 +288,9 @@ impl Progress<'_> {
         }
         let (entries, backs): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.asked).into_iter().unzip();
-        let pause = match entries.iter().any(reloads) {
+        // It speaks of what was read last.
+        let speaks = entries.iter().any(|entry| calls(entry, "getAllConfigInfo"));
+        let pause = match speaks {
             true => self.rpc.twiddler.pause_reloads().await,
             false => None,
         };
@@ -382,15 +413,10 @@ fn full(name: &str) -> String {
     }
 }
 
-/// Whether an entry lets the daemon read its files.
-/// Whether an entry reads the files, or speaks of what was read last.
-fn reloads(entry: &Value) -> bool {
+/// Whether an entry is a call of this method of the daemon's.
+fn calls(entry: &Value, method: &str) -> bool {
     let name = entry.get("methodName").and_then(Value::as_str);
-    let name = name.and_then(|name| name.strip_prefix("supervisor."));
-    matches!(
-        name.map(method_kind),
-        Some(MethodKind::Reload | MethodKind::Configs | MethodKind::AddGroup)
-    )
+    name.and_then(|name| name.strip_prefix("supervisor.")) == Some(method)
 }
 
 fn fault_struct(fault: Fault) -> Value {

@@ -1,17 +1,14 @@
 //! `supervisor.*` calls that name, or whose replies list, processes that live elsewhere.
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
 use super::bulk::BulkCall;
+use super::steps::Step;
 use super::wording::Api;
 use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
-use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, SUCCESS, fault};
+use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, fault};
 use crate::failure::{Failure, HttpResult};
 use crate::namespec::split_namespec;
 use crate::translate::{self, Alias, BulkAction, Ending, MethodKind, method_kind};
@@ -61,37 +58,21 @@ impl Rpc {
         body: Bytes,
     ) -> HttpResult {
         if name == "getVersion" {
-            caller.update.end();
+            self.under_way.end(caller.update, &caller.place());
         }
-        if let Some(group) = call.params.first().and_then(Value::as_str)
-            && call.params.len() == 1
-            && let Some(answer) = self.live_step(caller, name, group).await
-        {
-            return Ok(reply(answer));
+        if let Some(step) = Step::read(name, &call.params) {
+            return self.step(caller, step, call, body).await;
         }
         let response = self.answer_supervisor(caller, name, call, body).await?;
-        if method_kind(name) == MethodKind::Reload && self.updates.is_live() {
-            return self.live_reload(caller, response).await;
-        }
-        match (name, call.params.first()) {
-            ("addProcessGroup", Some(Value::String(group))) => {
-                self.note_made(group, response).await
+        match method_kind(name) {
+            MethodKind::Reload if self.updates.is_live() => {
+                self.live_reload(caller, response).await
             }
             _ => Ok(response),
         }
     }
 
-    /// A group that the daemon has added is from then on what the files said when it read them.
-    async fn note_made(&self, group: &str, response: Response<Body>) -> HttpResult {
-        let (head, body) = response.into_parts();
-        let body = collect(body).await?;
-        if matches!(xmlrpc::read::response(&body), Ok(Ok(_))) {
-            self.updates.made(group);
-        }
-        Ok(Response::from_parts(head, Body::from(body)))
-    }
-
-    async fn answer_supervisor(
+    pub(super) async fn answer_supervisor(
         &self,
         caller: &Caller<'_>,
         name: &str,
@@ -100,9 +81,6 @@ impl Rpc {
     ) -> HttpResult {
         if method_kind(name) == MethodKind::Reload {
             self.updates.reading().await;
-        }
-        if caller.update.covers(name, &call.params) {
-            return self.step(caller, name, call, body).await;
         }
         let (translation, epoch) = self.translate(caller, name, &call.params).await?;
         // Nothing more is asked of the worker while it waits for the end of this.
@@ -143,137 +121,6 @@ impl Rpc {
                 Ok(reply(self.carry_out(caller, other).await))
             }
         }
-    }
-
-    /// A step of an update that is meant for what the file defines alone.
-    async fn step(
-        &self,
-        caller: &Caller<'_>,
-        name: &str,
-        call: &MethodCall,
-        body: Bytes,
-    ) -> HttpResult {
-        let epoch = self.twiddler.epoch();
-        let group = call.params.first().and_then(Value::as_str);
-        let group = group.unwrap_or_default();
-        if name == "removeProcessGroup" {
-            let (judged, record) = (self.judged(caller), caller.record());
-            let removed = self.updates.remove_placed(group, judged, &record).await;
-            if let Err(refusal) = removed {
-                return Err(self.refused(caller, refusal).await);
-            }
-        }
-        let share = share::of_call(&call.method, &call.params);
-        let response = self.forward(caller, body, share).await?;
-        caller.update.touch();
-        match name {
-            "removeProcessGroup" => self.show_all_of(group, response, epoch).await,
-            "stopProcessGroup" if response.status() == StatusCode::OK => {
-                match self.updates.stop_placed(group, self.judged(caller)).await {
-                    Ok(()) => Ok(response),
-                    Err(refusal) => Err(self.refused(caller, refusal).await),
-                }
-            }
-            _ => Ok(response),
-        }
-    }
-
-    /// A step of an update that restarts only what changed, or that must not bring twice what was
-    /// added; none where the call is to be carried out as it is.
-    async fn live_step(&self, caller: &Caller<'_>, name: &str, group: &str) -> Option<Answer> {
-        let is_step = caller.update.may_go_on(group);
-        match name {
-            "stopProcessGroup" if is_step && self.replaces_steps(group) => {
-                if let Err(failure) = self.gate(caller).await {
-                    return Some(Err(failure));
-                }
-                match self.updates.stop_step(group, self.judged(caller)).await {
-                    Ok(Some(stopped)) => {
-                        caller.update.take(group);
-                        Some(Ok(statuses(&stopped)))
-                    }
-                    Ok(None) => None,
-                    Err(refusal) => Some(Err(self.refused(caller, refusal).await)),
-                }
-            }
-            "removeProcessGroup" if caller.update.has_taken(group) => {
-                caller.update.touch();
-                Some(Ok(Value::Bool(true)))
-            }
-            "addProcessGroup" => {
-                let taken = caller.update.has_taken(group);
-                if !taken && !self.updates.has_clashes(group) {
-                    return None;
-                }
-                if let Err(failure) = self.gate(caller).await {
-                    return Some(Err(failure));
-                }
-                let (judged, record) = (self.judged(caller), caller.record());
-                Some(match self.updates.add_step(group, judged, &record).await {
-                    Ok(()) => {
-                        caller.update.give_back(group);
-                        Ok(Value::Bool(true))
-                    }
-                    Err(refusal) => Err(self.refused(caller, refusal).await),
-                })
-            }
-            _ => None,
-        }
-    }
-
-    fn replaces_steps(&self, group: &str) -> bool {
-        let is_added = |registry: &Registry| registry.added_group(group).is_some();
-        self.updates.is_live() || self.twiddler.with_registry(is_added)
-    }
-
-    /// With `live_update`, a group has changed exactly if an update would do something about it.
-    async fn put_pending(
-        &self,
-        caller: &Caller<'_>,
-        reloaded: &mut Value,
-    ) -> Result<(), ChangeError> {
-        let pending = self.updates.pending(self.judged(caller)).await?;
-        let Value::Array(outer) = reloaded else {
-            return Ok(());
-        };
-        if let Some(Value::Array(lists)) = outer.first_mut()
-            && let Some(Value::Array(changed)) = lists.get_mut(1)
-        {
-            *changed = pending.into_iter().map(Value::from).collect();
-        }
-        Ok(())
-    }
-
-    /// The reply of `reloadConfig` where the steps of an update restart only what changed.
-    async fn live_reload(&self, caller: &Caller<'_>, response: Response<Body>) -> HttpResult {
-        if response.status() != StatusCode::OK {
-            return Ok(response);
-        }
-        let (head, body) = response.into_parts();
-        let body = collect(body).await?;
-        let Ok(Ok(mut reloaded)) = xmlrpc::read::response(&body) else {
-            return Ok(Response::from_parts(head, Body::from(body)));
-        };
-        if let Err(refusal) = self.put_pending(caller, &mut reloaded).await {
-            return Err(self.refused(caller, refusal).await);
-        }
-        caller.update.begin(&reloaded);
-        Ok(with_answer(head, Ok(reloaded)))
-    }
-
-    /// A group that was removed comes back as the user's file has it, with what was hidden.
-    async fn show_all_of(&self, group: &str, response: Response<Body>, epoch: Epoch) -> HttpResult {
-        let (head, body) = response.into_parts();
-        let body = collect(body).await?;
-        if matches!(xmlrpc::read::response(&body), Ok(Ok(_))) {
-            let hidden: Vec<_> = self.twiddler.with_registry(|registry| {
-                let hidden = registry.hidden().filter(|(hidden, _, _)| *hidden == group);
-                let names = hidden.map(|(_, process, _)| (group.to_owned(), process.to_owned()));
-                names.collect()
-            });
-            self.twiddler.show(epoch, hidden).await;
-        }
-        Ok(Response::from_parts(head, Body::from(body)))
     }
 
     /// What does not go to the daemon as one call.
@@ -485,7 +332,8 @@ impl Rpc {
             (Back::Reloaded, reloaded) => {
                 self.updates.without_applied(reloaded);
                 self.updates.with_defined(reloaded);
-                caller.update.begin(reloaded);
+                self.under_way
+                    .begin(caller.update, caller.place(), reloaded);
                 self.twiddler.warn_of_clashes();
             }
             (Back::Configs, Value::Array(list)) => {
@@ -604,124 +452,4 @@ fn may_name_the_process(body: &[u8]) -> bool {
     let head = &body[..body.len().min(HEAD)];
     let contains = |tag: &[u8]| head.windows(tag.len()).any(|window| window == tag);
     contains(b"<fault>") || contains(b"<struct>")
-}
-
-/// How long after its last step an update may go on. `supervisorctl` needs milliseconds between
-/// its calls, somebody who types needs longer.
-const UPDATE_GOES_ON: Duration = Duration::from_secs(1);
-
-/// Whether `supervisorctl update` is under way on a connection.
-///
-/// It stops, removes and adds again the groups that `reloadConfig` told it of, by calls that cannot
-/// be told from those of somebody who means the whole group. Members that were added at run time
-/// are not what the user's file is about, so they stay out of it.
-#[derive(Debug, Default)]
-pub struct Update(Mutex<Option<Steps>>);
-
-#[derive(Debug)]
-struct Steps {
-    groups: HashSet<String>,
-    /// Groups of which only what changed was stopped.
-    taken: HashSet<String>,
-    last: Instant,
-}
-
-/// How long after its last step an update that restarts only what changed may go on.
-const LIVE_GOES_ON: Duration = Duration::from_secs(60);
-
-/// What `stopProcessGroup` says of those that it has stopped.
-fn statuses(stopped: &[(String, String)]) -> Value {
-    let status = |(group, name): &(String, String)| {
-        let member = |name: &str, value: Value| (name.to_owned(), value);
-        Value::Struct(vec![
-            member("name", name.as_str().into()),
-            member("group", group.as_str().into()),
-            member("status", Value::Int(SUCCESS.into())),
-            member("description", "OK".into()),
-        ])
-    };
-    Value::Array(stopped.iter().map(status).collect())
-}
-
-impl Update {
-    /// Takes note of what `reloadConfig` told the client: changed and removed groups.
-    fn begin(&self, reloaded: &Value) {
-        let lists = reloaded
-            .as_array()
-            .and_then(|outer| outer.first())
-            .and_then(Value::as_array);
-        let groups: HashSet<String> = lists
-            .unwrap_or_default()
-            .iter()
-            .skip(1)
-            .filter_map(Value::as_array)
-            .flatten()
-            .filter_map(|name| name.as_str().map(str::to_owned))
-            .collect();
-        *self.steps() = Some(Steps {
-            groups,
-            taken: HashSet::new(),
-            last: Instant::now(),
-        });
-    }
-
-    /// Whether this call is a step of an update, meant for what the file defines alone.
-    fn covers(&self, method: &str, params: &[Value]) -> bool {
-        let step = matches!(
-            method,
-            "stopProcessGroup" | "removeProcessGroup" | "addProcessGroup"
-        );
-        let (true, Some(group)) = (step, params.first().and_then(Value::as_str)) else {
-            return false;
-        };
-        self.steps().as_ref().is_some_and(|steps| {
-            steps.groups.contains(group) && steps.last.elapsed() < UPDATE_GOES_ON
-        })
-    }
-
-    /// Whether a stop of this group can be a step at all: supervisorctl asks for the version before
-    /// whatever somebody types, and not between the steps of an update.
-    fn may_go_on(&self, group: &str) -> bool {
-        self.steps().as_ref().is_some_and(|steps| {
-            steps.groups.contains(group) && steps.last.elapsed() < LIVE_GOES_ON
-        })
-    }
-
-    /// What follows is not an update.
-    fn end(&self) {
-        *self.steps() = None;
-    }
-
-    /// Only what changed of this group was stopped.
-    fn take(&self, group: &str) {
-        if let Some(steps) = self.steps().as_mut() {
-            steps.taken.insert(group.to_owned());
-            steps.last = Instant::now();
-        }
-    }
-
-    fn has_taken(&self, group: &str) -> bool {
-        let steps = self.steps();
-        steps
-            .as_ref()
-            .is_some_and(|steps| steps.taken.contains(group) && steps.last.elapsed() < LIVE_GOES_ON)
-    }
-
-    /// All of this group is in force.
-    fn give_back(&self, group: &str) {
-        if let Some(steps) = self.steps().as_mut() {
-            steps.taken.remove(group);
-        }
-    }
-
-    /// A step was made.
-    fn touch(&self) {
-        if let Some(steps) = self.steps().as_mut() {
-            steps.last = Instant::now();
-        }
-    }
-
-    fn steps(&self) -> std::sync::MutexGuard<'_, Option<Steps>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

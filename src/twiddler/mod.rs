@@ -41,6 +41,7 @@ use configs::Configs;
 use engine::Engine;
 use journal::Journal;
 use model::answers::{Answers, Query};
+use model::defined::without_defined;
 use model::losses;
 use model::reconcile;
 use model::view::{Status, View};
@@ -126,6 +127,7 @@ pub struct Twiddler {
     lock: Arc<Mutex<DirLock>>,
     /// Why another proxy has this one's seat.
     ousted: watch::Receiver<Option<String>>,
+    persists: bool,
 }
 
 impl Twiddler {
@@ -189,6 +191,7 @@ impl Twiddler {
             include: include.clone(),
             lock: lock.clone(),
             ousted,
+            persists,
         });
         let engine = Engine {
             daemon,
@@ -332,6 +335,11 @@ impl Twiddler {
     /// Writes the persist file again: the files may define by now what is in it.
     pub async fn persist_again(&self) {
         let _ = self.ask(Job::Persist).await;
+    }
+
+    /// Whether what is added outlives the daemon.
+    pub fn persists(&self) -> bool {
+        self.persists
     }
 
     /// The include directory, for files of the proxy's own.
@@ -480,6 +488,12 @@ impl Twiddler {
     /// what is wrong with them when it reads them itself.
     pub fn configured_groups(&self) -> Vec<ConfiguredGroup> {
         conf::configured_groups(&self.conf_file)
+    }
+
+    /// Whether the user's files define something by now that was added.
+    pub fn is_defined_by_now(&self) -> bool {
+        let configured = self.configured_groups();
+        self.with_registry(|registry| !without_defined(registry, &configured).1.is_empty())
     }
 
     /// Says which names are in use twice: by what was added, and by the user's files.

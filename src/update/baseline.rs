@@ -75,6 +75,12 @@ pub struct Baseline {
     /// Processes that ran when an update stopped them, until they run again.
     #[serde(default)]
     pub restarts: Vec<Restart>,
+    /// Added programs that are about to join their groups, in the place of others that leave.
+    #[serde(default)]
+    pub rejoining: Vec<Program>,
+    /// What marked the daemon's epoch that it is about, where something did.
+    #[serde(default)]
+    pub marker: Option<String>,
 }
 
 impl Base {

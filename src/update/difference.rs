@@ -979,7 +979,11 @@ impl<'a> Input<'a> {
     }
 }
 
-fn base_programs(base: &Base) -> Result<Vec<Program>, String> {
+/// The sections that a group was made from.
+///
+/// # Errors
+/// As [`programs`].
+pub fn base_programs(base: &Base) -> Result<Vec<Program>, String> {
     let mut all = Vec::new();
     for program in &base.group.programs {
         let environment = base.environment.as_deref();

@@ -3,20 +3,23 @@
 //! Before the first stop the daemon has read and accepted all that is new. Which processes ran is
 //! written down before they are stopped, so that a proxy that takes over starts them again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Updates;
 use super::baseline::{Base, Restart};
-use super::difference::{Made, Seen};
+use super::difference::{Made, Seen, base_programs};
 use super::plan::{Name, Plan};
+use super::probe::Probe;
 use super::reply::Outcome;
 use super::survey::Survey;
 use crate::audit::Record;
 use crate::daemon::ProcessInfo;
+use crate::daemon::conf::Kind;
 use crate::daemon::fault::{ALREADY_STARTED, BAD_NAME, FAILED, NOT_RUNNING, fault};
 use crate::failpoint;
 use crate::include_dir::unwritable;
+use crate::program::Program;
 use crate::twiddler::{self, Authorized, ChangeError, Epoch, Place};
 use crate::xmlrpc::{Fault, Value};
 
@@ -115,10 +118,14 @@ impl Updates {
         self.make_groups(survey, plan, &mut outcome).await?;
         failpoint::hit("update made");
         let joined = self.twiddler.change(join.clone(), authorized, record).await;
+        let mut rejoining = Vec::new();
         for (change, joined) in join.iter().zip(joined) {
             if let (twiddler::Change::AddProgram(program), Err(refusal)) = (change, joined) {
                 let names = program.process_names().unwrap_or_default();
                 self.put_back(survey, program.group(), &names).await;
+                if program.from_files().is_none() {
+                    rejoining.push((**program).clone());
+                }
                 let reason = refusal.to_string();
                 outcome
                     .skipped
@@ -131,6 +138,7 @@ impl Updates {
             }
         }
         failpoint::hit("update joined");
+        self.baseline().rejoining = rejoining;
         self.note_applied(survey, plan, &outcome);
         self.start(&plan.start, &mut outcome).await?;
         failpoint::hit("update started");
@@ -147,7 +155,10 @@ impl Updates {
     /// Writes down which processes are to run again.
     pub(super) fn intend(&self, survey: &Survey, plan: &Plan) -> Result<(), ChangeError> {
         let again: BTreeSet<&Name> = plan.restarted.iter().chain(&plan.start).collect();
-        if again.is_empty() {
+        let added = plan.join.iter();
+        let added = added.filter(|program| program.from_files().is_none());
+        let rejoining: Vec<Program> = added.cloned().collect();
+        if again.is_empty() && rejoining.is_empty() {
             return Ok(());
         }
         let restarts = survey
@@ -160,7 +171,8 @@ impl Updates {
                 start: seen.start,
                 is_made_anew: plan.add.contains(&seen.group),
             });
-        let mut baseline = self.baseline().clone();
+        let mut baseline = self.marked();
+        baseline.rejoining = rejoining;
         let is_new = |one: &Restart| again.contains(&(one.group.clone(), one.process.clone()));
         baseline.restarts.retain(|one| !is_new(one));
         baseline.restarts.extend(restarts);
@@ -169,6 +181,65 @@ impl Updates {
             ChangeError::Fault(fault(FAILED, unwritable(include.path(), &error)))
         })?;
         *self.baseline() = baseline;
+        Ok(())
+    }
+
+    /// Finishes what was cut short while programs that were added were out of the daemon: they join their
+    /// groups, and what ran runs.
+    pub(super) async fn rejoin(
+        &self,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<(), ChangeError> {
+        let programs = self.baseline().rejoining.clone();
+        if programs.is_empty() {
+            return Ok(());
+        }
+        let (_, seen) = self.look().await?;
+        let names: BTreeSet<Name> = programs
+            .iter()
+            .flat_map(|program| {
+                let names = program.process_names().unwrap_or_default().into_iter();
+                names.map(|name| (program.group().to_owned(), name))
+            })
+            .collect();
+        let is_there = |program: &Program| {
+            let names = program.process_names().unwrap_or_default();
+            let mut of_group = seen.iter().filter(|seen| seen.group == program.group());
+            of_group.any(|seen| names.contains(&seen.process))
+        };
+        let missing = programs.iter().filter(|program| !is_there(program));
+        for program in missing {
+            let (group, name) = (program.group(), program.name());
+            tracing::warn!(
+                group,
+                program = name,
+                "adding a program again: its change was cut short"
+            );
+            let change = twiddler::Change::AddProgram(Box::new(program.clone()));
+            let added = self
+                .twiddler
+                .change(vec![change], authorized.clone(), record);
+            for added in added.await {
+                match added {
+                    Err(ChangeError::Fault(fault)) => {
+                        tracing::error!(group, program = name, "it is lost: {}", fault.text);
+                    }
+                    added => added?,
+                }
+            }
+        }
+        let ran = self.baseline().restarts.clone().into_iter();
+        let ran = ran.map(|one| (one.group, one.process));
+        let ran: Vec<Name> = ran.filter(|name| names.contains(name)).collect();
+        self.start(&ran, &mut Outcome::default()).await?;
+        let mut baseline = self.baseline();
+        baseline.rejoining.clear();
+        baseline
+            .restarts
+            .retain(|one| !names.contains(&(one.group.clone(), one.process.clone())));
+        drop(baseline);
+        self.keep();
         Ok(())
     }
 
@@ -287,6 +358,7 @@ impl Updates {
         let add = plan.add.iter();
         let add = add.map(|name| ("supervisor.addProcessGroup", group(name)));
         let calls: Vec<_> = remove.chain(add).collect();
+        let old = self.in_force_before(&plan.add);
         let pause = self.twiddler.pause_reloads().await;
         // What was read last may be what a change has read meanwhile.
         let results = match plan.leave.is_empty() {
@@ -310,10 +382,72 @@ impl Updates {
                 }
                 Ok(_) => self.baseline().made(&survey.files, name),
                 Err(told) if removes && told.code == BAD_NAME => {}
-                Err(told) => outcome.skipped.push((name.clone(), told.text)),
+                Err(told) => {
+                    outcome.skipped.push((name.clone(), told.text.clone()));
+                    let is_lost = !removes && plan.remove.contains(name);
+                    if let Some(old) = old.get(name).filter(|_| is_lost) {
+                        self.restore(plan, old, outcome, &told).await?;
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    /// What is in force of these groups.
+    fn in_force_before(&self, groups: &[String]) -> BTreeMap<String, Base> {
+        let baseline = self.baseline();
+        let known = groups.iter().filter_map(|name| {
+            let base = baseline.applied.get(name);
+            let base = base.or_else(|| baseline.groups.get(name))?;
+            Some((name.clone(), base.clone()))
+        });
+        known.collect()
+    }
+
+    /// A group that was removed, and that the daemon does not make anew, runs again as it was: somebody
+    /// has let the daemon read other files meanwhile.
+    async fn restore(
+        &self,
+        plan: &Plan,
+        old: &Base,
+        outcome: &mut Outcome,
+        told: &Fault,
+    ) -> Result<(), ChangeError> {
+        let name = &old.group.name;
+        let of_group = |names: &[Name]| -> Vec<Name> {
+            let names = names.iter().filter(|(group, _)| group == name);
+            names.cloned().collect()
+        };
+        let ran = of_group(&plan.restarted);
+        let hurt = ran.iter().cloned().chain(of_group(&plan.started));
+        let reason = |name| (name, told.text.clone());
+        outcome.failed.extend(hurt.map(reason));
+        let programs = &old.group.programs;
+        let are_plain = programs.iter().all(|program| program.kind == Kind::Program);
+        let (true, Ok(programs)) = (are_plain, base_programs(old)) else {
+            return Ok(());
+        };
+        let files = self.files();
+        let defined = files.group(name).map(|group| &group.programs);
+        let defined = defined.into_iter().flatten();
+        let claimed = defined.map(|program| (program.kind, program.name.as_str()));
+        let mut probe = Probe::new(old.environment.as_deref(), files.environment.as_deref());
+        probe.group(name, old.group.priority, &programs, claimed);
+        let added = {
+            let pause = self.twiddler.pause_for_questions().await?;
+            let add = [("supervisor.addProcessGroup", vec![name.as_str().into()])];
+            let results = pause.read(Some(&probe.text()), &add).await;
+            self.read_plain(&files).await?;
+            results?.pop()
+        };
+        match added {
+            Some(Ok(_)) => {
+                self.baseline().groups.insert(name.clone(), old.clone());
+                self.start(&ran, &mut Outcome::default()).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What was hidden in a group that the daemon has removed is hidden no more.

@@ -8,6 +8,7 @@
 mod baseline;
 mod difference;
 mod execute;
+mod files;
 mod plan;
 mod probe;
 mod programs;
@@ -27,7 +28,7 @@ use crate::daemon::conf::{self, Definitions};
 use crate::daemon::fault::{BAD_NAME, INCORRECT_PARAMETERS, fault};
 use crate::daemon::{Liveness, ProcessInfo};
 use crate::program::{Name, Program};
-use crate::twiddler::{Authorized, ChangeError, Twiddler};
+use crate::twiddler::{Authorized, ChangeError, Epoch, Twiddler};
 use crate::xmlrpc::{Fault, Value};
 use baseline::Baseline;
 use probe::Reply;
@@ -148,6 +149,7 @@ impl Updates {
             Request::Options { group, program } => self.program_options(&group, &program).await,
             Request::Update(groups) => {
                 let _turn = turn().await;
+                self.rejoin(authorized.clone(), record).await?;
                 self.update(&groups, authorized, record).await
             }
             Request::Redefine {
@@ -156,6 +158,7 @@ impl Updates {
                 options,
             } => {
                 let _turn = turn().await;
+                self.rejoin(authorized.clone(), record).await?;
                 self.redefine(&group, &program, &options, authorized, record)
                     .await
             }
@@ -175,15 +178,13 @@ impl Updates {
     pub async fn watch(self: Arc<Self>) {
         let life = Liveness::default();
         let mut pause = ASK_AGAIN;
+        let mut known = None;
         loop {
             let address = self.twiddler.daemon().address();
             let noted = match life.watch(address).await {
                 Ok(()) => {
                     let _turn = self.turn.lock().await;
-                    match self.learn().await {
-                        Ok(()) => self.finish().await,
-                        Err(refusal) => Err(refusal),
-                    }
+                    self.take_up(&mut known).await
                 }
                 Err(error) => Err(ChangeError::Unreachable(error.to_string())),
             };
@@ -201,6 +202,40 @@ impl Updates {
             }
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Finds out what runs, and makes of it what was promised. `known` is the epoch that was seen last.
+    async fn take_up(&self, known: &mut Option<Epoch>) -> Result<(), ChangeError> {
+        self.learn().await?;
+        let epoch = self.twiddler.epoch();
+        let goes_on = match known {
+            Some(known) => *known == epoch,
+            None => self.is_of_this_epoch(),
+        };
+        if !goes_on && !self.twiddler.persists() {
+            let mut baseline = self.baseline();
+            baseline.scales.clear();
+            baseline.rejoining.clear();
+        }
+        // The proxy's own: nobody asks for it.
+        let own = self.twiddler.daemon().own_authorization().cloned();
+        let (own, record) = (Authorized::Checked(own), Record::new(Peer::Unknown));
+        self.rejoin(own.clone(), &record).await?;
+        self.finish(own.clone(), &record).await?;
+        if !goes_on {
+            self.scale_again(own, &record).await?;
+        }
+        *known = Some(epoch);
+        Ok(())
+    }
+
+    /// Whether the daemon goes on since an earlier proxy has written down what it knew.
+    fn is_of_this_epoch(&self) -> bool {
+        let marker = self.baseline().marker.clone();
+        self.twiddler.with_registry(|registry| {
+            let is_it = |known: &str| marker.as_deref().is_none_or(|marker| marker == known);
+            registry.marker().is_some_and(is_it)
+        })
     }
 
     /// Lets the daemon say which groups are as the files are now, and keeps what those say.
@@ -234,7 +269,7 @@ impl Updates {
     }
 
     /// Finishes an update that was cut short: what it had stopped runs again.
-    async fn finish(&self) -> Result<(), ChangeError> {
+    async fn finish(&self, own: Authorized, record: &Record) -> Result<(), ChangeError> {
         let restarts = self.baseline().restarts.clone();
         let mut groups: Vec<String> = restarts.into_iter().map(|one| one.group).collect();
         groups.dedup();
@@ -247,11 +282,7 @@ impl Updates {
             groups = groups.join(", "),
             "finishing an update that was cut short"
         );
-        let record = Record::new(Peer::Unknown);
-        // The proxy's own: nobody asks for it.
-        let own = self.twiddler.daemon().own_authorization().cloned();
-        self.resume(&groups, Authorized::Checked(own), &record)
-            .await
+        self.resume(&groups, own, record).await
     }
 
     fn knows(&self, files: &Definitions) -> bool {
@@ -308,9 +339,18 @@ impl Updates {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is known, with what marks the epoch that it is about.
+    fn marked(&self) -> Baseline {
+        let mut baseline = self.baseline();
+        baseline.marker = self
+            .twiddler
+            .with_registry(|registry| registry.marker().map(str::to_owned));
+        baseline.clone()
+    }
+
     /// Keeps what is known for the next proxy.
     fn keep(&self) {
-        let baseline = self.baseline().clone();
+        let baseline = self.marked();
         let include = self.twiddler.include_dir();
         if let Err(error) = baseline.write(include) {
             tracing::warn!(%error, dir = %include.path().display(), "what the groups were started from is known until this proxy ends");

@@ -282,6 +282,28 @@ impl Updates {
         Ok(scaled(&plan.started, &plan.stopped))
     }
 
+    /// A daemon that has started again has as many processes as its files say: of programs that were
+    /// scaled to fewer, the others go.
+    pub(super) async fn scale_again(
+        &self,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<(), ChangeError> {
+        let files = self.files();
+        self.baseline().forget_old_scales(&files);
+        let scales = self.baseline().scales.clone();
+        let fewer = scales
+            .iter()
+            .filter(|scale| !scale.is_added() && scale.numprocs < scale.configured);
+        for scale in fewer {
+            let Scale { group, program, .. } = scale;
+            tracing::info!(group, program, numprocs = scale.numprocs, "scaling again");
+            self.scale(group, program, scale.numprocs, authorized.clone(), record)
+                .await?;
+        }
+        Ok(())
+    }
+
     fn note_scale(&self, source: &Source, group: &str, program: &str, numprocs: i64) {
         let mut baseline = self.baseline();
         baseline.forget_scale(group, program);
@@ -355,7 +377,7 @@ impl Updates {
     }
 
     /// What the daemon runs, and what the files say. Nothing is read for it.
-    async fn look(&self) -> Result<(Definitions, Vec<Seen>), ChangeError> {
+    pub(super) async fn look(&self) -> Result<(Definitions, Vec<Seen>), ChangeError> {
         self.twiddler.current().await?;
         let calls = [("supervisor.getAllProcessInfo", vec![])];
         let told = self.twiddler.call_all(&calls).await?;

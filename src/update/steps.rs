@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use super::Updates;
+use super::difference::{Made, Seen};
 use super::plan::{Name, Plan};
+use super::reply::Outcome;
 use crate::audit::Record;
 use crate::daemon::fault::BAD_NAME;
 use crate::twiddler::{Authorized, Change, ChangeError, Registry};
@@ -119,6 +121,97 @@ impl Updates {
             let is_added_group = registry.added_group(group).is_some();
             is_added_group || members.any(|member| defined.processes.contains(&member.process))
         })
+    }
+
+    /// Processes of this group that clients have added.
+    pub fn added(&self, group: &str) -> Vec<String> {
+        self.twiddler.with_registry(|registry| {
+            let members = registry.members_of(group);
+            let members = members.filter(|member| !member.is_in_files());
+            members.map(|member| member.process.clone()).collect()
+        })
+    }
+
+    /// Whether the daemon's own group of this name was added, or holds what was.
+    pub fn holds_added(&self, group: &str) -> bool {
+        self.twiddler.with_registry(|registry| {
+            let mut members = registry.members_of(group);
+            registry.added_group(group).is_some() || members.any(|member| !member.is_placed())
+        })
+    }
+
+    /// Starts processes that ran before their group was stopped.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub async fn start_again(
+        self: &Arc<Self>,
+        names: Vec<(String, String)>,
+        authorized: Authorized,
+    ) -> Result<(), ChangeError> {
+        let updates = self.clone();
+        self.on_its_own(authorized.presented(), async move {
+            let mut outcome = Outcome::default();
+            updates.start(&names, &mut outcome).await?;
+            for ((group, process), reason) in outcome.failed {
+                tracing::warn!("{group}:{process} does not run again: {reason}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Carries out the removal of a group that was to be added again, and was not. What is not `live`
+    /// has been removed from the daemon already, but for what was added.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub async fn give_up(
+        self: &Arc<Self>,
+        group: &str,
+        live: bool,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<(), ChangeError> {
+        let (updates, group, record) = (self.clone(), group.to_owned(), record.clone());
+        self.on_its_own(authorized.presented(), async move {
+            let _turn = updates.turn.lock().await;
+            let (_, seen) = updates.look().await?;
+            let of_group = seen.iter().filter(|seen| seen.group == group);
+            let is_added = |seen: &&Seen| matches!(seen.made, Made::Added(_));
+            let is_own = |seen: &Seen| seen.real == group && matches!(seen.made, Made::Base);
+            if !live && of_group.clone().any(is_own) {
+                // Somebody has added it on the daemon itself.
+                return Ok(());
+            }
+            let name = |seen: &Seen| (seen.group.clone(), seen.process.clone());
+            let running = of_group.clone().filter(|seen| seen.is_running()).map(name);
+            updates.stop(&running.collect::<Vec<Name>>()).await?;
+            let lost = of_group.filter(is_added);
+            let mut lost: Vec<String> = lost
+                .map(|seen| format!("{group}:{}", seen.process))
+                .collect();
+            lost.sort();
+            let lost = lost.join(", ");
+            let removal = Change::RemoveGroup { name: group.clone() };
+            for removed in updates.twiddler.change(vec![removal], authorized, &record).await {
+                removed?;
+            }
+            updates.forget(&group);
+            tracing::warn!(group, lost, "removed the group: it was stopped and removed as by an update, and not added again within a minute");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets a group that is gone.
+    fn forget(&self, group: &str) {
+        let mut baseline = self.baseline();
+        baseline.groups.remove(group);
+        baseline.applied.remove(group);
+        baseline.restarts.retain(|one| one.group != group);
+        drop(baseline);
+        self.keep();
     }
 
     /// Processes of this group that came from the files after the group was made.

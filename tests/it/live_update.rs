@@ -828,7 +828,7 @@ fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
         let expected: Vec<String> = settled(&sidecar.client())?.into_keys().collect();
         ensure!(diff(&sidecar.client())?.is_empty());
         daemon.write(FILE, &WEB.replace("601", "611"))?;
-        let _connection = stop_at(&daemon, &sidecar, "question", "twiddler.diffConfig")?;
+        let _connection = stop_at(&daemon, &sidecar, "question", ("twiddler.diffConfig", &[]))?;
         daemon.kill_and_start_again()?;
         // It has met the question, and runs nobody twice for that.
         let running = |row: &Row| (is_running(row)).then(|| row.namespec());
@@ -899,11 +899,16 @@ fn stopping(daemon: &Daemon) -> Result<Sidecar> {
 }
 
 /// Sends a call, and waits until the proxy has stopped at a point of it.
-fn stop_at(daemon: &Daemon, sidecar: &Sidecar, point: &str, method: &str) -> Result<Connection> {
+fn stop_at(
+    daemon: &Daemon,
+    sidecar: &Sidecar,
+    point: &str,
+    (method, params): (&str, &[Value]),
+) -> Result<Connection> {
     daemon.write("stop-at", point)?;
     let client = sidecar.socket_client();
     let mut connection = client.connect()?;
-    let call = write::call(method, &[]);
+    let call = write::call(method, params);
     connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
     wait_until_stopped(sidecar.pid())?;
     Ok(connection)
@@ -933,7 +938,7 @@ fn an_update_is_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
         let before = settled(&sidecar.client())?;
         ensure!(diff(&sidecar.client())?.is_empty());
         daemon.write(FILE, &text.replace("sleep 601", "sleep 611"))?;
-        let connection = stop_at(&daemon, &sidecar, point, "twiddler.updateConfig")?;
+        let connection = stop_at(&daemon, &sidecar, point, ("twiddler.updateConfig", &[]))?;
         sidecar.kill()?;
         drop(connection);
         sidecar.start_again()?;
@@ -955,4 +960,186 @@ fn an_update_is_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
         ensure!(left.is_empty(), "{point}: {left:?}");
     }
     Ok(())
+}
+
+/// A program that sleeps so long.
+fn sleeping(seconds: &str) -> Value {
+    let command = format!("/bin/sleep {seconds}");
+    options(&[
+        ("command", value(command.as_str())),
+        ("startsecs", value("0")),
+    ])
+}
+
+#[test]
+fn a_program_whose_options_change_is_there_whatever_point_the_proxy_dies_at() -> Result<()> {
+    for point in [
+        "update intended",
+        "update stopped",
+        "update left",
+        "update joined",
+        "update started",
+    ] {
+        let daemon = Daemon::start_with(DaemonOptions {
+            files: &[(FILE, WEB)],
+            ..DaemonOptions::default()
+        })?;
+        let sidecar = stopping(&daemon)?;
+        let client = sidecar.client();
+        client.call("twiddler.addGroup", ("dyn", 5))?;
+        client.call(
+            "twiddler.addProcessToGroup",
+            ("dyn", "own", sleeping("901")),
+        )?;
+        client.call("twiddler.addProcessToGroup", ("web", "z", sleeping("901")))?;
+        let before = settled(&client)?;
+        for (group, name) in [("dyn", "own"), ("web", "z")] {
+            let params = [value(group), value(name), sleeping("902")];
+            let call = ("twiddler.updateProgram", &params[..]);
+            let connection = stop_at(&daemon, &sidecar, point, call)?;
+            sidecar.kill()?;
+            drop(connection);
+            sidecar.start_again()?;
+        }
+        let client = sidecar.client();
+        eventually(LIMIT, || {
+            let after = table(&client)?;
+            for (name, row) in &before {
+                let is = after.get(name).with_context(|| format!("{name} is lost"))?;
+                ensure!(is_running(is), "{is:?}");
+                let is_touched = ["dyn:own", "web:z"].contains(&name.as_str());
+                ensure!(is_touched || is == row, "{name}: {is:?}");
+            }
+            ensure!(after.len() == before.len(), "{:?}", after.keys());
+            Ok(())
+        })
+        .with_context(|| point.to_owned())?;
+        let told = client.call("twiddler.getProgramOptions", ("web", "z"))?;
+        let command = text(member(&told, "command")?)?;
+        ensure!(["/bin/sleep 901", "/bin/sleep 902"].contains(&command));
+        // It can be done again.
+        client.call("twiddler.updateProgram", ("web", "z", sleeping("903")))?;
+    }
+    Ok(())
+}
+
+/// Somebody else lets the daemon read files without the group after it was accepted.
+#[test]
+fn a_group_that_is_refused_after_it_was_stopped_runs_as_before() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, WEB)],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = stopping(&daemon)?;
+    let client = sidecar.client();
+    ensure!(diff(&client)?.is_empty());
+    let before = settled(&client)?;
+    daemon.write(FILE, &WEB.replace("603", "613"))?;
+    let mut connection = stop_at(
+        &daemon,
+        &sidecar,
+        "update left",
+        ("twiddler.updateConfig", &[]),
+    )?;
+    let (without, _) = WEB.split_once("[program:lone]").context("lone")?;
+    daemon.write(FILE, without)?;
+    daemon.call("supervisor.reloadConfig", ())?;
+    sidecar.signal("CONT")?;
+    let reply = connection.read_reply()?.text();
+    ensure!(
+        reply.contains("skipped") && reply.contains("BAD_NAME"),
+        "{reply}"
+    );
+    let after = settled(&client)?;
+    ensure!(differing(&before, &after) == ["lone:lone"], "{after:?}");
+    ensure!(is_running(&after["lone:lone"]), "{after:?}");
+    let infos = daemon.call("supervisor.getAllConfigInfo", ())?;
+    ensure!(!format!("{infos:?}").contains("twiddler~"), "{infos:?}");
+    let told = diff(&client)?;
+    ensure!(
+        told.len() == 1 && text(member(&told[0], "change")?)? == "removed",
+        "{told:?}"
+    );
+    client.call("twiddler.updateConfig", ())?;
+    ensure!(!table(&client)?.contains_key("lone:lone"));
+    Ok(())
+}
+
+#[test]
+fn numbers_survive_the_daemon_with_persist_alone() -> Result<()> {
+    let names = |client: &Client| -> Result<Vec<String>> {
+        let names = table(client)?.into_keys();
+        Ok(names.filter(|name| name.contains(":c_")).collect())
+    };
+    for (arguments, kept) in [(&["--persist"][..], true), (&[], false)] {
+        for numprocs in [1, 4] {
+            let (daemon, sidecar) = started(arguments)?;
+            let client = sidecar.client();
+            client.call("twiddler.scaleProgram", ("web", "c", numprocs))?;
+            let scaled = names(&client)?;
+            for restarts in [Daemon::restart_rpc, Daemon::kill_and_start_again] {
+                restarts(&daemon)?;
+                eventually(LIMIT, || {
+                    let now = names(&client)?;
+                    let expected = if kept { scaled.len() } else { 2 };
+                    ensure!(now.len() == expected, "{numprocs} {arguments:?}: {now:?}");
+                    let told = diff(&client)?;
+                    ensure!(told.is_empty() != kept, "{told:?}");
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_file_defines_by_now_is_kept_no_longer_and_starts_once() -> Result<()> {
+    let (daemon, sidecar) = started(&["--persist"])?;
+    let client = sidecar.client();
+    for name in ["z", "other"] {
+        client.call("twiddler.addProcessToGroup", ("web", name, sleeper()))?;
+    }
+    let kept = || daemon.read("conf.d/zz-twiddler-persist.conf");
+    ensure!(kept()?.contains("; web:z\n"), "{}", kept()?);
+    let web = WEB.replace("a,b,c", "a,b,c,z");
+    let z = "\n[program:z]\ncommand = /bin/sleep 9000\n";
+    daemon.write(FILE, &format!("{web}{z}"))?;
+    // Nobody calls.
+    eventually(LIMIT, || {
+        let kept = kept()?;
+        ensure!(
+            !kept.contains("; web:z\n") && kept.contains("; web:other\n"),
+            "{kept}"
+        );
+        Ok(())
+    })?;
+    let once = |daemon: &Daemon| -> Result<()> {
+        eventually(LIMIT, || {
+            let there = table(&daemon.client())?;
+            let named = there.values().filter(|row| row.name == "z");
+            ensure!(named.count() == 1, "{:?}", there.keys());
+            Ok(())
+        })
+    };
+    daemon.kill_and_start_again()?;
+    once(&daemon)?;
+    settled(&client)?;
+    // Both start where the proxy was away.
+    client.call("twiddler.addProcessToGroup", ("web", "y", sleeper()))?;
+    sidecar.kill()?;
+    let y = "\n[program:y]\ncommand = /bin/sleep 9001\n";
+    daemon.write(FILE, &format!("{}{z}{y}", web.replace("b,c,z", "b,c,z,y")))?;
+    daemon.kill_and_start_again()?;
+    sidecar.start_again()?;
+    let log = sidecar.wait_for_stderr("there is only theirs from now on")?;
+    ensure!(log.contains("web:y"), "{log}");
+    once(&daemon)?;
+    eventually(LIMIT, || {
+        let direct = table(&daemon.client())?;
+        let named = direct.values().filter(|row| row.name == "y");
+        let named: Vec<&Row> = named.collect();
+        ensure!(named.len() == 1 && named[0].group == "web", "{named:?}");
+        Ok(())
+    })
 }

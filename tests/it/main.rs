@@ -48,6 +48,7 @@ mod tls;
 mod turns;
 mod twiddler;
 mod two_proxies;
+mod update_steps;
 mod update_verbs;
 mod values;
 mod verbs;

@@ -588,7 +588,9 @@ fn seen(daemon: &Daemon, client: &Client) -> Result<Seen> {
     }
     let groups = client.call("twiddler.getGroupNames", ())?;
     let mut there = rows(&daemon.client())?;
-    there.retain(|row| row.state == "RUNNING" || !row.group.contains('~'));
+    // On a busy machine a second has not passed yet since it was started.
+    let runs = |row: &Row| ["STARTING", "RUNNING"].contains(&row.state.as_str());
+    there.retain(|row| runs(row) || !row.group.contains('~'));
     Ok(Seen {
         groups: texts(&groups)?.into_iter().map(str::to_owned).collect(),
         shown,

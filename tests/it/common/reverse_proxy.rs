@@ -54,10 +54,19 @@ impl ReverseProxy {
 
     /// HAProxy, with `upstream` below `/supervisor/` and everywhere else.
     pub fn haproxy(upstream: SocketAddr) -> Result<ReverseProxy> {
+        ReverseProxy::haproxy_with(upstream, "")
+    }
+
+    /// The same, which closes each connection after one call.
+    pub fn haproxy_closing(upstream: SocketAddr) -> Result<ReverseProxy> {
+        ReverseProxy::haproxy_with(upstream, "  option httpclose\n")
+    }
+
+    fn haproxy_with(upstream: SocketAddr, defaults: &str) -> Result<ReverseProxy> {
         let (dir, addr) = (WorkDir::new("twh-")?, free_port()?);
         let conf = format!(
             "defaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  \
-             timeout server 60s\nfrontend clients\n  bind {addr}\n  default_backend sidecar\n\
+             timeout server 60s\n{defaults}frontend clients\n  bind {addr}\n  default_backend sidecar\n\
              backend sidecar\n  http-request replace-path /supervisor/(.*) /\\1\n  \
              server twiddler {upstream}\n"
         );
