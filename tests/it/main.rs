@@ -39,6 +39,7 @@ mod reload;
 mod reverse_proxies;
 mod run_verb;
 mod secrets;
+mod service_unit;
 mod session;
 mod shutdown;
 mod strangers;
