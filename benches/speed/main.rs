@@ -17,7 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use measure::{Effort, Line, table};
-use rows::{changes, forwarding, persist, resources, tail};
+use rows::{changes, forwarding, persist, resources, tail, updates};
 
 /// A row's name, and what measures it.
 type Row = (&'static str, fn(Effort) -> Result<Vec<Line>>);
@@ -33,6 +33,8 @@ const ROWS: &[Row] = &[
     ("population", changes::population),
     ("bystanders", changes::bystanders),
     ("persist", persist::price),
+    ("update", updates::edits),
+    ("scale", updates::numbers),
     ("tail", tail::followers),
     ("memory", resources::memory),
     ("program", resources::program),

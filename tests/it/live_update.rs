@@ -22,6 +22,8 @@ use crate::common::{
 };
 
 const FILE: &str = "conf.d/web.conf";
+/// Below another pattern of `[include]`.
+const OTHER: &str = "more/web.conf";
 
 const WEB: &str = "\
 [group:web]
@@ -68,6 +70,7 @@ impl Judge {
         let mut child = command
             .arg(script)
             .env("N", "60")
+            .env("DIR", "/tmp")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -150,10 +153,11 @@ fn settled(client: &Client) -> Result<BTreeMap<String, Row>> {
 /// Fails unless exactly that happened which the verdict says.
 fn ensure_as_judged(
     verdict: &Verdict,
+    added: &BTreeSet<String>,
     before: &BTreeMap<String, Row>,
     after: &BTreeMap<String, Row>,
 ) -> Result<()> {
-    for name in &verdict.same {
+    for name in verdict.same.iter().chain(added) {
         let (was, is) = (before.get(name), after.get(name));
         ensure!(was == is, "{name} did not change: {was:?}, and now {is:?}");
     }
@@ -182,13 +186,67 @@ fn ensure_as_judged(
     for name in &verdict.removed {
         ensure!(!after.contains_key(name), "{name} is still there");
     }
-    let known = verdict.same.len() + verdict.changed.len() + verdict.added.len();
+    ensure_all_known(verdict, added, after)
+}
+
+fn ensure_all_known(
+    verdict: &Verdict,
+    added: &BTreeSet<String>,
+    after: &BTreeMap<String, Row>,
+) -> Result<()> {
+    let known = verdict.same.iter().chain(verdict.changed.keys());
+    let known = known.chain(verdict.added.keys()).chain(added);
+    let known: BTreeSet<&String> = known.collect();
     ensure!(
-        known == after.len(),
-        "{known} are defined: {:?}",
+        known.iter().copied().eq(after.keys()),
+        "{known:?} are defined: {:?}",
         after.keys()
     );
     Ok(())
+}
+
+/// Fails unless exactly the groups were made anew that supervisorctl names, and those are all in which
+/// something changed.
+fn ensure_groups_made_anew(
+    said: &str,
+    verdict: &Verdict,
+    added: &BTreeSet<String>,
+    before: &BTreeMap<String, Row>,
+    after: &BTreeMap<String, Row>,
+) -> Result<()> {
+    let named: BTreeSet<&str> = said
+        .lines()
+        .filter_map(|line| line.split(':').next())
+        .collect();
+    let group = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
+    let differing = verdict.changed.keys().chain(verdict.added.keys());
+    for name in differing.chain(&verdict.removed) {
+        ensure!(
+            named.contains(group(name).as_str()),
+            "{name} differs: {said}"
+        );
+    }
+    for name in &verdict.same {
+        let is_alone = !named.contains(group(name).as_str());
+        ensure!(
+            !is_alone || before.get(name) == after.get(name),
+            "{name} did not change: {:?}, and now {:?}",
+            before.get(name),
+            after.get(name)
+        );
+    }
+    for (name, starts) in verdict.changed.iter().chain(&verdict.added) {
+        let is = after.get(name).with_context(|| format!("{name} is gone"))?;
+        ensure!(is_running(is) == *starts, "{name} starts {starts}: {is:?}");
+    }
+    for name in added {
+        let is = after.get(name).with_context(|| format!("{name} is lost"))?;
+        ensure!(
+            before.get(name).map(is_running) == Some(is_running(is)),
+            "{is:?}"
+        );
+    }
+    ensure_all_known(verdict, added, after)
 }
 
 fn names(reply: &Value, list: &str) -> Result<BTreeSet<String>> {
@@ -227,6 +285,8 @@ struct Files {
     groups: BTreeMap<String, Vec<usize>>,
     entries: Vec<Entry>,
     environment: String,
+    /// The commands of an event listener and a FastCGI program.
+    whole: [u64; 2],
     next: usize,
 }
 
@@ -236,6 +296,7 @@ impl Files {
             groups: BTreeMap::new(),
             entries: Vec::new(),
             environment: "ALL=\"1\"".to_owned(),
+            whole: [600, 600],
             next: 0,
         };
         for _ in 0..6 {
@@ -267,7 +328,8 @@ impl Files {
 
     /// Changes something, which may mean the same as before.
     fn edit(&mut self, dice: &mut Dice) {
-        match dice.roll(12) {
+        match dice.roll(13) {
+            12 => self.whole[dice.roll(2)] += 1,
             0 => {
                 let added = self.add(dice);
                 if dice.one_in(2) {
@@ -420,111 +482,258 @@ impl Files {
         }
     }
 
-    /// The text of the included file, spelt in one of many ways.
-    fn text(&self, dice: &mut Dice) -> String {
+    /// The texts of the included files, spelt in one of many ways.
+    fn texts(&self, dice: &mut Dice) -> [String; 2] {
         let mut sections: Vec<String> = Vec::new();
         for (name, members) in &self.groups {
             let members: Vec<&str> = members
                 .iter()
                 .map(|at| self.entries[*at].name.as_str())
                 .collect();
+            let comma = *dice.choose(&[",", ", ", ",\n  "]).expect("there are some");
             sections.push(format!(
                 "[group:{name}]\nprograms = {}\n",
-                members.join(",")
+                members.join(comma)
             ));
         }
         for entry in &self.entries {
-            let mut section = format!("[program:{}]\n", entry.name);
+            let header = format!("[program:{}]\n", entry.name);
+            let mut section = header.clone();
             for (name, text) in &entry.options {
-                let name = if dice.one_in(6) {
-                    name.to_uppercase()
-                } else {
-                    name.clone()
-                };
-                let space = *dice.choose(&["", " "]).expect("there are some");
-                let comment = *dice
-                    .choose(&["", "", " ; c", "\n# c"])
-                    .expect("there are some");
-                section += &format!("{name}{space}={space}{text}{comment}\n");
+                // Of a section that is there twice, the daemon makes one.
+                if dice.one_in(12) {
+                    sections.push(std::mem::replace(&mut section, header.clone()));
+                }
+                section += &spelt(name, text, dice);
             }
             sections.push(section);
         }
+        let [listener, fast] = self.whole;
+        sections.push(format!(
+            "[eventlistener:ears]\nevents = TICK_3600\ncommand = /bin/sleep {listener}\nstartsecs = 0\n"
+        ));
+        sections.push(format!(
+            "[fcgi-program:fast]\nsocket = unix://%(ENV_DIR)s/fast.sock\ncommand = /bin/sleep {fast}\nstartsecs = 0\n"
+        ));
         let start = dice.roll(sections.len());
         if dice.one_in(3) {
             sections.rotate_left(start);
         }
-        sections.join(
-            *dice
-                .choose(&["\n", "\n; a comment\n"])
-                .expect("there are some"),
-        )
+        let between = *dice
+            .choose(&["\n", "\n; a comment\n"])
+            .expect("there are some");
+        let half = dice.roll(sections.len());
+        let (one, other) = sections.split_at(if dice.one_in(2) { half } else { 0 });
+        [one, other].map(|sections| sections.join(between))
     }
 
     fn write(&self, daemon: &Daemon, dice: &mut Dice) -> Result<()> {
         let environment = format!("[supervisord]\nenvironment={}\n", self.environment);
-        daemon.write(FILE, &self.text(dice))?;
+        let [one, other] = self.texts(dice);
+        daemon.write(FILE, &one)?;
+        daemon.write(OTHER, &other)?;
         daemon.write("conf.d/env.conf", &environment)
     }
 }
 
-fn random_edits(version: Version, usual_seed: u64, edits: usize) -> Result<()> {
-    let mut dice = Dice::new(seed(usual_seed)?);
-    let mut files = Files::new(&mut dice);
-    let daemon = Daemon::start_with(DaemonOptions {
-        version,
-        files: &[
-            (FILE, &files.text(&mut dice)),
-            ("conf.d/env.conf", "[supervisord]\nenvironment=ALL=\"1\"\n"),
-        ],
-        environment: &[("N", "60")],
-        ..DaemonOptions::default()
-    })?;
-    let sidecar = Sidecar::start(&daemon)?;
-    let mut client = sidecar.client();
-    let mut judge = Judge::of(&daemon)?;
-    settled(&client)?;
-    for edit in 0..edits {
-        for _ in 0..=dice.roll(3) {
-            files.edit(&mut dice);
+/// One line of a section, or more.
+fn spelt(name: &str, text: &str, dice: &mut Dice) -> String {
+    let name = match dice.one_in(6) {
+        true => name.to_uppercase(),
+        false => name.to_owned(),
+    };
+    let text = match name.eq_ignore_ascii_case("environment") && dice.one_in(3) {
+        true => text.replace(',', ",\n  "),
+        false => text.to_owned(),
+    };
+    let space = *dice.choose(&["", " "]).expect("there are some");
+    let comment = *dice
+        .choose(&["", "", " ; c", "\n# c"])
+        .expect("there are some");
+    format!("{name}{space}={space}{text}{comment}\n")
+}
+
+/// How the files are put in force.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    /// `updateConfig`
+    Config,
+    /// `supervisorctl update` with `live_update`
+    Live,
+    /// `supervisorctl update`
+    Plain,
+}
+
+/// A daemon with random files, the proxy in front of it, and what is known of them.
+struct Field {
+    by: By,
+    dice: Dice,
+    files: Files,
+    daemon: Daemon,
+    sidecar: Sidecar,
+    judge: Judge,
+    /// Namespecs of what was added.
+    added: BTreeSet<String>,
+    serial: usize,
+    _sockets: tempfile::TempDir,
+}
+
+impl Field {
+    fn new(version: Version, seed: u64, by: By) -> Result<Field> {
+        let mut dice = Dice::new(seed);
+        let files = Files::new(&mut dice);
+        let [one, other] = files.texts(&mut dice);
+        let sockets = tempfile::tempdir()?;
+        let dir = sockets.path().to_string_lossy().into_owned();
+        let daemon = Daemon::start_with(DaemonOptions {
+            version,
+            include: "more/*.conf conf.d/*.conf",
+            files: &[
+                (FILE, &one),
+                (OTHER, &other),
+                ("conf.d/env.conf", "[supervisord]\nenvironment=ALL=\"1\"\n"),
+            ],
+            environment: &[("N", "60"), ("DIR", &dir)],
+            ..DaemonOptions::default()
+        })?;
+        // What the daemon reads last counts.
+        let last = daemon.dir().join("conf.d").to_string_lossy().into_owned();
+        let mut arguments = vec!["--include-dir", &last];
+        if by == By::Live {
+            arguments.push("--live-update");
         }
-        files.write(&daemon, &mut dice)?;
-        if dice.one_in(4) {
-            let table = settled(&client)?;
+        let sidecar = Sidecar::start_with(&daemon, &arguments)?;
+        let judge = Judge::of(&daemon)?;
+        let field = Field {
+            by,
+            dice,
+            files,
+            daemon,
+            sidecar,
+            judge,
+            added: BTreeSet::new(),
+            serial: 0,
+            _sockets: sockets,
+        };
+        settled(&field.client())?;
+        ensure!(diff(&field.client())?.is_empty());
+        Ok(field)
+    }
+
+    fn client(&self) -> Client {
+        self.sidecar.client()
+    }
+
+    /// All that the files say.
+    fn text(&self) -> Result<String> {
+        Ok(self.daemon.read(FILE)? + "# another file\n" + &self.daemon.read(OTHER)?)
+    }
+
+    /// Something else happens before the files are edited.
+    fn happen(&mut self) -> Result<()> {
+        if self.dice.one_in(10) {
+            self.daemon.restart_rpc()?;
+            self.judge.start()?;
+            self.added.clear();
+            settled(&self.client())?;
+            let left = diff(&self.client())?;
+            ensure!(left.is_empty(), "a daemon that has just started: {left:?}");
+        }
+        let groups: Vec<String> = self.files.groups.keys().cloned().collect();
+        if self.dice.one_in(5)
+            && let Some(group) = self.dice.choose(&groups)
+        {
+            let name = format!("x{}", self.serial);
+            self.serial += 1;
+            let parameters = (group.as_str(), name.as_str(), sleeping("9000"));
+            self.client()
+                .call("twiddler.addProcessToGroup", parameters)?;
+            self.added.insert(format!("{group}:{name}"));
+        }
+        Ok(())
+    }
+
+    /// Something else happens after that.
+    fn interfere(&mut self) -> Result<()> {
+        if self.dice.one_in(4) {
+            let table = settled(&self.client())?;
             let names: Vec<&String> = table.keys().collect();
-            if let Some(name) = dice.choose(&names) {
-                let _not_running = client.call("supervisor.stopProcess", (name.as_str(),));
+            if let Some(name) = self.dice.choose(&names) {
+                let _not_running = self
+                    .client()
+                    .call("supervisor.stopProcess", (name.as_str(),));
             }
         }
-        if dice.one_in(8) {
-            sidecar.kill()?;
-            sidecar.start_again()?;
-            client = sidecar.client();
+        if self.dice.one_in(8) {
+            self.sidecar.kill()?;
+            self.sidecar.start_again()?;
         }
+        Ok(())
+    }
+
+    fn edit(&mut self) -> Result<()> {
+        self.happen()?;
+        for _ in 0..=self.dice.roll(3) {
+            self.files.edit(&mut self.dice);
+        }
+        self.files.write(&self.daemon, &mut self.dice)?;
+        self.interfere()?;
+        let client = self.client();
         let before = settled(&client)?;
-        let reply = client
-            .call("twiddler.updateConfig", ())
-            .with_context(|| format!("edit {edit}: {}", files.text(&mut Dice::new(1))))?;
-        let verdict = judge.update()?;
-        let judged = ensure_told(&reply, &verdict, &before)
-            .and_then(|()| ensure_as_judged(&verdict, &before, &settled(&client)?));
-        judged.with_context(|| format!("edit {edit} of {files:#?}\nverdict {verdict:#?}"))?;
-        let left = client.call("twiddler.diffConfig", ())?;
-        ensure!(
-            items(&left)?.is_empty(),
-            "edit {edit}: still differs: {left:?}"
-        );
+        let (reply, said) = match self.by {
+            By::Config => (
+                Some(client.call("twiddler.updateConfig", ())?),
+                String::new(),
+            ),
+            By::Live | By::Plain => (None, ctl(&client, &["update"])?),
+        };
+        let verdict = self.judge.update()?;
+        let after = settled(&client)?;
+        let told = match (&reply, self.by) {
+            (Some(reply), _) => ensure_told(reply, &verdict, &before),
+            _ => Ok(()),
+        };
+        let judged = told.and_then(|()| match self.by {
+            By::Plain => ensure_groups_made_anew(&said, &verdict, &self.added, &before, &after),
+            _ => ensure_as_judged(&verdict, &self.added, &before, &after),
+        });
+        judged.with_context(|| format!("verdict {verdict:#?}\n{said}"))?;
+        let left = diff(&client)?;
+        ensure!(left.is_empty(), "still differs: {left:?}");
+        Ok(())
+    }
+}
+
+fn random_edits(version: Version, usual_seed: u64, edits: usize, by: By) -> Result<()> {
+    let mut field = Field::new(version, seed(usual_seed)?, by)?;
+    for edit in 0..edits {
+        let before = field.text()?;
+        if let Err(error) = field.edit() {
+            let after = field.text()?;
+            return Err(error.context(format!("edit {edit} of\n{before}\nto\n{after}")));
+        }
     }
     Ok(())
 }
 
 #[test]
 fn random_edits_restart_what_the_parser_calls_changed() -> Result<()> {
-    random_edits(Version::V4_3_0, 12, times(40)?)
+    random_edits(Version::V4_3_0, 12, times(40)?, By::Config)
+}
+
+#[test]
+fn random_edits_do_the_same_by_supervisorctl_with_live_update() -> Result<()> {
+    random_edits(Version::V4_3_0, 7, times(40)?, By::Live)
+}
+
+#[test]
+fn random_edits_make_whole_groups_anew_by_supervisorctl_without_it() -> Result<()> {
+    random_edits(Version::V4_3_0, 9, times(40)?, By::Plain)
 }
 
 #[test]
 fn random_edits_do_the_same_in_an_older_release() -> Result<()> {
-    random_edits(Version::V4_2_5, 5, times(15)?)
+    random_edits(Version::V4_2_5, 5, times(15)?, By::Config)
 }
 
 fn diff(client: &Client) -> Result<Vec<Value>> {

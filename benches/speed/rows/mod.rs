@@ -5,3 +5,4 @@ pub(crate) mod forwarding;
 pub(crate) mod persist;
 pub(crate) mod resources;
 pub(crate) mod tail;
+pub(crate) mod updates;
