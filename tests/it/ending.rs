@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::pair::Pair;
 use crate::common::{
-    CallError, Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, options, rows, text,
-    value,
+    Addr, CallError, Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, options, rows,
+    text, value,
 };
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
@@ -282,6 +282,34 @@ fn a_proxy_that_is_stopped_meanwhile_has_the_daemon_end_all_the_same() -> Result
         }
         wait_for_end(&daemon)?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_proxy_below_the_same_supervisord_is_up_until_it_has_sent_the_end() -> Result<()> {
+    let binary = env!("CARGO_BIN_EXE_twiddler");
+    // Its group stops first.
+    let proxy = format!(
+        "[program:twiddler]\ncommand = {binary} serve -c %(here)s/supervisord.conf --listen unix://%(here)s/p.sock\nstartsecs = 0\npriority = 1500\n"
+    );
+    let daemon = Daemon::start(&format!("{WEB}{proxy}"))?;
+    let client = daemon.client_at(Addr::Unix(daemon.dir().join("p.sock")));
+    eventually(LIMIT, || {
+        client.call("twiddler.getAPIVersion", ())?;
+        Ok(())
+    })?;
+    add_slow(&client, "web", 2)?;
+    daemon.restart_by(|| {
+        let told = client.call("supervisor.restart", ())?;
+        ensure!(told == Value::Bool(true), "{told:?}");
+        Ok(())
+    })?;
+    eventually(LIMIT, || {
+        client.call("twiddler.getAPIVersion", ())?;
+        Ok(())
+    })?;
+    time_of_shutdown(&client, &daemon)?;
+    ensure!(starts(&daemon, "twiddler") == 2, "{}", daemon.log());
     Ok(())
 }
 
