@@ -137,3 +137,31 @@ fn files_that_belong_to_somebody_else_are_named_with_what_to_do() -> Result<()> 
     }
     Ok(())
 }
+
+#[test]
+fn an_owner_that_an_account_may_not_give_is_told_with_its_option() -> Result<()> {
+    if !is_root()? {
+        return Ok(());
+    }
+    let daemon = Daemon::start(USER)?;
+    for dir in [daemon.dir(), daemon.include_dir()] {
+        set_mode(dir, 0o777)?;
+    }
+    let binary = daemon.dir().join("twiddler");
+    fs::copy(env!("CARGO_BIN_EXE_twiddler"), &binary)?;
+    let socket = format!("unix://{}/nobodys.sock", daemon.dir().display());
+    for owner in ["root:root", "nobody:root"] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command
+            .arg(&binary)
+            .args(["serve", "--listen", &socket, "--chown", owner, "-c"]);
+        let ended = run(command.arg(daemon.conf()))?;
+        let said = stderr_text(&ended);
+        let expected =
+            format!("twiddler: --chown: nobody (uid {NOBODY}) may not give the socket {socket} to");
+        ensure!(ended.status.code() == Some(2), "{}: {said}", ended.status);
+        ensure!(said.contains(&expected), "no {expected}: {said}");
+    }
+    Ok(())
+}
