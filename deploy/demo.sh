@@ -155,6 +155,16 @@ files=$dir/conf.d/*.conf
 [program:clock]
 command=sh -c 'while date; do sleep 5; done'
 CONF
+    cat >"$dir/conf.d/web.conf" <<CONF
+[group:web]
+programs=api,worker
+
+[program:api]
+command=sleep 6000
+
+[program:worker]
+command=sleep 6001
+CONF
 }
 
 daemon_answers() { [ "$("$venv/bin/supervisorctl" -c "$dir/supervisord.conf" pid 2>/dev/null)" = "$daemon" ]; }
@@ -195,7 +205,7 @@ start() {
 explain() {
     cat <<TEXT
 
-supervisord $SUPERVISOR runs with one program, and the proxy answers on port $port.
+supervisord $SUPERVISOR runs with three programs, and the proxy answers on port $port.
 While it runs, every account of this machine can call that port and run commands as you.
 
 In another terminal, python3, then:
@@ -213,6 +223,15 @@ In another terminal, python3, then:
 Or all of it and more at once, as often as you like:
 
     python3 deploy/demo.py http://localhost:$port
+
+Edit a file, and only what changed restarts; look at the pids:
+
+    export TWIDDLER_SERVER=http://localhost:$port
+    $target/release/twiddler status
+    sed -i 's/sleep 6000/sleep 7000/' $dir/conf.d/web.conf
+    $target/release/twiddler diff
+    $target/release/twiddler update
+    $target/release/twiddler status
 
 What supervisorctl shows, through the proxy and past it:
 

@@ -160,6 +160,8 @@ pub struct GroupDifference {
     pub whole: Option<String>,
     /// Why nothing can be told.
     pub unknown: Option<String>,
+    /// The priority of its `[group:x]`, in force and in the files, where it is another one.
+    pub priority: Option<(i64, i64)>,
 }
 
 impl GroupDifference {
@@ -171,6 +173,7 @@ impl GroupDifference {
             goes: false,
             whole: None,
             unknown: None,
+            priority: None,
         }
     }
 
@@ -183,6 +186,7 @@ impl GroupDifference {
             || self.goes
             || self.unknown.is_some()
             || self.whole.is_some()
+            || self.priority.is_some()
     }
 
     /// The processes that are not as they are to be.
@@ -505,6 +509,7 @@ impl<'a> Questions<'a> {
                     || difference.goes
                     || difference.unknown.is_some()
                     || difference.whole.is_some()
+                    || difference.priority.is_some()
             })
             .collect()
     }
@@ -548,7 +553,16 @@ impl<'a> Questions<'a> {
             .collect();
         programs.extend(self.gone(group, new));
         difference.programs = programs;
+        difference.priority = self.changed_priority(group, new);
         difference
+    }
+
+    fn changed_priority(&self, group: &str, new: &GroupDefinition) -> Option<(i64, i64)> {
+        let applied = self.input.baseline.applied.get(group);
+        let old = applied.or_else(|| self.input.base(group))?;
+        let is_section = old.group.has_section && new.has_section;
+        let (old, new) = (old.group.priority, new.priority);
+        (is_section && old != new).then_some((old, new))
     }
 
     /// How a program of the files differs from what runs.

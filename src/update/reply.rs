@@ -1,6 +1,6 @@
 //! Differences and outcomes as clients are told of them.
 
-use super::difference::{Change, GroupDifference, Process, ProgramDifference};
+use super::difference::{Change, GroupDifference, OptionChange, Process, ProgramDifference};
 use super::plan::{Name, Plan};
 use super::survey::Survey;
 use crate::xmlrpc::Value;
@@ -117,14 +117,23 @@ fn group(survey: &Survey, difference: &GroupDifference) -> Vec<Value> {
     structs
 }
 
-/// The struct of a `[group:x]` itself, which comes or goes.
+/// The struct of a `[group:x]` itself, which comes, goes or gets another priority.
 fn own(survey: &Survey, difference: &GroupDifference) -> Option<ProgramDifference> {
     let defined = survey.files.group(&difference.group);
     let has_section = defined.is_some_and(|group| group.has_section);
     let change = match () {
         () if difference.comes && has_section => Change::Added,
         () if difference.goes && survey.had_section(&difference.group) => Change::Removed,
-        () => return None,
+        () => {
+            let (old, new) = difference.priority?;
+            let mut own = plain(Change::Changed, "a priority restarts nobody".to_owned());
+            own.options.push(OptionChange {
+                name: "priority".to_owned(),
+                old: old.to_string(),
+                new: new.to_string(),
+            });
+            return Some(own);
+        }
     };
     Some(plain(change, String::new()))
 }

@@ -1352,3 +1352,31 @@ fn what_the_file_defines_by_now_is_kept_no_longer_and_starts_once() -> Result<()
         Ok(())
     })
 }
+
+#[test]
+fn another_priority_of_a_group_is_shown_and_restarts_nobody() -> Result<()> {
+    let (daemon, sidecar) = started(&["--live-update"])?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    let with_priority = |priority: i64| {
+        let section = format!("[group:web]\npriority = {priority}\n");
+        daemon.write(FILE, &WEB.replace("[group:web]\n", &section))
+    };
+    with_priority(5)?;
+    let told = diff(&client)?;
+    ensure!(told.len() == 1, "{told:?}");
+    let own = &told[0];
+    ensure!(text(member(own, "program")?)?.is_empty(), "{own:?}");
+    ensure!(text(member(own, "change")?)? == "changed", "{own:?}");
+    let option = &items(member(own, "options")?)?[0];
+    ensure!(text(member(option, "name")?)? == "priority", "{own:?}");
+    ensure!(text(member(option, "new")?)? == "5", "{own:?}");
+    client.call("twiddler.updateConfig", ())?;
+    ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+    ensure!(ctl(&client, &["reread"])? == "No config updates to processes\n");
+    with_priority(6)?;
+    ensure!(ctl(&client, &["update"])?.contains("web: updated process group"));
+    ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+    ensure!(table(&client)? == before);
+    Ok(())
+}
