@@ -107,7 +107,7 @@ pub async fn read(
         Some(_) => reading.go_on(announced, FREE_BODY).await,
     };
     match &first {
-        Ok(Progress::Whole) => return Ok(reading.held(slot, room.flatten())),
+        Ok(Progress::Whole) => return Ok(reading.held(room.flatten())),
         // Nobody is there to be judged.
         Err(Failure::Unread(StatusCode::BAD_REQUEST, _)) => {}
         Ok(Progress::More) | Err(_) => judge().await?,
@@ -121,7 +121,7 @@ pub async fn read(
     let share = share(announced).await;
     reading.deadline = Instant::now() + BODY_TIME;
     match reading.go_on(announced, MAX_BODY).await? {
-        Progress::Whole => Ok(reading.held(slot, share)),
+        Progress::Whole => Ok(reading.held(share)),
         Progress::More => Err(too_large()),
     }
 }
@@ -209,8 +209,7 @@ impl Reading {
         }
     }
 
-    fn held(self, slot: &ClientSlot, share: Option<SemaphorePermit<'static>>) -> Held {
-        slot.set(Phase::Busy);
+    fn held(self, share: Option<SemaphorePermit<'static>>) -> Held {
         Held {
             bytes: self.bytes.freeze(),
             _share: share,

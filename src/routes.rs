@@ -11,11 +11,11 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 
-use crate::body::{self, Held};
+use crate::body::{self, Held, LetIn};
 use crate::failure::{Failure, HttpResult};
 use crate::forward::{self, Payload, Reads};
 use crate::lease::{self, Leases};
-use crate::limits::ClientSlot;
+use crate::limits::{ClientSlot, Phase};
 use crate::rpc::{Caller, Rpc, Update};
 
 /// What health says. Everybody may read it: why supervisord does not answer is in the log.
@@ -96,7 +96,21 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
     let held = held.inspect_err(|_| slot.linger())?;
     let payload = forward::payload(reads, &head.headers, held.bytes.clone());
     let answering = answer(&rpc, &head, reads, payload);
-    rpc.daemon().on_behalf_of(&head, answering).await
+    if head.extensions.get::<LetIn>().is_some() || rpc.daemon().has_let_in(&head) {
+        slot.let_in();
+    } else {
+        slot.set(Phase::Stranger);
+    }
+    let answer = rpc.daemon().on_behalf_of(&head, answering).await;
+    if !answer
+        .as_ref()
+        .is_ok_and(|reply| reply.status() == StatusCode::OK)
+    {
+        return answer;
+    }
+    // The daemon says so of nobody else.
+    slot.let_in();
+    answer
 }
 
 async fn answer(rpc: &Rpc, head: &Parts, reads: Reads, payload: Payload) -> HttpResult {

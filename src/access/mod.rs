@@ -207,6 +207,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
         .get(AUTHORIZATION)
         .cloned()
         .unwrap_or_else(|| HeaderValue::from_static(""));
+    slot.set(Phase::Stranger);
     let Some(auth) = rules.auth(ingress) else {
         let reply = next.run(request).await;
         return match &rules.known {
@@ -224,7 +225,6 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
             _ => reply,
         };
     };
-    slot.set(Phase::Stranger);
     match auth.verify(presented.as_bytes(), origin).await {
         Verdict::Right => {
             Record::of(request.extensions()).let_in(&presented);
@@ -245,7 +245,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
             return Failure::Refused(StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
         }
     }
-    slot.set(Phase::Busy);
+    slot.let_in();
     request.headers_mut().remove(AUTHORIZATION);
     if let Some(presented) = &rules.presented {
         request

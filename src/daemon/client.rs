@@ -118,7 +118,7 @@ impl Daemon {
             connections,
             slots: Arc::new(Slots::new(limits)),
             gauge,
-            clients: Clients::default(),
+            clients: Clients::of(credentials.is_some()),
             health: Health::default(),
             caller: caller.build()?,
             rpc_url,
@@ -245,6 +245,11 @@ impl Daemon {
     ) -> T {
         let client = self.clients.client(&request.extensions, &request.headers);
         ON_BEHALF.scope(client, work).await
+    }
+
+    /// Whether it has let in whoever sends a request with this head, or lets in everybody.
+    pub fn has_let_in(&self, head: &http::request::Parts) -> bool {
+        self.clients.has_let_in(&head.headers)
     }
 
     /// How many connections there may be now.

@@ -66,13 +66,32 @@ pub(super) struct Clients {
 
 #[derive(Debug, Default)]
 struct Credentials {
-    /// Whether the daemon has refused any. Otherwise it takes all, and they tell nothing.
+    /// Whether the daemon asks for any, by its file or by having refused some. Otherwise it takes all,
+    /// and they tell nothing.
     are_judged: bool,
     /// Numbers of those that it took, the oldest first.
     taken: VecDeque<u64>,
 }
 
 impl Clients {
+    /// Those of a daemon whose file says whether it asks for credentials.
+    pub(super) fn of(asks: bool) -> Self {
+        Clients {
+            credentials: Mutex::new(Credentials {
+                are_judged: asks,
+                taken: VecDeque::new(),
+            }),
+            ..Clients::default()
+        }
+    }
+
+    /// Whether the daemon has taken what these headers present, or asks for nothing.
+    pub(super) fn has_let_in(&self, headers: &HeaderMap) -> bool {
+        let number = headers.get(AUTHORIZATION).map(|value| self.number(value));
+        let credentials = self.credentials();
+        !credentials.are_judged || number.is_some_and(|number| credentials.taken.contains(&number))
+    }
+
     /// Whose turn a request with these extensions and headers takes.
     pub(super) fn client(&self, extensions: &Extensions, headers: &HeaderMap) -> Client {
         let number = headers.get(AUTHORIZATION).map(|value| self.number(value));

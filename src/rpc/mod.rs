@@ -35,6 +35,7 @@ use crate::daemon::fault::{FAILED, NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault
 use crate::daemon::{Daemon, Share};
 use crate::failure::{self, Failure, HttpResult};
 use crate::forward::{self, Payload};
+use crate::limits::ClientSlot;
 use crate::twiddler::{Authorized, Change, ChangeError, Outcome, Twiddler};
 use crate::update::{self, Updates};
 use crate::xmlrpc::read::ReadError;
@@ -226,7 +227,12 @@ impl Rpc {
             update: &Update::default(),
         };
         match self.gate(&caller).await {
-            Ok(()) | Err(Failure::Fault(_)) => Ok(()),
+            Ok(()) | Err(Failure::Fault(_)) => {
+                if let Some(slot) = head.extensions.get::<ClientSlot>() {
+                    slot.let_in();
+                }
+                Ok(())
+            }
             failure => failure,
         }
     }

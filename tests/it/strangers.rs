@@ -330,3 +330,40 @@ fn a_crowd_that_asks_for_health_keeps_nobody_out() -> Result<()> {
     assert_eq!(honest.read_reply()?.status, 200);
     Ok(())
 }
+
+/// Callers of a daemon that takes no credentials of theirs, each of whom waits for it.
+#[test]
+fn a_crowd_of_guesses_keeps_out_nobody_while_the_daemon_is_busy() -> Result<()> {
+    raise_file_limit()?;
+    let pair = judged_by_the_daemon()?;
+    let stranger = Client::new(pair.sidecar.tcp_addr()).with_credentials("nobody", "knows");
+    let known = pair.sidecar.client();
+    let kept = pair.sidecar.client().kept_alive();
+    let call = write::call("supervisor.getState", &[]);
+    let request = known.request_bytes("POST", "/RPC2", &[], Some(&call));
+    let ours = kept.request_bytes("POST", "/RPC2", &[], Some(&call));
+    let mut idle = kept.connect()?;
+    idle.send(&ours)?;
+    assert_eq!(idle.read_reply()?.status, 200);
+    pair.daemon.signal("STOP")?;
+    let mut former = known.connect()?;
+    former.send(&request)?;
+    let guess = stranger.request_bytes("POST", "/RPC2", &[], Some(&call));
+    let waiting = crowd(&stranger, CROWD, &guess);
+    let mut newcomer = known.connect()?;
+    newcomer.send(&request)?;
+    // Whoever was let in before keeps his connection, whether he waits or idles.
+    let closed = [
+        former.is_closed()?,
+        newcomer.is_closed()?,
+        idle.is_closed()?,
+    ];
+    pair.daemon.signal("CONT")?;
+    assert_eq!(closed, [false; 3]);
+    idle.send(&ours)?;
+    for mut honest in [former, newcomer, idle] {
+        assert_eq!(honest.read_reply()?.status, 200);
+    }
+    assert_eq!(waiting.len(), CROWD);
+    Ok(())
+}
