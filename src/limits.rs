@@ -27,6 +27,8 @@ pub const HEAD_TIME: Duration = Duration::from_secs(20);
 /// How long a client may leave bytes unread that wait for it.
 pub const UNREAD_TIME: Duration = Duration::from_secs(10 * 60);
 
+/// Whoever has sent nothing for so short a time is not slow yet: it may just have come.
+const FRESH: Duration = Duration::from_secs(1);
 /// How long is read after an answer that came before the request had ended.
 pub const LINGER_TIME: Duration = Duration::from_secs(5);
 /// What is read at a time. A connection's buffer grows with what a reading fills, and stays.
@@ -215,15 +217,17 @@ fn ask_to_leave(taken: &mut HashMap<u64, Arc<State>>) -> Option<()> {
     Some(())
 }
 
-/// Whoever was never let in goes first, where he idles, sends slowly or waits, and then whoever was.
+/// Whoever was never let in goes first, where he idles, sends slowly, waits or has just come, and then
+/// whoever was.
 fn slowest(taken: &HashMap<u64, Arc<State>>) -> Option<u64> {
     let candidates = taken.iter().filter_map(|(number, state)| {
         let (phase, since) = *state.phase();
         let rank = match phase {
-            Phase::Idle | Phase::Head => 0,
-            Phase::Body => 1,
             Phase::Stranger => 2,
             Phase::Busy => return None,
+            _ if since.elapsed() < FRESH => 3,
+            Phase::Idle | Phase::Head => 0,
+            Phase::Body => 1,
         };
         let was_let_in = state.was_let_in.load(Ordering::Relaxed);
         Some((was_let_in, rank, since, *number))
@@ -505,8 +509,10 @@ mod tests {
         all[7].slot.set(Phase::Idle);
         tokio::time::advance(Duration::from_millis(1)).await;
         all[5].slot.set(Phase::Head);
+        tokio::time::advance(FRESH).await;
+        all[13].slot.set(Phase::Idle);
         let mut newcomers = Vec::new();
-        for expected in [7, 5, 3, 9, 8] {
+        for expected in [7, 5, 3, 9, 13, 8] {
             let newcomer = slots.take().unwrap();
             newcomer.slot.set(Phase::Busy);
             newcomers.push(newcomer);

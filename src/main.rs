@@ -1,5 +1,6 @@
 //! `twiddler`: reads arguments, starts logging, serves, and says by its exit code how it went.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -94,7 +95,7 @@ fn serve(args: ServeArgs, config: Config, level: LevelHandle) -> ExitCode {
 /// Says why it ends, each sentence on a line of its own.
 fn ended(error: &StartError) -> ExitCode {
     for line in error.to_string().lines() {
-        eprintln!("twiddler: {line}");
+        let _ = writeln!(std::io::stderr(), "twiddler: {line}");
     }
     ExitCode::from(match error {
         StartError::Misconfigured(_) => BAD_CONFIGURATION,
@@ -114,7 +115,8 @@ fn typed_after_check() -> Vec<String> {
 async fn check(draft: &Draft, typed: &[String]) -> ExitCode {
     let findings = supervisor_twiddler::check::check(draft, typed).await;
     for line in findings.lines() {
-        println!("{line}");
+        // Whoever reads may have seen enough, as with `| head`.
+        let _ = writeln!(std::io::stdout(), "{line}");
     }
     if findings.is_good() {
         ExitCode::SUCCESS

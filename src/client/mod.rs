@@ -2,6 +2,17 @@
 //!
 //! Talks XML-RPC to a server like any other client. Knows nothing of the proxy's inside.
 
+/// Writes a line to standard error. Nobody may read it any more: a terminal that was closed does not
+/// keep a verb from ending what it has begun.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("{}\n", format_args!($($text)*)),
+        );
+    }};
+}
+
 pub mod args;
 mod complete;
 mod connection;
@@ -36,7 +47,7 @@ pub fn main(before: ClientOptions, verb: Verb) -> ExitCode {
             ExitCode::from(status)
         }
         Err(error) => {
-            eprintln!("twiddler: cannot start: {error}");
+            say!("twiddler: cannot start: {error}");
             ExitCode::FAILURE
         }
     }
@@ -48,7 +59,7 @@ async fn perform(before: ClientOptions, verb: Verb) -> u8 {
         // Whoever reads has seen enough, as with `| head`.
         Err(Error::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
-            eprintln!("twiddler: {error}");
+            say!("twiddler: {error}");
             error.status()
         }
     }

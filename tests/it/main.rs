@@ -42,6 +42,7 @@ mod secrets;
 mod service_unit;
 mod session;
 mod shutdown;
+mod soak;
 mod strangers;
 mod streaming;
 mod terminal;

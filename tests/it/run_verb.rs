@@ -232,6 +232,21 @@ fn nothing_is_left_when_the_reader_goes() -> Result<()> {
     eventually(LIMIT, || ensure_nothing_left(&daemon, &sidecar))
 }
 
+#[test]
+fn a_terminal_that_was_closed_does_not_keep_a_run_from_stopping() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let mut command = twiddler(&sidecar, &["run", "--", "cat"]);
+    command.stdout(std::process::Stdio::null()).stderr(writer);
+    let mut running = command.spawn()?;
+    process_of(&sidecar)?;
+    let pid = nix::unistd::Pid::from_raw(running.id().try_into()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP)?;
+    assert_eq!(running.wait()?.code(), Some(128 + 15));
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
 /// The proxy asks three times whether somebody holds the lease while the process takes its time.
 #[test]
 fn a_run_may_take_longer_than_a_lease_that_nobody_holds() -> Result<()> {

@@ -104,7 +104,7 @@ async fn remove_group_again(session: &Session, group: &str) {
         .call("twiddler.removeGroup", &[group.into()], group)
         .await;
     if let Err(error) = removed {
-        eprintln!("twiddler: the new group {group} is still there: {error}");
+        say!("twiddler: the new group {group} is still there: {error}");
     }
 }
 
@@ -131,7 +131,7 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
                 report(session, "removed", &spec)?;
             }
             Err(error @ Error::Fault { .. }) => {
-                eprintln!("twiddler: {error}");
+                say!("twiddler: {error}");
                 status = NOT_DONE;
             }
             Err(error) => return Err(error),
@@ -159,7 +159,7 @@ async fn stop(session: &Session, processes: &[ProcessInfo]) -> Result<bool, Erro
     for entry in on_processes(session, &Action::Stop, &running).await? {
         if !matches!(entry.status, SUCCESS | NOT_RUNNING) {
             let name = namespec(&entry.group, &entry.name);
-            eprintln!("twiddler: {name} did not stop: {}", entry.description);
+            say!("twiddler: {name} did not stop: {}", entry.description);
             all = false;
         }
     }
@@ -193,7 +193,7 @@ pub async fn add_group(session: &Session, args: &AddGroupArgs) -> Result<u8, Err
 pub async fn remove_group(session: &Session, args: &RemoveGroupArgs) -> Result<u8, Error> {
     let group = args.name.trim_end_matches(":*").trim_end_matches(':');
     if group.is_empty() {
-        eprintln!("twiddler: the group's name is empty: write a name");
+        say!("twiddler: the group's name is empty: write a name");
         return Ok(USAGE);
     }
     if args.stop {

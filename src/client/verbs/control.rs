@@ -149,7 +149,7 @@ impl Report {
                 if self.failed > 0 {
                     parts.push(format!("{} failed", self.failed));
                 }
-                eprintln!("{}", parts.join(", "));
+                say!("{}", parts.join(", "));
             }
             Format::Table | Format::Name => {}
         }
@@ -237,7 +237,7 @@ fn entry(group: &str, name: &str, result: Result<Value, Fault>) -> StatusEntry {
 async fn print(session: &Session, action: &Action, entry: &StatusEntry) -> Result<(), Error> {
     let name = shown(entry);
     if entry.status != SUCCESS {
-        eprintln!("{name}: ERROR ({})", reason(session, entry).await?);
+        say!("{name}: ERROR ({})", reason(session, entry).await?);
         return Ok(());
     }
     match session.output.format {

@@ -89,7 +89,7 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
         let entries = result.get(member).and_then(Value::as_array);
         for entry in entries.unwrap_or_default() {
             let (name, reason) = (text(entry, name), text(entry, "reason"));
-            eprintln!("{}: ERROR ({member}: {reason})", short(&name));
+            say!("{}: ERROR ({member}: {reason})", short(&name));
             status = NOT_DONE;
         }
     }
@@ -110,13 +110,14 @@ async fn rehearse(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
         .iter()
         .filter(|difference| difference.change == UNKNOWN)
     {
-        eprintln!(
+        say!(
             "{}: ERROR (skipped: {})",
-            difference.group, difference.reason
+            difference.group,
+            difference.reason
         );
         status = NOT_DONE;
     }
-    eprintln!("twiddler: a dry run: nothing was changed");
+    say!("twiddler: a dry run: nothing was changed");
     Ok(status)
 }
 

@@ -26,7 +26,11 @@ pub async fn run(session: &Session, args: &ExportArgs) -> Result<u8, Error> {
     };
     let mut exported = Vec::new();
     for info in all.iter().filter(|info| is_wanted(info)) {
-        let options = programs::options(session, &info.group, &info.program).await?;
+        let options = match programs::options(session, &info.group, &info.program).await {
+            // It was removed after it was listed.
+            Err(Error::UnknownName(_)) => continue,
+            options => options?,
+        };
         // A program on a lease goes by itself.
         if options.iter().all(|(name, _)| name != lease::OPTION) {
             let text = |(name, value): (String, Value)| Some((name, value.as_str()?.to_owned()));
@@ -49,7 +53,7 @@ pub async fn run(session: &Session, args: &ExportArgs) -> Result<u8, Error> {
             let priorities = priorities(session).await?;
             let text = sections(&exported, &configured, &priorities);
             match text.trim_end() {
-                "" => eprintln!("twiddler: nothing was added"),
+                "" => say!("twiddler: nothing was added"),
                 text => session.output.line(text)?,
             }
         }
@@ -57,7 +61,7 @@ pub async fn run(session: &Session, args: &ExportArgs) -> Result<u8, Error> {
     let mut status = 0;
     for group in &args.groups {
         if exported.iter().all(|program| program.group != *group) {
-            eprintln!("twiddler: nothing was added to a group {group}");
+            say!("twiddler: nothing was added to a group {group}");
             status = NOT_DONE;
         }
     }

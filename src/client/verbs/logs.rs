@@ -65,7 +65,7 @@ pub async fn run(session: &Session, args: &LogsArgs) -> Result<u8, Error> {
                 }
             }
             Err(error @ Error::Fault { .. }) => {
-                eprintln!("twiddler: {error}");
+                say!("twiddler: {error}");
                 status = NOT_DONE;
             }
             Err(error) => return Err(error),
@@ -190,7 +190,7 @@ impl Follower<'_> {
     async fn run(mut self, lines: Option<usize>) -> Result<(), Error> {
         let mut stream = self.session.server.follow(self.name, self.channel).await;
         if let Err(Error::Status { status: 404, .. }) = stream {
-            eprintln!("twiddler: {} has no log file", self.name);
+            say!("twiddler: {} has no log file", self.name);
             return Ok(());
         }
         if let Ok(stream) = &mut stream {
@@ -251,12 +251,12 @@ impl Follower<'_> {
                 Err(Error::Status { status: 404, .. }) => {
                     let since = *missing_since.get_or_insert_with(Instant::now);
                     if since.elapsed() > MISSING {
-                        eprintln!("twiddler: {} is gone", self.name);
+                        say!("twiddler: {} is gone", self.name);
                         return None;
                     }
                 }
                 Err(Error::Refused { server }) => {
-                    eprintln!("twiddler: {server} refuses the credentials now");
+                    say!("twiddler: {server} refuses the credentials now");
                     return None;
                 }
                 Err(_) => missing_since = None,

@@ -174,7 +174,7 @@ pub async fn scale(session: &Session, args: &ScaleArgs) -> Result<u8, Error> {
         }
     }
     if session.output.format == Format::Table {
-        eprintln!("{started} started, {stopped} stopped");
+        say!("{started} started, {stopped} stopped");
     }
     Ok(0)
 }

@@ -94,7 +94,7 @@ impl Progress {
             session.output.json(&self.value())?;
         }
         for (name, reason) in &self.failed {
-            eprintln!("{name}: ERROR ({reason})");
+            say!("{name}: ERROR ({reason})");
         }
         let untouched = match self.untouched.len() {
             0 => String::new(),
@@ -104,7 +104,7 @@ impl Progress {
             0 => String::new(),
             count => format!(", {count} did not come up"),
         };
-        eprintln!("{} restarted{failed}{untouched}", self.restarted.len());
+        say!("{} restarted{failed}{untouched}", self.restarted.len());
         Ok(match (self.failed.is_empty(), self.interrupted) {
             (false, _) => NOT_DONE,
             (true, true) if !self.untouched.is_empty() => INTERRUPTED,

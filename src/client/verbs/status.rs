@@ -19,7 +19,7 @@ pub async fn run(session: &Session, args: &StatusArgs) -> Result<u8, Error> {
     for name in &args.names {
         let selector = Selector::parse(name)?;
         if selector != Selector::All && !table.iter().any(|info| selector.matches(info)) {
-            eprintln!("twiddler: {}", unknown(&table, name));
+            say!("twiddler: {}", unknown(&table, name));
             status = UNKNOWN_NAME;
         }
         selectors.push(selector);

@@ -48,7 +48,7 @@ pub async fn run(session: &Session, args: &WaitArgs) -> Result<u8, Error> {
         }
         let names: Vec<String> = missing.iter().map(|info| spec(info)).collect();
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            eprintln!(
+            say!(
                 "twiddler: the time is up, still waiting for {}",
                 names.join(", ")
             );

@@ -38,7 +38,7 @@ impl End {
     /// Says on standard error what the status cannot, and gives the status.
     pub fn report(&self, name: &str) -> u8 {
         if let Some(text) = self.text() {
-            eprintln!("twiddler: {name} {text}");
+            say!("twiddler: {name} {text}");
         }
         self.status()
     }

@@ -237,7 +237,7 @@ impl Run<'_> {
         let name = &self.program.namespec;
         let (method, params) = match asked {
             1 => {
-                eprintln!("twiddler: stopping {name}; Ctrl-C again kills it");
+                say!("twiddler: stopping {name}; Ctrl-C again kills it");
                 (
                     "supervisor.stopProcess",
                     [name.as_str().into(), false.into()],
@@ -261,7 +261,7 @@ impl Run<'_> {
                 Ok(mut held) => while let Some(Ok(_)) = held.frame().await {},
                 // Anything else may pass: a relay's own trouble, say.
                 Err(Error::Status { status, .. }) if NO_LEASES.contains(&status) => {
-                    eprintln!(
+                    say!(
                         "twiddler: cannot hold the lease of {}: the server answered HTTP {status}",
                         self.program.namespec
                     );
@@ -287,7 +287,7 @@ impl Run<'_> {
                 .await;
         }
         if let Err(error) = self.program.remove(self.session).await {
-            eprintln!(
+            say!(
                 "twiddler: {} is still in supervisord, and the proxy will remove it: {error}",
                 self.program.namespec
             );

@@ -1,0 +1,265 @@
+//! All attacks at once, beside clients who mean well: nobody of them waits or fails, and nothing grows.
+//!
+//! It lasts 15 s, a minute with `TEST_ALL=1`, and ten times that with `TEST_EFFORT=10`.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::dice::times;
+use crate::common::{
+    Client, Daemon, DaemonOptions, MIB, Sidecar, SidecarOptions, attributes_of, basic, call_of,
+    crowd, descriptors, eventually, memory, options, peak_memory, raise_file_limit, value,
+};
+use anyhow::{Context, Result, ensure};
+use supervisor_twiddler::xmlrpc::write;
+
+/// Ten programs that run, and some that take long to start.
+const PROGRAMS: &str = "\
+[program:cat]\ncommand = /bin/cat\nnumprocs = 10\nprocess_name = %(process_num)d\n\
+[program:slow]\ncommand = /bin/sleep 600\nnumprocs = 40\nprocess_name = %(process_num)d\n\
+autostart = false\nstartsecs = 8\nstdout_logfile = NONE\nstderr_logfile = NONE\n";
+const CREDENTIALS: (&str, &str) = ("daemon", "of the daemon");
+
+const SHORT: Duration = Duration::from_secs(15);
+const LONG: Duration = Duration::from_secs(60);
+/// How long clients who mean well may wait, but for one call in a hundred.
+const P99: Duration = Duration::from_millis(250);
+/// How long supervisord may take to answer on its own socket.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+const DESCRIPTORS: usize = 250;
+const MEMORY: usize = 64 * MIB;
+const MEMORY_AFTER: usize = 40 * MIB;
+const RECOVERY: Duration = Duration::from_secs(10);
+/// What memory may differ by from one time of asking to another.
+const NOISE: usize = 8 * MIB;
+/// Connections of one crowd: a few crowds want more than there are for all.
+const CROWD: usize = 300;
+
+fn duration() -> Result<Duration> {
+    let whole = if std::env::var_os("TEST_ALL").is_some() {
+        LONG
+    } else {
+        SHORT
+    };
+    Ok(whole * u32::try_from(times(1)?)?)
+}
+
+/// Something that is done to the proxy, again and again.
+type Attack = (&'static str, Box<dyn Fn(usize) + Send + Sync>);
+
+fn attacks(sidecar: &Sidecar) -> Vec<Attack> {
+    let stranger = Client::new(sidecar.tcp_addr());
+    let known = sidecar.client();
+    let request = |client: &Client, headers: &[(&str, &str)], body: &[u8]| {
+        client.request_bytes("POST", "/RPC2", headers, Some(body))
+    };
+    let state = write::call("supervisor.getState", &[]);
+    let health = stranger.request_bytes("GET", "/twiddler/health", &[], None);
+    let ordinary = request(&stranger, &[], &state);
+    let half_head = ordinary[..ordinary.len() / 2].to_vec();
+    let body = request(&stranger, &[], &call_of(60 << 10));
+    let half_body = body[..body.len() / 2].to_vec();
+    let large = request(&stranger, &[], &call_of(MIB));
+    let attributes = request(&stranger, &[], &attributes_of(MIB));
+    let long = "x".repeat(240 << 10);
+    let head = stranger.request_bytes("GET", "/", &[("X", &long)], None);
+    let tail = known.request_bytes("GET", "/logtail/cat:0", &[], None);
+    // Each crowd stays for a while before the next takes its place.
+    let crowd_of = |name: &'static str, number: usize, bytes: Vec<u8>| -> Attack {
+        let client = Client::new(sidecar.tcp_addr());
+        let attack = move |_| {
+            let crowd = crowd(&client, number, &bytes);
+            thread::sleep(Duration::from_millis(200));
+            drop(crowd);
+        };
+        (name, Box::new(attack))
+    };
+    let mut attacks = vec![
+        crowd_of("nothing is sent", CROWD, Vec::new()),
+        crowd_of("half a head", CROWD, half_head),
+        crowd_of("half a body", CROWD, half_body),
+        crowd_of("health", CROWD, health),
+        crowd_of("calls without credentials", CROWD, ordinary),
+        crowd_of("large heads", 50, head),
+        crowd_of("large bodies", 20, large),
+        crowd_of("attributes", 20, attributes),
+    ];
+    let guesser = Client::new(sidecar.tcp_addr());
+    attacks.push((
+        "guesses",
+        Box::new(move |number| {
+            let wrong = basic("daemon", &format!("guess {number}"));
+            let bytes =
+                guesser.request_bytes("POST", "/RPC2", &[("Authorization", &wrong)], Some(&state));
+            drop(crowd(&guesser, 10, &bytes));
+        }),
+    ));
+    // Those who were let in may be greedy too.
+    let starter = sidecar.client();
+    attacks.push((
+        "starts that wait",
+        Box::new(move |number| {
+            let name = format!("slow:{}", number % 40);
+            let call = write::call("supervisor.startProcess", &[value(name.as_str())]);
+            let bytes = starter.request_bytes("POST", "/RPC2", &[], Some(&call));
+            let waiting = crowd(&starter, 20, &bytes);
+            thread::sleep(Duration::from_secs(1));
+            drop(waiting);
+        }),
+    ));
+    attacks.push((
+        "followers who read nothing",
+        Box::new(move |_| {
+            let crowd = crowd(&known, 20, &tail);
+            thread::sleep(Duration::from_secs(1));
+            drop(crowd);
+        }),
+    ));
+    attacks
+}
+
+/// Calls until it is over, and hands over how long each call took.
+fn calls(client: &Client, over: &AtomicBool) -> Result<Vec<Duration>> {
+    let mut took = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        client
+            .call("supervisor.getState", ())
+            .with_context(|| format!("call {}", took.len()))?;
+        took.push(began.elapsed());
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(took)
+}
+
+/// Adds and removes a program until it is over.
+fn changes(client: &Client, over: &AtomicBool) -> Result<usize> {
+    let program = options(&[("command", "/bin/cat"), ("autostart", "false")]);
+    let mut made = 0;
+    while !over.load(Ordering::Relaxed) {
+        client.call(
+            "twiddler.addProgramToGroup",
+            ("cat", "more", program.clone()),
+        )?;
+        client.call("twiddler.removeProcessFromGroup", ("cat", "more"))?;
+        made += 1;
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(made)
+}
+
+/// Memory of the proxy over time, while supervisord answers and has few descriptors.
+fn watch(daemon: &Daemon, sidecar: &Sidecar, until: Instant) -> Result<Vec<usize>> {
+    let mut seen = Vec::new();
+    while Instant::now() < until {
+        let began = Instant::now();
+        daemon.call("supervisor.getState", ())?;
+        let (took, open) = (began.elapsed(), descriptors(daemon.pid())?);
+        ensure!(took < ANSWER_TIME, "supervisord took {took:?}");
+        ensure!(open < DESCRIPTORS, "supervisord has {open} descriptors");
+        seen.push(memory(sidecar.pid())?);
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(seen)
+}
+
+fn median(of: &[usize]) -> usize {
+    let mut sorted = of.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+#[test]
+fn nobody_fails_or_waits_under_all_attacks_at_once_and_nothing_grows() -> Result<()> {
+    raise_file_limit()?;
+    let daemon = Daemon::start_with(DaemonOptions {
+        credentials: Some(CREDENTIALS),
+        body: PROGRAMS,
+        ..DaemonOptions::default()
+    })?;
+    for number in 0..10 {
+        daemon.wait_for_state(&format!("cat:{number}"), "RUNNING")?;
+    }
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            optimized: true,
+            ..SidecarOptions::default()
+        },
+    )?;
+    let pid = sidecar.pid();
+    sidecar.client().call("supervisor.getState", ())?;
+    let before = (descriptors(pid)?, descriptors(daemon.pid())?);
+    let over = AtomicBool::new(false);
+    let rounds = AtomicUsize::new(0);
+    let attacks = attacks(&sidecar);
+    let kept = sidecar.client().kept_alive();
+    let each = sidecar.client();
+    let changer = sidecar.client();
+    let until = Instant::now() + duration()?;
+    thread::scope(|scope| -> Result<()> {
+        for (name, attack) in &attacks {
+            let (over, rounds) = (&over, &rounds);
+            thread::Builder::new()
+                .name((*name).to_owned())
+                .spawn_scoped(scope, move || {
+                    for number in 0.. {
+                        if over.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        attack(number);
+                        rounds.fetch_add(1, Ordering::Relaxed);
+                    }
+                })?;
+        }
+        let honest = [
+            scope.spawn(|| calls(&kept, &over)),
+            scope.spawn(|| calls(&each, &over)),
+        ];
+        let changes = scope.spawn(|| changes(&changer, &over));
+        let watched = watch(&daemon, &sidecar, until);
+        over.store(true, Ordering::Relaxed);
+        let mut took = Vec::new();
+        for (honest, who) in honest
+            .into_iter()
+            .zip(["kept alive", "a connection a call"])
+        {
+            let joined = honest.join();
+            let times = joined.map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+            took.extend(times.with_context(|| who.to_owned())?);
+        }
+        let changed = changes.join();
+        let changed = changed.map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+        let changed = changed.context("changes")?;
+        took.sort_unstable();
+        let p99 = took[took.len() * 99 / 100];
+        let seen = watched?;
+        let thirds: Vec<usize> = seen.chunks(seen.len() / 3 + 1).map(median).collect();
+        println!(
+            "{} rounds of attacks, {} calls, p50 {:?}, p99 {p99:?}, slowest {:?}, {changed} changes, MiB {:?}",
+            rounds.load(Ordering::Relaxed),
+            took.len(),
+            took[took.len() / 2],
+            took[took.len() - 1],
+            thirds.iter().map(|bytes| bytes / MIB).collect::<Vec<_>>(),
+        );
+        ensure!(changed > 0 && took.len() > 100, "{changed}, {}", took.len());
+        ensure!(p99 <= P99, "{p99:?}");
+        ensure!(thirds[2] <= thirds[0] + NOISE, "it grows: {thirds:?}");
+        Ok(())
+    })?;
+    let peak = peak_memory(pid)?;
+    println!("at most {} MiB", peak / MIB);
+    ensure!(peak <= MEMORY, "{} MiB at most", peak / MIB);
+    eventually(RECOVERY, || {
+        let left = memory(pid)?;
+        let open = (descriptors(pid)?, descriptors(daemon.pid())?);
+        ensure!(left <= MEMORY_AFTER, "{} MiB are left", left / MIB);
+        ensure!(
+            open.0 <= before.0 + 16 && open.1 <= before.1 + 5 * 40 + 16,
+            "{open:?} descriptors are left of {before:?}"
+        );
+        Ok(())
+    })
+}
