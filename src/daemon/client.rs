@@ -65,7 +65,7 @@ tokio::task_local! {
 pub struct Daemon {
     address: DaemonAddress,
     is_open: AtomicBool,
-    connections: Connections,
+    connections: Arc<Connections>,
     caller: reqwest::Client,
     rpc_url: String,
     own_authorization: Option<HeaderValue>,
@@ -112,7 +112,7 @@ impl Daemon {
         };
         let gauge = Arc::new(Gauge::new(configured, reached(&address)));
         let limits = SlotLimits::of(configured.ceiling());
-        let connections = Connections::new(address.clone(), gauge.clone());
+        let connections = Arc::new(Connections::new(address.clone(), gauge.clone()));
         connections.keep_at_most(limits.idle - OWN_IDLE);
         Ok(Daemon {
             connections,

@@ -114,7 +114,25 @@ impl Connections {
 
     /// Sends a request and gives the reply's head as soon as it is there. A request that may have
     /// arrived is never sent twice. The `slot` is taken until the connection is free or closed.
+    ///
+    /// What the daemon answers at once is awaited also when the caller has gone: it accepts one
+    /// connection in a turn of its loop, and those that were closed before would fill its queue, so that
+    /// nobody reaches it.
     pub(super) async fn send(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        reuse: Reuse,
+        slot: Slot,
+    ) -> Result<Response<ReplyBody>, Failure> {
+        if !slot.is_quick() {
+            return self.exchange(request, reuse, slot).await;
+        }
+        let connections = self.clone();
+        let exchange = async move { connections.exchange(request, reuse, slot).await };
+        tokio::spawn(exchange).await?
+    }
+
+    async fn exchange(
         &self,
         mut request: Request<Body>,
         reuse: Reuse,

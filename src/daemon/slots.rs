@@ -417,6 +417,11 @@ impl Slots {
 }
 
 impl Slot {
+    /// Whether it is for a call that the daemon answers at once.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.share == Share::Quick
+    }
+
     /// Counts a quick call among those that take long, as far as there is room: its reply is so large
     /// that its reader decides how long it takes.
     pub(crate) fn take_long(&mut self) {
