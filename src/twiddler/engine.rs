@@ -22,7 +22,6 @@ use super::journal::Journal;
 use super::model::answers::{Answers, Query};
 use super::model::change::ChangeError;
 use super::model::losses::{self, Cause};
-use super::model::persist_file;
 use super::model::placement::{is_marker, real_name};
 use super::model::plan;
 use super::model::registry::{Event, Registry};
@@ -388,9 +387,9 @@ impl Engine {
     ) {
         let Executed { intent, .. } = executed;
         drop(intent);
-        self.close_intent(events.clone());
+        self.close_intent(events);
         failpoint::hit("done");
-        self.keep_prepared(prepared, &events);
+        self.keep(prepared);
         failpoint::hit("kept");
     }
 
@@ -398,7 +397,7 @@ impl Engine {
     pub(super) fn commit_partly(&mut self, executed: Executed, events: Vec<Event>) {
         drop(executed);
         self.note(events);
-        self.keep();
+        self.keep(None);
         self.set_status(Status::Unknown);
     }
 
@@ -436,9 +435,6 @@ impl Engine {
     /// Publishes what happened; hands it over as the journal has it.
     fn apply_all(&mut self, mut events: Vec<Event>) -> Vec<Event> {
         self.configs.forget(&events);
-        if let (false, Some(persist)) = (events.is_empty(), &mut self.persist) {
-            persist.forget();
-        }
         self.publish(|view| {
             for event in &events {
                 view.registry.apply(event.clone());
@@ -451,9 +447,6 @@ impl Engine {
     /// Replaces all that is known, and forgets the intent.
     pub(super) fn replace(&mut self, mut registry: Registry) {
         self.configs.clear();
-        if let Some(persist) = &mut self.persist {
-            persist.forget();
-        }
         registry.expect(&[]);
         self.journal.checkpoint(&registry);
         self.publish(|view| view.registry = registry);
@@ -505,46 +498,25 @@ impl Engine {
         events: &[Event],
         configured: &[ConfiguredGroup],
     ) -> Result<Option<Prepared>, ChangeError> {
-        let Some(persist) = &mut self.persist else {
+        let Some(persist) = &self.persist else {
             return Ok(None);
         };
-        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
-        let proxy = self.proxy_url.as_deref();
-        let prepared = persist.prepare(&view.registry, events, configured, proxy);
-        drop(view);
-        prepared
-            .map(Some)
+        let registry = self.look(Registry::clone);
+        persist
+            .prepare(registry, events, configured, self.proxy_url())
             .map_err(|error| self.cannot_write(&error))
     }
 
-    /// Keeps what was prepared, if just that has happened, or else what is known now.
-    fn keep_prepared(&mut self, prepared: Option<Prepared>, happened: &[Event]) {
-        let (Some(persist), Some(prepared)) = (&mut self.persist, prepared) else {
-            return;
-        };
-        match persist.keep(prepared, happened) {
-            Ok(true) => {}
-            Ok(false) => self.keep(),
-            Err(error) => self.cannot_keep(&error),
-        }
-    }
-
     /// Keeps what is known now, if anything is to persist.
-    pub(super) fn keep(&mut self) {
+    pub(super) fn keep(&mut self, prepared: Option<Prepared>) {
         let Some(persist) = &self.persist else {
             return;
         };
         let configured = self.configured();
-        let proxy = self.proxy_url();
-        let text = self.look(|registry| persist_file::render(registry, &configured, proxy));
-        if let Err(error) = persist.write(&text) {
-            self.cannot_keep(&error);
+        let text = self.look(|registry| persist.render(registry, &configured, self.proxy_url()));
+        if let Err(error) = persist.write(&text, prepared) {
+            tracing::error!(%error, dir = %self.include.path().display(), "what was changed will not outlive supervisord");
         }
-    }
-
-    fn cannot_keep(&self, error: &std::io::Error) {
-        let dir = self.include.path().display();
-        tracing::error!(%error, %dir, "what was changed will not outlive supervisord");
     }
 
     async fn stage_file(&mut self, text: &str) -> Result<Staged, ChangeError> {

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use super::model::persist_file::{
-    HEADER, KeptBefore, Parts, is_same_but_for_address, render, touched,
-};
+use super::model::persist_file::{HEADER, KeptBefore, is_same_but_for_address, render};
 use super::model::registry::{Event, Registry};
 use crate::daemon::conf::ConfiguredGroup;
 use crate::failpoint;
@@ -13,111 +11,69 @@ use crate::include_dir::{self, IncludeDir};
 /// The file, in the include directory.
 pub(super) struct PersistFile {
     include: Arc<IncludeDir>,
-    /// What it was when it was written last, as long as nothing else has changed what is known.
-    written: Option<Written>,
 }
 
-/// What was written, and for what.
-struct Written {
-    parts: Parts,
-    configured: Vec<ConfiguredGroup>,
-    proxy: Option<String>,
-}
-
-/// What the file will be after a change.
+/// What the file will be after a change, written under a name that the daemon does not read.
 pub(super) struct Prepared {
-    events: Vec<Event>,
-    written: Written,
-    /// Under a name that the daemon does not read; nothing where the file is that already.
-    file: Option<include_dir::Prepared>,
+    text: String,
+    file: include_dir::Prepared,
 }
 
 impl PersistFile {
     pub(super) fn new(include: Arc<IncludeDir>) -> Self {
-        PersistFile {
-            include,
-            written: None,
-        }
-    }
-
-    /// Forgets what was written: something else has changed what is known.
-    pub(super) fn forget(&mut self) {
-        self.written = None;
+        PersistFile { include }
     }
 
     /// Before a change: makes sure that what is to be kept after it can be written. What is to go is
     /// kept no longer from here on: a daemon that starts again once it has made the change must not
-    /// bring it back. What does not go after all is kept again afterwards. Of what was written, only the
-    /// groups that the change touches are rendered again.
+    /// bring it back. What does not go after all is kept again afterwards.
     pub(super) fn prepare(
-        &mut self,
-        registry: &Registry,
+        &self,
+        mut registry: Registry,
         events: &[Event],
         configured: &[ConfiguredGroup],
         proxy: Option<&str>,
-    ) -> std::io::Result<Prepared> {
-        let parts = self.parts_for(configured, proxy);
-        let touched = parts.as_ref().and_then(|_| touched(registry, events));
-        let mut part = match &touched {
-            Some(reals) => registry.part(reals),
-            None => registry.clone(),
-        };
-        let mut parts = parts.unwrap_or_default();
+    ) -> std::io::Result<Option<Prepared>> {
         let (going, coming): (Vec<&Event>, Vec<&Event>) =
             events.iter().partition(|event| event.takes_away());
-        let mut text_after = |events: Vec<&Event>| {
-            events
-                .into_iter()
-                .for_each(|event| part.apply(event.clone()));
-            let rendered = Parts::of(&part, configured, proxy);
-            match &touched {
-                Some(reals) => parts.replace(reals, rendered),
-                None => parts = rendered,
+        let mut apply = |events: Vec<&Event>| {
+            for event in events {
+                registry.apply(event.clone());
             }
-            parts.text()
+            render(&registry, configured, proxy)
         };
-        let without = text_after(going);
-        let text = text_after(coming);
-        self.write(&without)?;
+        let without = apply(going);
+        let text = apply(coming);
+        self.write(&without, None)?;
         failpoint::hit("kept without");
-        let file = (text != without).then(|| self.include.prepare(&text));
-        Ok(Prepared {
-            events: events.to_vec(),
-            written: Written {
-                parts,
-                configured: configured.to_vec(),
-                proxy: proxy.map(str::to_owned),
-            },
-            file: file.transpose()?,
-        })
-    }
-
-    fn parts_for(&mut self, configured: &[ConfiguredGroup], proxy: Option<&str>) -> Option<Parts> {
-        let written = self.written.take()?;
-        let is_same = written.configured == configured && written.proxy.as_deref() == proxy;
-        is_same.then_some(written.parts)
-    }
-
-    /// After the change: keeps what was prepared for it, if `happened` is just that. Whether it was.
-    pub(super) fn keep(&mut self, prepared: Prepared, happened: &[Event]) -> std::io::Result<bool> {
-        let is_visible = |event: &&Event| !matches!(event, Event::Marker(_) | Event::Next(_));
-        if !happened.iter().filter(is_visible).eq(&prepared.events) {
-            return Ok(false);
+        if text == without {
+            return Ok(None);
         }
-        if let Some(file) = prepared.file {
-            self.include.keep(file)?;
-        }
-        self.written = Some(prepared.written);
-        Ok(true)
+        let file = self.include.prepare(&text)?;
+        Ok(Some(Prepared { text, file }))
     }
 
-    /// Keeps `text`.
-    pub(super) fn write(&self, text: &str) -> std::io::Result<()> {
+    /// The text for what is known.
+    pub(super) fn render(
+        &self,
+        registry: &Registry,
+        configured: &[ConfiguredGroup],
+        proxy: Option<&str>,
+    ) -> String {
+        render(registry, configured, proxy)
+    }
+
+    /// Keeps `text`, which may be what was prepared.
+    pub(super) fn write(&self, text: &str, prepared: Option<Prepared>) -> std::io::Result<()> {
         // What is not ours there is replaced.
         if self.include.kept().ok().flatten().as_deref() == Some(text) {
             return Ok(());
         }
-        self.include.keep(self.include.prepare(text)?)
+        let file = match prepared {
+            Some(prepared) if prepared.text == text => prepared.file,
+            _ => self.include.prepare(text)?,
+        };
+        self.include.keep(file)
     }
 
     /// What is kept now; nothing where that cannot be read.

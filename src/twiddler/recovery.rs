@@ -82,7 +82,7 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
     if !found.events.is_empty() {
         engine.say_gone(&found.events, Cause::Removed);
         engine.note(found.events);
-        engine.keep();
+        engine.keep(None);
     }
     let lacks_marker = engine.look(|registry| {
         registry
@@ -140,12 +140,12 @@ async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
             Err(error) if is_about_files(&error) => Status::Behind,
             Err(error) => return Err(error),
         };
-        engine.keep();
+        engine.keep(None);
     }
     if is_first {
         adopt(engine).await?;
         engine.set_adopted();
-        engine.keep();
+        engine.keep(None);
     }
     if is_first || is_new {
         let configured = engine.configured();
@@ -306,8 +306,8 @@ async fn make(engine: &mut Engine, now: &mut Registry) -> Result<(), ChangeError
     // Each time without one member.
     for _ in 0..=now.members().count() {
         if let Some(persist) = &engine.persist {
-            let text = persist_file::render(now, &configured, engine.proxy_url());
-            let written = persist.write(&text);
+            let text = persist.render(now, &configured, engine.proxy_url());
+            let written = persist.write(&text, None);
             written.map_err(|error| engine.cannot_write(&error))?;
         }
         match add_kept(engine, now).await {

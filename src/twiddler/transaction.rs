@@ -360,7 +360,7 @@ impl Transaction<'_> {
                 drop(file);
                 engine.abandon(intent);
                 // What was to go may be out of it already.
-                engine.keep();
+                engine.keep(None);
                 return Err(error);
             }
         };

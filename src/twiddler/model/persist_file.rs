@@ -33,85 +33,26 @@ pub fn real_groups(registry: &Registry) -> BTreeSet<String> {
         .collect()
 }
 
-/// What the file says, by the daemon's group. What is placed comes after groups that were added.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parts(BTreeMap<(bool, String), String>);
-
-impl Parts {
-    /// The whole of what is known: every group that was added, and every member in the group where it
-    /// lives. What is placed calls `proxy`, as in
-    /// [`Program::render_told`](crate::program::Program::render_told).
-    pub fn of(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option<&str>) -> Self {
-        let mut parts = BTreeMap::new();
-        // What the files define by now is theirs: a daemon must not start both.
-        let (registry, _) = &without_defined(registry, configured);
-        for name in registry.added_groups() {
-            let own = own_programs(registry, name);
-            let priority = plan::priority(registry, configured, name);
-            let mut text = format!("\n{}", program::render_group(name, priority, &names(&own)));
-            text.extend(own.iter().map(|(_, _, program)| program.as_str()));
-            parts.insert((false, name.to_owned()), text);
-        }
-        for (real, mut members) in by_real_group(registry) {
-            members.retain(|member| !member.is_in_files());
-            let group = members.first().map_or(real, |member| &member.group);
-            let priority = plan::priority(registry, configured, group);
-            let text = render_real_group(real, &members, priority, proxy);
-            parts.insert((true, real.to_owned()), text);
-        }
-        Parts(parts)
-    }
-
-    /// Takes what `other` has of these groups of the daemon, and nothing else of them.
-    pub fn replace(&mut self, groups: &BTreeSet<String>, mut other: Parts) {
-        for name in groups {
-            for is_real in [false, true] {
-                let key = (is_real, name.clone());
-                match other.0.remove(&key) {
-                    Some(text) => self.0.insert(key, text),
-                    None => self.0.remove(&key),
-                };
-            }
-        }
-    }
-
-    /// The file.
-    pub fn text(&self) -> String {
-        std::iter::once(HEADER)
-            .chain(self.0.values().map(String::as_str))
-            .collect()
-    }
-}
-
-/// The daemon's groups whose part of the file may be another one after these events; nothing where
-/// that may be any.
-pub fn touched(registry: &Registry, events: &[Event]) -> Option<BTreeSet<String>> {
-    let mut touched = BTreeSet::new();
-    let lives = |group: &str, process: &str| registry.real_group(group, process).to_owned();
-    for event in events {
-        match event {
-            Event::Marker(_) | Event::Next(_) => {}
-            Event::Group { .. } | Event::GroupGone { .. } => return None,
-            Event::Joined(member) => {
-                touched.insert(member.real.clone());
-                touched.insert(lives(&member.group, &member.process));
-            }
-            Event::Left { group, process } => {
-                touched.insert(lives(group, process));
-            }
-            Event::Hidden { group, process, .. } | Event::Shown { group, process } => {
-                touched.insert(group.clone());
-                // One that was added in place of it may be the files' now, or be it no more.
-                touched.insert(lives(group, process));
-            }
-        }
-    }
-    Some(touched)
-}
-
-/// The file as it is made from all that is known.
+/// The file: every group that was added, and every member in the group where it lives. What is placed
+/// calls `proxy`, as in [`Program::render_told`](crate::program::Program::render_told).
 pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option<&str>) -> String {
-    Parts::of(registry, configured, proxy).text()
+    let mut text = HEADER.to_owned();
+    // What the files define by now is theirs: a daemon must not start both.
+    let (registry, _) = &without_defined(registry, configured);
+    for name in registry.added_groups() {
+        let own = own_programs(registry, name);
+        let sections = names(&own);
+        text.push('\n');
+        text += &program::render_group(name, plan::priority(registry, configured, name), &sections);
+        text.extend(own.iter().map(|(_, _, program)| program.as_str()));
+    }
+    for (real, mut members) in by_real_group(registry) {
+        members.retain(|member| !member.is_in_files());
+        let group = members.first().map_or(real, |member| &member.group);
+        let priority = plan::priority(registry, configured, group);
+        text += &render_real_group(real, &members, priority, proxy);
+    }
+    text
 }
 
 /// A group of ours, and its processes are not started when it is added.
@@ -484,54 +425,6 @@ mod tests {
         );
         known.apply(left("web", "w_2"));
         assert_eq!(render(&known, &[], None), HEADER);
-    }
-
-    #[test]
-    fn the_groups_that_an_event_touches_are_all_that_it_changes() {
-        let configured = [ConfiguredGroup {
-            name: "web".to_owned(),
-            priority: 5,
-            empty: false,
-            processes: vec!["w_1".to_owned(), "one_0".to_owned()],
-        }];
-        let mut known = registry(&members("own", "o", 2, "own"));
-        known.apply(Event::Group {
-            name: "own".to_owned(),
-            priority: 7,
-        });
-        let steps = [
-            members("web", "w", 3, "web~000007"),
-            members("own", "more", 2, "own~000008"),
-            vec![hidden("web~000007", "w_1")],
-            vec![hidden("web", "w_1")],
-            members("web", "w", 2, "web~000009"),
-            vec![left("own", "more_0")],
-            vec![hidden("web~000007", "w_2"), hidden("web", "one_0")],
-            members("web", "one", 1, "web~000010"),
-            vec![Event::Shown {
-                group: "web".to_owned(),
-                process: "one_0".to_owned(),
-            }],
-            vec![left("own", "o_1"), left("own", "more_1")],
-            members("own", "more", 1, "own"),
-        ];
-        let mut parts = Parts::of(&known, &configured, None);
-        for events in steps {
-            let touched = touched(&known, &events).unwrap();
-            let mut part = known.part(&touched);
-            for event in &events {
-                part.apply(event.clone());
-                known.apply(event.clone());
-            }
-            let before = parts.clone();
-            parts.replace(&touched, Parts::of(&part, &configured, None));
-            let whole = Parts::of(&known, &configured, None);
-            assert_eq!(parts, whole, "after {events:?}, from {before:?}");
-        }
-        let gone = Event::GroupGone {
-            name: "own".to_owned(),
-        };
-        assert_eq!(touched(&known, &[gone]), None);
     }
 
     #[test]

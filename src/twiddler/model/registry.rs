@@ -222,21 +222,6 @@ impl Registry {
         events
     }
 
-    /// What is known of the members of these groups of the daemon, beside all groups and all that is
-    /// hidden.
-    pub fn part(&self, reals: &BTreeSet<String>) -> Registry {
-        let mut part = Registry {
-            next: self.next,
-            groups: self.groups.clone(),
-            hidden: self.hidden.clone(),
-            ..Registry::default()
-        };
-        for member in reals.iter().flat_map(|real| self.members_in(real)) {
-            part.join(member.clone());
-        }
-        part
-    }
-
     /// Forgets everything but the numbers: a daemon that started again knows nothing of it.
     pub fn clear(&mut self) {
         *self = Registry {
