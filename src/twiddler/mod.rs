@@ -148,7 +148,9 @@ impl Twiddler {
         let lock = include.lock()?;
         ensure_alone(&include, &conf_file)?;
         if include.put_back()? {
-            tracing::info!("put back what is kept: an earlier proxy died in the middle of a change");
+            tracing::info!(
+                "put back what is kept: an earlier proxy died in the middle of a change"
+            );
         }
         let kept_before = include.kept()?;
         let (mut journal, registry) = Journal::open(include.clone())?;
