@@ -4,7 +4,7 @@
 //! Invariants:
 //! 1. A generated file is in place only while an intent is open: a daemon that starts at that moment
 //!    reads it too, and recovery knows what to look for.
-//! 2. A client is told only what is in the journal.
+//! 2. A client is told of a change only when it was written to the journal, as far as the disk takes it.
 //! 3. The number of a real group is used once.
 //! 4. Whatever is added brings the marker of its epoch along, if that is not there yet.
 //! 5. Only the worker writes the journal, the persist file and the view.
