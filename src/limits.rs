@@ -35,7 +35,7 @@ pub const LINGER_TIME: Duration = Duration::from_secs(5);
 const READ_SIZE: usize = 8 * 1024;
 /// Larger heads than this are few, and each may be as large as is taken.
 pub const LARGE_HEAD: usize = 16 * 1024;
-/// So many large heads there may be at a time, answers to them included.
+/// So many connections with a large head there may be at a time.
 pub const MAX_LARGE_HEADS: usize = 32;
 /// Who may have one.
 static LARGE_HEADS: Semaphore = Semaphore::const_new(MAX_LARGE_HEADS);
@@ -109,9 +109,6 @@ impl ClientSlot {
     /// Takes note of what the connection is at now.
     pub fn set(&self, phase: Phase) {
         *self.0.phase() = (phase, Instant::now());
-        if phase == Phase::Idle {
-            self.large_head().take();
-        }
     }
 
     /// Takes note that whoever is there was let in, and waits for his answer or reads it.
@@ -120,9 +117,14 @@ impl ClientSlot {
         self.set(Phase::Busy);
     }
 
-    /// Counts the head of the present request as a large one, until it was answered. False where there
-    /// are too many already.
-    fn has_large_head(&self) -> bool {
+    /// Whether a head was counted as a large one.
+    pub fn had_large_head(&self) -> bool {
+        self.large_head().is_some()
+    }
+
+    /// Counts the connection as one with a large head, until it ends. False where there are too many
+    /// already.
+    fn may_have_large_head(&self) -> bool {
         let mut large_head = self.large_head();
         if large_head.is_none() {
             *large_head = LARGE_HEADS.try_acquire().ok();
@@ -331,7 +333,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedStream<S> {
                     return this.answer(cx, TOO_SLOW);
                 }
                 // What came before has not ended the head.
-                if came > 0 && this.head_size > LARGE_HEAD && !this.slot.has_large_head() {
+                if came > 0 && this.head_size > LARGE_HEAD && !this.slot.may_have_large_head() {
                     return this.answer(cx, TOO_MANY);
                 }
                 this.head_size += came;

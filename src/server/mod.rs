@@ -14,7 +14,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::response::IntoResponse;
 use futures_util::FutureExt;
-use http::StatusCode;
+use http::header::CONNECTION;
+use http::{HeaderValue, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -32,7 +33,7 @@ use crate::daemon::Origin;
 use crate::failure::Failure;
 use crate::forward;
 use crate::lease;
-use crate::limits::{self, ClientSlot, ClientSlots, HEAD_TIME, Phase, TimedStream};
+use crate::limits::{self, ClientSlot, ClientSlots, HEAD_TIME, LARGE_HEAD, Phase, TimedStream};
 use crate::routes::Connection;
 use crate::server::tls::Tls;
 
@@ -223,7 +224,8 @@ fn connection(
         request.extensions_mut().insert(origin);
         request.extensions_mut().insert(slot.clone());
         slot.set(Phase::Busy);
-        let too_large = head_size(&request) > MAX_HEAD;
+        let head = head_size(&request);
+        let (is_large, too_large) = (head > LARGE_HEAD || slot.had_large_head(), head > MAX_HEAD);
         let (slot, underway) = (slot.clone(), underway.clone());
         let uri = request.uri();
         let is_followed = forward::is_followed(uri) || uri.path().starts_with(lease::PATH);
@@ -238,7 +240,12 @@ fn connection(
             if is_followed && reply.status() == StatusCode::OK {
                 slot.set_endless();
             }
-            let reply = reply.map(|body| limits::holding(slot.keep_busy(body), underway));
+            let mut reply = reply.map(|body| limits::holding(slot.keep_busy(body), underway));
+            // The buffer that has grown with the head is kept as long as the connection.
+            if is_large {
+                let close = HeaderValue::from_static("close");
+                reply.headers_mut().insert(CONNECTION, close);
+            }
             Ok::<_, Infallible>(reply)
         }
     });
