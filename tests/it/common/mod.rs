@@ -11,6 +11,7 @@
 //! - `dice`: [`Dice`], random choices that can be made again
 //! - `disk`: disks that fail the proxy
 //! - `changes`: changes made at random, and what must be there after them
+//! - `judge`: supervisord's own parser, which says what an update has to do
 //! - `stuck`: a daemon that is stopped while it reads a generated file
 //! - `relay`: [`Relay`](relay::Relay), between the sidecar and a daemon, which drops connections
 //! - `ctl`: supervisorctl and Python scripts as clients
@@ -40,6 +41,7 @@ pub mod daemon;
 pub mod dice;
 pub mod disk;
 pub mod http;
+pub mod judge;
 pub mod leftovers;
 pub mod pages;
 pub mod pair;

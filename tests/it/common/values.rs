@@ -224,3 +224,12 @@ pub const TWIDDLER_METHODS: [&str; 14] = [
     "updateConfig",
     "updateProgram",
 ];
+
+/// A program that sleeps so long.
+pub fn sleeping(seconds: &str) -> Value {
+    let command = format!("/bin/sleep {seconds}");
+    options(&[
+        ("command", value(command.as_str())),
+        ("startsecs", value("0")),
+    ])
+}
