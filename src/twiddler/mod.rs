@@ -490,10 +490,9 @@ impl Twiddler {
         conf::configured_groups(&self.conf_file)
     }
 
-    /// Whether the user's files define something by now that was added.
-    pub fn is_defined_by_now(&self) -> bool {
-        let configured = self.configured_groups();
-        self.with_registry(|registry| !without_defined(registry, &configured).1.is_empty())
+    /// Whether these groups, which the user's files define, have something that was added.
+    pub fn defines_added(&self, configured: &[ConfiguredGroup]) -> bool {
+        self.with_registry(|registry| !without_defined(registry, configured).1.is_empty())
     }
 
     /// Says which names are in use twice: by what was added, and by the user's files.

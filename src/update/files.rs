@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Updates;
-use crate::daemon::conf;
+use crate::daemon::conf::{self, DaemonConf};
 use crate::twiddler::Registry;
 
 /// How often the files are looked at.
@@ -40,25 +40,31 @@ impl Updates {
             }
             let now = traces(known.keys().cloned());
             if now != known || known.is_empty() {
-                // What is edited from here on is seen the next time.
-                known = traces(self.paths());
-                if self.twiddler.is_defined_by_now() {
+                let main = self.twiddler.conf_file().to_owned();
+                let found = conf::inspect(&main, &conf::process_environment);
+                let conf = found.ok().map(|found| found.conf);
+                let groups = conf.as_ref().map(|conf| conf.groups.as_slice());
+                let is_defined = self.twiddler.defines_added(groups.unwrap_or_default());
+                // What was edited since it was looked at is seen the next time, and so is a new path.
+                let trace = |path: PathBuf| {
+                    let seen = now.get(&path).copied().flatten();
+                    (path, seen)
+                };
+                known = paths(main, conf).map(trace).collect();
+                if is_defined {
                     self.twiddler.persist_again().await;
                     self.twiddler.warn_of_clashes();
                 }
             }
         }
     }
+}
 
-    /// The files that the daemon reads, and the directories in which it looks for more.
-    fn paths(&self) -> Vec<PathBuf> {
-        let main = self.twiddler.conf_file().to_owned();
-        let found = conf::inspect(&main, &conf::process_environment);
-        let conf = found.ok().map(|found| found.conf);
-        let read = conf.into_iter().flat_map(|conf| {
-            let dirs = conf.include.into_iter().map(|pattern| pattern.dir);
-            dirs.chain(conf.included).collect::<Vec<PathBuf>>()
-        });
-        read.chain([main]).collect()
-    }
+/// The files that the daemon reads, and the directories in which it looks for more.
+fn paths(main: PathBuf, conf: Option<DaemonConf>) -> impl Iterator<Item = PathBuf> {
+    let read = conf.into_iter().flat_map(|conf| {
+        let dirs = conf.include.into_iter().map(|pattern| pattern.dir);
+        dirs.chain(conf.included)
+    });
+    read.chain([main])
 }
