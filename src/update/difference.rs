@@ -434,8 +434,7 @@ impl<'a> Questions<'a> {
                 && let Some(base) = self.input.base(group)
                 && let Ok(old) = base_programs(base)
             {
-                let claimed = self.input.claimed(group);
-                self.old.group(group, base.group.priority, &old, claimed);
+                self.old.confirm(group, base.group.priority, &old);
             }
         }
     }
@@ -458,8 +457,7 @@ impl<'a> Questions<'a> {
                 && base.environment.as_deref() == files
                 && let Some(programs) = self.with_what_is_same(base, replies)
             {
-                let claimed = self.input.claimed(group);
-                probe.group(group, base.group.priority, &programs, claimed);
+                probe.confirm(group, base.group.priority, &programs);
             }
         }
         probe
@@ -541,8 +539,17 @@ impl<'a> Questions<'a> {
             replies.old.refuted.contains(group) || replies.same.refuted.contains(group);
         let is_asked = self.is_confirmable(group) && !input.added_groups.contains(group);
         if is_asked && (input.base(group).is_none() || is_refuted) {
+            let edits_environment = input
+                .base(group)
+                .is_some_and(|base| base.environment != input.files.environment);
+            let or_later = match edits_environment {
+                true => {
+                    ", or [supervisord] environment was edited in a file that is read after those of include_dir"
+                }
+                false => "",
+            };
             difference.unknown = Some(format!(
-                "twiddler did not see what group {group} was started from: `supervisorctl update {group}` restarts it as a whole"
+                "twiddler did not see what group {group} was started from{or_later}: `supervisorctl update {group}` restarts it as a whole"
             ));
             return difference;
         }
@@ -958,18 +965,6 @@ impl<'a> Input<'a> {
     fn holds_own(self, group: &str) -> bool {
         let is_own = |seen: &Seen| seen.real == group && !matches!(seen.made, Made::Base);
         self.of(group).any(is_own)
-    }
-
-    /// The user's own programs that have to be taken out of groups of their names while this group is
-    /// redefined.
-    fn claimed(self, group: &str) -> Vec<(Kind, &'a str)> {
-        let new = self.files.group(group);
-        let new = new
-            .map(|group| group.programs.as_slice())
-            .unwrap_or_default();
-        new.iter()
-            .map(|program| (program.kind, program.name.as_str()))
-            .collect()
     }
 
     fn base_program(self, group: &str, process: &str) -> Option<String> {

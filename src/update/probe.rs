@@ -1,8 +1,9 @@
 //! Questions to the daemon about definitions: a file that it reads beside the user's, and what its
 //! answer says.
 //!
-//! A group that is redefined from sections of ours is in `changed` of `reloadConfig` exactly if what
-//! the group runs is not what those sections say (`supervisor/options.py`, `ProcessGroupConfig.__eq__`).
+//! A group that is defined once more, from sections of ours, is once more in `changed` of `reloadConfig`
+//! exactly if what the group runs is not what those sections say (`supervisor/options.py`,
+//! `ProcessGroupConfig.__eq__`; `supervisord.py`, `diff_to_active`).
 //! A program under the name of a probe shows in `getAllConfigInfo` what the daemon makes of its options.
 //! Pure: the text goes out and the answer comes in as values.
 
@@ -38,8 +39,8 @@ pub struct Probe {
     next: usize,
     values: Vec<(String, String)>,
     claimed: BTreeSet<(Kind, String)>,
-    /// The groups that are redefined.
-    redefined: BTreeSet<String>,
+    /// The groups that are defined once more.
+    confirmed: BTreeSet<String>,
     /// What every program gets for `[supervisord] environment`.
     environment: Option<String>,
     /// The files have another one.
@@ -53,7 +54,7 @@ pub struct Reply {
     pub added: BTreeSet<String>,
     /// Groups that are not as the daemon has read them.
     pub changed: BTreeSet<String>,
-    /// Of these, those that were redefined: they do not run what was believed.
+    /// Of these, those that do not run what was believed.
     pub refuted: BTreeSet<String>,
     /// Groups that only the daemon has.
     pub removed: BTreeSet<String>,
@@ -89,8 +90,22 @@ impl Probe {
         ids
     }
 
-    /// Asks whether the group `name` runs what `programs` say, in this order. The user's own programs
-    /// in it are `claimed`.
+    /// Asks whether the group `name` runs what `programs` say, in this order.
+    ///
+    /// The daemon strips the names of groups, so sections whose headers are spelt in another way define
+    /// the group once more, whatever the user's files say before and after them. There are two of them:
+    /// what is in `changed` at least twice does not run what they say, whether the user's own section
+    /// is in it or not.
+    pub fn confirm(&mut self, name: &str, priority: i64, programs: &[Program]) {
+        let sections = self.render(programs);
+        for spelt in [format!("\t{name}"), format!("{name}\t")] {
+            self.sections += &render_group(&spelt, priority, &as_strs(&sections));
+        }
+        self.confirmed.insert(name.to_owned());
+    }
+
+    /// Defines the group `name` by `programs`, in this order, for the daemon to make it. The user's own
+    /// programs in it are `claimed`.
     pub fn group<'p>(
         &mut self,
         name: &str,
@@ -98,16 +113,21 @@ impl Probe {
         programs: &[Program],
         claimed: impl IntoIterator<Item = (Kind, &'p str)>,
     ) {
-        let sections: Vec<String> = programs.iter().map(|_| self.name()).collect();
-        let names: Vec<&str> = sections.iter().map(String::as_str).collect();
-        self.sections += &render_group(name, priority, &names);
-        for (program, section) in programs.iter().zip(&sections) {
-            self.sections += &program.render(section, crate::program::Scope::All);
-        }
-        self.redefined.insert(name.to_owned());
+        let sections = self.render(programs);
+        self.sections += &render_group(name, priority, &as_strs(&sections));
         let claimed = claimed.into_iter();
         self.claimed
             .extend(claimed.map(|(kind, name)| (kind, name.to_owned())));
+    }
+
+    /// Puts programs in, and tells the names of their sections.
+    fn render(&mut self, programs: &[Program]) -> Vec<String> {
+        let render = |program: &Program| {
+            let section = self.name();
+            self.sections += &program.render(&section, crate::program::Scope::All);
+            section
+        };
+        programs.iter().map(render).collect()
     }
 
     fn name(&mut self) -> String {
@@ -166,8 +186,8 @@ impl Probe {
                 let section = kind.section();
                 let _infallible = writeln!(text, "[{section}:{name}]\nautostart=false");
             }
-            let claimed: Vec<&str> = self.claimed.iter().map(|(_, name)| name.as_str()).collect();
-            text += &render_group(CLAIMED, 999, &claimed);
+            let claimed: Vec<String> = self.claimed.iter().map(|(_, name)| name.clone()).collect();
+            text += &render_group(CLAIMED, 999, &as_strs(&claimed));
         }
         text
     }
@@ -176,20 +196,18 @@ impl Probe {
     pub fn interpret(&self, reloaded: &Value, configs: Option<&Value>) -> Reply {
         let lists = reloaded.as_array().and_then(|outer| outer.first());
         let lists = lists.and_then(Value::as_array).unwrap_or_default();
-        let names = |at: usize| -> BTreeSet<String> {
+        let names = |at: usize| {
             let names = lists.get(at).and_then(Value::as_array).unwrap_or_default();
             let names = names.iter().filter_map(Value::as_str);
-            names
-                .filter(|name| !name.starts_with(PREFIX))
-                .map(str::to_owned)
-                .collect()
+            names.filter(|name| !name.starts_with(PREFIX))
         };
-        let changed: BTreeSet<String> = names(1);
+        let set = |at: usize| names(at).map(str::to_owned).collect();
+        let is_refuted = |name: &&String| names(1).filter(|changed| changed == *name).count() > 1;
         Reply {
-            added: names(0),
-            refuted: changed.intersection(&self.redefined).cloned().collect(),
-            changed,
-            removed: names(2),
+            added: set(0),
+            refuted: self.confirmed.iter().filter(is_refuted).cloned().collect(),
+            changed: set(1),
+            removed: set(2),
             values: self.read_values(configs),
         }
     }
@@ -233,6 +251,10 @@ impl Reply {
         })
         .collect()
     }
+}
+
+fn as_strs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
 }
 
 fn name(config: &Value) -> Option<&str> {
