@@ -102,14 +102,11 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
         slot.set(Phase::Stranger);
     }
     let answer = rpc.daemon().on_behalf_of(&head, answering).await;
-    if !answer
-        .as_ref()
-        .is_ok_and(|reply| reply.status() == StatusCode::OK)
-    {
-        return answer;
+    let is_ok = |reply: &Response| reply.status() == StatusCode::OK;
+    // The daemon answers so to nobody whom it keeps out.
+    if answer.as_ref().is_ok_and(is_ok) {
+        slot.let_in();
     }
-    // The daemon says so of nobody else.
-    slot.let_in();
     answer
 }
 

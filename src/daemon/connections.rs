@@ -39,6 +39,9 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Kept connections that may turn out to be closed before a request goes over a new one.
 const MAX_STALE: usize = 16;
+/// A request whose body is no longer is sent to its end though its caller has gone: what such bodies
+/// hold of the memory is bounded by the slots alone.
+const SMALL_BODY: u64 = 64 * 1024;
 /// A reply of more bytes than this takes as long as its reader does.
 const LARGE_REPLY: u64 = 64 * 1024;
 /// A header block of the daemon's replies is small; its redirects carry what the client sent.
@@ -117,14 +120,15 @@ impl Connections {
     ///
     /// What the daemon answers at once is awaited also when the caller has gone: it accepts one
     /// connection in a turn of its loop, and those that were closed before would fill its queue, so that
-    /// nobody reaches it.
+    /// nobody reaches it. A large body ends with its caller, who counts for its memory.
     pub(super) async fn send(
         self: &Arc<Self>,
         request: Request<Body>,
         reuse: Reuse,
         slot: Slot,
     ) -> Result<Response<ReplyBody>, Failure> {
-        if !slot.is_quick() {
+        let size = hyper::body::Body::size_hint(request.body()).upper();
+        if !slot.is_quick() || size.is_none_or(|size| size > SMALL_BODY) {
             return self.exchange(request, reuse, slot).await;
         }
         let connections = self.clone();

@@ -355,7 +355,7 @@ async fn add_groups(engine: &mut Engine, groups: &BTreeSet<String>) -> Result<()
     let calls: Vec<Call> = groups.iter().map(add).collect();
     for (group, added) in groups.iter().zip(engine.multicall(&calls).await?) {
         if let Err(told) = added {
-            tracing::error!(group, fault = told.text, "it cannot be added again");
+            tracing::error!(group, fault = reason(&told), "it cannot be added again");
         }
     }
     Ok(())

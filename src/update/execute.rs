@@ -13,7 +13,7 @@ use super::plan::{Name, Plan};
 use super::probe::Probe;
 use super::reply::Outcome;
 use super::survey::Survey;
-use crate::audit::Record;
+use crate::audit::{Record, reason};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::Kind;
 use crate::daemon::fault::{ALREADY_STARTED, BAD_NAME, FAILED, NOT_RUNNING, fault};
@@ -223,7 +223,7 @@ impl Updates {
             for added in added.await {
                 match added {
                     Err(ChangeError::Fault(fault)) => {
-                        tracing::error!(group, program = name, "it is lost: {}", fault.text);
+                        tracing::error!(group, program = name, "it is lost: {}", reason(&fault));
                     }
                     added => added?,
                 }

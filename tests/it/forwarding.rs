@@ -867,9 +867,13 @@ fn targets_that_are_none() -> Result<()> {
             b"",
         )
     };
-    pair.ensure_same(&[long(1000), long(60_000)])?;
-    let reply = crate::common::exchange(pair.proxied(), &long(100_000).bytes, Until::Close)?;
-    ensure!(Reply::parse(&reply)?.status == 414);
+    pair.ensure_same(&[long(1000), long(15_000)])?;
+    // The proxy ends the connection after these heads, and keeps no memory for it.
+    for (length, status) in [(60_000, 404), (100_000, 414)] {
+        let reply = crate::common::exchange(pair.proxied(), &long(length).bytes, Until::Close)?;
+        let reply = Reply::parse(&reply)?;
+        ensure!(reply.status == status, "{length}: {reply:?}");
+    }
     Ok(())
 }
 
