@@ -96,6 +96,14 @@ pub enum Error {
     /// A name that nobody has.
     #[error("{0}")]
     UnknownName(String),
+    /// A signal asked the command to end before it had done what it should.
+    #[error("{text}")]
+    Interrupted {
+        /// What is left, and what becomes of it.
+        text: String,
+        /// The exit status.
+        status: u8,
+    },
     /// Standard output is gone, such as a pipe to `head`.
     #[error("cannot print: {0}")]
     Output(#[from] std::io::Error),
@@ -122,6 +130,7 @@ impl Error {
             Error::Refused { .. } => REFUSED,
             Error::Usage(_) => USAGE,
             Error::Trouble(_) => TROUBLE,
+            Error::Interrupted { status, .. } => *status,
             Error::Status { .. }
             | Error::NoMethod(_)
             | Error::Fault { .. }

@@ -21,6 +21,7 @@ mod log_stream;
 mod names;
 mod output;
 mod server;
+mod signals;
 mod verbs;
 pub mod words;
 

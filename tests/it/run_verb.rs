@@ -396,3 +396,112 @@ fn leases_are_for_those_who_may_call() -> Result<()> {
     running.kill()?;
     eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
 }
+
+/// How long a command may go on after a signal when its server does not answer; a second is meant.
+const LEAVING: Duration = Duration::from_secs(5);
+
+/// Waits until a command no longer ends by a signal, but looks after it.
+fn wait_until_it_catches_signals(pid: u32) -> Result<()> {
+    eventually(LIMIT, || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.context("no SigCgt")?.trim(), 16)?;
+        let terminate = 1 << (nix::sys::signal::Signal::SIGTERM as u32 - 1);
+        ensure!(caught & terminate != 0, "{caught:x}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_signal_ends_a_run_whose_server_does_not_answer() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let words = ["run", "--", "sh", "-c", "echo ready; exec cat"];
+    let spawn = || Process::spawn(&mut twiddler(&sidecar, &words));
+    let send = |to: &str, signal: &str| match to {
+        "proxy" => sidecar.signal(signal),
+        _ => daemon.signal(signal),
+    };
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        for server in ["proxy", "supervisord"] {
+            send(server, "STOP")?;
+            let adding = spawn()?;
+            wait_until_it_catches_signals(adding.pid())?;
+            adding.signal(signal)?;
+            assert_eq!(adding.wait_within(LEAVING)?.code(), Some(code));
+            let said = adding.stderr_text();
+            ensure!(said.contains("has not said whether sh-"), "{said}");
+            ensure!(said.contains("the proxy removes it"), "{said}");
+            send(server, "CONT")?;
+
+            let running = spawn()?;
+            running.wait_for_stdout("ready\n")?;
+            send(server, "STOP")?;
+            running.signal(signal)?;
+            assert_eq!(running.wait_within(LEAVING)?.code(), Some(code));
+            let said = running.stderr_text();
+            ensure!(said.contains("the proxy stops and removes it"), "{said}");
+            send(server, "CONT")?;
+        }
+    }
+    eventually(2 * LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
+}
+
+#[test]
+fn a_signal_ends_a_run_whose_server_is_gone() -> Result<()> {
+    let (_daemon, sidecar) = start()?;
+    let words = ["run", "--keep", "--", "sh", "-c", "echo ready; exec cat"];
+    let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
+    running.wait_for_stdout("ready\n")?;
+    sidecar.kill()?;
+    running.signal("INT")?;
+    assert_eq!(running.wait_within(LEAVING)?.code(), Some(130));
+    let said = running.stderr_text();
+    ensure!(said.contains("`twiddler remove --stop sh-"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_signal_ends_a_run_that_waits_for_a_slow_stop() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let script = "trap '' TERM; while echo x; do sleep 0.05; done";
+    let words = ["run", "-O", "stopwaitsecs=600", "--", "sh", "-c", script];
+    let (reader, writer) = std::io::pipe()?;
+    let mut command = twiddler(&sidecar, &words);
+    let mut running = command
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    drop(command);
+    let (name, _) = process_of(&sidecar)?;
+    drop(reader);
+    daemon.wait_for_log("waiting for")?;
+    ensure!(running.try_wait()?.is_none(), "it does not wait");
+    let pid = nix::unistd::Pid::from_raw(running.id().try_into()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+    let status = eventually(LEAVING, || running.try_wait()?.context("it still runs"))?;
+    assert_eq!(status.code(), Some(128 + 13));
+    let mut said = String::new();
+    let mut stderr = running.stderr.take().context("no standard error")?;
+    std::io::Read::read_to_string(&mut stderr, &mut said)?;
+    ensure!(
+        said.contains("the proxy stops and removes it"),
+        "{name}: {said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_reader_who_takes_nothing_keeps_no_signal_from_a_run() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let (_reader, writer) = std::io::pipe()?;
+    let mut command = twiddler(&sidecar, &["run", "--", "yes"]);
+    let mut running = command.stdout(writer).spawn()?;
+    process_of(&sidecar)?;
+    let pid = nix::unistd::Pid::from_raw(running.id().try_into()?);
+    let status = eventually(LIMIT, || {
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        running.try_wait()?.context("it still runs")
+    })?;
+    ensure!(status.code().is_some(), "{status}");
+    eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
+}

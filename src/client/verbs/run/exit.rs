@@ -32,6 +32,8 @@ pub enum End {
     NotExecutable,
     /// The daemon has no such process any more.
     Gone,
+    /// A signal came before the process was started, for which this is the status.
+    NotStarted(u8),
 }
 
 impl End {
@@ -53,6 +55,7 @@ impl End {
             End::Fatal(reason) => Some(format!("could not be started: {reason}")),
             End::NotFound => Some("could not be started: no such file".to_owned()),
             End::NotExecutable => Some("could not be started: it is not executable".to_owned()),
+            End::NotStarted(_) => Some("was not started".to_owned()),
             End::Gone => {
                 Some("is gone: supervisord has started again, or somebody removed it".to_owned())
             }
@@ -61,7 +64,7 @@ impl End {
 
     fn status(&self) -> u8 {
         match self {
-            End::Exited(status) => *status,
+            End::Exited(status) | End::NotStarted(status) => *status,
             End::Killed(signal) => signal.map_or(NOT_DONE, |signal| SIGNALLED + signal),
             End::NotFound => NOT_FOUND,
             End::NotExecutable => NOT_EXECUTABLE,

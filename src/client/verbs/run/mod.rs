@@ -7,21 +7,22 @@ mod exit;
 mod output;
 mod program;
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::pin::pin;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use super::Session;
 use crate::client::args::RunArgs;
 use crate::client::error::Error;
+use crate::client::signals::Signals;
 use crate::daemon::fault::{BAD_NAME, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING, SPAWN_ERROR};
 use crate::daemon::{ProcessInfo, ProcessState};
-use crate::xmlrpc::Fault;
+use crate::xmlrpc::{Fault, Value};
 use exit::End;
 use output::Output;
 use program::Program;
@@ -44,11 +45,17 @@ const NO_LEASES: [u16; 2] = [404, 405];
 /// # Errors
 /// When the server does not answer, or refuses the program.
 pub async fn run(session: &Session, args: &RunArgs) -> Result<u8, Error> {
-    let mut signals = Signals::new()?;
-    let program = Program::add(session, args).await?;
-    let run = Run { session, program };
-    let outcome = run.carry_out(&mut signals).await;
-    if !args.keep {
+    let signals = Signals::new()?;
+    let program = Program::add(session, args, &signals).await?;
+    let run = Run {
+        session,
+        signals,
+        program,
+        keep: args.keep,
+        heeded: Cell::new(0),
+    };
+    let outcome = run.carry_out().await;
+    if !run.keep && !matches!(outcome, Err(Error::Interrupted { .. })) {
         run.clean_up(&outcome).await;
     }
     match outcome {
@@ -57,38 +64,17 @@ pub async fn run(session: &Session, args: &RunArgs) -> Result<u8, Error> {
     }
 }
 
-/// What asks this command to stop: Ctrl-C, SIGTERM, and the end of its terminal.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Error> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
-        }
-    }
-}
-
 struct Run<'a> {
     session: &'a Session,
+    signals: Signals,
     program: Program,
+    keep: bool,
+    /// So many signals have had their effect; one more means that nobody wants to wait.
+    heeded: Cell<u32>,
 }
 
 impl Run<'_> {
-    async fn carry_out(&self, signals: &mut Signals) -> Result<End, Error> {
+    async fn carry_out(&self) -> Result<End, Error> {
         let (session, namespec) = (self.session, &self.program.namespec);
         // Until all is printed: the log goes with the program.
         let mut holding = pin!(self.hold_lease());
@@ -99,26 +85,57 @@ impl Run<'_> {
             ))
         };
         let (stdout, stderr) = tokio::select! {
-            opened = opening => opened?,
+            opened = self.in_time(opening) => opened?,
             never = &mut holding => match never {},
         };
+        if self.signals.count() > 0 {
+            return Ok(End::NotStarted(self.signals.status()));
+        }
         let mut copying = pin!(async { tokio::try_join!(stdout.copy(), stderr.copy()) });
         let ending = async {
             if let Some(end) = self.start().await? {
                 return Ok(end);
             }
-            self.until_ended(signals).await
+            self.until_ended().await
         };
-        let end = tokio::select! {
-            end = ending => end?,
-            broken = &mut copying => match broken? {},
+        let ended = tokio::select! {
+            ended = ending => ended,
+            Err(broken) = &mut copying => Err(broken),
             never = &mut holding => match never {},
         };
+        // They have done what they were for.
+        self.heeded.set(self.signals.count());
+        let end = ended?;
         let printed = async { tokio::join!(stdout.completed(), stderr.completed()) };
         tokio::select! {
-            _ = printed => Ok(end),
-            broken = copying => match broken? {},
+            _ = self.signals.limit(self.heeded.get(), printed) => Ok(end),
+            Err(broken) = copying => Err(broken),
             never = holding => match never {},
+        }
+    }
+
+    /// Calls a method of the server.
+    async fn call(&self, method: &str, params: &[Value]) -> Result<Result<Value, Fault>, Error> {
+        self.in_time(self.session.server.try_call(method, params))
+            .await
+    }
+
+    /// What `call` comes to; an error where the server takes its time and a signal comes.
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let outcome = self.signals.limit(self.heeded.get(), call).await;
+        outcome.unwrap_or_else(|| Err(self.given_up()))
+    }
+
+    /// A signal came, and it is not known what becomes of the process.
+    fn given_up(&self) -> Error {
+        let name = &self.program.namespec;
+        let then = match self.keep {
+            true => format!("`twiddler remove --stop {name}` ends it"),
+            false => "the proxy stops and removes it, because nobody holds its lease".to_owned(),
+        };
+        Error::Interrupted {
+            text: format!("{name} may still run, and is not waited for; {then}"),
+            status: self.signals.status(),
         }
     }
 
@@ -126,11 +143,7 @@ impl Run<'_> {
     async fn start(&self) -> Result<Option<End>, Error> {
         // Not waited for: one that ends at once would be told as a fault.
         let params = [self.program.namespec.as_str().into(), false.into()];
-        let started = self
-            .session
-            .server
-            .try_call("supervisor.startProcess", &params);
-        match started.await? {
+        match self.call("supervisor.startProcess", &params).await? {
             Ok(_) => Ok(None),
             // Also said of one that ran, and has ended with a status of its own before the daemon
             // looked (`supervisor/rpcinterface.py`, `startProcess`): its state tells.
@@ -142,11 +155,15 @@ impl Run<'_> {
     }
 
     /// Waits until the process has ended, and stops it when a signal asks for it.
-    async fn until_ended(&self, signals: &mut Signals) -> Result<End, Error> {
-        let (mut asked, mut done) = (0, 0);
+    async fn until_ended(&self) -> Result<End, Error> {
+        let mut done = 0;
         let mut pause = FIRST_PAUSE;
         let mut away_since = None;
         loop {
+            let asked = self.signals.count();
+            if asked > 2 {
+                return Err(self.given_up());
+            }
             let step = async {
                 if done < asked {
                     self.stop(asked).await?;
@@ -157,20 +174,25 @@ impl Run<'_> {
             match step.await {
                 Ok(Some(end)) => return Ok(end),
                 Ok(None) => away_since = None,
-                Err(error @ (Error::Fault { .. } | Error::Refused { .. })) => return Err(error),
+                Err(
+                    error @ (Error::Fault { .. }
+                    | Error::Refused { .. }
+                    | Error::Interrupted { .. }),
+                ) => return Err(error),
                 Err(error) => {
                     let since = *away_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > PATIENCE || asked > 1 {
+                    if since.elapsed() > PATIENCE {
                         return Err(error);
+                    }
+                    // Nor does somebody who wants to leave wait for it.
+                    if asked > 0 && since.elapsed() > LONGEST_PAUSE {
+                        return Err(self.given_up());
                     }
                 }
             }
             tokio::select! {
                 () = sleep(pause) => pause = (pause * 5 / 4).min(LONGEST_PAUSE),
-                () = signals.next() => {
-                    asked += 1;
-                    pause = FIRST_PAUSE;
-                }
+                () = self.signals.more_than(asked) => pause = FIRST_PAUSE,
             }
         }
     }
@@ -194,11 +216,7 @@ impl Run<'_> {
     /// What is known of the process; nothing where there is none of its name.
     async fn info(&self) -> Result<Option<ProcessInfo>, Error> {
         let params = [self.program.namespec.as_str().into()];
-        let info = self
-            .session
-            .server
-            .try_call("supervisor.getProcessInfo", &params);
-        match info.await? {
+        match self.call("supervisor.getProcessInfo", &params).await? {
             Ok(info) => Ok(ProcessInfo::read(&info)),
             Err(fault) if fault.code == BAD_NAME => Ok(None),
             Err(fault) => Err(self.error(fault)),
@@ -219,11 +237,7 @@ impl Run<'_> {
         // The daemon says -1 for every signal, and its name in its own log alone
         // (`supervisor/options.py`, `decode_wait_status`).
         let params = [(-exit::LOG_END).into(), 0.into()];
-        let log = self
-            .session
-            .server
-            .try_call("supervisor.readLog", &params)
-            .await;
+        let log = self.call("supervisor.readLog", &params).await;
         let log = log.ok().and_then(Result::ok);
         let log = log
             .as_ref()
@@ -248,7 +262,7 @@ impl Run<'_> {
                 [name.as_str().into(), "KILL".into()],
             ),
         };
-        match self.session.server.try_call(method, &params).await? {
+        match self.call(method, &params).await? {
             Err(fault) if ![NOT_RUNNING, BAD_NAME].contains(&fault.code) => Err(self.error(fault)),
             _ => Ok(()),
         }
@@ -278,19 +292,24 @@ impl Run<'_> {
         if matches!(outcome, Ok(End::Gone)) && matches!(self.info().await, Ok(None)) {
             return;
         }
-        if outcome.is_err() {
-            let params = [self.program.namespec.as_str().into()];
-            let _removal_says_what_is_wrong = self
-                .session
-                .server
-                .try_call("supervisor.stopProcess", &params)
-                .await;
-        }
-        if let Err(error) = self.program.remove(self.session).await {
-            say!(
+        let removing = async {
+            if outcome.is_err() {
+                let params = [self.program.namespec.as_str().into()];
+                let stopping = self
+                    .session
+                    .server
+                    .try_call("supervisor.stopProcess", &params);
+                let _removal_says_what_is_wrong = stopping.await;
+            }
+            self.program.remove(self.session).await
+        };
+        match self.in_time(removing).await {
+            Ok(()) => {}
+            Err(error @ Error::Interrupted { .. }) => say!("twiddler: {error}"),
+            Err(error) => say!(
                 "twiddler: {} is still in supervisord, and the proxy will remove it: {error}",
                 self.program.namespec
-            );
+            ),
         }
     }
 

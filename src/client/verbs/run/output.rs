@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::client::error::Error;
@@ -35,6 +36,8 @@ pub struct Output<'a> {
     copied: Cell<u64>,
     /// When something last was.
     last: Cell<Instant>,
+    /// Something is being printed: a reader may take his time.
+    is_writing: Cell<bool>,
     seen: RefCell<Seen>,
     /// A stream broke off, and what was copied cannot be counted any more.
     has_broken: Cell<bool>,
@@ -58,6 +61,7 @@ impl<'a> Output<'a> {
             first: RefCell::default(),
             copied: Cell::new(0),
             last: Cell::new(Instant::now()),
+            is_writing: Cell::new(false),
             seen: RefCell::default(),
             has_broken: Cell::new(false),
         };
@@ -115,7 +119,8 @@ impl<'a> Output<'a> {
                 if let Ok(data) = frame.into_data() {
                     let skipped = old.min(data.len() as u64);
                     old -= skipped;
-                    self.take(&data[usize::try_from(skipped).unwrap_or_default()..])?;
+                    self.take(&data[usize::try_from(skipped).unwrap_or_default()..])
+                        .await?;
                 }
             }
             self.has_broken.set(true);
@@ -123,7 +128,7 @@ impl<'a> Output<'a> {
             stream = self.stream().await;
             let burst = burst(&mut stream).await;
             let fresh = self.seen.borrow().fresh(&burst).to_vec();
-            self.take(&fresh)?;
+            self.take(&fresh).await?;
         }
     }
 
@@ -158,8 +163,9 @@ impl<'a> Output<'a> {
             .as_bytes()
             .windows(burst.len().max(1))
             .rposition(|window| window == burst);
-        self.take(&text.as_bytes()[..end.unwrap_or_default()])?;
-        self.take(&burst)?;
+        self.take(&text.as_bytes()[..end.unwrap_or_default()])
+            .await?;
+        self.take(&burst).await?;
         Ok(stream)
     }
 
@@ -175,23 +181,33 @@ impl<'a> Output<'a> {
         text.as_str().unwrap_or_default().to_owned()
     }
 
-    fn take(&self, data: &[u8]) -> io::Result<()> {
-        self.copied.set(self.copied.get() + data.len() as u64);
+    async fn take(&self, data: &[u8]) -> io::Result<()> {
         self.seen.borrow_mut().remember(data);
+        self.is_writing.set(true);
+        let length = data.len() as u64;
+        let data = data.to_vec();
+        // A reader who takes none keeps no signal from being seen.
         let written = match self.channel {
-            "stderr" => write(io::stderr().lock(), data),
-            _ => write(io::stdout().lock(), data),
+            "stderr" => spawn_blocking(move || write(io::stderr().lock(), &data)),
+            _ => spawn_blocking(move || write(io::stdout().lock(), &data)),
         };
-        // A reader who takes his time is waited for.
+        let written = written.await.map_err(io::Error::other);
+        self.is_writing.set(false);
+        self.copied.set(self.copied.get() + length);
         self.last.set(Instant::now());
-        written
+        written?
     }
 
     /// Waits until all is copied that a process has written which has ended: the daemon has it in
     /// the log by then (`supervisor/process.py`, `drain`).
     pub async fn completed(&self) {
         self.last.set(Instant::now());
-        while self.last.get().elapsed() < LAST_OUTPUT {
+        while self.is_writing.get() || self.last.get().elapsed() < LAST_OUTPUT {
+            // A reader who takes his time is waited for.
+            if self.is_writing.get() {
+                sleep(LOOK).await;
+                continue;
+            }
             // The process may be gone, and its log with it.
             let Ok(Some(size)) = self.size().await else {
                 return;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::client::args::RunArgs;
 use crate::client::error::Error;
+use crate::client::signals::Signals;
 use crate::client::verbs::Session;
 use crate::client::words;
 use crate::daemon::fault::BAD_NAME;
@@ -54,7 +55,7 @@ impl Program {
     ///
     /// # Errors
     /// When the server does not answer, or refuses the program.
-    pub async fn add(session: &Session, args: &RunArgs) -> Result<Self, Error> {
+    pub async fn add(session: &Session, args: &RunArgs, signals: &Signals) -> Result<Self, Error> {
         for _ in 0..ATTEMPTS {
             let name = format!("{}-{}", base_name(&args.command[0]), suffix()?);
             let program = Program {
@@ -65,11 +66,28 @@ impl Program {
                 }),
                 name,
             };
-            if program.try_add(session, args).await? {
-                return Ok(program);
+            match signals.limit(0, program.try_add(session, args)).await {
+                None => return Err(program.in_doubt(args, signals)),
+                Some(Ok(false)) => {}
+                Some(added) => return added.map(|_| program),
             }
         }
         Err(Error::NotDone("no name is free: try again".to_owned()))
+    }
+
+    /// A signal came while the server was asked to add it.
+    fn in_doubt(&self, args: &RunArgs, signals: &Signals) -> Error {
+        let name = &self.namespec;
+        let then = match args.keep {
+            true => format!("remove it with `twiddler remove --stop {name}` where it was"),
+            false => {
+                "where it was, the proxy removes it, because nobody holds its lease".to_owned()
+            }
+        };
+        Error::Interrupted {
+            text: format!("the server has not said whether {name} was added; {then}"),
+            status: signals.status(),
+        }
     }
 
     /// Whether it was added; not where somebody has the name.
