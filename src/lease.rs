@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -49,6 +48,8 @@ pub struct Leases(Mutex<HashMap<String, Lease>>);
 #[derive(Debug)]
 struct Lease {
     holders: usize,
+    /// Its processes are being stopped and removed.
+    is_ending: bool,
     /// When it ends, unless somebody holds it.
     ends: Instant,
     /// What the last holder presented, with which his programs are removed.
@@ -113,17 +114,21 @@ impl Leases {
         Ok(response)
     }
 
-    /// The leases that have ended, with what their last holders presented. Each lease that programs
-    /// name (`named`) and that nobody has held yet gets its [`GRACE`], from now on.
+    /// The leases that have ended, with what their last holders presented; each until it is settled.
+    /// Each lease that programs name (`named`) and that nobody has held yet gets its [`GRACE`], from
+    /// now on.
     fn ended(&self, named: &[String]) -> Vec<(String, Option<HeaderValue>)> {
         let mut all = self.all();
         for name in named {
             all.entry(name.clone()).or_insert_with(Lease::unheld);
         }
         let now = Instant::now();
-        all.iter()
-            .filter(|(_, lease)| lease.holders == 0 && lease.ends <= now)
-            .map(|(name, lease)| (name.clone(), lease.authorization.clone()))
+        all.iter_mut()
+            .filter(|(_, lease)| lease.holders == 0 && !lease.is_ending && lease.ends <= now)
+            .map(|(name, lease)| {
+                lease.is_ending = true;
+                (name.clone(), lease.authorization.clone())
+            })
             .collect()
     }
 
@@ -131,9 +136,10 @@ impl Leases {
     fn settle(&self, name: &str, is_over: bool) {
         let mut all = self.all();
         match all.get_mut(name) {
-            Some(lease) if lease.holders > 0 => {}
+            Some(lease) if lease.holders > 0 => lease.is_ending = false,
             Some(_) if is_over => drop(all.remove(name)),
             Some(lease) => {
+                lease.is_ending = false;
                 lease.ends = Instant::now() + RETRY;
                 // It may be what is refused: the password has changed, say.
                 lease.authorization = None;
@@ -147,6 +153,7 @@ impl Lease {
     fn unheld() -> Self {
         Lease {
             holders: 0,
+            is_ending: false,
             ends: Instant::now() + GRACE,
             authorization: None,
         }
@@ -160,21 +167,32 @@ pub async fn watch(rpc: Arc<Rpc>, leases: Arc<Leases>) {
     loop {
         looks.tick().await;
         let named = rpc.twiddler().with_registry(names_of_leases);
-        let endings = leases
-            .ended(&named)
-            .into_iter()
-            .map(async |(name, header)| {
-                let outcome = end(&rpc, &name, header).await;
-                if let Err(reason) = &outcome {
-                    tracing::warn!(
-                        "cannot remove what the lease {} has left: {reason}",
-                        shown(&name)
-                    );
-                }
-                leases.settle(&name, outcome.is_ok());
-            });
-        join_all(endings).await;
+        for (name, authorization) in leases.ended(&named) {
+            // Side by side: a process may take as long as it likes to stop.
+            tokio::spawn(end_and_settle(
+                rpc.clone(),
+                leases.clone(),
+                name,
+                authorization,
+            ));
+        }
     }
+}
+
+async fn end_and_settle(
+    rpc: Arc<Rpc>,
+    leases: Arc<Leases>,
+    name: String,
+    authorization: Option<HeaderValue>,
+) {
+    let outcome = end(&rpc, &name, authorization).await;
+    if let Err(reason) = &outcome {
+        tracing::warn!(
+            "cannot remove what the lease {} has left: {reason}",
+            shown(&name)
+        );
+    }
+    leases.settle(&name, outcome.is_ok());
 }
 
 fn names_of_leases(registry: &Registry) -> Vec<String> {
@@ -197,7 +215,7 @@ fn lease_of(member: &Member) -> Option<&str> {
 async fn end(rpc: &Rpc, name: &str, authorization: Option<HeaderValue>) -> Result<(), Fault> {
     // Not what another caller brought: who has gone without a trace is removed by the proxy's own.
     let authorization = authorization.or_else(|| rpc.daemon().own_authorization().cloned());
-    let call = async |method: &str, params: &[&str], harmless: &[i32]| {
+    let call = async |rpc: &Rpc, method: &str, params: &[&str], harmless: &[i32]| {
         let params: Vec<Value> = params.iter().map(|text| (*text).into()).collect();
         match rpc.call_as(authorization.clone(), method, &params).await {
             Err(fault) if !harmless.contains(&fault.code) => Err(fault),
@@ -207,17 +225,23 @@ async fn end(rpc: &Rpc, name: &str, authorization: Option<HeaderValue>) -> Resul
     let members = rpc
         .twiddler()
         .with_registry(|registry| members(registry, name));
-    for (group, process) in members {
+    // Who may add such a program may have it removed, whatever else callers may do.
+    let unrestricted = rpc.unrestricted();
+    for (group, process) in &members {
         let namespec = format!("{group}:{process}");
         let gone = [BAD_NAME, NOT_RUNNING];
-        call("supervisor.stopProcess", &[&namespec], &gone).await?;
+        let method = "supervisor.stopProcess";
+        call(&unrestricted, method, &[&namespec], &gone).await?;
         let method = "twiddler.removeProcessFromGroup";
-        call(method, &[&group, &process], &[BAD_NAME]).await?;
+        call(&unrestricted, method, &[group, process], &[BAD_NAME]).await?;
         tracing::info!("stopped and removed {namespec}: the client that held its lease is gone");
     }
     let is_left = |registry: &Registry| is_empty_group(registry, name);
     if rpc.twiddler().with_registry(is_left) {
-        call("twiddler.removeGroup", &[name], &[BAD_NAME]).await?;
+        // Anybody may hold a lease of any name: a group that had none of its programs may be another's.
+        let had_programs = members.iter().any(|(group, _)| group == name);
+        let rpc = if had_programs { &unrestricted } else { rpc };
+        call(rpc, "twiddler.removeGroup", &[name], &[BAD_NAME]).await?;
     }
     Ok(())
 }

@@ -285,13 +285,7 @@ fn a_group_without_its_program_is_tidied_too() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let client = sidecar.client();
     client.call("twiddler.addGroup", params!["half", 999])?;
-    let request = "GET /twiddler/lease/half HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let mut stream = std::net::TcpStream::connect(sidecar.tcp_addr())?;
-    std::io::Write::write_all(&mut stream, request.as_bytes())?;
-    let mut first = [0; 15];
-    std::io::Read::read_exact(&mut stream, &mut first)?;
-    assert_eq!(&first, b"HTTP/1.1 200 OK");
-    drop(stream);
+    hold_for_an_instant(&sidecar, "half")?;
     eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
 }
 
@@ -504,4 +498,68 @@ fn a_reader_who_takes_nothing_keeps_no_signal_from_a_run() -> Result<()> {
     })?;
     ensure!(status.code().is_some(), "{status}");
     eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
+}
+
+/// Holds a lease for an instant.
+fn hold_for_an_instant(sidecar: &Sidecar, name: &str) -> Result<()> {
+    let request = format!("GET /twiddler/lease/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let mut stream = std::net::TcpStream::connect(sidecar.tcp_addr())?;
+    std::io::Write::write_all(&mut stream, request.as_bytes())?;
+    let mut first = [0; 15];
+    std::io::Read::read_exact(&mut stream, &mut first)?;
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+    Ok(())
+}
+
+#[test]
+fn a_lease_ends_whatever_callers_may_do() -> Result<()> {
+    let daemon = Daemon::start(WEB)?;
+    let allowed = "supervisor.get*,supervisor.tail*,supervisor.startProcess,system.multicall,\
+                   twiddler.add*,twiddler.getGroupNames";
+    let whitelist = "addGroup,addProcessToGroup,getGroupNames";
+    let sidecar = Sidecar::start_with(&daemon, &["--allow", allowed, "--whitelist", whitelist])?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    // Whose group is empty keeps it: anybody may hold a lease of its name.
+    sidecar
+        .client()
+        .call("twiddler.addGroup", params!["kept", 999])?;
+    hold_for_an_instant(&sidecar, "kept")?;
+    for group in [&[][..], &["--group", "web"]] {
+        let words = [&["run"], group, &["--", "sleep", "1000"]].concat();
+        let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
+        process_of(&sidecar)?;
+        running.kill()?;
+    }
+    eventually(LEFTOVERS, || {
+        let infos = daemon.call("supervisor.getAllProcessInfo", ())?;
+        ensure!(infos.as_array().map(<[_]>::len) == Some(1), "{infos:?}");
+        Ok(())
+    })?;
+    sidecar.wait_for_stderr("cannot remove what the lease kept has left")?;
+    let groups = sidecar.client().call("twiddler.getGroupNames", ())?;
+    assert_eq!(groups, value(vec!["kept", "web"]));
+    Ok(())
+}
+
+#[test]
+fn a_lease_ends_while_another_one_waits_for_a_slow_stop() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let slow = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    let words = ["run", "-O", "stopwaitsecs=600", "--", "sh", "-c", slow];
+    let slow = Process::spawn(&mut twiddler(&sidecar, &words))?;
+    slow.wait_for_stdout("ready\n")?;
+    slow.kill()?;
+    eventually(LEFTOVERS, || {
+        ensure!(daemon.log().contains("waiting for"), "it is not stopped");
+        Ok(())
+    })?;
+    let words = ["run", "--", "sh", "-c", "echo ready; exec cat"];
+    let quick = Process::spawn(&mut twiddler(&sidecar, &words))?;
+    quick.wait_for_stdout("ready\n")?;
+    quick.kill()?;
+    eventually(LEFTOVERS, || {
+        let infos = sidecar.client().call("supervisor.getAllProcessInfo", ())?;
+        ensure!(infos.as_array().map(<[_]>::len) == Some(2), "{infos:?}");
+        Ok(())
+    })
 }
