@@ -111,7 +111,7 @@ impl Daemon {
             DaemonAddress::Tcp { .. } => (caller, format!("{address}/RPC2")),
         };
         let gauge = Arc::new(Gauge::new(configured, reached(&address)));
-        let limits = SlotLimits::of(configured.ceiling());
+        let limits = SlotLimits::of(configured.ceiling(0));
         let connections = Arc::new(Connections::new(address.clone(), gauge.clone()));
         connections.keep_at_most(limits.idle - OWN_IDLE);
         Ok(Daemon {
@@ -277,6 +277,11 @@ impl Daemon {
         }
     }
 
+    /// How many descriptors of the daemon are in use for us.
+    fn taken(&self) -> usize {
+        self.slots.cost() + self.connections.idle() + OWN_IDLE
+    }
+
     /// Leaves the daemon the descriptors that it needs now.
     fn go_by_its_limit(self: &Arc<Self>) {
         let found = match self.gauge.look() {
@@ -292,7 +297,7 @@ impl Daemon {
                 found
             }
         };
-        let limits = SlotLimits::of(found.ceiling());
+        let limits = SlotLimits::of(found.ceiling(self.taken()));
         self.slots.resize(limits);
         self.connections.keep_at_most(limits.idle - OWN_IDLE);
     }

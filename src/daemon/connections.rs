@@ -109,6 +109,11 @@ impl Connections {
         }
     }
 
+    /// How many nobody uses.
+    pub(super) fn idle(&self) -> usize {
+        self.idle.lock().len()
+    }
+
     /// Keeps no more than so many connections that nobody uses.
     pub(super) fn keep_at_most(&self, most: usize) {
         self.idle.most.store(most, Ordering::Relaxed);

@@ -29,6 +29,8 @@ pub struct Descriptors {
     pub limit: usize,
     /// Its processes.
     pub processes: usize,
+    /// What it has open now, where that can be seen.
+    pub open: usize,
 }
 
 impl Default for Descriptors {
@@ -37,15 +39,21 @@ impl Default for Descriptors {
         Descriptors {
             limit: 1024,
             processes: 0,
+            open: 0,
         }
     }
 }
 
 impl Descriptors {
-    /// How many connections the daemon may have at a time.
-    pub(super) fn ceiling(self) -> usize {
+    /// How many connections the daemon may have at a time, when it has `taken` descriptors for us.
+    ///
+    /// It may have more open than its processes need: the log of a follower who has gone stays open
+    /// until Python collects what refers to itself (`supervisor/http.py`, `tail_f_producer`).
+    pub(super) fn ceiling(self, taken: usize) -> usize {
+        let needed = self.processes.saturating_mul(OF_A_PROCESS);
+        let others = self.open.saturating_sub(taken);
         self.limit
-            .saturating_sub(self.processes.saturating_mul(OF_A_PROCESS))
+            .saturating_sub(needed.max(others))
             .saturating_sub(SPARE)
             .clamp(FEWEST, MOST)
     }
@@ -131,6 +139,7 @@ impl Gauge {
                 limit: seen.limit,
                 // Those that are configured may be started at once.
                 processes: seen.processes.max(self.configured.processes),
+                open: seen.open,
             });
         }
         if self.reached == Reached::Network
@@ -157,9 +166,12 @@ fn see(pid: i32) -> Option<Descriptors> {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
     // A kernel may be built without this file.
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    // Those of another account are not shown.
+    let open = fs::read_dir(format!("/proc/{pid}/fd"));
     Some(Descriptors {
         limit: open_files(&limits)?,
         processes: children.map_or(0, |children| children.split_whitespace().count()),
+        open: open.map_or(0, Iterator::count),
     })
 }
 
@@ -191,20 +203,35 @@ mod tests {
 
     #[test]
     fn connections_leave_the_daemon_its_descriptors() {
-        for (limit, processes, expected) in [
-            (1024, 0, 200),
-            (1024, 152, 200),
-            (1024, 153, 195),
-            (1024, 180, 60),
-            (1024, 189, 16),
-            (1024, 1000, 16),
-            (256, 10, 142),
-            (64, 0, 16),
-            (0, 0, 16),
-            (usize::MAX, 10_000, 200),
+        for (limit, processes, open, taken, expected) in [
+            (1024, 0, 0, 0, 200),
+            (1024, 152, 0, 0, 200),
+            (1024, 153, 0, 0, 195),
+            (1024, 180, 0, 0, 60),
+            (1024, 189, 0, 0, 16),
+            (1024, 1000, 0, 0, 16),
+            (256, 10, 0, 0, 142),
+            (64, 0, 0, 0, 16),
+            (0, 0, 0, 0, 16),
+            (usize::MAX, 10_000, 0, 0, 200),
+            // What its processes have is open too.
+            (256, 10, 57, 0, 135),
+            (256, 10, 157, 107, 142),
+            // Logs of followers who have gone.
+            (1024, 10, 850, 10, 120),
+            (1024, 10, 1024, 0, 16),
+            (1024, 10, 0, 100, 200),
         ] {
-            let descriptors = Descriptors { limit, processes };
-            assert_eq!(descriptors.ceiling(), expected, "{descriptors:?}");
+            let descriptors = Descriptors {
+                limit,
+                processes,
+                open,
+            };
+            assert_eq!(
+                descriptors.ceiling(taken),
+                expected,
+                "{descriptors:?}, {taken}"
+            );
         }
     }
 

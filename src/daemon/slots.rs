@@ -375,6 +375,13 @@ impl Slots {
         turn.come().await
     }
 
+    /// How many descriptors of the daemon those take that are taken.
+    pub(crate) fn cost(&self) -> usize {
+        let state = self.state();
+        let all = state.queue.taken.values().sum::<usize>();
+        all + (TAIL_COST - 1) * state.queue.taken(Share::Tail)
+    }
+
     /// Goes by other limits from now on.
     pub(crate) fn resize(self: &Arc<Self>, limits: SlotLimits) {
         let grants = {

@@ -96,6 +96,7 @@ impl DaemonConf {
         Descriptors {
             limit: self.minfds,
             processes: self.groups.iter().map(|group| group.processes.len()).sum(),
+            open: 0,
         }
     }
 }
