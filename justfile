@@ -28,6 +28,10 @@ tools:
 tests:
     bash .ci/run tests
 
+# All attacks at once beside clients who mean well, for a minute
+soak:
+    bash .ci/run soak
+
 # The parsers and the call path, a minute each
 fuzz:
     bash .ci/run fuzz

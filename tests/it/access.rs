@@ -834,7 +834,7 @@ fn costly_hashes_do_not_hold_up_those_who_are_known() -> Result<()> {
     let daemon = Daemon::start("")?;
     let costly = {
         use argon2::password_hash::PasswordHasher;
-        let params = argon2::Params::new(64 * 1024, 3, 1, None).expect("fitting parameters");
+        let params = argon2::Params::new(16 * 1024, 3, 1, None).expect("fitting parameters");
         argon2::Argon2::from(params)
             .hash_password_with_salt(b"secret", b"salt of tests")
             .expect("a hash")

@@ -1,6 +1,7 @@
 //! All attacks at once, beside clients who mean well: nobody of them waits or fails, and nothing grows.
 //!
-//! It lasts 15 s, a minute with `TEST_ALL=1`, and ten times that with `TEST_EFFORT=10`.
+//! It lasts 15 s; with `TEST_ALONE=1`, which says that no other test takes its time, a minute, and ten
+//! times that with `TEST_EFFORT=10`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -24,9 +25,11 @@ const CREDENTIALS: (&str, &str) = ("daemon", "of the daemon");
 
 const SHORT: Duration = Duration::from_secs(15);
 const LONG: Duration = Duration::from_secs(60);
-/// How long clients who mean well may wait, but for one call in a hundred. Attackers, supervisord and all
-/// other tests have the same cores.
-const P99: Duration = Duration::from_secs(1);
+/// How long clients who mean well may wait, but for one call in a hundred. Attackers and supervisord have
+/// the same cores.
+const P99: Duration = Duration::from_millis(250);
+/// The same where all other tests have them too.
+const P99_IN_COMPANY: Duration = Duration::from_secs(1);
 /// How long supervisord may take to answer on its own socket.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// What supervisord may have, of the 1024 that it is given: some are for connections of callers who have
@@ -38,17 +41,20 @@ const MEMORY_AFTER: usize = 40 * MIB;
 const RECOVERY: Duration = Duration::from_secs(10);
 /// What memory may differ by from one time of asking to another.
 const NOISE: usize = 8 * MIB;
+/// The same for descriptors of supervisord: files of logs whose followers have gone are closed by Python's
+/// collector, many at a time.
+const DESCRIPTOR_NOISE: usize = 150;
 /// So many of them come at once.
 const AT_ONCE: usize = 10;
 /// How long a crowd takes to come. The cores are shared with those who attack.
 const STAY: Duration = Duration::from_secs(1);
 
+fn is_alone() -> bool {
+    std::env::var_os("TEST_ALONE").is_some()
+}
+
 fn duration() -> Result<Duration> {
-    let whole = if std::env::var_os("TEST_ALL").is_some() {
-        LONG
-    } else {
-        SHORT
-    };
+    let whole = if is_alone() { LONG } else { SHORT };
     Ok(whole * u32::try_from(times(1)?)?)
 }
 
@@ -164,22 +170,34 @@ fn changes(client: &Client, over: &AtomicBool) -> Result<usize> {
     Ok(made)
 }
 
-/// Memory of the proxy over time, while supervisord answers and has few descriptors.
-fn watch(daemon: &Daemon, sidecar: &Sidecar, until: Instant) -> Result<Vec<usize>> {
-    let mut seen = Vec::new();
-    let mut most = 0;
+/// What was taken over time.
+#[derive(Default)]
+struct Taken {
+    /// Bytes of the proxy's memory.
+    memory: Vec<usize>,
+    /// Descriptors of supervisord.
+    descriptors: Vec<usize>,
+}
+
+/// What is taken while supervisord answers and has few descriptors.
+fn watch(daemon: &Daemon, sidecar: &Sidecar, until: Instant) -> Result<Taken> {
+    let mut taken = Taken::default();
     while Instant::now() < until {
         let began = Instant::now();
         daemon.call("supervisor.getState", ())?;
         let (took, open) = (began.elapsed(), descriptors(daemon.pid())?);
         ensure!(took < ANSWER_TIME, "supervisord took {took:?}");
         ensure!(open < DESCRIPTORS, "supervisord has {open} descriptors");
-        most = most.max(open);
-        seen.push(memory(sidecar.pid())?);
+        taken.descriptors.push(open);
+        taken.memory.push(memory(sidecar.pid())?);
         thread::sleep(Duration::from_millis(50));
     }
-    println!("supervisord had {most} descriptors at most");
-    Ok(seen)
+    Ok(taken)
+}
+
+/// The medians of the first, the second and the last third.
+fn thirds(of: &[usize]) -> Vec<usize> {
+    of.chunks(of.len() / 3 + 1).map(median).collect()
 }
 
 fn median(of: &[usize]) -> usize {
@@ -252,19 +270,26 @@ fn nobody_fails_or_waits_under_all_attacks_at_once_and_nothing_grows() -> Result
         let changed = changed.context("changes")?;
         took.sort_unstable();
         let p99 = took[took.len() * 99 / 100];
-        let seen = watched?;
-        let thirds: Vec<usize> = seen.chunks(seen.len() / 3 + 1).map(median).collect();
+        let taken = watched?;
+        let (bytes, open) = (thirds(&taken.memory), thirds(&taken.descriptors));
         println!(
-            "{} rounds of attacks, {} calls, p50 {:?}, p99 {p99:?}, slowest {:?}, {changed} changes, MiB {:?}",
+            "{} rounds of attacks, {} calls, p50 {:?}, p99 {p99:?}, slowest {:?}, {changed} changes, \
+             MiB {:?}, descriptors of supervisord {open:?}, at most {:?}",
             rounds.load(Ordering::Relaxed),
             took.len(),
             took[took.len() / 2],
             took[took.len() - 1],
-            thirds.iter().map(|bytes| bytes / MIB).collect::<Vec<_>>(),
+            bytes.iter().map(|bytes| bytes / MIB).collect::<Vec<_>>(),
+            taken.descriptors.iter().max(),
         );
         ensure!(changed > 0 && took.len() > 100, "{changed}, {}", took.len());
-        ensure!(p99 <= P99, "{p99:?}");
-        ensure!(thirds[2] <= thirds[0] + NOISE, "it grows: {thirds:?}");
+        let most = if is_alone() { P99 } else { P99_IN_COMPANY };
+        ensure!(p99 <= most, "{p99:?}");
+        ensure!(bytes[2] <= bytes[0] + NOISE, "memory grows: {bytes:?}");
+        ensure!(
+            !is_alone() || open[2] <= open[1] + DESCRIPTOR_NOISE,
+            "descriptors grow: {open:?}"
+        );
         Ok(())
     })?;
     let peak = peak_memory(pid)?;
