@@ -16,7 +16,10 @@ use super::survey::Survey;
 use crate::audit::{Record, reason};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::Kind;
-use crate::daemon::fault::{ALREADY_STARTED, BAD_NAME, FAILED, NOT_RUNNING, fault};
+use crate::daemon::fault::{
+    ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, FAILED, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING,
+    SPAWN_ERROR, fault,
+};
 use crate::failpoint;
 use crate::include_dir::unwritable;
 use crate::program::Program;
@@ -40,6 +43,8 @@ impl Restart {
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long the stop of one process is waited for at most; the daemon kills it long before.
 const STOP_LIMIT: Duration = Duration::from_secs(3600);
+/// Faults of a definition that does not run, however often it is started.
+const CANNOT_SPAWN: [i32; 4] = [NO_FILE, NOT_EXECUTABLE, ABNORMAL_TERMINATION, SPAWN_ERROR];
 
 impl Updates {
     /// `diffConfig`
@@ -55,10 +60,7 @@ impl Updates {
         authorized: Authorized,
         record: &Record,
     ) -> Result<Value, ChangeError> {
-        let survey = self.survey(groups).await?;
-        let plan = self.plan(&survey, groups)?;
-        let outcome = self.execute(&survey, &plan, authorized, record).await?;
-        let outcome = outcome.of_plan(&plan, survey.seen.len());
+        let outcome = self.put_in_force(groups, authorized, record).await?;
         tracing::info!(
             peer = %record.peer(),
             user = record.user(),
@@ -66,6 +68,52 @@ impl Updates {
             "updated: {}", outcome.in_words()
         );
         Ok(outcome.into_value())
+    }
+
+    /// Finds what differs, and makes it as the files say. What fails is tried once more, because nobody is
+    /// to stay stopped for it; where it fails again, those that were stopped run again as they were.
+    ///
+    /// # Errors
+    /// As [`Updates::survey`] and [`Updates::execute`].
+    pub(super) async fn put_in_force(
+        &self,
+        groups: &[String],
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<Outcome, ChangeError> {
+        let survey = self.survey(groups).await?;
+        let plan = self.plan(&survey, groups)?;
+        let told = |outcome: Outcome| outcome.of_plan(&plan, survey.seen.len());
+        let done = self.execute(&survey, &plan, authorized.clone(), record);
+        let refusal = match done.await {
+            Ok(outcome) => return Ok(told(outcome)),
+            Err(refusal) => refusal,
+        };
+        tracing::warn!(reason = %refusal, "trying an update once more");
+        let again = async {
+            let survey = self.survey(groups).await?;
+            let plan = self.plan(&survey, groups)?;
+            self.execute(&survey, &plan, authorized, record).await
+        };
+        match again.await {
+            Ok(outcome) => Ok(told(outcome)),
+            Err(_) => {
+                self.go_back(&survey, &plan).await;
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Those that an update has stopped, and that the daemon still holds, run again as they were.
+    async fn go_back(&self, survey: &Survey, plan: &Plan) {
+        let mut left: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (group, process) in &plan.leave {
+            left.entry(group).or_default().push(process.clone());
+        }
+        for (group, names) in left {
+            self.put_back(survey, group, &names).await;
+        }
+        let _left_to_the_next = self.start(&plan.stop, &mut Outcome::default()).await;
     }
 
     /// What is to be done about what a survey has found, with what an update before has left undone in
@@ -146,7 +194,8 @@ impl Updates {
         let done: BTreeSet<&Name> = plan.restarted.iter().chain(&plan.start).collect();
         self.baseline().restarts.retain(|one| {
             let name = (one.group.clone(), one.process.clone());
-            !done.contains(&name) && survey.files.group(&one.group).is_some()
+            let is_left = outcome.leaves(&name) || !done.contains(&name);
+            is_left && survey.files.group(&one.group).is_some()
         });
         self.keep();
         Ok(outcome)
@@ -382,9 +431,17 @@ impl Updates {
                 }
                 Ok(_) => self.baseline().made(&survey.files, name),
                 Err(told) if removes && told.code == BAD_NAME => {}
+                // It is still there, for it was not removed.
+                Err(_) if outcome.skipped.iter().any(|(group, _)| group == name) => {}
+                Err(told) if removes => {
+                    outcome.skipped.push((name.clone(), told.text.clone()));
+                    let stopped = of_group(&plan.stop, name);
+                    self.start(&stopped, &mut Outcome::default()).await?;
+                    outcome.failed.extend(hurt(plan, name, &told));
+                }
                 Err(told) => {
                     outcome.skipped.push((name.clone(), told.text.clone()));
-                    let is_lost = !removes && plan.remove.contains(name);
+                    let is_lost = plan.remove.contains(name);
                     if let Some(old) = old.get(name).filter(|_| is_lost) {
                         self.restore(plan, old, outcome, &told).await?;
                     }
@@ -415,14 +472,8 @@ impl Updates {
         told: &Fault,
     ) -> Result<(), ChangeError> {
         let name = &old.group.name;
-        let of_group = |names: &[Name]| -> Vec<Name> {
-            let names = names.iter().filter(|(group, _)| group == name);
-            names.cloned().collect()
-        };
-        let ran = of_group(&plan.restarted);
-        let hurt = ran.iter().cloned().chain(of_group(&plan.started));
-        let reason = |name| (name, told.text.clone());
-        outcome.failed.extend(hurt.map(reason));
+        let ran = of_group(&plan.restarted, name);
+        outcome.failed.extend(hurt(plan, name, told));
         let programs = &old.group.programs;
         let are_plain = programs.iter().all(|program| program.kind == Kind::Program);
         let (true, Ok(programs)) = (are_plain, base_programs(old)) else {
@@ -462,21 +513,22 @@ impl Updates {
     }
 
     /// Processes that were taken out and whose new definition was not taken run again as before, where
-    /// the daemon still holds them.
+    /// the daemon still holds them. What was taken out of its own group earlier is not what was there.
     async fn put_back(&self, survey: &Survey, group: &str, names: &[String]) {
-        let held: Vec<Name> = self.twiddler.with_registry(|registry| {
-            let is_held = |name: &&String| registry.hidden_start(group, name).is_some();
-            let held = names.iter().filter(is_held);
-            held.map(|name| (group.to_owned(), name.clone())).collect()
-        });
-        self.twiddler.show(survey.epoch, held.clone()).await;
-        let mut unused = Outcome::default();
-        let ran = |(_, name): &&Name| {
-            let mut seen = survey.seen.iter();
-            seen.any(|seen| seen.group == group && seen.process == *name && seen.is_running())
+        let was_own = |seen: &&Seen| {
+            seen.real == group && matches!(seen.made, Made::Base) && names.contains(&seen.process)
         };
-        let ran: Vec<Name> = held.iter().filter(ran).cloned().collect();
-        let _ = self.start(&ran, &mut unused).await;
+        let own: Vec<&Seen> = survey.seen.iter().filter(was_own).collect();
+        let held: Vec<&Seen> = self.twiddler.with_registry(|registry| {
+            let is_held = |seen: &&Seen| registry.hidden_start(group, &seen.process).is_some();
+            own.into_iter().filter(is_held).collect()
+        });
+        let name = |seen: &&Seen| (group.to_owned(), seen.process.clone());
+        let shown: Vec<Name> = held.iter().map(name).collect();
+        self.twiddler.show(survey.epoch, shown).await;
+        let ran = held.iter().filter(|seen| seen.is_running()).map(name);
+        let ran: Vec<Name> = ran.collect();
+        let _told_already = self.start(&ran, &mut Outcome::default()).await;
     }
 
     fn note_applied(&self, survey: &Survey, plan: &Plan, outcome: &Outcome) {
@@ -508,6 +560,9 @@ impl Updates {
         for (name, told) in names.iter().zip(told) {
             match told {
                 Err(told) if told.code != ALREADY_STARTED => {
+                    if CANNOT_SPAWN.contains(&told.code) {
+                        outcome.unspawned.insert(name.clone());
+                    }
                     outcome.failed.push((name.clone(), told.text));
                 }
                 _ => {}
@@ -551,9 +606,23 @@ impl Updates {
             if let Some(info) =
                 info.filter(|info| !info.spawn_error.is_empty() && !info.state.is_running())
             {
+                outcome.unspawned.insert(name.clone());
                 outcome.failed.push((name, info.spawn_error));
             }
         }
         Ok(())
     }
+}
+
+/// Of these, those of one group.
+fn of_group(names: &[Name], group: &str) -> Vec<Name> {
+    let names = names.iter().filter(|(one, _)| one == group);
+    names.cloned().collect()
+}
+
+/// The processes of a group that an update has not brought to where it was to bring them, and why.
+fn hurt(plan: &Plan, group: &str, told: &Fault) -> Vec<(Name, String)> {
+    let names = [&plan.restarted, &plan.started, &plan.stopped];
+    let names = names.into_iter().flat_map(|names| of_group(names, group));
+    names.map(|name| (name, told.text.clone())).collect()
 }

@@ -1,5 +1,7 @@
 //! Differences and outcomes as clients are told of them.
 
+use std::collections::BTreeSet;
+
 use super::difference::{Change, GroupDifference, OptionChange, Process, ProgramDifference};
 use super::plan::{Name, Plan};
 use super::survey::Survey;
@@ -12,6 +14,8 @@ pub(super) struct Outcome {
     pub skipped: Vec<(String, String)>,
     /// Processes that did not come up or could not be added, and why.
     pub failed: Vec<(Name, String)>,
+    /// Of these, those that supervisord cannot spawn as they are defined.
+    pub unspawned: BTreeSet<Name>,
     added: Vec<String>,
     removed: Vec<String>,
     started: Vec<Name>,
@@ -21,6 +25,12 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Whether a process is still to be brought to where it is to be.
+    pub fn leaves(&self, name: &Name) -> bool {
+        let is_it = |(failed, _): &(Name, String)| failed == name;
+        self.failed.iter().any(is_it) && !self.unspawned.contains(name)
+    }
+
     /// The whole outcome of a plan with `all` processes before.
     pub fn of_plan(mut self, plan: &Plan, all: usize) -> Self {
         self.skipped.extend(plan.skipped.iter().cloned());

@@ -291,13 +291,11 @@ impl Updates {
         authorized: Authorized,
         record: &Record,
     ) -> Result<(), ChangeError> {
-        let survey = self.survey(groups).await?;
-        let plan = self.plan(&survey, groups)?;
-        let outcome = self.execute(&survey, &plan, authorized, record).await?;
+        let outcome = self.put_in_force(groups, authorized, record).await?;
         tracing::info!(
             peer = %record.peer(),
             user = record.user(),
-            "finished an update: {}", outcome.of_plan(&plan, survey.seen.len()).in_words()
+            "finished an update: {}", outcome.in_words()
         );
         Ok(())
     }

@@ -159,17 +159,15 @@ pub(super) async fn put(pause: &QuestionPause, probe: &Probe) -> Result<Reply, C
     let text = probe.text();
     let results = pause.read(Some(&text), calls).await;
     let mut results = results?.into_iter();
-    let reloaded = match results.next() {
-        Some(Ok(reloaded)) => reloaded,
-        Some(Err(fault)) => {
+    let mut told = || results.next().unwrap_or(Ok(Value::Nil));
+    match (told(), told()) {
+        (Ok(reloaded), Ok(configs)) => Ok(probe.interpret(&reloaded, Some(&configs))),
+        (Err(fault), _) | (_, Err(fault)) => {
             // Nobody is to meet the probe in what was read last.
             let _ = pause.read(None, &[]).await;
-            return Err(fault.into());
+            Err(fault.into())
         }
-        None => Value::Nil,
-    };
-    let configs = results.next().and_then(Result::ok);
-    Ok(probe.interpret(&reloaded, configs.as_ref()))
+    }
 }
 
 /// Whether a group may differ: all others are as the files are, because the daemon says so.

@@ -24,11 +24,11 @@
 //! its own kind (`[rpcinterface:…]`).
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::common::changes::{Change, Model, USER, View, ensure_nothing_astray, make};
 use crate::common::disk::{launcher, limit_files, set_mode};
+use crate::common::faults;
 use crate::common::stuck::{GENERATED, wait_until_stopped};
 use crate::common::values::fault_in;
 use crate::common::{
@@ -63,43 +63,6 @@ const TURNS: [&str; 5] = ["staged", "kept without", ASKED, "answered", "done"];
 /// A second, on a machine that is not busy with anything else.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Makes the daemon fail a call, or stop or die before it. `fault` says at which call, and how.
-const EXTENSION: &str = r#"
-import functools, os, signal
-from supervisor.rpcinterface import SupervisorNamespaceRPCInterface as Interface
-from supervisor.xmlrpc import Faults, RPCError
-
-FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fault")
-
-def strike():
-    try:
-        with open(FILE) as file:
-            count, how = file.read().split()
-    except OSError:
-        return
-    if int(count) > 1:
-        with open(FILE, "w") as file:
-            file.write("%d %s" % (int(count) - 1, how))
-        return
-    os.remove(FILE)
-    if how == "REFUSE":
-        raise RPCError(Faults.FAILED, "told to")
-    os.kill(os.getpid(), getattr(signal, "SIG" + how))
-
-def faulty(method):
-    @functools.wraps(method)
-    def call(self, *args):
-        strike()
-        return method(self, *args)
-    return call
-
-for name in ("reloadConfig", "addProcessGroup", "removeProcessGroup"):
-    setattr(Interface, name, faulty(getattr(Interface, name)))
-
-def make(supervisord, **config):
-    return object()
-"#;
-
 /// A daemon that fails on demand, the proxy in front of it that stops on demand, and what must be
 /// there.
 struct Stage {
@@ -115,11 +78,12 @@ struct Stage {
 
 impl Stage {
     fn set(persists: bool) -> Result<Stage> {
-        let body =
-            format!("[rpcinterface:faults]\nsupervisor.rpcinterface_factory = faults:make\n{USER}");
+        let body = format!("{}{USER}", faults::SECTION);
+        let extension =
+            faults::extension(&["reloadConfig", "addProcessGroup", "removeProcessGroup"]);
         let daemon = Daemon::start_with(DaemonOptions {
             body: &body,
-            files: &[("faults.py", EXTENSION)],
+            files: &[(faults::FILE, &extension)],
             ..DaemonOptions::default()
         })?;
         let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
@@ -230,19 +194,6 @@ impl Stage {
         let connection = self.send(changes)?;
         wait_until_stopped(self.sidecar.pid())?;
         Ok(connection)
-    }
-
-    /// Lets something happen at the daemon's next call of this number.
-    fn strike(&self, call: usize, how: &str) -> Result<()> {
-        self.daemon.write("fault", &format!("{call} {how}"))
-    }
-
-    fn strike_is_pending(&self) -> bool {
-        self.fault_file().exists()
-    }
-
-    fn fault_file(&self) -> PathBuf {
-        self.daemon.dir().join("fault")
     }
 
     fn go_on(&self) -> Result<()> {
@@ -478,7 +429,7 @@ fn the_disk_fails_at_each_point() -> Result<()> {
 #[test]
 fn the_proxy_dies_at_each_call_of_the_daemon() -> Result<()> {
     at_each_call(&[false, true], |stage, changes, call| {
-        stage.strike(call, "STOP")?;
+        faults::strike(&stage.daemon, call, "STOP")?;
         let mut connection = stage.send(changes)?;
         let daemon = stage.daemon.pid();
         let stopped = eventually(LIMIT, || match wait_for_either(daemon, &mut connection)? {
@@ -492,7 +443,7 @@ fn the_proxy_dies_at_each_call_of_the_daemon() -> Result<()> {
         }
         let held = if stopped { Held::Each } else { Held::All };
         stage.ensure(changes, held)?;
-        fs::remove_file(stage.fault_file()).ok();
+        faults::call_off(&stage.daemon);
         Ok(stopped)
     })
 }
@@ -512,10 +463,10 @@ fn wait_for_either(daemon: u32, connection: &mut Connection) -> Result<Option<bo
 #[test]
 fn the_daemon_refuses_each_call() -> Result<()> {
     at_each_call(&[false, true], |stage, changes, call| {
-        stage.strike(call, "REFUSE")?;
+        faults::strike(&stage.daemon, call, "REFUSE")?;
         let reply = answers(&mut stage.send(changes)?)?;
-        let struck = !stage.strike_is_pending();
-        fs::remove_file(stage.fault_file()).ok();
+        let struck = !faults::is_pending(&stage.daemon);
+        faults::call_off(&stage.daemon);
         let made: Vec<Change> = changes
             .iter()
             .zip(&reply)
@@ -536,10 +487,10 @@ fn the_daemon_refuses_each_call() -> Result<()> {
 fn the_daemon_dies_at_each_call() -> Result<()> {
     // Without --persist nothing is left then.
     at_each_call(&[true], |stage, changes, call| {
-        stage.strike(call, "KILL")?;
+        faults::strike(&stage.daemon, call, "KILL")?;
         let reply = stage.send(changes)?.read_reply()?;
-        let died = !stage.strike_is_pending();
-        fs::remove_file(stage.fault_file()).ok();
+        let died = !faults::is_pending(&stage.daemon);
+        faults::call_off(&stage.daemon);
         ensure!(died == (reply.status == 502), "{reply:?}");
         if died {
             stage.start_daemon_again()?;

@@ -1,17 +1,42 @@
 //! Every step of an update at which something can go wrong, hit once on purpose.
+//!
+//! | what goes wrong | at | test |
+//! | --- | --- | --- |
+//! | the proxy dies | each point of it | `an_update_is_finished_whatever_point_the_proxy_dies_at` |
+//! | the daemon starts again | each point of the proxy | `the_daemon_starts_again_at_each_point_of_an_update` |
+//! | the daemon refuses it | each call that the daemon gets | `the_daemon_refuses_each_call_of_an_update` |
+//! | the daemon dies | each call that the daemon gets | `the_daemon_dies_at_each_call_of_an_update` |
+//!
+//! Of the calls, `TEST_SEED` picks some; `TEST_ALL=1` has all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
-use supervisor_twiddler::xmlrpc::{Value, write};
+use supervisor_twiddler::xmlrpc::{Value, read, write};
 
-use crate::common::judge::{diff, differing, is_running, settled, table};
-use crate::common::stuck::wait_until_stopped;
+use crate::common::dice::seed;
+use crate::common::faults;
+use crate::common::judge::{
+    Judge, Verdict, diff, differing, ensure_as_judged, is_running, settled, table,
+};
+use crate::common::stuck::{GENERATED, wait_until_stopped};
 use crate::common::values::sleeping;
 use crate::common::{
-    Connection, Daemon, DaemonOptions, LIMIT, Row, Sidecar, SidecarOptions, eventually, member,
-    rows, text, value,
+    Client, Connection, Daemon, DaemonOptions, LIMIT, Reply, Row, Sidecar, SidecarOptions,
+    eventually, items, member, rows, text, value,
 };
 
 const FILE: &str = "conf.d/web.conf";
+
+/// Where the proxy can be stopped on its way, in this order.
+const POINTS: [&str; 6] = [
+    "update intended",
+    "update stopped",
+    "update left",
+    "update made",
+    "update joined",
+    "update started",
+];
 
 const WEB: &str = "\
 [group:web]
@@ -102,14 +127,6 @@ fn stop_at(
 
 #[test]
 fn an_update_is_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
-    const POINTS: [&str; 6] = [
-        "update intended",
-        "update stopped",
-        "update left",
-        "update made",
-        "update joined",
-        "update started",
-    ];
     for (number, point) in POINTS.into_iter().enumerate() {
         // It would not start by itself.
         let text = WEB.replace("sleep 601", "sleep 601\nautostart = false");
@@ -239,5 +256,308 @@ fn a_group_that_is_refused_after_it_was_stopped_runs_as_before() -> Result<()> {
     );
     client.call("twiddler.updateConfig", ())?;
     ensure!(!table(&client)?.contains_key("lone:lone"));
+    Ok(())
+}
+
+/// The daemon's methods that an update calls.
+const METHODS: [&str; 9] = [
+    "addProcessGroup",
+    "getAllConfigInfo",
+    "getAllProcessInfo",
+    "getProcessInfo",
+    "getState",
+    "reloadConfig",
+    "removeProcessGroup",
+    "startProcess",
+    "stopProcess",
+];
+
+/// Files of which each is an edit of the other that has a process of each kind: one goes on, one changes,
+/// one joins, one leaves, one is adopted, and groups are made anew, come and go.
+const ONE: &str = "\
+[group:web]
+programs = a,b,c,d
+
+[program:a]
+command = /bin/sleep 600
+startsecs = 0
+
+[program:b]
+command = /bin/sleep 601
+autostart = false
+startsecs = 0
+
+[program:c]
+command = /bin/sleep 602
+numprocs = 2
+process_name = %(program_name)s_%(process_num)02d
+startsecs = 0
+
+[program:d]
+command = /bin/sleep 604
+startsecs = 0
+
+[program:lone]
+command = /bin/sleep 603
+startsecs = 0
+
+[program:old]
+command = /bin/sleep 605
+startsecs = 0
+";
+
+fn other() -> String {
+    ONE.replace("a,b,c,d", "a,b,c,e")
+        .replace("[program:d]", "[program:e]")
+        .replace("600\n", "600\nautorestart = unexpected\n")
+        .replace("sleep 601", "sleep 611")
+        .replace("sleep 603", "sleep 613")
+        .replace("numprocs = 2", "numprocs = 3")
+        .replace("[program:old]", "[program:new]")
+}
+
+/// A daemon that fails on demand, and a proxy that stops on demand in front of it.
+struct Stage {
+    daemon: Daemon,
+    sidecar: Sidecar,
+    judge: Judge,
+    texts: [String; 2],
+    /// What a client has added.
+    added: BTreeSet<String>,
+}
+
+impl Stage {
+    fn set() -> Result<Stage> {
+        let extension = faults::extension(&METHODS);
+        let daemon = Daemon::start_with(DaemonOptions {
+            body: faults::SECTION,
+            files: &[(faults::FILE, &extension), (FILE, ONE)],
+            ..DaemonOptions::default()
+        })?;
+        let sidecar = stopping(&daemon)?;
+        let judge = Judge::of(&daemon)?;
+        let mut stage = Stage {
+            daemon,
+            sidecar,
+            judge,
+            texts: [other(), ONE.to_owned()],
+            added: BTreeSet::new(),
+        };
+        stage.make_ready()?;
+        Ok(stage)
+    }
+
+    fn client(&self) -> Client {
+        self.sidecar.client()
+    }
+
+    /// What does not start by itself runs, and there is one that was added.
+    fn make_ready(&mut self) -> Result<()> {
+        let client = self.client();
+        ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+        if self.added.is_empty() {
+            let z = ("web", "z", sleeping("900"));
+            client.call("twiddler.addProcessToGroup", z)?;
+            self.added.insert("web:z".to_owned());
+        }
+        let _runs_already = client.call("supervisor.startProcess", ("web:b",));
+        settled(&client).map(drop)
+    }
+
+    /// Edits the file, and says what was there before and what is to become of that.
+    fn edit(&mut self) -> Result<(Table, Verdict)> {
+        self.make_ready()?;
+        let before = settled(&self.client())?;
+        self.daemon.write(FILE, &self.texts[0])?;
+        self.texts.reverse();
+        Ok((before, self.judge.update()?))
+    }
+
+    fn send(&self) -> Result<Connection> {
+        let client = self.sidecar.socket_client();
+        let mut connection = client.connect()?;
+        let call = write::call("twiddler.updateConfig", &[]);
+        connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+        Ok(connection)
+    }
+
+    /// Every process is as it was or as the file says, or was told to have failed, and the next update
+    /// finishes.
+    fn ensure_whole(&self, before: &Table, verdict: &Verdict, failed: &[String]) -> Result<()> {
+        let client = self.client();
+        eventually(LIMIT, || {
+            let now = settled(&client)?;
+            ensure_each_is_one_of_both(verdict, &self.added, before, &now, failed)
+        })?;
+        let reply = client.call("twiddler.updateConfig", ())?;
+        eventually(LIMIT, || {
+            let after = settled(&client)?;
+            ensure_as_judged(verdict, &self.added, before, &after)
+        })
+        .with_context(|| format!("{reply:?}"))?;
+        self.ensure_clean()
+    }
+
+    /// The files alone are in force.
+    fn ensure_files_alone(&mut self) -> Result<()> {
+        self.judge.start()?;
+        self.added.clear();
+        let same = self.judge.update()?.same;
+        let client = self.client();
+        for update in [false, true] {
+            if update {
+                client.call("twiddler.updateConfig", ())?;
+            }
+            eventually(LIMIT, || {
+                let now = settled(&client)?;
+                ensure!(now.keys().eq(same.iter()), "{:?}", now.keys());
+                let rests = |row: &&Row| !is_running(row) && row.name != "b";
+                ensure!(now.values().find(rests).is_none(), "{now:?}");
+                let left = diff(&client)?;
+                ensure!(left.is_empty(), "{left:?}");
+                Ok(())
+            })
+            .with_context(|| format!("after an update: {update}"))?;
+        }
+        self.ensure_clean()
+    }
+
+    /// Nothing of the questions is left, and nothing differs.
+    fn ensure_clean(&self) -> Result<()> {
+        let left = diff(&self.client())?;
+        ensure!(left.is_empty(), "{left:?}");
+        let infos = self.daemon.call("supervisor.getAllConfigInfo", ())?;
+        ensure!(!format!("{infos:?}").contains("twiddler~"), "{infos:?}");
+        let files = self.daemon.include_files()?;
+        ensure!(!files.iter().any(|name| name == GENERATED), "{files:?}");
+        Ok(())
+    }
+
+    fn start_daemon_again(&mut self) -> Result<()> {
+        match self.daemon.is_alive() {
+            true => drop(self.daemon.kill()?),
+            false => self.daemon.end_children()?,
+        }
+        self.daemon.start_again()
+    }
+}
+
+type Table = BTreeMap<String, Row>;
+
+fn ensure_each_is_one_of_both(
+    verdict: &Verdict,
+    added: &BTreeSet<String>,
+    before: &Table,
+    now: &Table,
+    failed: &[String],
+) -> Result<()> {
+    let has_worked = |name: &&String| !failed.contains(name);
+    for name in verdict.same.iter().chain(added) {
+        let (was, is) = (before.get(name), now.get(name));
+        ensure!(was == is, "{name} goes on: {was:?}, and now {is:?}");
+    }
+    for name in verdict.changed.keys().filter(has_worked) {
+        let is = now.get(name).with_context(|| format!("{name} is gone"))?;
+        ensure!(is_running(is), "{name} was running: {is:?}");
+    }
+    for name in verdict.removed.iter().filter(has_worked) {
+        let is = now.get(name);
+        ensure!(is.is_none_or(is_running), "{name} was running: {is:?}");
+    }
+    for name in verdict.added.keys().filter(has_worked) {
+        let is = now.get(name);
+        ensure!(is.is_none_or(is_running), "{name} is to run: {is:?}");
+    }
+    Ok(())
+}
+
+/// The processes that an update says to have failed.
+fn failed(reply: &Reply) -> Result<Vec<String>> {
+    let Ok(outcome) = read::response(&reply.content())? else {
+        return Ok(Vec::new());
+    };
+    let failed = items(member(&outcome, "failed")?)?.iter();
+    let failed = failed.map(|one| Ok(text(member(one, "name")?)?.to_owned()));
+    failed.collect()
+}
+
+/// Runs the case at each call that the daemon gets for an update, until it says that it came to none.
+/// The edit goes there and back in turns; `TEST_ALL=1` has each call of both.
+fn at_each_call(usual: usize, case: impl Fn(&mut Stage, usize) -> Result<bool>) -> Result<()> {
+    const ENOUGH: usize = 80;
+    let (step, turns) = match std::env::var_os("TEST_ALL") {
+        Some(_) => (1, 2),
+        None => (usual, 1),
+    };
+    let first = usize::try_from(seed(0)?)? % step;
+    for turn in 0..turns {
+        let mut stage = Stage::set()?;
+        if turn == 1 {
+            stage.edit()?;
+            stage.client().call("twiddler.updateConfig", ())?;
+        }
+        let mut calls = 0;
+        for call in (1 + first..ENOUGH).step_by(step) {
+            if !case(&mut stage, call).with_context(|| format!("call {call}, turn {turn}"))? {
+                break;
+            }
+            calls = call;
+        }
+        ensure!((20..ENOUGH - step).contains(&calls), "{calls} calls");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_daemon_refuses_each_call_of_an_update() -> Result<()> {
+    at_each_call(3, |stage, call| {
+        let (before, verdict) = stage.edit()?;
+        faults::strike(&stage.daemon, call, "REFUSE")?;
+        let reply = stage.send()?.read_reply()?;
+        let struck = !faults::is_pending(&stage.daemon);
+        faults::call_off(&stage.daemon);
+        let failed = failed(&reply)?;
+        stage
+            .ensure_whole(&before, &verdict, &failed)
+            .with_context(|| reply.text())?;
+        Ok(struck)
+    })
+}
+
+#[test]
+fn the_daemon_dies_at_each_call_of_an_update() -> Result<()> {
+    at_each_call(6, |stage, call| {
+        let (before, verdict) = stage.edit()?;
+        faults::strike(&stage.daemon, call, "KILL")?;
+        let reply = stage.send()?.read_reply()?;
+        let died = !faults::is_pending(&stage.daemon);
+        faults::call_off(&stage.daemon);
+        match died {
+            true => {
+                stage.start_daemon_again()?;
+                stage.ensure_files_alone()?;
+            }
+            false => stage.ensure_whole(&before, &verdict, &[])?,
+        }
+        ensure!(died == (reply.status == 502), "{reply:?}");
+        Ok(died)
+    })
+}
+
+#[test]
+fn the_daemon_starts_again_at_each_point_of_an_update() -> Result<()> {
+    let mut stage = Stage::set()?;
+    for point in POINTS {
+        stage.edit()?;
+        stage.daemon.write("stop-at", point)?;
+        let mut connection = stage.send()?;
+        wait_until_stopped(stage.sidecar.pid())?;
+        stage.start_daemon_again()?;
+        stage.sidecar.signal("CONT")?;
+        let reply = connection.read_reply()?.text();
+        stage
+            .ensure_files_alone()
+            .with_context(|| format!("{point}: {reply}"))?;
+    }
     Ok(())
 }

@@ -46,6 +46,7 @@ impl Judge {
             .arg(script)
             .env("N", "60")
             .env("DIR", "/tmp")
+            .env("PYTHONPATH", daemon.dir())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

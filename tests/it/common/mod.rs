@@ -11,6 +11,7 @@
 //! - `dice`: [`Dice`], random choices that can be made again
 //! - `disk`: disks that fail the proxy
 //! - `changes`: changes made at random, and what must be there after them
+//! - `faults`: a daemon that refuses a call, or stops or dies before it
 //! - `judge`: supervisord's own parser, which says what an update has to do
 //! - `stuck`: a daemon that is stopped while it reads a generated file
 //! - `relay`: [`Relay`](relay::Relay), between the sidecar and a daemon, which drops connections
@@ -40,6 +41,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod dice;
 pub mod disk;
+pub mod faults;
 pub mod http;
 pub mod judge;
 pub mod leftovers;
