@@ -305,6 +305,11 @@ impl<S> TimedStream<S> {
             linger: None,
         }
     }
+
+    /// The connection.
+    pub fn get_ref(&self) -> &S {
+        &self.stream
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedStream<S> {

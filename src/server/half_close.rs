@@ -1,11 +1,13 @@
-//! What a connection does with a client that closes its side before the answer has come.
+//! What a connection does with a client that closes its side, or vanishes, before the answer has come.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -14,11 +16,20 @@ use super::listener::Stream;
 /// How long a client that has closed its side may still wait for its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Counts the answers that are under way on a connection, by its clones.
+/// How long a client may leave unconfirmed what it is sent, where it matters that it is there.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Counts the answers that are under way on a connection, by its clones. Holds whether it matters that
+/// the client is there: a power cut or a pulled cable says nothing.
 #[derive(Clone, Default)]
-pub(super) struct Underway(Arc<()>);
+pub(super) struct Underway(Arc<AtomicBool>);
 
 impl Underway {
+    /// From the next bytes on, the client has to confirm what it is sent.
+    pub(super) fn expect_confirmation(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     /// The connection and the service hold one each.
     fn is_any(&self) -> bool {
         Arc::strong_count(&self.0) > 2
@@ -42,6 +53,16 @@ impl HalfCloseGrace {
             underway,
             grace: None,
         }
+    }
+
+    /// Has the kernel end the connection of a client that has to confirm, and does not.
+    fn limit_silence(&self) -> io::Result<()> {
+        if self.underway.0.swap(false, Ordering::Relaxed)
+            && let Some(tcp) = self.stream.tcp()
+        {
+            SockRef::from(tcp).set_tcp_user_timeout(Some(SILENCE))?;
+        }
+        Ok(())
     }
 }
 
@@ -69,6 +90,7 @@ impl AsyncWrite for HalfCloseGrace {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.limit_silence()?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -77,6 +99,7 @@ impl AsyncWrite for HalfCloseGrace {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.limit_silence()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 

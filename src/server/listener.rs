@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, umask};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::server::TlsStream;
 
 use crate::access::Ingress;
 use crate::audit::Peer;
 use crate::config::exposure::narrowed;
 use crate::config::{ListenAddr, SocketAccess};
 use crate::daemon::Origin;
+use crate::limits::TimedStream;
 
 /// Connections that the kernel holds until they are accepted, where `somaxconn` lets it have so many.
 /// It drops what comes beyond, and whoever is dropped tries again after one second, then two, then four.
@@ -159,8 +161,34 @@ impl Listener {
 }
 
 /// Either kind of connection.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// The socket of a client that may vanish without a word; nothing where the kernel tells of its end.
+    fn tcp(&self) -> Option<&TcpStream>;
+}
+
+impl Stream for TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Stream for UnixStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Stream for TlsStream<Box<dyn Stream>> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        self.get_ref().0.tcp()
+    }
+}
+
+impl Stream for TimedStream<Box<dyn Stream>> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        self.get_ref().tcp()
+    }
+}
 
 /// Listens on a port that may have been listened on a moment ago.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

@@ -228,7 +228,8 @@ fn connection(
         let (is_large, too_large) = (head > LARGE_HEAD || slot.had_large_head(), head > MAX_HEAD);
         let (slot, underway) = (slot.clone(), underway.clone());
         let uri = request.uri();
-        let is_followed = forward::is_followed(uri) || uri.path().starts_with(lease::PATH);
+        let is_lease = uri.path().starts_with(lease::PATH);
+        let is_followed = forward::is_followed(uri) || is_lease;
         let reply = app.clone().call(request);
         async move {
             let reply = if too_large {
@@ -239,6 +240,9 @@ fn connection(
             };
             if is_followed && reply.status() == StatusCode::OK {
                 slot.set_endless();
+                if is_lease {
+                    underway.expect_confirmation();
+                }
             }
             let mut reply = reply.map(|body| limits::holding(slot.keep_busy(body), underway));
             // The buffer that has grown with the head is kept as long as the connection.

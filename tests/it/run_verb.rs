@@ -4,11 +4,12 @@
 use std::process::Command;
 use std::time::Duration;
 
+use crate::common::ctl::python_command;
 use crate::common::sidecar::twiddler_command;
 use crate::common::wait::eventually;
 use crate::common::{
-    Daemon, DaemonOptions, LIMIT, Process, Sidecar, member, number, run, stderr_text, stdout_text,
-    value,
+    Daemon, DaemonOptions, LIMIT, Process, Sidecar, member, number, options, run, stderr_text,
+    stdout_text, value,
 };
 use anyhow::{Context, Result, ensure};
 
@@ -562,4 +563,40 @@ fn a_lease_ends_while_another_one_waits_for_a_slow_stop() -> Result<()> {
         ensure!(infos.as_array().map(<[_]>::len) == Some(2), "{infos:?}");
         Ok(())
     })
+}
+
+/// Holds a lease, and vanishes when it is told: a filter throws away whatever comes, as a machine does
+/// that has lost its power. Says nothing to the other end.
+const VANISHING: &str = "
+import ctypes, socket, struct, sys
+host, port, name = sys.argv[1:]
+holder = socket.create_connection((host, int(port)))
+holder.sendall(b'GET /twiddler/lease/%s HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n' % name.encode())
+print(holder.recv(15).decode(), flush=True)
+sys.stdin.readline()
+SO_ATTACH_FILTER, RETURN = 26, 6
+nothing = ctypes.create_string_buffer(struct.pack('HBBI', RETURN, 0, 0, 0))
+holder.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', 1, ctypes.addressof(nothing)))
+print('gone', flush=True)
+sys.stdin.readline()
+";
+
+#[test]
+fn a_lease_ends_when_its_holder_has_vanished_without_a_word() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let client = sidecar.client();
+    let program = options(&[("command", "sleep 1000"), ("twiddler_lease", "far")]);
+    client.call("twiddler.addProcessToGroup", ("web", "far", program))?;
+    let address = sidecar.tcp_addr();
+    let mut command = python_command(VANISHING);
+    command.args([
+        &address.ip().to_string(),
+        &address.port().to_string(),
+        "far",
+    ]);
+    let holder = Process::spawn(&mut command)?;
+    holder.wait_for_stdout("HTTP/1.1 200 OK")?;
+    holder.write(b"\n")?;
+    holder.wait_for_stdout("gone")?;
+    eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
 }
