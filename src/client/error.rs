@@ -22,8 +22,6 @@ pub const UNREACHABLE: u8 = 69;
 pub const REFUSED: u8 = 77;
 /// `wait`: the time is up.
 pub const TIME_IS_UP: u8 = 124;
-/// A signal asked the command to stop, by the shell's convention for SIGINT.
-pub const INTERRUPTED: u8 = 130;
 
 /// Why a verb did not do what it should.
 #[derive(Debug, thiserror::Error)]

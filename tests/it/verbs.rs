@@ -505,14 +505,7 @@ fn pids(daemon: &Daemon) -> Result<Vec<i64>> {
 
 #[test]
 fn a_rolling_restart_that_is_interrupted_finishes_its_batch() -> Result<()> {
-    let body = "
-[program:roll]
-command=cat
-process_name=%(process_num)d
-numprocs=5
-startsecs=1
-";
-    let daemon = Daemon::start(body)?;
+    let daemon = Daemon::start(ROLL)?;
     let server = url(&daemon);
     printed(
         &server,
@@ -530,6 +523,73 @@ startsecs=1
     for index in 0..5 {
         assert_eq!(daemon.state(&format!("roll:{index}"))?, "RUNNING");
     }
+    Ok(())
+}
+
+const ROLL: &str = "
+[program:roll]
+command=cat
+process_name=%(process_num)d
+numprocs=5
+startsecs=1
+";
+
+#[test]
+fn a_rolling_restart_whose_server_goes_away_says_who_is_in_doubt() -> Result<()> {
+    for format in ["table", "json"] {
+        let daemon = Daemon::start(ROLL)?;
+        let sidecar = Sidecar::start(&daemon)?;
+        let server = format!("unix://{}", sidecar.socket().display());
+        printed(
+            &server,
+            &["wait", "roll:*", "--for", "running", "--timeout", "30"],
+        )?;
+        let before = pids(&daemon)?;
+        let words = ["-o", format, "restart", "roll:*", "--rolling", "2"];
+        let rolling = Process::spawn(&mut command(&server, &words))?;
+        eventually(LIMIT, || {
+            let now = pids(&daemon)?;
+            // The second batch is under way, for a second at least.
+            ensure!(now[2] != before[2] && now[3] != before[3], "{now:?}");
+            Ok(())
+        })?;
+        sidecar.kill()?;
+        assert_eq!(rolling.wait()?.code(), Some(69));
+        let said = rolling.stderr_text();
+        let summary = "2 restarted, 2 may be stopped: roll:2 roll:3, 1 not restarted: roll:4\n";
+        ensure!(
+            said.contains(summary) && said.contains("cannot reach"),
+            "{said}"
+        );
+        if format == "json" {
+            let json: serde_json::Value = serde_json::from_str(&rolling.stdout_text())?;
+            assert_eq!(json["in_doubt"], serde_json::json!(["roll:2", "roll:3"]));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_signal_ends_a_rolling_restart_whose_server_does_not_answer() -> Result<()> {
+    let daemon = Daemon::start(ROLL)?;
+    let server = url(&daemon);
+    printed(
+        &server,
+        &["wait", "roll:*", "--for", "running", "--timeout", "30"],
+    )?;
+    let words = ["restart", "roll:*", "--rolling", "1"];
+    let rolling = Process::spawn(&mut command(&server, &words))?;
+    rolling.wait_for_stdout("roll:0: restarted\n")?;
+    daemon.signal("STOP")?;
+    rolling.signal("TERM")?;
+    rolling.wait_for_stderr("Ctrl-C again")?;
+    rolling.signal("TERM")?;
+    let status = rolling.wait()?;
+    daemon.signal("CONT")?;
+    assert_eq!(status.code(), Some(143));
+    let said = rolling.stderr_text();
+    let summary = "1 restarted, 1 may be stopped: roll:1, 3 not restarted: roll:2 roll:3 roll:4\n";
+    ensure!(said.contains(summary), "{said}");
     Ok(())
 }
 

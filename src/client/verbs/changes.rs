@@ -156,7 +156,8 @@ async fn stop(session: &Session, processes: &[ProcessInfo]) -> Result<bool, Erro
         .collect();
     let _waiting = Waiting::on(&format!("{} to stop", names.join(", ")));
     let mut all = true;
-    for entry in on_processes(session, &Action::Stop, &running).await? {
+    for entry in on_processes(session, &Action::Stop, &running).await {
+        let entry = entry?;
         if !matches!(entry.status, SUCCESS | NOT_RUNNING) {
             let name = namespec(&entry.group, &entry.name);
             say!("twiddler: {name} did not stop: {}", entry.description);

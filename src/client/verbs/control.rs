@@ -188,25 +188,23 @@ async fn perform(
         Selector::Glob(_) => {
             let (table, _) = session.table().await?;
             let chosen = select(&table, &[name.to_owned()])?;
-            on_processes(session, action, &chosen).await
+            let results = on_processes(session, action, &chosen).await;
+            results.into_iter().collect()
         }
     }
 }
 
-/// Carries out an action for several processes side by side; the results come in their order.
-///
-/// # Errors
-/// When the server does not answer.
+/// Carries out an action for several processes side by side. The results come in their order; an error
+/// is one that the server did not answer.
 pub async fn on_processes(
     session: &Session,
     action: &Action,
     processes: &[ProcessInfo],
-) -> Result<Vec<StatusEntry>, Error> {
+) -> Vec<Result<StatusEntry, Error>> {
     let calls = processes
         .iter()
         .map(|info| on_process(session, action, &info.group, &info.name));
-    let results: Vec<_> = stream::iter(calls).buffered(AT_A_TIME).collect().await;
-    results.into_iter().collect()
+    stream::iter(calls).buffered(AT_A_TIME).collect().await
 }
 
 async fn on_process(
