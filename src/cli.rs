@@ -3,6 +3,7 @@
 //! The options of `serve` and `check` are `config`'s, which reads them from other sources too.
 
 use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue};
@@ -85,8 +86,21 @@ impl Args {
     /// Reads the command line. Ends the process where it is wrong, or asks for help.
     pub fn read(typed: impl Iterator<Item = OsString>) -> Self {
         let typed: Vec<_> = typed.collect();
-        Self::try_parse_from(&typed).unwrap_or_else(|error| with_tip(error, &typed).exit())
+        Self::try_parse_from(&typed).unwrap_or_else(|error| end(&with_tip(error, &typed)))
     }
+}
+
+/// Prints help, the version, or what is wrong with the arguments, and ends.
+fn end(error: &clap::Error) -> ! {
+    let printed = error.print();
+    if let Err(reason) = printed
+        && !error.use_stderr()
+        && reason.kind() != ErrorKind::BrokenPipe
+    {
+        let _nobody_reads_it = writeln!(std::io::stderr(), "twiddler: cannot print: {reason}");
+        std::process::exit(1);
+    }
+    std::process::exit(error.exit_code())
 }
 
 /// Adds what was most likely meant where an option that takes its value after `=` alone was

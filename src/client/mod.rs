@@ -6,10 +6,8 @@
 /// keep a verb from ending what it has begun.
 macro_rules! say {
     ($($text:tt)*) => {{
-        let _ = std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("{}\n", format_args!($($text)*)),
-        );
+        use std::io::Write as _;
+        let _nobody_reads_it = writeln!(std::io::stderr(), $($text)*);
     }};
 }
 

@@ -77,6 +77,55 @@ fn what_is_printed_for_machines_is_as_documented() -> Result<()> {
     ensure_documents("remove", &stdout_text(&output))
 }
 
+/// A disk that is full, and a terminal that is gone, are said; a reader who has seen enough is not.
+#[test]
+fn an_output_that_takes_nothing_is_an_error_and_a_closed_pipe_is_none() -> Result<()> {
+    let daemon = Daemon::start(PROGRAMS)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    let server = format!("unix://{}", sidecar.socket().display());
+    for words in [
+        &["status"][..],
+        &["status", "-o", "json"],
+        &["status", "-o", "name"],
+        &["restart", "web:*"],
+        &["restart", "web:*", "--rolling", "1"],
+        &["groups"],
+        &["programs"],
+        &["scale", "web:api=1", "-o", "json"],
+        &["call", "supervisor.getState"],
+        &["run", "--", "echo", "x"],
+        &["completions", "bash"],
+        &["completions", "fish"],
+        &["man"],
+        &["--help"],
+        &["run", "--help"],
+        &["--version"],
+    ] {
+        let with_output = |output: std::process::Stdio| {
+            let mut command = twiddler_command();
+            command.env("TWIDDLER_SERVER", &server).args(words);
+            let child = command.stdout(output).stderr(std::process::Stdio::piped());
+            Ok::<_, anyhow::Error>(child.spawn()?.wait_with_output()?)
+        };
+        let full = with_output(fs::File::options().write(true).open("/dev/full")?.into())?;
+        let said = stderr_text(&full);
+        assert_eq!(full.status.code(), Some(1), "{words:?}: {said}");
+        ensure!(
+            said.contains("cannot print: No space left"),
+            "{words:?}: {said}"
+        );
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let closed = with_output(writer.into())?;
+        let said = stderr_text(&closed);
+        ensure!(!said.contains("twiddler:"), "{words:?}: {said}");
+        // What was begun was done.
+        assert_eq!(daemon.state("web:api")?, "RUNNING", "{words:?}");
+    }
+    Ok(())
+}
+
 /// Each line of the session after a `$`, and what it printed.
 fn session() -> Result<Vec<(String, String)>> {
     let text = include_str!("../../docs/command-line.md");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::common::relay::Relay;
 use crate::common::schema::ensure_documents;
 use crate::common::sidecar::twiddler_command;
 use crate::common::{
@@ -159,6 +160,14 @@ fn programs_are_scaled_and_listed() -> Result<()> {
         "process_name has to contain",
     )?;
     ensure_ran(&sidecar, &["scale", "web:nobody=2"], 1, "", "nobody")?;
+    // One document, whatever becomes of the last.
+    let several = ["-o", "json", "scale", "web:c=3", "web:a=0", "web:b=2"];
+    let (code, text, said) = ran(&sidecar, &several)?;
+    ensure!(code == 1 && said.contains("process_name"), "{said}");
+    ensure_documents("scale", &text)?;
+    let scaled: serde_json::Value = serde_json::from_str(&text)?;
+    let expected = serde_json::json!({"started": ["web:c_02"], "stopped": ["web:a"]});
+    ensure!(scaled == expected, "{text}");
     ensure_documents("programs", &ran(&sidecar, &["programs", "-o", "json"])?.1)
 }
 
@@ -199,4 +208,34 @@ fn an_added_program_is_changed_and_exported_as_supervisord_reads_it() -> Result<
         ensure!(log.as_str() == Some("100% ;x\n"), "{log:?}");
         Ok(())
     })
+}
+
+/// A program may go between the list of programs and the question for its options.
+#[test]
+fn an_export_passes_over_a_program_that_goes_meanwhile() -> Result<()> {
+    for format in ["table", "json"] {
+        let (_daemon, sidecar) = start()?;
+        for name in ["jobs:gone", "jobs:stays"] {
+            let options = ["--create-group", "-O", "autostart=false", "--", "cat"];
+            let add = [&["add", name][..], &options].concat();
+            ensure!(ran(&sidecar, &add)?.0 == 0);
+        }
+        let client = sidecar.client();
+        let relay = Relay::looking(sidecar.dir(), &sidecar.socket(), move |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            if text.contains("getProgramOptions") && text.contains(">gone<") {
+                let removed = client.call("twiddler.removeProcessFromGroup", ("jobs", "gone"));
+                assert_eq!(removed.ok(), Some(true.into()));
+            }
+        })?;
+        let mut command = twiddler_command();
+        command.env("TWIDDLER_SERVER", relay.url());
+        let output = run(command.args(["-o", format, "export"]))?;
+        let (text, said) = (stdout_text(&output), stderr_text(&output));
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        ensure!(text.contains("stays") && !text.contains("gone"), "{text}");
+        ensure!(said.is_empty(), "{said}");
+        ensure!(!pids(&sidecar)?.contains_key("jobs:gone"));
+    }
+    Ok(())
 }

@@ -118,7 +118,7 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
     if args.stop && !stop(session, &chosen).await? {
         return Ok(NOT_DONE);
     }
-    let mut status = 0;
+    let (mut status, mut unprinted) = (0, None);
     for info in &chosen {
         let spec = namespec(&info.group, &info.name);
         let params = [info.group.as_str().into(), info.name.as_str().into()];
@@ -127,9 +127,10 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
             .call("twiddler.removeProcessFromGroup", &params, &spec)
             .await
         {
-            Ok(_) => {
-                report(session, "removed", &spec)?;
-            }
+            Ok(_) => match report(session, "removed", &spec) {
+                Err(Error::Output(error)) => unprinted = Some(error),
+                reported => drop(reported?),
+            },
             Err(error @ Error::Fault { .. }) => {
                 say!("twiddler: {error}");
                 status = NOT_DONE;
@@ -137,7 +138,10 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
             Err(error) => return Err(error),
         }
     }
-    Ok(status)
+    match unprinted {
+        Some(error) if status == 0 => Err(error.into()),
+        _ => Ok(status),
+    }
 }
 
 /// Stops those that run; whether all are stopped.

@@ -114,6 +114,7 @@ struct Report {
     entries: Vec<StatusEntry>,
     done: Vec<(&'static str, usize)>,
     failed: usize,
+    unprinted: Option<std::io::Error>,
 }
 
 impl Report {
@@ -129,7 +130,11 @@ impl Report {
                 done += usize::from(entry.status == SUCCESS);
                 self.failed +=
                     usize::from(entry.status != SUCCESS && !action.is_harmless(entry.status));
-                print(session, action, &entry).await?;
+                // Who has no output any more still wants all of it done, such as the start after a stop.
+                match print(session, action, &entry).await {
+                    Err(Error::Output(error)) => self.unprinted = Some(error),
+                    printed => printed?,
+                }
                 self.entries.push(entry);
             }
         }
@@ -153,7 +158,10 @@ impl Report {
             }
             Format::Table | Format::Name => {}
         }
-        Ok(if self.failed > 0 { NOT_DONE } else { 0 })
+        match self.unprinted {
+            Some(error) if self.failed == 0 => Err(error.into()),
+            _ => Ok(if self.failed > 0 { NOT_DONE } else { 0 }),
+        }
     }
 }
 

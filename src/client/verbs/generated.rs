@@ -30,6 +30,7 @@ pub fn completions(args: &CompletionsArgs) -> Result<u8, Error> {
             .completer()
             .write_registration("COMPLETE", NAME, NAME, NAME, &mut out)?,
     }
+    out.flush()?;
     Ok(0)
 }
 
@@ -42,6 +43,7 @@ pub fn man(args: &ManArgs) -> Result<u8, Error> {
     let command = Args::command();
     let Some(dir) = &args.dir else {
         Man::new(command).render(&mut io::stdout())?;
+        io::stdout().flush()?;
         return Ok(0);
     };
     for (name, command) in pages(command) {

@@ -146,37 +146,50 @@ pub async fn set(session: &Session, args: &SetArgs) -> Result<u8, Error> {
 ///
 /// # Errors
 /// When the server does not answer, or a program cannot have so many processes. Those before it are
-/// scaled.
+/// scaled, and printed.
 pub async fn scale(session: &Session, args: &ScaleArgs) -> Result<u8, Error> {
-    let (mut started, mut stopped) = (0, 0);
+    let (mut started, mut stopped) = (Vec::new(), Vec::new());
+    let mut outcome = Ok(0);
     for (name, number) in &args.programs {
-        let (group, program) = parse(name)?;
-        let name = namespec(group, program);
-        let count = match number {
-            Number::Is(count) => *count,
-            Number::More(more) => (numprocs(session, group, program).await? + more).max(0),
-        };
-        let waiting = Waiting::on(&format!("{name} to have {count} processes"));
-        let params = [group.into(), program.into(), count.into()];
-        let method = "twiddler.scaleProgram";
-        let result = match session.server.try_call(method, &params).await? {
-            Ok(result) => result,
-            Err(fault) if fault.code == BAD_NAME => {
-                return Err(unknown(session, group, program).await?);
+        match scale_one(session, name, number).await {
+            Ok(result) => {
+                started.extend(print(session, &result, "started")?);
+                stopped.extend(print(session, &result, "stopped")?);
             }
-            Err(fault) => return Err(Error::of(fault, method, &name)),
-        };
-        drop(waiting);
-        started += print(session, &result, "started")?;
-        stopped += print(session, &result, "stopped")?;
-        if session.output.format == Format::Json {
-            session.output.json(&result)?;
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
         }
     }
-    if session.output.format == Format::Table {
-        say!("{started} started, {stopped} stopped");
+    let counts = format!("{} started, {} stopped", started.len(), stopped.len());
+    match session.output.format {
+        Format::Json => session.output.json(&Value::Struct(vec![
+            ("started".to_owned(), Value::Array(started)),
+            ("stopped".to_owned(), Value::Array(stopped)),
+        ]))?,
+        Format::Table => say!("{counts}"),
+        Format::Name => {}
     }
-    Ok(0)
+    outcome
+}
+
+/// What the server did to give a program its number of processes.
+async fn scale_one(session: &Session, name: &str, number: &Number) -> Result<Value, Error> {
+    let (group, program) = parse(name)?;
+    let name = namespec(group, program);
+    let count = match number {
+        Number::Is(count) => *count,
+        Number::More(more) => (numprocs(session, group, program).await? + more).max(0),
+    };
+    let _waiting = Waiting::on(&format!("{name} to have {count} processes"));
+    let params = [group.into(), program.into(), count.into()];
+    let method = "twiddler.scaleProgram";
+    match session.server.try_call(method, &params).await? {
+        Ok(result) => Ok(result),
+        Err(fault) if fault.code == BAD_NAME => Err(unknown(session, group, program).await?),
+        Err(fault) => Err(Error::of(fault, method, &name)),
+    }
 }
 
 /// How many processes a program has now.
@@ -191,8 +204,8 @@ async fn numprocs(session: &Session, group: &str, program: &str) -> Result<i64, 
     }
 }
 
-/// Prints the processes in one member of the result; how many there are.
-fn print(session: &Session, result: &Value, done: &str) -> Result<usize, Error> {
+/// Prints the processes in one member of the result, and gives them.
+fn print(session: &Session, result: &Value, done: &str) -> Result<Vec<Value>, Error> {
     let names = result
         .get(done)
         .and_then(Value::as_array)
@@ -206,5 +219,5 @@ fn print(session: &Session, result: &Value, done: &str) -> Result<usize, Error> 
             Format::Json => {}
         }
     }
-    Ok(names.len())
+    Ok(names.to_vec())
 }

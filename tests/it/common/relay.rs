@@ -33,6 +33,8 @@ struct State {
     connections: Mutex<Vec<Handed>>,
 }
 
+type Look = dyn Fn(&[u8]) + Send + Sync;
+
 /// A connection that was handed on.
 #[derive(Debug)]
 struct Handed {
@@ -43,10 +45,21 @@ struct Handed {
 impl Relay {
     /// Listens on a socket beside the daemon's own.
     pub fn start(daemon: &Daemon) -> Result<Relay> {
-        let path = daemon.dir().join("relay.sock");
+        Relay::looking(daemon.dir(), daemon.socket(), |_| ())
+    }
+
+    /// Listens on a socket in `dir`, before that of any server. `look` sees what clients send before it
+    /// is handed on.
+    pub fn looking(
+        dir: &Path,
+        socket: &Path,
+        look: impl Fn(&[u8]) + Send + Sync + 'static,
+    ) -> Result<Relay> {
+        let path = dir.join("relay.sock");
         let listener = UnixListener::bind(&path)?;
         let state = Arc::new(State::default());
-        let (socket, shared) = (daemon.socket().to_owned(), Arc::clone(&state));
+        let (socket, shared) = (socket.to_owned(), Arc::clone(&state));
+        let look: Arc<Look> = Arc::new(look);
         let accepting = thread::spawn(move || {
             for connection in listener.incoming().flatten() {
                 if shared.ends.load(Ordering::Relaxed) {
@@ -58,7 +71,7 @@ impl Relay {
                     continue;
                 }
                 // Closed where the daemon is away.
-                if let Ok(handed) = hand_on(connection, &socket) {
+                if let Ok(handed) = hand_on(connection, &socket, Arc::clone(&look)) {
                     lock(&shared.connections).push(handed);
                 }
             }
@@ -108,23 +121,27 @@ impl Drop for Relay {
 }
 
 /// Copies both ways, each until its end.
-fn hand_on(client: UnixStream, socket: &Path) -> io::Result<Handed> {
+fn hand_on(client: UnixStream, socket: &Path, look: Arc<Look>) -> io::Result<Handed> {
     let daemon = UnixStream::connect(socket)?;
     let is_used = Arc::new(AtomicBool::new(false));
     let handed = Handed {
         stream: client.try_clone()?,
         is_used: Arc::clone(&is_used),
     };
+    let look = move |bytes: &[u8]| {
+        is_used.store(true, Ordering::Relaxed);
+        look(bytes);
+    };
     let (from_client, to_daemon) = (client.try_clone()?, daemon.try_clone()?);
-    thread::spawn(move || copy(from_client, to_daemon, &is_used));
-    thread::spawn(move || copy(daemon, client, &AtomicBool::default()));
+    thread::spawn(move || copy(from_client, to_daemon, look));
+    thread::spawn(move || copy(daemon, client, |_| ()));
     Ok(handed)
 }
 
-fn copy(mut from: UnixStream, mut to: UnixStream, is_used: &AtomicBool) {
+fn copy(mut from: UnixStream, mut to: UnixStream, look: impl Fn(&[u8])) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        is_used.store(true, Ordering::Relaxed);
+        look(&buffer[..count]);
         if to.write_all(&buffer[..count]).is_err() {
             break;
         }
