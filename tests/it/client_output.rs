@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
+use crate::common::ctl::python_command;
 use crate::common::schema::ensure_documents;
 use crate::common::sidecar::twiddler_command;
 use crate::common::{
-    Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, run, stderr_text,
+    Daemon, DaemonOptions, LIMIT, Process, Sidecar, SidecarOptions, eventually, run, stderr_text,
     stdout_text,
 };
 use anyhow::{Context, Result, ensure};
@@ -259,4 +261,66 @@ fn verbs_speak_tls_to_servers_that_the_system_trusts() -> Result<()> {
         stderr_text(&stranger)
     );
     Ok(())
+}
+
+/// What supervisorctl asks for a `status` (`supervisorctl.py`, `upcheck` and `do_status`), by its own
+/// transport, over and over: the seconds that each round took. A line is read before each.
+const STATUS_CALLS: &str = "
+import sys, time, xmlrpc.client
+from supervisor.xmlrpc import SupervisorTransport
+for line in sys.stdin:
+    begun = time.monotonic()
+    transport = SupervisorTransport(None, None, sys.argv[1])
+    server = xmlrpc.client.ServerProxy('http://127.0.0.1', transport=transport)
+    server.supervisor.getVersion()
+    server.supervisor.getAllProcessInfo()
+    transport.close()
+    print(time.monotonic() - begun, flush=True)
+";
+/// How much longer a verb may take, with its start and its end.
+const MORE: Duration = Duration::from_millis(15);
+const ROUNDS: usize = 15;
+/// Others use the machine too: one series in which nobody did is enough.
+const SERIES: usize = 10;
+
+#[test]
+fn a_verb_takes_hardly_longer_than_the_calls_of_supervisorctl() -> Result<()> {
+    let daemon = Daemon::start(PROGRAMS)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    daemon.wait_for_state("web:api", "RUNNING")?;
+    let server = format!("unix://{}", sidecar.socket().display());
+    let mut calls = python_command(STATUS_CALLS);
+    let calls = Process::spawn(calls.arg(&server))?;
+    let mut best = Duration::MAX;
+    for _ in 0..SERIES {
+        let mut differences = Vec::new();
+        for _ in 0..ROUNDS {
+            let theirs = next_round(&calls)?;
+            let mut status = twiddler_command();
+            let begun = Instant::now();
+            // Not by the fixture, which looks at a process now and then.
+            let output = status.args(["-s", &server, "status"]).output()?;
+            let ours = begun.elapsed();
+            ensure!(stdout_text(&output).contains("web:api"));
+            differences.push(ours.saturating_sub(theirs));
+        }
+        differences.sort();
+        best = best.min(differences[ROUNDS / 2]);
+        if best <= MORE {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{best:?} longer")
+}
+
+/// How long the next round takes.
+fn next_round(calls: &Process) -> Result<Duration> {
+    let before = calls.stdout_text().lines().count();
+    calls.write(b"\n")?;
+    let line = eventually(LIMIT, || {
+        let text = calls.stdout_text();
+        let line = text.lines().nth(before).map(str::to_owned);
+        line.context("no answer")
+    })?;
+    Ok(Duration::from_secs_f64(line.parse()?))
 }
