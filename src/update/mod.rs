@@ -16,6 +16,7 @@ mod reply;
 mod steps;
 mod survey;
 mod values;
+mod variables;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +25,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::audit::{Peer, Record};
-use crate::daemon::conf::{self, Definitions};
+use crate::daemon::conf::Definitions;
 use crate::daemon::fault::{BAD_NAME, INCORRECT_PARAMETERS, fault};
 use crate::daemon::{Liveness, ProcessInfo};
 use crate::program::{Name, Program};
@@ -83,6 +84,8 @@ pub struct Updates {
     baseline: Mutex<Baseline>,
     /// What the files said when the daemon read them last, as far as the proxy has seen it.
     last_read: Mutex<Option<Definitions>>,
+    /// What the variables hold that the files use.
+    variables: variables::Known,
     /// The steps of `supervisorctl update` restart only what changed.
     live: bool,
     /// Held by an update, so that the next waits for it.
@@ -98,6 +101,7 @@ impl Updates {
             twiddler,
             baseline: Mutex::new(baseline),
             last_read: Mutex::default(),
+            variables: Mutex::default(),
             live,
             turn: tokio::sync::Mutex::default(),
         })
@@ -240,9 +244,10 @@ impl Updates {
 
     /// Lets the daemon say which groups are as the files are now, and keeps what those say.
     async fn learn(&self) -> Result<(), ChangeError> {
+        self.forget_variables();
         self.twiddler.current().await?;
         self.remove_probes().await?;
-        let files = self.files();
+        let files = self.files_as_read_at_start().await?;
         if self.knows(&files) {
             return Ok(());
         }
@@ -324,19 +329,12 @@ impl Updates {
         }
     }
 
-    /// What the files say now. Files that cannot be read say nothing.
-    fn files(&self) -> Definitions {
-        conf::definitions(self.twiddler.conf_file(), &conf::process_environment).unwrap_or_default()
-    }
-
     fn baseline(&self) -> MutexGuard<'_, Baseline> {
-        self.baseline.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.baseline)
     }
 
     fn last_read(&self) -> MutexGuard<'_, Option<Definitions>> {
-        self.last_read
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.last_read)
     }
 
     /// What is known, with what marks the epoch that it is about.
@@ -404,6 +402,10 @@ impl Updates {
         let program = Program::parse(&name, program, options, &main_file);
         program.map_err(|error| fault(INCORRECT_PARAMETERS, error.into_told()))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn no_group(group: &str) -> ChangeError {

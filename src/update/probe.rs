@@ -39,6 +39,8 @@ pub struct Probe {
     next: usize,
     values: Vec<(String, String)>,
     claimed: BTreeSet<(Kind, String)>,
+    /// Sections that show what a variable of the daemon's environment holds, by its name.
+    variables: Vec<(String, String)>,
     /// The groups that are defined once more.
     confirmed: BTreeSet<String>,
     /// What every program gets for `[supervisord] environment`.
@@ -58,6 +60,8 @@ pub struct Reply {
     pub refuted: BTreeSet<String>,
     /// Groups that only the daemon has.
     pub removed: BTreeSet<String>,
+    /// What the daemon's variables hold.
+    pub variables: BTreeMap<String, String>,
     values: HashMap<Id, BTreeMap<String, Values>>,
 }
 
@@ -88,6 +92,18 @@ impl Probe {
             ids.push(self.values.len() - 1);
         }
         ids
+    }
+
+    /// Asks what these variables of the daemon's environment hold.
+    pub fn variables(&mut self, names: impl IntoIterator<Item = String>) {
+        for name in names {
+            let section = self.name();
+            let _infallible = writeln!(
+                self.sections,
+                "[program:{section}]\nautostart=false\ncommand={PREFIX} |%(ENV_{name})s|"
+            );
+            self.variables.push((section, name));
+        }
     }
 
     /// Asks whether the group `name` runs what `programs` say, in this order.
@@ -163,7 +179,7 @@ impl Probe {
 
     /// Whether definitions are asked for.
     pub fn asks_for_values(&self) -> bool {
-        !self.values.is_empty()
+        !self.values.is_empty() || !self.variables.is_empty()
     }
 
     /// The file.
@@ -174,7 +190,7 @@ impl Probe {
             let _infallible = writeln!(text, "[supervisord]\nenvironment={environment}");
         }
         text += &self.sections;
-        if self.asks_for_values() {
+        if !self.values.is_empty() {
             let _infallible = writeln!(
                 text,
                 "[program:{ENVIRONMENT}]\nautostart=false\ncommand={PREFIX} {environment}"
@@ -201,6 +217,7 @@ impl Probe {
             let names = names.iter().filter_map(Value::as_str);
             names.filter(|name| !name.starts_with(PREFIX))
         };
+        let configs = Configs::read(configs);
         let set = |at: usize| names(at).map(str::to_owned).collect();
         let is_refuted = |name: &&String| names(1).filter(|changed| changed == *name).count() > 1;
         Reply {
@@ -208,20 +225,22 @@ impl Probe {
             refuted: self.confirmed.iter().filter(is_refuted).cloned().collect(),
             changed: set(1),
             removed: set(2),
-            values: self.read_values(configs),
+            variables: self.read_variables(&configs),
+            values: self.read_values(&configs),
         }
     }
 
-    fn read_values(&self, configs: Option<&Value>) -> HashMap<Id, BTreeMap<String, Values>> {
-        let configs = configs.and_then(Value::as_array).unwrap_or_default();
-        let mut groups: HashMap<&str, Vec<&Value>> = HashMap::new();
-        for config in configs {
-            let group = config.get("group").and_then(Value::as_str);
-            if let Some(group) = group.filter(|group| group.starts_with(PREFIX)) {
-                groups.entry(group).or_default().push(config);
-            }
-        }
-        let of = |group: &str| groups.get(group).map(Vec::as_slice).unwrap_or_default();
+    fn read_variables(&self, configs: &Configs<'_>) -> BTreeMap<String, String> {
+        let read = |(section, variable): &(String, String)| {
+            let text = command(configs.of(section).first()?)?;
+            let held = text.split_once('|')?.1.strip_suffix('|')?;
+            Some((variable.clone(), held.to_owned()))
+        };
+        self.variables.iter().filter_map(read).collect()
+    }
+
+    fn read_values(&self, configs: &Configs<'_>) -> HashMap<Id, BTreeMap<String, Values>> {
+        let of = |group: &str| configs.of(group);
         let all = of(ENVIRONMENT).first().and_then(|config| command(config));
         let all = all.and_then(|text| variables(text.trim_start_matches(PREFIX)));
         let all = all.unwrap_or_default();
@@ -238,6 +257,26 @@ impl Probe {
             (id, values.collect())
         };
         self.values.iter().enumerate().map(read).collect()
+    }
+}
+
+/// The structs of `getAllConfigInfo` about probes, by their groups.
+struct Configs<'a>(HashMap<&'a str, Vec<&'a Value>>);
+
+impl<'a> Configs<'a> {
+    fn read(configs: Option<&'a Value>) -> Self {
+        let mut groups: HashMap<&str, Vec<&Value>> = HashMap::new();
+        for config in configs.and_then(Value::as_array).unwrap_or_default() {
+            let group = config.get("group").and_then(Value::as_str);
+            if let Some(group) = group.filter(|group| group.starts_with(PREFIX)) {
+                groups.entry(group).or_default().push(config);
+            }
+        }
+        Configs(groups)
+    }
+
+    fn of(&self, group: &str) -> &[&'a Value] {
+        self.0.get(group).map(Vec::as_slice).unwrap_or_default()
     }
 }
 

@@ -46,7 +46,7 @@ impl Updates {
     pub(super) async fn survey(&self, groups: &[String]) -> Result<Survey, ChangeError> {
         let epoch = self.twiddler.current().await?;
         let pause = self.twiddler.pause_for_questions().await?;
-        let files = self.files();
+        let files = self.files_as_read(&pause).await?;
         let (plain, seen) = self.read_and_look(&files).await?;
         self.note_confirmed_by(&files, &plain, &seen);
         let added_groups: BTreeSet<String> = self

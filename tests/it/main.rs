@@ -13,6 +13,7 @@ mod check;
 mod client_output;
 mod clients;
 mod configuration;
+mod constructs;
 mod daemon_restarts;
 mod disk;
 mod docs;

@@ -108,13 +108,19 @@ impl GroupDefinition {
     }
 }
 
-/// Reads what the files define.
+/// Reads what the files define. Files are found by the variables of `env`, as this process sees them;
+/// all else is told by those `of_daemon`.
 ///
 /// # Errors
 /// When the file is missing or cannot be read.
-pub fn definitions(file: &Path, env: &Environment<'_>) -> Result<Definitions, ConfError> {
+pub fn definitions(
+    file: &Path,
+    env: &Environment<'_>,
+    of_daemon: &Environment<'_>,
+) -> Result<Definitions, ConfError> {
     let mut reader = Reader::open(file, env)?;
     reader.include();
+    reader.names.outer = of_daemon;
     reader.load_environment();
     Ok(reader.definitions())
 }

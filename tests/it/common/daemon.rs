@@ -215,6 +215,12 @@ impl Daemon {
         self.credentials.as_ref()
     }
 
+    /// Its variables, beside `PATH` and `LANG`.
+    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        let variables = self.environment.iter();
+        variables.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// The release that it is.
     pub fn version(&self) -> Version {
         self.version

@@ -44,8 +44,7 @@ impl Judge {
         let mut command = venv(daemon.version()).bare_command();
         let mut child = command
             .arg(script)
-            .env("N", "60")
-            .env("DIR", "/tmp")
+            .envs(daemon.environment())
             .env("PYTHONPATH", daemon.dir())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
