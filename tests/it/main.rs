@@ -15,6 +15,7 @@ mod clients;
 mod configuration;
 mod constructs;
 mod daemon_restarts;
+mod deployers;
 mod disk;
 mod docs;
 mod dropped_connections;
