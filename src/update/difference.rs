@@ -604,7 +604,7 @@ impl<'a> Questions<'a> {
             }
         }
         let mut there = BTreeSet::new();
-        let mut is_environment = false;
+        let (mut is_environment, mut is_double) = (false, false);
         for comparison in &comparisons {
             let numbers = comparison.new_numbers(replies);
             let same = comparison.same(replies);
@@ -620,6 +620,11 @@ impl<'a> Questions<'a> {
                     runs: seen.is_running(),
                     autostart: comparison.autostart(&seen.process, replies, autostart),
                 };
+                if self.input.is_double(seen) {
+                    is_double = true;
+                    difference.leaving.push(process);
+                    continue;
+                }
                 match (number, same.contains(&seen.process)) {
                     (None, _) if comparison.is_added => continue,
                     (None, _) => difference.leaving.push(process),
@@ -668,7 +673,8 @@ impl<'a> Questions<'a> {
             || !difference.leaving.is_empty()
             || !difference.adopted.is_empty();
         if !differs {
-            let scaled = scaled?;
+            let is_as_written = i64::try_from(there.len()) == Ok(program.numprocs);
+            let scaled = scaled.filter(|_| !is_as_written)?;
             difference.change = Change::Scaled;
             difference.options.push(OptionChange {
                 name: "numprocs".to_owned(),
@@ -704,6 +710,9 @@ impl<'a> Questions<'a> {
         difference.reason = match () {
             () if !difference.adopted.is_empty() && difference.replaced.is_empty() => {
                 "was added, and the files now define it".to_owned()
+            }
+            () if is_double => {
+                "it runs twice: its group was made anew on supervisord itself".to_owned()
             }
             () if is_environment => {
                 "[supervisord] environment changed, which every program gets".to_owned()
@@ -959,6 +968,15 @@ impl<'a> Input<'a> {
             true => None,
             false => self.baseline.groups.get(group),
         }
+    }
+
+    /// Whether a process came by an update, and stands in its group itself by now: somebody has made
+    /// that anew on the daemon.
+    fn is_double(self, seen: &Seen) -> bool {
+        let is_own = |own: &Seen| own.real == seen.group && own.process == seen.process;
+        matches!(seen.made, Made::Update(_))
+            && seen.real != seen.group
+            && self.of(&seen.group).any(is_own)
     }
 
     /// Whether processes that were added live in the daemon's own group.

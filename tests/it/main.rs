@@ -46,6 +46,7 @@ mod service_unit;
 mod session;
 mod shutdown;
 mod soak;
+mod straight_updates;
 mod strangers;
 mod streaming;
 mod terminal;
