@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
-use supervisor_twiddler::xmlrpc::Value;
 
 use crate::common::judge::{diff, differing, is_running, settled};
 use crate::common::values::{items, sleeping, texts};
