@@ -604,7 +604,7 @@ impl<'a> Questions<'a> {
             }
         }
         let mut there = BTreeSet::new();
-        let (mut is_environment, mut is_double) = (false, false);
+        let mut is_environment = false;
         for comparison in &comparisons {
             let numbers = comparison.new_numbers(replies);
             let same = comparison.same(replies);
@@ -620,11 +620,6 @@ impl<'a> Questions<'a> {
                     runs: seen.is_running(),
                     autostart: comparison.autostart(&seen.process, replies, autostart),
                 };
-                if self.input.is_double(seen) {
-                    is_double = true;
-                    difference.leaving.push(process);
-                    continue;
-                }
                 match (number, same.contains(&seen.process)) {
                     (None, _) if comparison.is_added => continue,
                     (None, _) => difference.leaving.push(process),
@@ -673,8 +668,7 @@ impl<'a> Questions<'a> {
             || !difference.leaving.is_empty()
             || !difference.adopted.is_empty();
         if !differs {
-            let is_as_written = i64::try_from(there.len()) == Ok(program.numprocs);
-            let scaled = scaled.filter(|_| !is_as_written)?;
+            let scaled = scaled?;
             difference.change = Change::Scaled;
             difference.options.push(OptionChange {
                 name: "numprocs".to_owned(),
@@ -695,24 +689,23 @@ impl<'a> Questions<'a> {
             .filter(in_force)
             .max_by_key(|one| !one.is_same_text)
             .or(comparisons.first());
-        let old_options = match (old, self.input.base(group)) {
-            (Some(old), Some(base)) if old.is_base => base
-                .group
-                .program(&program.name)
-                .map(|program| program.options.clone()),
+        let applied = baseline.applied.get(group);
+        let in_force = |base: &Base| Some(base.group.program(&program.name)?.options.clone());
+        let base = self.input.base(group).and_then(in_force);
+        let numbers = applied.and_then(in_force).or_else(|| base.clone());
+        let numbers = numbers.as_ref().unwrap_or(&program.options);
+        let old_options = match (old, base) {
+            (Some(old), Some(base)) if old.is_base => Some(with_numbers_of(&base, numbers)),
             (Some(old), _) => old
                 .old
                 .first()
-                .map(|old| with_numbers_of(old.options(), &program.options)),
+                .map(|old| with_numbers_of(old.options(), numbers)),
             (None, _) => None,
         };
         difference.options = option_changes(&old_options.unwrap_or_default(), &program.options);
         difference.reason = match () {
             () if !difference.adopted.is_empty() && difference.replaced.is_empty() => {
                 "was added, and the files now define it".to_owned()
-            }
-            () if is_double => {
-                "it runs twice: its group was made anew on supervisord itself".to_owned()
             }
             () if is_environment => {
                 "[supervisord] environment changed, which every program gets".to_owned()
@@ -828,7 +821,7 @@ fn removed((program, leaving): (String, Vec<Process>)) -> ProgramDifference {
     }
 }
 
-/// Options of a part of a program, with the numbers as the files have them: those of a part are ours.
+/// Options of a part of a program, with the numbers of `files`: those of a part are ours.
 fn with_numbers_of(
     part: &BTreeMap<String, String>,
     files: &BTreeMap<String, String>,
@@ -968,15 +961,6 @@ impl<'a> Input<'a> {
             true => None,
             false => self.baseline.groups.get(group),
         }
-    }
-
-    /// Whether a process came by an update, and stands in its group itself by now: somebody has made
-    /// that anew on the daemon.
-    fn is_double(self, seen: &Seen) -> bool {
-        let is_own = |own: &Seen| own.real == seen.group && own.process == seen.process;
-        matches!(seen.made, Made::Update(_))
-            && seen.real != seen.group
-            && self.of(&seen.group).any(is_own)
     }
 
     /// Whether processes that were added live in the daemon's own group.

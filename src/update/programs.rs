@@ -85,10 +85,7 @@ impl Updates {
             }
             Some(Some(added)) => added.options().clone(),
             None => {
-                let updated = of_program
-                    .iter()
-                    .any(|one| matches!(one.made, Made::Update(_)));
-                let definition = self.in_force(group, program, updated, &files);
+                let definition = self.in_force(group, program, &files);
                 let definition = definition
                     .filter(|_| !of_program.is_empty() || self.is_scaled(group, program))
                     .ok_or_else(|| no_program(program))?;
@@ -335,8 +332,7 @@ impl Updates {
         files: &Definitions,
         seen: &[&Seen],
     ) -> Result<Source, ChangeError> {
-        let updated = seen.iter().any(|one| matches!(one.made, Made::Update(_)));
-        let definition = self.in_force(group, program, updated, files);
+        let definition = self.in_force(group, program, files);
         let definition = definition
             .filter(|_| !seen.is_empty() || self.is_scaled(group, program))
             .ok_or_else(|| no_program(program))?;
@@ -424,7 +420,7 @@ impl Updates {
         if is_added {
             return Kind::Program;
         }
-        let definition = self.in_force(group, program, false, files);
+        let definition = self.in_force(group, program, files);
         definition.map_or(Kind::Program, |definition| definition.kind)
     }
 
@@ -433,12 +429,10 @@ impl Updates {
         &self,
         group: &str,
         program: &str,
-        updated: bool,
         files: &Definitions,
     ) -> Option<ProgramDefinition> {
         let baseline = self.baseline();
-        let applied = baseline.applied.get(group).filter(|_| updated);
-        let bases = [applied, baseline.groups.get(group)];
+        let bases = [baseline.applied.get(group), baseline.groups.get(group)];
         let groups = bases.into_iter().flatten().map(|base| &base.group);
         let mut found = groups
             .chain(files.group(group))

@@ -159,7 +159,9 @@ fn programs_are_scaled_and_listed() -> Result<()> {
         "",
         "process_name has to contain",
     )?;
-    ensure_ran(&sidecar, &["scale", "web:nobody=2"], 1, "", "nobody")?;
+    let (code, text, said) = ran(&sidecar, &["scale", "web:nobody=2"])?;
+    ensure!(code == 1 && text.is_empty(), "{text}");
+    ensure!(said == "twiddler: no such program: web:nobody\n", "{said}");
     // One document, whatever becomes of the last.
     let several = ["-o", "json", "scale", "web:c=3", "web:a=0", "web:b=2"];
     let (code, text, said) = ran(&sidecar, &several)?;
@@ -171,10 +173,54 @@ fn programs_are_scaled_and_listed() -> Result<()> {
     ensure_documents("programs", &ran(&sidecar, &["programs", "-o", "json"])?.1)
 }
 
+/// An update that only took processes away has changed the number that a scale is measured by.
+#[test]
+fn numbers_are_those_of_the_last_update() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let numprocs = |number: u32| {
+        let number = format!("numprocs={number}");
+        daemon.write(FILE, &WEB.replace("numprocs=2", &number))
+    };
+    let differs = |old: u32, new: u32, does: &str| {
+        let (code, text, _) = ran(&sidecar, &["diff"])?;
+        let numbers = format!("- numprocs = {old}\n+ numprocs = {new}\n\nupdate would {does}\n");
+        ensure!(
+            code == 1 && text == format!("changed web:c\n{numbers}"),
+            "{text}"
+        );
+        Ok(())
+    };
+    let is_scaled = |old: u32, new: u32| {
+        let (code, text, _) = ran(&sidecar, &["diff"])?;
+        let numbers = format!("scaled web:c\n- numprocs = {old}\n+ numprocs = {new}\n");
+        ensure!(code == 0 && text.starts_with(&numbers), "{text}");
+        Ok(())
+    };
+    numprocs(1)?;
+    differs(2, 1, "stop web:c_01")?;
+    ensure!(ran(&sidecar, &["update"])?.0 == 0);
+    ensure!(ran(&sidecar, &["scale", "web:c=2"])?.0 == 0);
+    is_scaled(2, 1)?;
+    ensure!(ran(&sidecar, &["scale", "web:c=1"])?.0 == 0);
+    ensure_ran(&sidecar, &["diff"], 0, "", "")?;
+    numprocs(3)?;
+    differs(1, 3, "start web:c_01, web:c_02")?;
+    ensure!(ran(&sidecar, &["update"])?.0 == 0);
+    ensure!(ran(&sidecar, &["scale", "web:c=4"])?.0 == 0);
+    is_scaled(4, 3)?;
+    numprocs(5)?;
+    differs(3, 5, "start web:c_04")
+}
+
 #[test]
 fn an_added_program_is_changed_and_exported_as_supervisord_reads_it() -> Result<()> {
     let (_daemon, sidecar) = start()?;
     ensure_ran(&sidecar, &["export"], 0, "", "nothing was added")?;
+    let (code, _, said) = ran(&sidecar, &["export", "nobody"])?;
+    ensure!(
+        code == 1 && said == "twiddler: nothing was added to a group nobody\n",
+        "{said}"
+    );
     let add = [
         "add",
         "jobs:z",

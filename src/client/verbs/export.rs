@@ -53,7 +53,8 @@ pub async fn run(session: &Session, args: &ExportArgs) -> Result<u8, Error> {
             let priorities = priorities(session).await?;
             let text = sections(&exported, &configured, &priorities);
             match text.trim_end() {
-                "" => say!("twiddler: nothing was added"),
+                "" if args.groups.is_empty() => say!("twiddler: nothing was added"),
+                "" => {}
                 text => session.output.line(text)?,
             }
         }

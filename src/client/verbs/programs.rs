@@ -162,6 +162,9 @@ pub async fn scale(session: &Session, args: &ScaleArgs) -> Result<u8, Error> {
             }
         }
     }
+    if started.is_empty() && stopped.is_empty() && outcome.is_err() {
+        return outcome;
+    }
     let counts = format!("{} started, {} stopped", started.len(), stopped.len());
     match session.output.format {
         Format::Json => session.output.json(&Value::Struct(vec![
