@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::access::LEASE_PATH;
 use crate::audit::shown;
-use crate::daemon::fault::{BAD_NAME, NOT_RUNNING};
+use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, STILL_RUNNING};
 use crate::failure::{Failure, HttpResult};
 use crate::rpc::Rpc;
 use crate::twiddler::{Member, Registry};
@@ -35,6 +35,10 @@ pub const GRACE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_secs(5);
 /// A lease that could not be ended is tried again after so long.
 const RETRY: Duration = Duration::from_secs(60);
+/// What has ended and is about to be started again can be stopped only once it was: it is tried so
+/// often, with a pause.
+const ATTEMPTS: usize = 20;
+const PAUSE: Duration = Duration::from_millis(300);
 /// A holder is written to so often: writing finds out that he is gone.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// So many clients may hold leases at a time. Each has a connection for as long as it likes, of which
@@ -230,10 +234,18 @@ async fn end(rpc: &Rpc, name: &str, authorization: Option<HeaderValue>) -> Resul
     for (group, process) in &members {
         let namespec = format!("{group}:{process}");
         let gone = [BAD_NAME, NOT_RUNNING];
-        let method = "supervisor.stopProcess";
-        call(&unrestricted, method, &[&namespec], &gone).await?;
-        let method = "twiddler.removeProcessFromGroup";
-        call(&unrestricted, method, &[group, process], &[BAD_NAME]).await?;
+        let mut attempts = 1..ATTEMPTS;
+        loop {
+            let method = "supervisor.stopProcess";
+            call(&unrestricted, method, &[&namespec], &gone).await?;
+            let method = "twiddler.removeProcessFromGroup";
+            match call(&unrestricted, method, &[group, process], &[BAD_NAME]).await {
+                Err(fault) if fault.code == STILL_RUNNING && attempts.next().is_some() => {
+                    sleep(PAUSE).await;
+                }
+                removed => break removed?,
+            }
+        }
         tracing::info!("stopped and removed {namespec}: the client that held its lease is gone");
     }
     let is_left = |registry: &Registry| is_empty_group(registry, name);

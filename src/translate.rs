@@ -192,13 +192,8 @@ pub fn rewrite_infos(registry: &Registry, value: &mut Value) -> Vec<(String, Str
     let Value::Array(infos) = value else {
         return shown_again;
     };
-    let named = |info: &Value| Some((text(info, "group")?, text(info, "name")?));
-    let mut there: HashSet<(String, String)> = HashSet::new();
-    if registry.hidden().next().is_some() {
-        there.extend(infos.iter().filter_map(named));
-    }
     infos.retain_mut(|info| {
-        let Some((real, process)) = named(info) else {
+        let (Some(real), Some(process)) = (text(info, "group"), text(info, "name")) else {
             return true;
         };
         if let Some(group) = registry.owner(&real) {
@@ -208,14 +203,13 @@ pub fn rewrite_infos(registry: &Registry, value: &mut Value) -> Vec<(String, Str
         match registry.hidden_start(&real, &process) {
             None => true,
             Some(start) if is_still_hidden(info, start) => false,
-            Some(_) => match registry.member(&real, &process) {
-                // One that the daemon does not have any more stands in for nobody.
-                Some(member) => !there.contains(&(member.real.clone(), process)),
-                None => {
+            Some(_) => {
+                let stands_in = registry.member(&real, &process).is_some();
+                if !stands_in {
                     shown_again.push((real, process));
-                    true
                 }
-            },
+                !stands_in
+            }
         }
     });
     infos.sort_by_cached_key(|info| (text(info, "group"), text(info, "name")));

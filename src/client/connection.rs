@@ -242,9 +242,22 @@ impl Connection {
         let (sender, connection) = timeout(CONNECT_TIMEOUT, connecting)
             .await
             .map_err(|_| self.unreachable(&"it did not answer in time"))?
-            .map_err(|error| self.unreachable(&error))?;
+            .map_err(|error| self.not_connected(&error))?;
         tokio::spawn(connection);
         Ok(sender)
+    }
+
+    /// Why no connection came about; what does not speak TLS answers with bytes that make no sense.
+    fn not_connected(&self, error: &std::io::Error) -> Error {
+        let is_tls = matches!(self.address, Address::Tcp { tls: true, .. });
+        let is_plain = |error: &tokio_rustls::rustls::Error| {
+            matches!(error, tokio_rustls::rustls::Error::InvalidMessage(_))
+        };
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        match inner.is_some_and(is_plain) && is_tls {
+            true => self.unreachable(&"it does not speak TLS: write http://"),
+            false => self.unreachable(error),
+        }
     }
 
     fn unreachable(&self, reason: &dyn std::fmt::Display) -> Error {

@@ -109,6 +109,17 @@ fn nearest(table: &[ProcessInfo], name: &str) -> Option<String> {
     if let Some(info) = within.into_iter().next() {
         return Some(namespec(&info.group, &info.name));
     }
+    // Numbers are what is left out of the names of a program's processes.
+    let is_numbered = |spec: &String| {
+        let rest = spec.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit() || "_-".contains(c)))
+    };
+    let mut numbered = specs.clone().filter(is_numbered);
+    if let Some(first) = numbered.next() {
+        return Some(numbered.next().map_or(first, |_| format!("{name}*")));
+    }
+    // Whoever names one process does not mean all of its group.
+    let groups = groups.filter(|_| name.contains('*'));
     nearest_of(name, specs.chain(groups))
 }
 
@@ -133,6 +144,8 @@ mod tests {
             ("web", "api"),
             ("web", "worker_0"),
             ("web2", "worker_1"),
+            ("pool", "w1"),
+            ("pool", "w2"),
         ]
         .map(|(group, name)| ProcessInfo {
             group: group.to_owned(),
@@ -163,11 +176,25 @@ mod tests {
         for (names, expected) in [
             (
                 &[][..],
-                &["mailer", "web:api", "web:worker_0", "web2:worker_1"][..],
+                &[
+                    "mailer",
+                    "web:api",
+                    "web:worker_0",
+                    "web2:worker_1",
+                    "pool:w1",
+                    "pool:w2",
+                ][..],
             ),
             (
                 &["all"],
-                &["mailer", "web:api", "web:worker_0", "web2:worker_1"],
+                &[
+                    "mailer",
+                    "web:api",
+                    "web:worker_0",
+                    "web2:worker_1",
+                    "pool:w1",
+                    "pool:w2",
+                ],
             ),
             (&["web:*"], &["web:api", "web:worker_0"]),
             (&["web:"], &["web:api", "web:worker_0"]),
@@ -191,6 +218,9 @@ mod tests {
             ("web", "web; did you mean web:*?"),
             ("wbe:api", "wbe:api; did you mean web:api?"),
             ("web:worker", "web:worker; did you mean web:worker_0?"),
+            ("web3:x", "web3:x"),
+            ("web:x", "web:x"),
+            ("pool:w", "pool:w; did you mean pool:w*?"),
             ("wep:*", "wep:*; did you mean web:*?"),
             ("database", "database"),
             ("x*", "x*"),

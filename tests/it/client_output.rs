@@ -233,6 +233,12 @@ fn credentials_come_from_where_supervisorctl_takes_them() -> Result<()> {
 #[test]
 fn verbs_speak_tls_to_servers_that_the_system_trusts() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
+    let plain = Sidecar::start(&daemon)?;
+    let wrong = verb(&format!("https://{}", plain.tcp_addr()), &["status"])?;
+    assert_eq!(wrong.status.code(), Some(69));
+    let said = stderr_text(&wrong);
+    ensure!(said.contains("does not speak TLS: write http://"), "{said}");
+    drop(plain);
     daemon.wait_for_state("web:api", "RUNNING")?;
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     let path = |name: &str| daemon.dir().join(name).to_string_lossy().into_owned();
@@ -260,6 +266,8 @@ fn verbs_speak_tls_to_servers_that_the_system_trusts() -> Result<()> {
         "{}",
         stderr_text(&stranger)
     );
+    let wrong = verb(&server.replace("https", "http"), &["status"])?;
+    assert_eq!(wrong.status.code(), Some(69), "{}", stderr_text(&wrong));
     Ok(())
 }
 

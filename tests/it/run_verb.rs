@@ -329,11 +329,8 @@ fn a_restart_of_supervisord_ends_the_run() -> Result<()> {
         process_of(&sidecar)?;
         daemon.restart_rpc()?;
         assert_eq!(running.wait()?.code(), Some(1), "{arguments:?}");
-        ensure!(
-            running
-                .stderr_text()
-                .contains("supervisord has started again")
-        );
+        let said = running.stderr_text();
+        ensure!(said.contains("supervisord has started again"), "{said}");
         daemon.wait_for_state("web:api", "RUNNING")?;
         eventually(LIMIT, || ensure_nothing_left(&daemon, &sidecar))?;
     }
@@ -599,4 +596,40 @@ fn a_lease_ends_when_its_holder_has_vanished_without_a_word() -> Result<()> {
     holder.write(b"\n")?;
     holder.wait_for_stdout("gone")?;
     eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
+}
+
+#[test]
+fn what_is_started_again_and_again_is_tidied_too() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let script = "echo again; sleep 0.02";
+    let words = ["run", "-O", "autorestart=true", "--", "sh", "-c", script];
+    let runs: Vec<Process> = (0..6)
+        .map(|_| Process::spawn(&mut twiddler(&sidecar, &words)))
+        .collect::<Result<_>>()?;
+    for running in runs {
+        running.wait_for_stdout("again\nagain\n")?;
+        running.kill()?;
+    }
+    eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
+}
+
+#[test]
+fn what_is_started_again_and_again_has_not_ended_and_can_be_stopped() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let script = "echo again; exit 3";
+    let words = ["run", "-O", "autorestart=true", "--", "sh", "-c", script];
+    for _ in 0..3 {
+        let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
+        // Longer than it is waited for whether it starts again.
+        running.wait_for_stdout(&"again\n".repeat(5))?;
+        eventually(LIMIT, || {
+            let times = running.stdout_text().matches("again").count();
+            ensure!(times > 8, "{times}: {}", running.stderr_text());
+            Ok(())
+        })?;
+        running.signal("INT")?;
+        running.wait()?;
+        ensure_nothing_left(&daemon, &sidecar)?;
+    }
+    Ok(())
 }

@@ -196,6 +196,26 @@ fn json_is_what_the_call_returned() -> Result<()> {
     Ok(())
 }
 
+/// Whoever asks for it to be stopped need not meet the moment in which it runs.
+#[test]
+fn what_is_started_again_and_again_is_stopped_and_removed() -> Result<()> {
+    let daemon = Daemon::start(PROGRAMS)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let server = proxy_url(&sidecar);
+    for _ in 0..8 {
+        for remove in [&["remove", "jobs:echo"][..], &["remove-group", "jobs"]] {
+            let options = ["-O", "startsecs=0", "-O", "autorestart=true"];
+            let command = ["--create-group", "--", "sleep", "0.02"];
+            printed(
+                &server,
+                &[&["add", "jobs:echo"], &options[..], &command].concat(),
+            )?;
+            printed(&server, &[remove, &["--stop"]].concat())?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn programs_come_and_go() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
@@ -622,6 +642,34 @@ fn what_goes_wrong_is_said_in_a_sentence_and_a_status() -> Result<()> {
             "write http://, https:// or unix://",
         ),
         (&server, &["start"], 2, "required"),
+        (
+            &server,
+            &[
+                "-u",
+                "user",
+                "-p",
+                "s3cret",
+                "call",
+                "supervisor.getProcessInfo",
+                "nobody",
+            ],
+            1,
+            "no such process or group: nobody\n",
+        ),
+        (
+            &server,
+            &[
+                "-u",
+                "user",
+                "-p",
+                "s3cret",
+                "call",
+                "supervisor.getState",
+                "1",
+            ],
+            1,
+            "does not take these arguments for supervisor.getState",
+        ),
         (
             &server,
             &["add", "x:y", "-O", "nonsense", "--", "cat"],

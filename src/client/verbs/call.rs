@@ -4,6 +4,7 @@ use super::Session;
 use crate::client::args::{CallArgs, Format};
 use crate::client::error::Error;
 use crate::client::output::value;
+use crate::daemon::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST};
 use crate::xmlrpc::Value;
 
 /// Calls the method and prints what it returned: a string as it is, anything else as JSON.
@@ -14,7 +15,12 @@ pub async fn run(session: &Session, args: &CallArgs) -> Result<u8, Error> {
     let params: Vec<Value> = args.arguments.iter().map(|word| value(word)).collect();
     let result = match session.server.try_call(&args.method, &params).await? {
         Ok(result) => result,
-        Err(fault) => return Err(Error::of(fault, &args.method, &args.method)),
+        // A fault about a name has that name in its text.
+        Err(fault) => {
+            let is_about_call = matches!(fault.code, INCORRECT_PARAMETERS | NOT_IN_WHITELIST);
+            let subject = if is_about_call { &args.method } else { "" };
+            return Err(Error::of(fault, &args.method, subject));
+        }
     };
     match (&result, session.output.format) {
         (Value::String(text), Format::Table | Format::Name) => session.output.line(text)?,

@@ -1,5 +1,9 @@
 //! `add`, `remove`, `add-group`, `remove-group` and `groups`.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
 use super::Session;
 use super::control::{Action, on_processes};
 use crate::client::args::{AddArgs, AddGroupArgs, Format, RemoveArgs, RemoveGroupArgs};
@@ -8,13 +12,18 @@ use crate::client::names::select;
 use crate::client::output::Waiting;
 use crate::client::words;
 use crate::daemon::ProcessInfo;
-use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, SUCCESS};
+use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, STILL_RUNNING, SUCCESS};
 use crate::namespec::{namespec, split_namespec};
 use crate::xmlrpc::{Fault, Value};
 
 const DEFAULT_PRIORITY: i64 = 999;
 /// Tells the processes of a program apart where the options do not say how.
 const PROCESS_NAME: &str = "%(program_name)s_%(process_num)02d";
+
+/// A process that has ended is started again within this time, or not at all.
+const STARTS_AGAIN: Duration = Duration::from_secs(10);
+/// Between looks whether it was.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// `add`. A group that was added for the program goes again when the program cannot be added.
 ///
@@ -122,12 +131,15 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
     for info in &chosen {
         let spec = namespec(&info.group, &info.name);
         let params = [info.group.as_str().into(), info.name.as_str().into()];
-        match session
-            .server
-            .call("twiddler.removeProcessFromGroup", &params, &spec)
-            .await
-        {
-            Ok(_) => match report(session, "removed", &spec) {
+        let removal = Removal {
+            method: "twiddler.removeProcessFromGroup",
+            params: &params,
+            subject: &spec,
+            stops: args.stop,
+        };
+        let is_meant = |one: &ProcessInfo| (&one.group, &one.name) == (&info.group, &info.name);
+        match removal.carry_out(session, is_meant).await {
+            Ok(()) => match report(session, "removed", &spec) {
                 Err(Error::Output(error)) => unprinted = Some(error),
                 reported => drop(reported?),
             },
@@ -141,6 +153,39 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
     match unprinted {
         Some(error) if status == 0 => Err(error.into()),
         _ => Ok(status),
+    }
+}
+
+/// A process or a group that is to be removed.
+struct Removal<'a> {
+    method: &'a str,
+    params: &'a [Value],
+    subject: &'a str,
+    stops: bool,
+}
+
+impl Removal<'_> {
+    /// Removes it. What has ended and is about to be started again can be stopped only once it was.
+    async fn carry_out(
+        &self,
+        session: &Session,
+        is_meant: impl Fn(&ProcessInfo) -> bool,
+    ) -> Result<(), Error> {
+        let begun = Instant::now();
+        loop {
+            let removed = session.server.call(self.method, self.params, self.subject);
+            match removed.await {
+                Err(Error::Fault { fault, .. })
+                    if self.stops
+                        && fault.code == STILL_RUNNING
+                        && begun.elapsed() < STARTS_AGAIN => {}
+                removed => return removed.map(drop),
+            }
+            sleep(LOOK).await;
+            let (table, _) = session.table().await?;
+            let meant: Vec<ProcessInfo> = table.into_iter().filter(&is_meant).collect();
+            stop(session, &meant).await?;
+        }
     }
 }
 
@@ -211,10 +256,14 @@ pub async fn remove_group(session: &Session, args: &RemoveGroupArgs) -> Result<u
             return Ok(NOT_DONE);
         }
     }
-    session
-        .server
-        .call("twiddler.removeGroup", &[group.into()], group)
-        .await?;
+    let removal = Removal {
+        method: "twiddler.removeGroup",
+        params: &[group.into()],
+        subject: group,
+        stops: args.stop,
+    };
+    let is_member = |info: &ProcessInfo| info.group == group;
+    removal.carry_out(session, is_member).await?;
     report(session, "removed", group)
 }
 

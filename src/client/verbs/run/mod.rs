@@ -20,7 +20,9 @@ use super::Session;
 use crate::client::args::RunArgs;
 use crate::client::error::Error;
 use crate::client::signals::Signals;
-use crate::daemon::fault::{BAD_NAME, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING, SPAWN_ERROR};
+use crate::daemon::fault::{
+    BAD_NAME, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING, SHUTDOWN_STATE, SPAWN_ERROR,
+};
 use crate::daemon::{ProcessInfo, ProcessState};
 use crate::xmlrpc::{Fault, Value};
 use exit::End;
@@ -53,6 +55,7 @@ pub async fn run(session: &Session, args: &RunArgs) -> Result<u8, Error> {
         program,
         keep: args.keep,
         heeded: Cell::new(0),
+        ended: Cell::new(None),
     };
     let outcome = run.carry_out().await;
     if !run.keep && !matches!(outcome, Err(Error::Interrupted { .. })) {
@@ -71,6 +74,8 @@ struct Run<'a> {
     keep: bool,
     /// So many signals have had their effect; one more means that nobody wants to wait.
     heeded: Cell<u32>,
+    /// Which of its lives the process was last seen at the end of, and since when.
+    ended: Cell<Option<(i64, Instant)>>,
 }
 
 impl Run<'_> {
@@ -156,29 +161,31 @@ impl Run<'_> {
 
     /// Waits until the process has ended, and stops it when a signal asks for it.
     async fn until_ended(&self) -> Result<End, Error> {
-        let mut done = 0;
+        let (mut said, mut done) = (false, 0);
         let mut pause = FIRST_PAUSE;
         let mut away_since = None;
         loop {
             let asked = self.signals.count();
-            if asked > 2 {
-                return Err(self.given_up());
+            match asked {
+                0 | 2 => {}
+                1 if said => {}
+                1 => {
+                    let name = &self.program.namespec;
+                    say!("twiddler: stopping {name}; Ctrl-C again kills it");
+                    said = true;
+                }
+                _ => return Err(self.given_up()),
             }
             let step = async {
-                if done < asked {
-                    self.stop(asked).await?;
-                    done = asked;
+                while done < asked && self.stop(done).await? {
+                    done += 1;
                 }
                 self.look().await
             };
             match step.await {
                 Ok(Some(end)) => return Ok(end),
                 Ok(None) => away_since = None,
-                Err(
-                    error @ (Error::Fault { .. }
-                    | Error::Refused { .. }
-                    | Error::Interrupted { .. }),
-                ) => return Err(error),
+                Err(error) if !may_pass(&error) => return Err(error),
                 Err(error) => {
                     let since = *away_since.get_or_insert_with(Instant::now);
                     if since.elapsed() > PATIENCE {
@@ -189,6 +196,10 @@ impl Run<'_> {
                         return Err(self.given_up());
                     }
                 }
+            }
+            if done < asked {
+                // It is about to be started again, and can be stopped once it was.
+                pause = FIRST_PAUSE;
             }
             tokio::select! {
                 () = sleep(pause) => pause = (pause * 5 / 4).min(LONGEST_PAUSE),
@@ -205,7 +216,7 @@ impl Run<'_> {
         match info.state {
             ProcessState::Stopped if info.start == 0 => Ok(Some(End::Gone)),
             ProcessState::Fatal => Ok(Some(End::Fatal(info.spawn_error))),
-            ProcessState::Exited if self.program.starts_again && !self.stays_ended().await? => {
+            ProcessState::Exited if self.program.starts_again && !self.stays_ended(&info) => {
                 Ok(None)
             }
             ProcessState::Stopped | ProcessState::Exited => self.end_of(&info).await.map(Some),
@@ -223,11 +234,16 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the process is not started again within a moment.
-    async fn stays_ended(&self) -> Result<bool, Error> {
-        sleep(STARTS_AGAIN).await;
-        let info = self.info().await?;
-        Ok(info.is_none_or(|info| info.state == ProcessState::Exited))
+    /// Whether the process was not started again for a moment.
+    fn stays_ended(&self, info: &ProcessInfo) -> bool {
+        let (start, since) = self.ended.get().unwrap_or((info.start, Instant::now()));
+        let since = if start == info.start {
+            since
+        } else {
+            Instant::now()
+        };
+        self.ended.set(Some((info.start, since)));
+        since.elapsed() >= STARTS_AGAIN
     }
 
     async fn end_of(&self, info: &ProcessInfo) -> Result<End, Error> {
@@ -246,25 +262,18 @@ impl Run<'_> {
         Ok(End::Killed(exit::signal_in(log, &self.program.name)))
     }
 
-    /// Stops the process by its stopsignal; kills it when asked for the second time.
-    async fn stop(&self, asked: u32) -> Result<(), Error> {
-        let name = &self.program.namespec;
-        let (method, params) = match asked {
-            1 => {
-                say!("twiddler: stopping {name}; Ctrl-C again kills it");
-                (
-                    "supervisor.stopProcess",
-                    [name.as_str().into(), false.into()],
-                )
-            }
-            _ => (
-                "supervisor.signalProcess",
-                [name.as_str().into(), "KILL".into()],
-            ),
+    /// Stops the process by its stopsignal; kills it where that was `done` once already. Whether there was
+    /// something to stop.
+    async fn stop(&self, done: u32) -> Result<bool, Error> {
+        let name = self.program.namespec.as_str();
+        let (method, params) = match done {
+            0 => ("supervisor.stopProcess", [name.into(), false.into()]),
+            _ => ("supervisor.signalProcess", [name.into(), "KILL".into()]),
         };
         match self.call(method, &params).await? {
-            Err(fault) if ![NOT_RUNNING, BAD_NAME].contains(&fault.code) => Err(self.error(fault)),
-            _ => Ok(()),
+            Ok(_) => Ok(true),
+            Err(fault) if [NOT_RUNNING, BAD_NAME].contains(&fault.code) => Ok(false),
+            Err(fault) => Err(self.error(fault)),
         }
     }
 
@@ -318,5 +327,14 @@ impl Run<'_> {
             fault,
             subject: self.program.namespec.clone(),
         }
+    }
+}
+
+/// Whether the server may answer again: it is away, or supervisord is about to end or to start again.
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Fault { fault, .. } => fault.code == SHUTDOWN_STATE,
+        Error::Refused { .. } | Error::Interrupted { .. } => false,
+        _ => true,
     }
 }
