@@ -21,6 +21,10 @@ const TICK: Duration = Duration::from_millis(100);
 const NOTHING_TO_SAY: &str = "-";
 /// So many letters of a note stand in a table; `-o json` has the whole.
 const MAX_NOTE: usize = 200;
+/// Spaces between columns.
+const BETWEEN: usize = 2;
+/// A column that has to be broken into lines is as wide as this at least.
+const LEAST_WIDTH: usize = 10;
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +36,11 @@ pub struct Output {
 }
 
 impl Output {
-    /// Decides by what was typed, `NO_COLOR` (<https://no-color.org>) and what standard output is.
+    /// Decides by what was typed, `NO_COLOR` (<https://no-color.org>) and what standard output is: a
+    /// terminal, and none that is dumb.
     pub fn new(format: Option<Format>, color: Option<ColorChoice>) -> Self {
-        let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
         let colored = match color.unwrap_or(ColorChoice::Auto) {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
@@ -101,9 +107,16 @@ impl Output {
         self.table(&header, programs.iter().map(row).collect())
     }
 
-    /// Prints a table whose last column takes the room that is left.
-    fn table(self, header: &[&str], rows: Vec<Vec<Cell>>) -> io::Result<()> {
+    /// Prints a table whose last column takes the room that is left. On a terminal, columns go from the
+    /// right where they would be too narrow to be read.
+    fn table(self, header: &[&str], mut rows: Vec<Vec<Cell>>) -> io::Result<()> {
         let mut table = Table::new();
+        let room = table.width().filter(|_| io::stdout().is_terminal());
+        let count = room.map_or(header.len(), |room| {
+            columns_that_fit(&widths(header, &rows), usize::from(room))
+        });
+        let header = &header[..count];
+        rows.iter_mut().for_each(|row| row.truncate(count));
         table
             .load_style(NOTHING)
             .set_content_arrangement(ContentArrangement::Dynamic)
@@ -122,7 +135,7 @@ impl Output {
         }
         table.add_rows(rows);
         for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
+            column.set_padding((0, u16::try_from(BETWEEN).unwrap_or_default()));
         }
         table
             .lines()
@@ -151,6 +164,27 @@ impl Output {
             Cell::new(shortened(note)),
         ]
     }
+}
+
+/// How wide the columns of a table are.
+fn widths(header: &[&str], rows: &[Vec<Cell>]) -> Vec<usize> {
+    let width = |(index, name): (usize, &&str)| {
+        let cells = rows.iter().filter_map(|row| row.get(index));
+        let cells = cells.map(|cell| cell.content().chars().count());
+        cells.chain([name.len()]).max().unwrap_or_default()
+    };
+    header.iter().enumerate().map(width).collect()
+}
+
+/// How many columns of these widths, two at least, have their place side by side: the last may be
+/// broken into lines that can still be read.
+fn columns_that_fit(widths: &[usize], room: usize) -> usize {
+    let fits = |count: &usize| {
+        let (last, others) = widths[..*count].split_last().unwrap_or((&0, &[]));
+        let others: usize = others.iter().map(|width| width + BETWEEN).sum();
+        others + (*last).min(LEAST_WIDTH) <= room
+    };
+    (2..=widths.len()).rev().find(fits).unwrap_or(2)
 }
 
 /// A note for one row of a table: why a program could not be started may hold its whole command.
@@ -264,6 +298,23 @@ mod tests {
         assert_eq!(shortened(&"é".repeat(MAX_NOTE)), "é".repeat(MAX_NOTE));
         let long = shortened(&"é".repeat(130_000));
         assert_eq!(long, "é".repeat(MAX_NOTE) + "…");
+    }
+
+    #[test]
+    fn columns_go_from_the_right_where_there_is_no_room() {
+        let widths = [13, 7, 5, 7, 50];
+        for (room, expected) in [
+            (200, 5),
+            (50, 5),
+            (49, 4),
+            (38, 4),
+            (37, 3),
+            (29, 3),
+            (5, 2),
+        ] {
+            assert_eq!(columns_that_fit(&widths, room), expected, "{room}");
+        }
+        assert_eq!(columns_that_fit(&[13, 7, 4], 28), 3);
     }
 
     #[test]

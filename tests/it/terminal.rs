@@ -67,6 +67,12 @@ fn colours_are_for_terminals_unless_somebody_says_otherwise() -> Result<()> {
         text.contains("RUNNING") && !text.contains('\u{1b}'),
         "{text:?}"
     );
+    let mut dumb = twiddler(&daemon, &["status"]);
+    let text = shown(100, dumb.env("TERM", "dumb"))?;
+    ensure!(
+        text.contains("RUNNING") && !text.contains('\u{1b}'),
+        "{text:?}"
+    );
     let text = shown(100, &twiddler(&daemon, &["status", "--color", "never"]))?;
     ensure!(
         text.contains("RUNNING") && !text.contains('\u{1b}'),
@@ -81,10 +87,13 @@ fn colours_are_for_terminals_unless_somebody_says_otherwise() -> Result<()> {
 #[test]
 fn tables_fit_the_terminal() -> Result<()> {
     let daemon = start()?;
-    for columns in [50, 100] {
+    for columns in [25, 34, 40, 50, 100] {
         let text = without_escapes(&shown(columns, &twiddler(&daemon, &["status"]))?);
         ensure!(text.contains("web:worker_1"), "{text:?}");
         for line in text.lines() {
+            // None is made of letters one below another.
+            let words = line.trim_end().trim_start_matches(' ');
+            ensure!(words.len() > 1, "{text}");
             ensure!(
                 line.trim_end().chars().count() <= usize::from(columns),
                 "{line:?}"
