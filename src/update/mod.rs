@@ -29,7 +29,7 @@ use crate::daemon::conf::Definitions;
 use crate::daemon::fault::{BAD_NAME, INCORRECT_PARAMETERS, fault};
 use crate::daemon::{Liveness, ProcessInfo};
 use crate::program::{Name, Program};
-use crate::twiddler::{Authorized, ChangeError, Epoch, Twiddler};
+use crate::twiddler::{Authorized, ChangeError, Epoch, Member, Twiddler};
 use crate::xmlrpc::{Fault, Value};
 use baseline::Baseline;
 use probe::Reply;
@@ -322,6 +322,10 @@ impl Updates {
             }
         };
         baseline.groups.retain(|name, _| !is_gone(name));
+        // Processes of an update may be there without a group of the daemon's own.
+        baseline
+            .applied
+            .retain(|name, _| !is_gone(name) || self.holds_updated(name));
         let changed = *baseline != before;
         drop(baseline);
         if changed {
@@ -388,11 +392,24 @@ impl Updates {
         let Some(Value::Array(lists)) = outer.first_mut() else {
             return;
         };
-        for list in lists.iter_mut().take(2) {
+        // Those that the daemon lacks, and those that are another there.
+        let in_force: [&dyn Fn(&str) -> bool; 2] = [
+            &|name| is_applied(name) && self.holds_updated(name),
+            &is_applied,
+        ];
+        for (list, is_in_force) in lists.iter_mut().zip(in_force) {
             if let Value::Array(names) = list {
-                names.retain(|name| !name.as_str().is_some_and(is_applied));
+                names.retain(|name| !name.as_str().is_some_and(is_in_force));
             }
         }
+    }
+
+    /// Whether an update has put processes of a group in force that live outside it.
+    fn holds_updated(&self, group: &str) -> bool {
+        self.twiddler.with_registry(|registry| {
+            let mut members = registry.members_of(group);
+            members.any(Member::is_in_files)
+        })
     }
 
     /// Reads a program's options as a client sent them.

@@ -479,3 +479,33 @@ fn groups_of_files_that_are_read_after_the_proxys_own_are_known() -> Result<()> 
     }
     Ok(())
 }
+
+/// What was put in force without its group being made anew is remembered as long as it is there.
+#[test]
+fn a_group_that_went_comes_back_by_supervisorctl() -> Result<()> {
+    for arguments in [&[][..], &["--live-update"]] {
+        let (daemon, sidecar) = started(arguments)?;
+        let client = sidecar.client();
+        let [more, other] =
+            ["numprocs = 3", "numprocs = 4"].map(|text| WEB.replace("numprocs = 2", text));
+        daemon.write(FILE, &more)?;
+        client.call("twiddler.updateConfig", ())?;
+        let (_, lone) = WEB.split_once("[program:lone]").context("lone")?;
+        for text in [format!("[program:lone]{lone}"), more, other] {
+            daemon.write(FILE, &text)?;
+            ctl(&client, &["update"])?;
+            settled(&client)?;
+            let left = diff(&client)?;
+            ensure!(left.is_empty(), "{arguments:?}: {left:?}");
+            let count = table(&client)?
+                .keys()
+                .filter(|name| name.starts_with("web:c_"))
+                .count();
+            let expected = [0, 3, 4]
+                .into_iter()
+                .find(|wanted| text.contains(&format!("numprocs = {wanted}")));
+            ensure!(count == expected.unwrap_or(0), "{count} with {arguments:?}");
+        }
+    }
+    Ok(())
+}
