@@ -210,8 +210,15 @@ struct Comparison {
     new: Vec<Program>,
     old_environment: Option<String>,
     is_same_text: bool,
-    old_ids: Vec<Id>,
-    new_ids: Vec<Id>,
+    old_asked: Option<Asked>,
+    new_asked: Option<Asked>,
+}
+
+/// What was put to the daemon about texts: in which probe, and by which numbers.
+#[derive(Debug)]
+struct Asked {
+    probe: usize,
+    ids: Vec<Id>,
 }
 
 /// What has to be asked, and what is known without.
@@ -221,10 +228,8 @@ pub struct Questions<'a> {
     comparisons: Vec<Comparison>,
     /// Groups that are looked into, with why they can only be replaced as a whole.
     groups: BTreeMap<&'a str, Option<String>>,
-    /// With the environment that was in force.
-    pub old: Probe,
-    /// With what the files have, where that differs.
-    pub new: Probe,
+    /// One for each `[supervisord] environment` that is in force somewhere, or in the files.
+    pub probes: Vec<Probe>,
 }
 
 /// The sections of the processes of `definition` in `group`, of all of them.
@@ -304,20 +309,17 @@ fn is_same_text(old: &[Program], new: &[Program]) -> bool {
 impl<'a> Questions<'a> {
     /// What has to be asked about `groups`.
     pub fn new(input: Input<'a>, groups: &[&'a str]) -> Self {
-        let files = input.files.environment.as_deref();
-        let old = input.old_environment(groups);
         let mut questions = Questions {
             input,
             comparisons: Vec::new(),
             groups: BTreeMap::new(),
-            old: Probe::new(old.as_deref(), files),
-            new: Probe::new(files, files),
+            probes: Vec::new(),
         };
         for group in groups {
             let whole = questions.compare_group(group);
             questions.groups.insert(group, whole.err());
         }
-        questions.ask(old.as_deref() == files);
+        questions.ask();
         questions
     }
 
@@ -385,8 +387,8 @@ impl<'a> Questions<'a> {
                 old,
                 new,
                 old_environment,
-                old_ids: Vec::new(),
-                new_ids: Vec::new(),
+                old_asked: None,
+                new_asked: None,
             });
             Ok::<(), String>(())
         };
@@ -416,27 +418,45 @@ impl<'a> Questions<'a> {
         Ok(comparisons)
     }
 
-    fn ask(&mut self, is_same_environment: bool) {
-        for comparison in &mut self.comparisons {
+    fn ask(&mut self) {
+        let files = self.input.files.environment.as_deref();
+        let mut comparisons = std::mem::take(&mut self.comparisons);
+        for comparison in &mut comparisons {
             let are_named = names(&comparison.old).is_some() && names(&comparison.new).is_some();
             if comparison.is_same_text && are_named {
                 continue;
             }
-            comparison.old_ids = self.old.value(&comparison.old);
-            comparison.new_ids = match is_same_environment {
-                true => self.old.value(&comparison.new),
-                false => self.new.value(&comparison.new),
-            };
+            let old = comparison.old_environment.as_deref();
+            comparison.old_asked = Some(self.ask_for(old, &comparison.old));
+            comparison.new_asked = Some(self.ask_for(files, &comparison.new));
         }
+        self.comparisons = comparisons;
         let groups: Vec<&str> = self.groups.keys().copied().collect();
         for group in groups {
             if self.is_confirmable(group)
                 && let Some(base) = self.input.base(group)
                 && let Ok(old) = base_programs(base)
             {
-                self.old.confirm(group, base.group.priority, &old);
+                let probe = self.probe(base.environment.as_deref());
+                self.probes[probe].confirm(group, base.group.priority, &old);
             }
         }
+    }
+
+    fn ask_for(&mut self, environment: Option<&str>, programs: &[Program]) -> Asked {
+        let probe = self.probe(environment);
+        let ids = self.probes[probe].value(programs);
+        Asked { probe, ids }
+    }
+
+    /// The probe in which every program gets this environment.
+    fn probe(&mut self, environment: Option<&str>) -> usize {
+        let is_it = |probe: &Probe| probe.environment() == environment;
+        self.probes.iter().position(is_it).unwrap_or_else(|| {
+            let files = self.input.files.environment.as_deref();
+            self.probes.push(Probe::new(environment, files));
+            self.probes.len() - 1
+        })
     }
 
     /// Whether the daemon is asked for what the group was made from.
@@ -452,7 +472,7 @@ impl<'a> Questions<'a> {
         let mut probe = Probe::new(files, files);
         for group in self.groups.keys() {
             if self.is_confirmable(group)
-                && !replies.old.refuted.contains(*group)
+                && !replies.refute(group)
                 && let Some(base) = self.input.base(group)
                 && base.environment.as_deref() == files
                 && let Some(programs) = self.with_what_is_same(base, replies)
@@ -535,10 +555,8 @@ impl<'a> Questions<'a> {
             }
             return difference;
         }
-        let is_refuted =
-            replies.old.refuted.contains(group) || replies.same.refuted.contains(group);
         let is_asked = self.is_confirmable(group) && !input.added_groups.contains(group);
-        if is_asked && (input.base(group).is_none() || is_refuted) {
+        if is_asked && (input.base(group).is_none() || replies.refute(group)) {
             let edits_environment = input
                 .base(group)
                 .is_some_and(|base| base.environment != input.files.environment);
@@ -879,26 +897,33 @@ fn variable_changes(old: &str, new: &str) -> Vec<OptionChange> {
 /// What the daemon said to each reading.
 #[derive(Debug, Default)]
 pub struct Replies {
-    /// With the environment that was in force.
-    pub old: Reply,
-    /// With the environment of the files, where that differs.
-    pub new: Reply,
+    /// To the probes, in their order.
+    pub told: Vec<Reply>,
     /// To the question whether the others are the same.
     pub same: Reply,
-    /// The new texts were in the first reading.
-    pub together: bool,
+}
+
+impl Replies {
+    /// Whether a group does not run what was believed.
+    fn refute(&self, group: &str) -> bool {
+        let mut all = self.told.iter().chain([&self.same]);
+        all.any(|reply| reply.refuted.contains(group))
+    }
+
+    fn values(&self, asked: Option<&Asked>) -> BTreeMap<String, Values> {
+        let told = asked.and_then(|asked| Some((self.told.get(asked.probe)?, &asked.ids)));
+        told.map(|(reply, ids)| reply.values(ids))
+            .unwrap_or_default()
+    }
 }
 
 impl Comparison {
     fn old_values(&self, replies: &Replies) -> BTreeMap<String, Values> {
-        replies.old.values(&self.old_ids)
+        replies.values(self.old_asked.as_ref())
     }
 
     fn new_values(&self, replies: &Replies) -> BTreeMap<String, Values> {
-        match replies.together {
-            true => replies.old.values(&self.new_ids),
-            false => replies.new.values(&self.new_ids),
-        }
+        replies.values(self.new_asked.as_ref())
     }
 
     /// The processes that the files want, and their numbers.
@@ -911,7 +936,7 @@ impl Comparison {
 
     /// The processes whose definition the daemon takes for the same.
     fn same(&self, replies: &Replies) -> BTreeSet<String> {
-        if self.new_ids.is_empty() && self.is_same_text {
+        if self.new_asked.is_none() && self.is_same_text {
             let old = names(&self.old).unwrap_or_default();
             let new = names(&self.new).unwrap_or_default();
             return old
@@ -978,15 +1003,6 @@ impl<'a> Input<'a> {
         };
         let found = base.group.programs.iter().find(holds);
         found.map(|definition| definition.name.clone())
-    }
-
-    /// The environment that most of what is in force was given: that of the first group.
-    fn old_environment(self, groups: &[&str]) -> Option<String> {
-        let mut bases = groups.iter().filter_map(|group| self.base(group));
-        match bases.next() {
-            Some(base) => base.environment.clone(),
-            None => self.files.environment.clone(),
-        }
     }
 }
 

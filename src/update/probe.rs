@@ -76,6 +76,11 @@ impl Probe {
         }
     }
 
+    /// What every program gets for `[supervisord] environment`.
+    pub fn environment(&self) -> Option<&str> {
+        self.environment.as_deref()
+    }
+
     /// Whether nothing is asked but what the files say.
     pub fn is_empty(&self) -> bool {
         self.sections.is_empty()

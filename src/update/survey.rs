@@ -128,17 +128,14 @@ impl Updates {
         groups: &[&str],
     ) -> Result<Vec<GroupDifference>, ChangeError> {
         let questions = Questions::new(input, groups);
-        let mut replies = Replies {
-            together: questions.new.is_empty(),
-            ..Replies::default()
-        };
-        if questions.old.is_empty() && questions.new.is_empty() {
+        let mut replies = Replies::default();
+        if questions.probes.is_empty() {
             return Ok(questions.differences(&replies));
         }
-        replies.old = put(pause, &questions.old).await?;
-        if !questions.new.is_empty() {
-            replies.new = put(pause, &questions.new).await?;
-        } else {
+        for probe in &questions.probes {
+            replies.told.push(put(pause, probe).await?);
+        }
+        if questions.probes.len() == 1 {
             let completeness = questions.completeness(&replies);
             if !completeness.is_empty() {
                 replies.same = put(pause, &completeness).await?;

@@ -1,11 +1,13 @@
 //! An edited file restarts only what changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
-use crate::common::judge::{ctl, diff, differing, is_running, names, settled, table};
+use crate::common::judge::{
+    Judge, ctl, diff, differing, ensure_as_judged, ensure_told, is_running, names, settled, table,
+};
 use crate::common::provision::Version;
 use crate::common::values::{items, texts};
 use crate::common::view::Row;
@@ -506,6 +508,48 @@ fn a_group_that_went_comes_back_by_supervisorctl() -> Result<()> {
                 .find(|wanted| text.contains(&format!("numprocs = {wanted}")));
             ensure!(count == expected.unwrap_or(0), "{count} with {arguments:?}");
         }
+    }
+    Ok(())
+}
+
+/// Processes of one group may have been started with different environments, of which each program takes
+/// what it does not set itself.
+#[test]
+fn an_environment_that_comes_back_restarts_who_was_given_another_one() -> Result<()> {
+    const SECTIONS: &str = "[group:web]\nprograms=a,b,c\n\
+        [program:a]\ncommand=/bin/sleep 600\nstartsecs=0\n\
+        [program:b]\ncommand=/bin/sleep 60%(ENV_ALL)s\nstartsecs=0\n\
+        [program:c]\ncommand=/bin/sleep 600\nstartsecs=0\nenvironment=ALL=\"9\"\n";
+    let with = |all: &str, sections: &str| format!("[supervisord]\nenvironment={all}\n{sections}");
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, &with("ALL=1", SECTIONS))],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    ensure!(diff(&client)?.is_empty());
+    let mut judge = Judge::of(&daemon)?;
+    let mut before = settled(&client)?;
+    let edited = SECTIONS.replace("sleep 600\nstartsecs=0\nenv", "sleep 601\nstartsecs=0\nenv");
+    for text in [
+        with("ALL=2", SECTIONS),
+        with("ALL='2'", SECTIONS),
+        with("ALL=1", SECTIONS),
+        with("ALL=2", &edited),
+        with("ALL=3", &edited),
+        with("ALL=2", SECTIONS),
+        with("ALL=1,MORE=x", SECTIONS),
+    ] {
+        daemon.write(FILE, &text)?;
+        let verdict = judge.update()?;
+        let reply = client.call("twiddler.updateConfig", ())?;
+        let after = settled(&client)?;
+        ensure_told(&reply, &verdict, &before)
+            .and_then(|()| ensure_as_judged(&verdict, &BTreeSet::new(), &before, &after))
+            .with_context(|| text.clone())?;
+        let left = diff(&client)?;
+        ensure!(left.is_empty(), "{left:?} after {text}");
+        before = after;
     }
     Ok(())
 }
