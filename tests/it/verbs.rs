@@ -752,6 +752,43 @@ fn manual_pages_are_written_for_the_program_and_each_verb() -> Result<()> {
     Ok(())
 }
 
+/// What is printed begins behind lines that the log had before, and so does what follows a restart.
+#[test]
+fn followed_logs_neither_repeat_lines_nor_leave_some_out() -> Result<()> {
+    let script = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done";
+    let daemon = Daemon::start(&format!("[program:count]\ncommand=sh -c '{script}'\n"))?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let server = proxy_url(&sidecar);
+    let newest = || -> Result<usize> {
+        let text = printed(&server, &["logs", "count", "-n", "1"])?;
+        Ok(text.trim().rsplit(' ').next().unwrap_or_default().parse()?)
+    };
+    let reaches = |number: usize| {
+        eventually(LIMIT, || {
+            ensure!(newest()? >= number, "not yet");
+            Ok(())
+        })
+    };
+    reaches(20)?;
+    for lines in ["0", "1", "5", "1000"] {
+        let following = ["logs", "-f", "count", "-n", lines];
+        let following = Process::spawn(&mut command(&server, &following))?;
+        let shows = |number: usize| following.wait_for_stdout(&format!("line {number}\n"));
+        shows(newest()? + 5)?;
+        sidecar.kill()?;
+        sidecar.start_again()?;
+        let text = shows(newest()? + 5)?;
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let numbers: Vec<usize> = whole
+            .lines()
+            .map(|line| Ok(line.trim_start_matches("line ").parse()?))
+            .collect::<Result<_>>()?;
+        let expected: Vec<usize> = (numbers[0]..).take(numbers.len()).collect();
+        assert_eq!(numbers, expected, "-n {lines}");
+    }
+    Ok(())
+}
+
 #[test]
 fn many_logs_are_followed_at_once() -> Result<()> {
     const MANY: usize = 50;

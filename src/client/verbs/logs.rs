@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::Session;
 use crate::client::args::{Format, LogsArgs};
 use crate::client::error::{Error, NOT_DONE};
-use crate::client::log_stream::{Seen, burst};
+use crate::client::log_stream::{BURST, Seen, burst};
 use crate::client::names::select;
 use crate::daemon::fault::NO_FILE;
 use crate::namespec::namespec;
@@ -54,7 +54,14 @@ pub async fn run(session: &Session, args: &LogsArgs) -> Result<u8, Error> {
     let printer = Printer::new(session, &names, args.no_prefix);
     let channel = if args.stderr { "stderr" } else { "stdout" };
     if args.follow {
-        return follow_all(session, &names, channel, args.lines, printer).await;
+        return follow_all(
+            session,
+            &names,
+            channel,
+            args.lines.unwrap_or(LINES),
+            printer,
+        )
+        .await;
     }
     let mut status = 0;
     for (index, name) in names.iter().enumerate() {
@@ -130,12 +137,22 @@ fn tail(text: &str, lines: usize) -> &str {
     }
 }
 
+/// As much of a log as was there when a stream began with `burst`, whose first line may lack its
+/// beginning; the burst alone where the log does not have it any more.
+fn up_to<'t>(log: &'t str, burst: &'t str) -> &'t str {
+    let whole = burst.split_once('\n').map_or("", |(_, whole)| whole);
+    match log.rfind(whole) {
+        Some(at) if !whole.is_empty() => &log[..at + whole.len()],
+        _ => burst,
+    }
+}
+
 /// Follows all logs side by side until Ctrl-C, or until all of them are gone.
 async fn follow_all(
     session: &Session,
     names: &[String],
     channel: &str,
-    lines: Option<usize>,
+    lines: usize,
     printer: Printer,
 ) -> Result<u8, Error> {
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -187,7 +204,7 @@ struct Follower<'a> {
 
 impl Follower<'_> {
     /// Goes on until the log is gone for good.
-    async fn run(mut self, lines: Option<usize>) -> Result<(), Error> {
+    async fn run(mut self, lines: usize) -> Result<(), Error> {
         let mut stream = self.session.server.follow(self.name, self.channel).await;
         if let Err(Error::Status { status: 404, .. }) = stream {
             say!("twiddler: {} has no log file", self.name);
@@ -222,19 +239,20 @@ impl Follower<'_> {
         }
     }
 
-    /// Prints the last lines, and what the stream begins with as far as that is newer.
-    async fn begin(&mut self, stream: &mut Incoming, lines: Option<usize>) -> Result<(), Error> {
+    /// Prints the last lines of what was there when the stream began, which goes on behind them.
+    async fn begin(&mut self, stream: &mut Incoming, lines: usize) -> Result<(), Error> {
         let first = burst(stream).await;
-        let Some(lines) = lines else {
-            let text = String::from_utf8_lossy(&first);
-            let last = tail(&text, LINES).to_owned();
-            self.seen.remember(&first);
-            self.print(last.as_bytes()).await;
-            return Ok(());
+        self.seen.remember(&first);
+        let text = String::from_utf8_lossy(&first);
+        let last = match first.len() < BURST || text.lines().count() > lines {
+            true => tail(&text, lines).to_owned(),
+            false => {
+                // With what was written since the stream began, which it brings too.
+                let more = lines.saturating_add(BURST);
+                let longer = last_lines(self.session, self.name, self.channel, more).await?;
+                tail(up_to(&longer, &text), lines).to_owned()
+            }
         };
-        let last = last_lines(self.session, self.name, self.channel, lines).await?;
-        // What was read by the call is at least as new as what the stream began with.
-        self.seen.remember(last.as_bytes());
         self.print(last.as_bytes()).await;
         Ok(())
     }
@@ -331,6 +349,18 @@ impl Printer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_stream_brings_too_is_left_to_it() {
+        for (log, burst, expected) in [
+            ("a\nb\nc\nd\n", "b\nc\n", "a\nb\nc\n"),
+            ("a\nb\nc\nd\n", "x\nc\n", "a\nb\nc\n"),
+            ("new\n", "b\nc\n", "b\nc\n"),
+            ("a\nbc", "b", "b"),
+        ] {
+            assert_eq!(up_to(log, burst), expected, "{log:?} {burst:?}");
+        }
+    }
 
     #[test]
     fn the_last_lines_are_whole_lines() {

@@ -119,8 +119,10 @@ impl<'a> Output<'a> {
                 if let Ok(data) = frame.into_data() {
                     let skipped = old.min(data.len() as u64);
                     old -= skipped;
-                    self.take(&data[usize::try_from(skipped).unwrap_or_default()..])
-                        .await?;
+                    let (before, data) =
+                        data.split_at(usize::try_from(skipped).unwrap_or_default());
+                    self.seen.borrow_mut().remember(before);
+                    self.take(data).await?;
                 }
             }
             self.has_broken.set(true);
