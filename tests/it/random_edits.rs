@@ -12,7 +12,7 @@ use crate::common::judge::{
 };
 use crate::common::provision::Version;
 use crate::common::values::sleeping;
-use crate::common::{Client, Daemon, DaemonOptions, Sidecar};
+use crate::common::{Client, Daemon, DaemonOptions, Sidecar, SidecarOptions};
 
 const FILE: &str = "conf.d/web.conf";
 /// Below another pattern of `[include]`.
@@ -95,9 +95,9 @@ impl Files {
                     self.groups.insert(name, vec![one]);
                 }
             }
-            4 if dice.one_in(4) => {
+            4 if dice.one_in(2) => {
                 self.environment = (*dice
-                    .choose(&["ALL=\"1\"", "ALL=1,", "ALL=2", "ALL=1,P=x"])
+                    .choose(&["ALL=\"1\"", "ALL=1,", "ALL=2", "ALL='2'", "ALL=1,P=x"])
                     .expect("there are some"))
                 .to_owned();
             }
@@ -145,6 +145,7 @@ impl Files {
                     "/bin/sleep  700",
                     "/bin/sleep 701",
                     "/bin/sleep %(ENV_N)s0",
+                    "/bin/sleep 60%(ENV_ALL)s",
                 ],
             ),
             (
@@ -195,8 +196,11 @@ impl Files {
         if dice.one_in(5) {
             match options.contains_key("process_name") {
                 true => {
-                    let count = 1 + dice.roll(4);
-                    options.insert("numprocs".to_owned(), count.to_string());
+                    let count = match 1 + dice.roll(5) {
+                        5 => "%(ENV_TWO)s".to_owned(),
+                        count => count.to_string(),
+                    };
+                    options.insert("numprocs".to_owned(), count);
                     if dice.one_in(4) {
                         let start = dice.roll(3).to_string();
                         options.insert("numprocs_start".to_owned(), start);
@@ -343,7 +347,7 @@ impl Field {
                 (OTHER, &other),
                 ("conf.d/env.conf", "[supervisord]\nenvironment=ALL=\"1\"\n"),
             ],
-            environment: &[("N", "60"), ("DIR", &dir)],
+            environment: &[("N", "60"), ("TWO", "2"), ("DIR", &dir)],
             ..DaemonOptions::default()
         })?;
         let dir = daemon.dir().join("conf.d").to_string_lossy().into_owned();
@@ -351,7 +355,15 @@ impl Field {
         if by == By::Live {
             arguments.push("--live-update");
         }
-        let sidecar = Sidecar::start_with(&daemon, &arguments)?;
+        // The proxy has another environment than the daemon.
+        let sidecar = Sidecar::start_options(
+            &daemon,
+            SidecarOptions {
+                arguments: &arguments,
+                environment: &[("N", "61"), ("TWO", "3")],
+                ..SidecarOptions::default()
+            },
+        )?;
         let judge = Judge::of(&daemon)?;
         let field = Field {
             by,
