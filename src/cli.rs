@@ -86,7 +86,8 @@ impl Args {
     /// Reads the command line. Ends the process where it is wrong, or asks for help.
     pub fn read(typed: impl Iterator<Item = OsString>) -> Self {
         let typed: Vec<_> = typed.collect();
-        Self::try_parse_from(&typed).unwrap_or_else(|error| end(&with_tip(error, &typed)))
+        Self::try_parse_from(&typed)
+            .unwrap_or_else(|error| end(&without_hidden(with_tip(error, &typed))))
     }
 }
 
@@ -101,6 +102,16 @@ fn end(error: &clap::Error) -> ! {
         std::process::exit(1);
     }
     std::process::exit(error.exit_code())
+}
+
+/// Leaves verbs that are nobody's to type out of what is listed where there is none.
+fn without_hidden(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::Strings(verbs)) = error.get(ContextKind::ValidSubcommand) {
+        let verbs = verbs.iter().filter(|verb| *verb != CLEAN_UP_COMMAND);
+        let verbs = ContextValue::Strings(verbs.cloned().collect());
+        error.insert(ContextKind::ValidSubcommand, verbs);
+    }
+    error
 }
 
 /// Adds what was most likely meant where an option that takes its value after `=` alone was
@@ -202,6 +213,15 @@ mod tests {
                 None => assert!(!error.contains("in front"), "{error}"),
             }
         }
+    }
+
+    #[test]
+    fn verbs_of_nobody_are_not_listed() {
+        let error = Args::try_parse_from(["twiddler", "-o", "json"]).unwrap_err();
+        assert!(error.to_string().contains(CLEAN_UP_COMMAND), "{error}");
+        let error = without_hidden(error).to_string();
+        assert!(error.contains("status"), "{error}");
+        assert!(!error.contains(CLEAN_UP_COMMAND), "{error}");
     }
 
     #[test]

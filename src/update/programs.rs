@@ -196,6 +196,11 @@ impl Updates {
                 }
             }
         }
+        // Of one that joins as a whole, the options stay as they were given.
+        if joining.len() == numbers.len() {
+            plan.join.push(new.clone());
+            return Ok(plan);
+        }
         let joining: BTreeSet<i64> = joining.into_values().collect();
         for run in runs(&joining) {
             let parts = new.part(run, i64::from(new.numprocs()));

@@ -242,7 +242,7 @@ fn an_added_program_is_changed_and_exported_as_supervisord_reads_it() -> Result<
     let (code, text, _) = ran(&sidecar, &["export", "jobs"])?;
     ensure!(code == 0, "{text}");
     ensure!(
-        text.contains("\nstopsignal=INT") && !text.contains("umask"),
+        text.contains("\nstopsignal=INT") && !text.contains("umask") && !text.contains("numprocs"),
         "{text}"
     );
     ensure_ran(&sidecar, &["export", "-o", "name"], 0, "jobs:z\n", "")?;
