@@ -7,6 +7,7 @@
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -274,6 +275,7 @@ fn registry() -> Registry {
         index: 0,
         program: None,
         section: None,
+        rendered: Default::default(),
     };
     let mut registry = Registry::default();
     for event in [
@@ -282,9 +284,9 @@ fn registry() -> Registry {
             name: "g".to_owned(),
             priority: 1,
         },
-        Event::Joined(Box::new(member("g", "b", "g"))),
-        Event::Joined(Box::new(member("g", "a", "g~000001"))),
-        Event::Joined(Box::new(member("cat", "x", "cat~000002"))),
+        Event::Joined(Arc::new(member("g", "b", "g"))),
+        Event::Joined(Arc::new(member("g", "a", "g~000001"))),
+        Event::Joined(Arc::new(member("cat", "x", "cat~000002"))),
         Event::Hidden {
             group: "g".to_owned(),
             process: "h".to_owned(),

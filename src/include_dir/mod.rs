@@ -213,18 +213,18 @@ impl IncludeDir {
         if let Some(name) = &self.kept_name {
             own_file::give(file.as_file(), self.like(name).as_ref())?;
         }
-        file.as_file().sync_all()?;
         Ok(Prepared(file))
     }
 
     /// Puts what was prepared in the place of what was kept before, in one step.
     ///
     /// # Errors
-    /// When the directory does not allow it; what was kept before stays then.
+    /// When the directory or the disk does not allow it; what was kept before stays then.
     pub fn keep(&self, prepared: Prepared) -> io::Result<()> {
         let Some(name) = &self.kept_name else {
             return Ok(());
         };
+        prepared.0.as_file().sync_all()?;
         prepared
             .0
             .persist(self.dir.join(name))
@@ -490,6 +490,16 @@ fn secret_name() -> io::Result<String> {
 /// What is to be kept, not in its place yet; dropping it takes it away.
 #[derive(Debug)]
 pub struct Prepared(NamedTempFile);
+
+impl Prepared {
+    /// Has the disk begin with it beside other work: it takes longer than all the rest.
+    /// [`IncludeDir::keep`] says what is wrong with it.
+    pub async fn sync(&self) {
+        if let Ok(file) = self.0.as_file().try_clone() {
+            let _ = tokio::task::spawn_blocking(move || file.sync_all()).await;
+        }
+    }
+}
 
 /// What is kept, where the daemon does not read it; dropping it puts it back.
 #[derive(Debug)]

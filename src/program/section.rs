@@ -52,10 +52,15 @@ impl Program {
         proxy: Option<&str>,
     ) -> String {
         let program = self.render_told(real, scope, proxy);
-        if priority == DEFAULT_PRIORITY && self.text("priority").is_none() {
+        if self.is_whole_group(priority) {
             return program;
         }
         render_group(real, priority, &[real]) + &program
+    }
+
+    /// Whether the daemon makes of the program's section alone a group of this priority.
+    pub fn is_whole_group(&self, priority: i64) -> bool {
+        priority == DEFAULT_PRIORITY && self.text("priority").is_none()
     }
 
     /// The options of a section, with the text that the daemon's parser has for each before it is

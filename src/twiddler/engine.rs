@@ -10,6 +10,7 @@
 //! 5. Only the worker writes the journal, the persist file and the view.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use super::journal::Journal;
 use super::model::answers::{Answers, Query};
 use super::model::change::ChangeError;
 use super::model::losses::{self, Cause};
+use super::model::persist_file;
 use super::model::placement::{is_marker, real_name};
 use super::model::plan;
 use super::model::registry::{Event, Registry};
@@ -69,6 +71,8 @@ pub(super) struct Engine {
     pub(super) marker: String,
     /// What was kept when the proxy started, whatever became of it since.
     pub(super) kept_before: Option<String>,
+    /// How often what is known was changed.
+    pub(super) changes: u64,
     /// The persist file was withheld from the daemon since losses were looked for.
     pub(super) was_withheld: bool,
     /// How generated files reach the daemon, once that was tried.
@@ -383,13 +387,19 @@ impl Engine {
         &mut self,
         executed: Executed,
         events: Vec<Event>,
-        prepared: Option<Prepared>,
+        prepared: Option<(u64, Prepared)>,
     ) {
         let Executed { intent, .. } = executed;
         drop(intent);
+        // Nothing else was changed in between, or what was prepared is out of date.
+        let prepared = prepared
+            .filter(|(changes, prepared)| *changes == self.changes && prepared.is_after(&events));
         self.close_intent(events);
         failpoint::hit("done");
-        self.keep(prepared);
+        match prepared {
+            Some((_, prepared)) => self.keep_prepared(prepared),
+            None => self.keep(),
+        }
         failpoint::hit("kept");
     }
 
@@ -397,7 +407,7 @@ impl Engine {
     pub(super) fn commit_partly(&mut self, executed: Executed, events: Vec<Event>) {
         drop(executed);
         self.note(events);
-        self.keep(None);
+        self.keep();
         self.set_status(Status::Unknown);
     }
 
@@ -434,6 +444,7 @@ impl Engine {
 
     /// Publishes what happened; hands it over as the journal has it.
     fn apply_all(&mut self, mut events: Vec<Event>) -> Vec<Event> {
+        self.changes += 1;
         self.configs.forget(&events);
         self.publish(|view| {
             for event in &events {
@@ -446,6 +457,7 @@ impl Engine {
 
     /// Replaces all that is known, and forgets the intent.
     pub(super) fn replace(&mut self, mut registry: Registry) {
+        self.changes += 1;
         self.configs.clear();
         registry.expect(&[]);
         self.journal.checkpoint(&registry);
@@ -492,29 +504,41 @@ impl Engine {
         })
     }
 
-    /// Prepares the persist file for a change, and takes out of it what is to go.
+    /// Prepares the persist file for a change, and takes out of it what is to go. With how often what is
+    /// known was changed before.
     pub(super) fn prepare_to_keep(
         &mut self,
-        events: &[Event],
+        events: Vec<Event>,
         configured: &[ConfiguredGroup],
-    ) -> Result<Option<Prepared>, ChangeError> {
+    ) -> Result<Option<(u64, Prepared)>, ChangeError> {
         let Some(persist) = &self.persist else {
             return Ok(None);
         };
         let registry = self.look(Registry::clone);
-        persist
-            .prepare(registry, events, configured, self.proxy_url())
-            .map_err(|error| self.cannot_write(&error))
+        let prepared = persist.prepare(registry, events, configured, self.proxy_url());
+        let prepared = prepared.map_err(|error| self.cannot_write(&error))?;
+        Ok(Some((self.changes, prepared)))
+    }
+
+    fn keep_prepared(&self, prepared: Prepared) {
+        if let Some(persist) = &self.persist {
+            self.say_whether_kept(persist.keep(prepared));
+        }
     }
 
     /// Keeps what is known now, if anything is to persist.
-    pub(super) fn keep(&mut self, prepared: Option<Prepared>) {
+    pub(super) fn keep(&self) {
         let Some(persist) = &self.persist else {
             return;
         };
         let configured = self.configured();
-        let text = self.look(|registry| persist.render(registry, &configured, self.proxy_url()));
-        if let Err(error) = persist.write(&text, prepared) {
+        let proxy = self.proxy_url();
+        let text = self.look(|registry| persist_file::render(registry, &configured, proxy));
+        self.say_whether_kept(persist.write(&text));
+    }
+
+    fn say_whether_kept(&self, kept: io::Result<()>) {
+        if let Err(error) = kept {
             tracing::error!(%error, dir = %self.include.path().display(), "what was changed will not outlive supervisord");
         }
     }

@@ -204,6 +204,7 @@ impl Twiddler {
             conf_file,
             marker,
             kept_before,
+            changes: 0,
             was_withheld: false,
             delivery: None,
             proxy_url: None,
@@ -320,12 +321,12 @@ impl Twiddler {
             events.push(Event::GroupGone { name: name.clone() });
             events.extend(self.with_registry(|registry| {
                 let of_group = registry.members_of(name).cloned();
-                let joined = of_group.map(|member| Event::Joined(Box::new(member)));
+                let joined = of_group.map(|member| Event::Joined(Arc::new(member)));
                 joined.collect::<Vec<_>>()
             }));
         }
         let members = members.into_iter();
-        events.extend(members.map(|member| Event::Joined(Box::new(member))));
+        events.extend(members.map(|member| Event::Joined(Arc::new(member))));
         // A change of somebody else's may have been cut short: nothing is noted before that is known.
         let _current = self.current().await;
         let _ = self.ask(|done| Job::Note(epoch, events, done)).await;

@@ -13,10 +13,27 @@ pub(super) struct PersistFile {
     include: Arc<IncludeDir>,
 }
 
-/// What the file will be after a change, written under a name that the daemon does not read.
+/// What the file will be after a change.
 pub(super) struct Prepared {
-    text: String,
-    file: include_dir::Prepared,
+    /// The change.
+    pub(super) events: Vec<Event>,
+    /// Under a name that the daemon does not read; nothing where the file is that already.
+    file: Option<include_dir::Prepared>,
+}
+
+impl Prepared {
+    /// Whether this is what the file is after these events.
+    pub(super) fn is_after(&self, events: &[Event]) -> bool {
+        let is_seen = |event: &&Event| !matches!(event, Event::Marker(_) | Event::Next(_));
+        events.iter().filter(is_seen).eq(&self.events)
+    }
+
+    /// Has the disk begin with it.
+    pub(super) async fn sync(&self) {
+        if let Some(file) = &self.file {
+            file.sync().await;
+        }
+    }
 }
 
 impl PersistFile {
@@ -30,50 +47,39 @@ impl PersistFile {
     pub(super) fn prepare(
         &self,
         mut registry: Registry,
-        events: &[Event],
+        events: Vec<Event>,
         configured: &[ConfiguredGroup],
         proxy: Option<&str>,
-    ) -> std::io::Result<Option<Prepared>> {
+    ) -> std::io::Result<Prepared> {
         let (going, coming): (Vec<&Event>, Vec<&Event>) =
             events.iter().partition(|event| event.takes_away());
-        let mut apply = |events: Vec<&Event>| {
+        let mut text_after = |events: &[&Event]| {
             for event in events {
-                registry.apply(event.clone());
+                registry.apply((*event).clone());
             }
             render(&registry, configured, proxy)
         };
-        let without = apply(going);
-        let text = apply(coming);
-        self.write(&without, None)?;
-        failpoint::hit("kept without");
-        if text == without {
-            return Ok(None);
+        if !going.is_empty() {
+            self.write(&text_after(&going))?;
         }
-        let file = self.include.prepare(&text)?;
-        Ok(Some(Prepared { text, file }))
+        failpoint::hit("kept without");
+        let file = (!coming.is_empty()).then(|| self.include.prepare(&text_after(&coming)));
+        let file = file.transpose()?;
+        Ok(Prepared { events, file })
     }
 
-    /// The text for what is known.
-    pub(super) fn render(
-        &self,
-        registry: &Registry,
-        configured: &[ConfiguredGroup],
-        proxy: Option<&str>,
-    ) -> String {
-        render(registry, configured, proxy)
+    /// After a change: keeps what was prepared for it.
+    pub(super) fn keep(&self, prepared: Prepared) -> std::io::Result<()> {
+        prepared.file.map_or(Ok(()), |file| self.include.keep(file))
     }
 
-    /// Keeps `text`, which may be what was prepared.
-    pub(super) fn write(&self, text: &str, prepared: Option<Prepared>) -> std::io::Result<()> {
+    /// Keeps `text`.
+    pub(super) fn write(&self, text: &str) -> std::io::Result<()> {
         // What is not ours there is replaced.
         if self.include.kept().ok().flatten().as_deref() == Some(text) {
             return Ok(());
         }
-        let file = match prepared {
-            Some(prepared) if prepared.text == text => prepared.file,
-            _ => self.include.prepare(text)?,
-        };
-        self.include.keep(file)
+        self.include.keep(self.include.prepare(text)?)
     }
 
     /// What is kept now; nothing where that cannot be read.

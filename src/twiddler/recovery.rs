@@ -82,7 +82,7 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
     if !found.events.is_empty() {
         engine.say_gone(&found.events, Cause::Removed);
         engine.note(found.events);
-        engine.keep(None);
+        engine.keep();
     }
     let lacks_marker = engine.look(|registry| {
         registry
@@ -140,12 +140,12 @@ async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
             Err(error) if is_about_files(&error) => Status::Behind,
             Err(error) => return Err(error),
         };
-        engine.keep(None);
+        engine.keep();
     }
     if is_first {
         adopt(engine).await?;
         engine.set_adopted();
-        engine.keep(None);
+        engine.keep();
     }
     if is_first || is_new {
         let configured = engine.configured();
@@ -235,7 +235,7 @@ fn strays(found: &Reconciliation) -> BTreeSet<String> {
 /// Says what was added and is the files' from now on.
 fn warn_of_defined(engine: &Engine) {
     let configured = engine.configured();
-    let (_, defined) = engine.look(|registry| without_defined(registry, &configured));
+    let defined = engine.look(|registry| without_defined(registry, &configured).1);
     if !defined.is_empty() {
         tracing::warn!(
             "{}: was added, and supervisord's files define it now: there is only theirs from now on",
@@ -306,8 +306,8 @@ async fn make(engine: &mut Engine, now: &mut Registry) -> Result<(), ChangeError
     // Each time without one member.
     for _ in 0..=now.members().count() {
         if let Some(persist) = &engine.persist {
-            let text = persist.render(now, &configured, engine.proxy_url());
-            let written = persist.write(&text, None);
+            let text = persist_file::render(now, &configured, engine.proxy_url());
+            let written = persist.write(&text);
             written.map_err(|error| engine.cannot_write(&error))?;
         }
         match add_kept(engine, now).await {
@@ -422,7 +422,7 @@ async fn ask(engine: &mut Engine, mode: Mode) -> Result<(Answers, Reconciliation
     let own = engine.own_groups();
     let registry = match mode {
         Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
-            engine.look(|registry| without_defined(registry, &configured).0)
+            engine.look(|registry| without_defined(registry, &configured).0.into_owned())
         }
         _ => engine.look(Registry::clone),
     };

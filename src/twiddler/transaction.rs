@@ -354,19 +354,26 @@ impl Transaction<'_> {
         if script.calls.is_empty() {
             failpoint::hit("hiding");
         }
-        let prepared = match engine.prepare_to_keep(&events, self.configured) {
+        let prepared = match engine.prepare_to_keep(events, self.configured) {
             Ok(prepared) => prepared,
             Err(error) => {
                 drop(file);
                 engine.abandon(intent);
                 // What was to go may be out of it already.
-                engine.keep(None);
+                engine.keep();
                 return Err(error);
             }
         };
         failpoint::hit("prepared");
         engine.confirm_epoch().await?;
-        let executed = engine.execute((intent, file), &script.calls).await?;
+        let sync = async {
+            if let Some((_, prepared)) = &prepared {
+                prepared.sync().await;
+            }
+        };
+        let executing = engine.execute((intent, file), &script.calls);
+        let (executed, ()) = tokio::join!(executing, sync);
+        let executed = executed?;
         self.is_stale &= !is_read;
         let verdict =
             engine.look(|registry| script.interpret(&self.plans, &executed.results, registry));

@@ -197,7 +197,7 @@ impl Worker {
             }
             Job::Persist(done) => {
                 if self.engine.status() == Status::Current {
-                    self.engine.keep(None);
+                    self.engine.keep();
                 }
                 let _ = done.send(());
             }

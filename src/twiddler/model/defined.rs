@@ -1,13 +1,16 @@
 //! What was added, and the files define by now: of that there is one, and it is theirs.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use super::registry::{Event, Member, Registry};
 use crate::daemon::conf::ConfiguredGroup;
 
 /// What was added, without what the files define by now. With the names of what is left out.
-pub fn without_defined(
-    registry: &Registry,
+pub fn without_defined<'r>(
+    registry: &'r Registry,
     configured: &[ConfiguredGroup],
-) -> (Registry, Vec<String>) {
+) -> (Cow<'r, Registry>, Vec<String>) {
     let mut events = Vec::new();
     let mut names = Vec::new();
     for group in configured {
@@ -26,12 +29,14 @@ pub fn without_defined(
             names.push(name.clone());
             events.push(Event::GroupGone { name: name.clone() });
             let others = others.into_iter().filter(|member| member.is_placed());
-            events.extend(others.map(|member| Event::Joined(Box::new(member.clone()))));
+            events.extend(others.map(|member| Event::Joined(Arc::new(member.clone()))));
         } else {
             events.extend(defined.into_iter().map(Member::leaving));
         }
     }
-    let mut without = registry.clone();
-    events.into_iter().for_each(|event| without.apply(event));
+    let mut without = Cow::Borrowed(registry);
+    for event in events {
+        without.to_mut().apply(event);
+    }
     (without, names)
 }

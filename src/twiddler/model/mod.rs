@@ -9,6 +9,7 @@ pub(super) mod placement;
 pub(super) mod plan;
 pub(super) mod reconcile;
 pub(super) mod registry;
+mod rendered;
 pub(super) mod script;
 pub(super) mod view;
 

@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::Arc;
 
 use super::answers::Answers;
 use super::defined::without_defined;
 use super::placement::group_of_real_name;
 use super::plan;
 use super::registry::{Event, Member, Registry};
+use super::rendered::Rendered;
 use super::script::blames;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::program::{self, Scope};
@@ -23,7 +25,7 @@ pub const HEADER: &str = "\
 ";
 
 /// The sections of a group's programs: whose each is, its name and its text.
-type Sections<'r> = Vec<(&'r Member, String, String)>;
+type Sections<'r> = Vec<(&'r Member, String, Arc<str>)>;
 
 /// The daemon's groups that are ours: those that were added, and real groups.
 pub fn real_groups(registry: &Registry) -> BTreeSet<String> {
@@ -44,7 +46,7 @@ pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option
         let sections = names(&own);
         text.push('\n');
         text += &program::render_group(name, plan::priority(registry, configured, name), &sections);
-        text.extend(own.iter().map(|(_, _, program)| program.as_str()));
+        text.extend(own.iter().map(|(_, _, program)| &**program));
     }
     for (real, mut members) in by_real_group(registry) {
         members.retain(|member| !member.is_in_files());
@@ -146,8 +148,15 @@ fn render_real_group(
         && let Some(program) = &member.program
         && program.numprocs() == 1
     {
-        let program = program.render_placed(real, Scope::One(member.index), priority, proxy);
-        let _ = write!(text, "\n{}{program}", comment(member));
+        let scope = Scope::One(member.index);
+        let section = member.rendered.text(real, scope, proxy, || {
+            program.render_told(real, scope, proxy)
+        });
+        let _ = write!(text, "\n{}", comment(member));
+        if !program.is_whole_group(priority) {
+            text += &program::render_group(real, priority, &[real]);
+        }
+        text += &section;
         return text;
     }
     let programs = placed_programs(real, members, proxy);
@@ -191,7 +200,8 @@ fn own_programs<'r>(registry: &'r Registry, group: &str) -> Sections<'r> {
         && program.numprocs() as usize == own.len()
     {
         let section = own_section(group, 0);
-        let text = program.render(&section, Scope::All);
+        let render = || program.render(&section, Scope::All);
+        let text = first.rendered.text(&section, Scope::All, None, render);
         return vec![(*first, section, text)];
     }
     let numbered = own.iter().enumerate().filter_map(|(number, member)| {
@@ -207,12 +217,14 @@ fn own_section(group: &str, number: usize) -> String {
 }
 
 /// The section of one process; none where it was only found in the daemon.
-fn member_program(member: &Member, section: &str, proxy: Option<&str>) -> Option<String> {
-    let rendered = member
-        .program
-        .as_ref()
-        .map(|program| program.render_told(section, Scope::One(member.index), proxy));
-    rendered.or_else(|| Some(format!("[program:{section}]\n{}", member.section.as_ref()?)))
+fn member_program(member: &Member, section: &str, proxy: Option<&str>) -> Option<Arc<str>> {
+    let Some(program) = &member.program else {
+        let body = member.section.as_ref()?;
+        return Some(format!("[program:{section}]\n{body}").into());
+    };
+    let scope = Scope::One(member.index);
+    let render = || program.render_told(section, scope, proxy);
+    Some(member.rendered.text(section, scope, proxy, render))
 }
 
 fn names<'s>(sections: &'s Sections<'_>) -> Vec<&'s str> {
@@ -329,13 +341,14 @@ impl KeptBefore {
                 .map(|number| self.section(&own_section(name, number)))
                 .collect();
             for (process, section) in held.into_iter().zip(sections) {
-                strays.push(Event::Joined(Box::new(Member {
+                strays.push(Event::Joined(Arc::new(Member {
                     group: name.clone(),
                     process: process.clone(),
                     real: name.clone(),
                     index: 0,
                     program: None,
                     section,
+                    rendered: Rendered::default(),
                 })));
             }
         }
@@ -378,13 +391,14 @@ mod tests {
     fn members(group: &str, name: &str, numprocs: u32, real: &str) -> Vec<Event> {
         let program = program(group, name, numprocs.into());
         let member = |index| {
-            Event::Joined(Box::new(Member {
+            Event::Joined(Arc::new(Member {
                 group: group.to_owned(),
                 process: format!("{name}_{index}"),
                 real: real.to_owned(),
                 index,
                 program: Some(program.clone()),
                 section: None,
+                rendered: Rendered::default(),
             }))
         };
         (0..numprocs).map(member).collect()

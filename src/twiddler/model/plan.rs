@@ -3,11 +3,13 @@
 //! Pure: the queries go out and the answers come in as values. Placement is decided here.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use super::answers::{Answers, Query};
 use super::change::{Change, ChangeError};
 use super::placement::real_name;
 use super::registry::{Event, Member, Place, Registry, is_still_hidden};
+use super::rendered::Rendered;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ProcessInfo, ProcessState, Reloaded};
 use crate::program::{self, Program, Scope};
@@ -85,7 +87,7 @@ impl Plan {
             }
             Plan::Fill { members, .. } | Plan::Place { members, .. } => members
                 .iter()
-                .map(|member| Event::Joined(Box::new(member.clone())))
+                .map(|member| Event::Joined(Arc::new(member.clone())))
                 .collect(),
             Plan::Drop { group, process, .. } | Plan::Reset { group, process, .. } => {
                 vec![Event::Left {
@@ -611,6 +613,7 @@ impl<'a> Planner<'a> {
                 index,
                 program: Some(program.clone()),
                 section: None,
+                rendered: Rendered::default(),
             })
             .collect()
     }

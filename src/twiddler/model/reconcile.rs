@@ -4,11 +4,13 @@
 //! a change that somebody else made. It is idempotent: of what it has put right it finds nothing more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::answers::{Answers, Query};
 use super::persist_file::{KeptBefore, is_known, real_groups};
 use super::placement::{group_of_real_name, is_generated, number_of_real_name, real_name};
 use super::registry::{Event, Member, Registry};
+use super::rendered::Rendered;
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::ConfiguredGroup;
 
@@ -378,13 +380,14 @@ fn strays(
             continue;
         }
         let index = indices.entry(&found.group).or_default();
-        joined.push(Event::Joined(Box::new(Member {
+        joined.push(Event::Joined(Arc::new(Member {
             group: group.to_owned(),
             process: found.name.clone(),
             real: found.group.clone(),
             index: *index,
             program: None,
             section,
+            rendered: Rendered::default(),
         })));
         *index += 1;
     }
@@ -427,7 +430,7 @@ fn in_new_epoch(before: &Registry, answers: &Answers, persists: bool) -> Registr
             let real = real.or_insert_with(|| number(&member.group));
             member.real.clone_from(real);
         }
-        events.push(Event::Joined(Box::new(member)));
+        events.push(Event::Joined(Arc::new(member)));
     }
     let mut now = Registry::default();
     now.apply(Event::Next(next));
@@ -516,7 +519,7 @@ mod tests {
             let Event::Joined(mut member) = joined("web", process, "web~000001", index) else {
                 unreachable!("it is one that joined")
             };
-            member.section = Some(section.to_owned());
+            Arc::make_mut(&mut member).section = Some(section.to_owned());
             Event::Joined(member)
         };
         type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], Vec<Event>);
@@ -710,7 +713,7 @@ mod tests {
     fn what_persists_and_is_lacking_is_still_to_be() {
         let known = |event: Event| match event {
             Event::Joined(mut member) => {
-                member.section = Some("command=x\n".to_owned());
+                Arc::make_mut(&mut member).section = Some("command=x\n".to_owned());
                 Event::Joined(member)
             }
             other => other,
@@ -924,7 +927,7 @@ mod tests {
     fn of_a_new_epoch_that_persists_all_is_known_and_what_else_is_ours_goes() {
         let with_section = |event: Event| match event {
             Event::Joined(mut member) => {
-                member.section = Some("command=x\n".to_owned());
+                Arc::make_mut(&mut member).section = Some("command=x\n".to_owned());
                 Event::Joined(member)
             }
             other => other,

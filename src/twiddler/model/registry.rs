@@ -6,10 +6,12 @@
 //! hidden.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::placement::MAX_NUMBER;
+use super::rendered::Rendered;
 use crate::daemon::ProcessState;
 use crate::program::Program;
 
@@ -42,7 +44,7 @@ pub enum Event {
         name: String,
     },
     /// A process joined a group.
-    Joined(Box<Member>),
+    Joined(Arc<Member>),
     /// A process that had joined has left, and the daemon does not hold it any more.
     Left {
         /// The group that clients know.
@@ -96,6 +98,9 @@ pub struct Member {
     /// The body of its section, where only that is known: it was kept, and the journal was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section: Option<String>,
+    /// The text of its section.
+    #[serde(skip)]
+    pub rendered: Rendered,
 }
 
 impl Member {
@@ -141,7 +146,7 @@ pub struct Registry {
     marker: Option<String>,
     next: u64,
     groups: BTreeMap<String, i64>,
-    members: BTreeMap<String, BTreeMap<String, Member>>,
+    members: BTreeMap<String, BTreeMap<String, Arc<Member>>>,
     real: HashMap<String, RealGroup>,
     /// Real groups that the daemon may have already, because a change is under way, and the groups
     /// that clients know for them.
@@ -179,7 +184,7 @@ impl Registry {
                 self.groups.insert(name, priority);
             }
             Event::GroupGone { name } => self.forget_group(&name),
-            Event::Joined(member) => self.join(*member),
+            Event::Joined(member) => self.join(member),
             Event::Left { group, process } => self.leave(&group, &process),
             Event::Hidden {
                 group,
@@ -215,10 +220,7 @@ impl Registry {
             process: process.to_owned(),
             start,
         }));
-        events.extend(
-            self.members()
-                .map(|member| Event::Joined(Box::new(member.clone()))),
-        );
+        events.extend(self.shared_members().cloned().map(Event::Joined));
         events
     }
 
@@ -267,6 +269,10 @@ impl Registry {
 
     /// All processes that were added, by group and name.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.shared_members().map(Arc::as_ref)
+    }
+
+    fn shared_members(&self) -> impl Iterator<Item = &Arc<Member>> {
         self.members.values().flat_map(BTreeMap::values)
     }
 
@@ -276,11 +282,12 @@ impl Registry {
             .get(group)
             .into_iter()
             .flat_map(BTreeMap::values)
+            .map(Arc::as_ref)
     }
 
     /// The process that was added under this name.
     pub fn member(&self, group: &str, process: &str) -> Option<&Member> {
-        self.members.get(group)?.get(process)
+        self.members.get(group)?.get(process).map(Arc::as_ref)
     }
 
     /// The members that this group of the daemon holds.
@@ -292,6 +299,7 @@ impl Registry {
         let members = self.members.get(held.unwrap_or(real)).into_iter();
         members
             .flat_map(BTreeMap::values)
+            .map(Arc::as_ref)
             .filter(move |member| member.real == real)
     }
 
@@ -371,7 +379,7 @@ impl Registry {
         }
     }
 
-    fn join(&mut self, member: Member) {
+    fn join(&mut self, member: Arc<Member>) {
         // Its name may have been another one's.
         let known = self.member(&member.group, &member.process);
         if known.is_some_and(|known| known.real != member.real) {
@@ -471,13 +479,14 @@ pub mod tests {
     use super::*;
 
     pub(crate) fn joined(group: &str, process: &str, real: &str, index: u32) -> Event {
-        Event::Joined(Box::new(Member {
+        Event::Joined(Arc::new(Member {
             group: group.to_owned(),
             process: process.to_owned(),
             real: real.to_owned(),
             index,
             program: None,
             section: None,
+            rendered: Rendered::default(),
         }))
     }
 

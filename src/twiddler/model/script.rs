@@ -287,7 +287,7 @@ mod tests {
 
     fn member(group: &str, process: &str, real: &str) -> Vec<Member> {
         match joined(group, process, real, 0) {
-            Event::Joined(member) => vec![*member],
+            Event::Joined(member) => vec![(*member).clone()],
             _ => Vec::new(),
         }
     }
