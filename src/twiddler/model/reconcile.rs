@@ -121,7 +121,7 @@ pub fn reconcile(known: Known<'_>, answers: &Answers, mode: Mode) -> Reconciliat
         }
         Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
             let persists = mode == Mode::NewEpochPersistent;
-            let now = in_new_epoch(registry, answers, persists);
+            let now = in_new_epoch(known, answers, persists);
             let hidden = now.hidden();
             let stop = hidden
                 .filter_map(|(real, process, _)| answers.process(real, process))
@@ -194,6 +194,17 @@ fn going_on(registry: &Registry, events: Vec<Event>) -> Reconciliation {
 impl Known<'_> {
     fn is_configured(&self, name: &str) -> bool {
         self.configured.iter().any(|group| group.name == name)
+    }
+
+    /// Whether this member was about to leave.
+    fn is_leaving(&self, member: &Member) -> bool {
+        self.intent.iter().any(|event| match event {
+            Event::Left { group, process } => (group, process) == (&member.group, &member.process),
+            Event::Hidden { group, process, .. } => {
+                (group, process) == (&member.real, &member.process)
+            }
+            _ => false,
+        })
     }
 
     /// The names of all groups that were added, are being added or help to add.
@@ -398,8 +409,10 @@ fn strays(
 }
 
 /// What is known of a daemon that started again, according to its answers about all processes and
-/// about the groups that were added. Where what was added `persists`, what it lacks is still to be.
-fn in_new_epoch(before: &Registry, answers: &Answers, persists: bool) -> Registry {
+/// about the groups that were added. Where what was added `persists`, what it lacks is still to be, but
+/// for what was about to leave: that is kept no longer.
+fn in_new_epoch(known: Known<'_>, answers: &Answers, persists: bool) -> Registry {
+    let before = known.registry;
     let mut next = before.next();
     let mut number = |group: &str| {
         next += 1;
@@ -419,14 +432,20 @@ fn in_new_epoch(before: &Registry, answers: &Answers, persists: bool) -> Registr
     let mut anew: BTreeMap<String, String> = BTreeMap::new();
     for member in before.members() {
         let there = answers.process(&member.real, &member.process).is_some();
-        let can_be_made = persists && is_known(member) && !member.is_in_files();
+        let is_to_be = persists && !known.is_leaving(member);
+        let can_be_made = is_to_be && is_known(member) && !member.is_in_files();
         if !there && !can_be_made {
             continue;
         }
+        // A group of the user's is as his file says; what it held itself was one program. A real group
+        // that is there is as it was read.
+        let has_no_place = match member.is_placed() {
+            true => answers.is_active(&member.real),
+            false => before.added_group(&member.group).is_none(),
+        };
         let mut member = member.clone();
-        if !there && !member.is_placed() && before.added_group(&member.group).is_none() {
-            // A group of the user's is as his file says; what it held itself was one program.
-            let real = anew.entry(member.group.clone());
+        if !there && has_no_place {
+            let real = anew.entry(member.real.clone());
             let real = real.or_insert_with(|| number(&member.group));
             member.real.clone_from(real);
         }
@@ -627,13 +646,14 @@ mod tests {
         ];
         for (processes, members, hidden) in table {
             let answers = answers(processes, &["own"]);
-            let now = in_new_epoch(&before, &answers, false);
+            let kept = KeptBefore::default();
+            let now = in_new_epoch(known(&before, &[], &kept, &[]), &answers, false);
             assert_eq!(there(&now), members, "{processes:?}");
             let mut covered = covered(&now);
             covered.sort();
             assert_eq!(covered, hidden, "{processes:?}");
             assert_eq!(now.added_group("own"), Some(5));
-            let again = in_new_epoch(&now, &answers, false);
+            let again = in_new_epoch(known(&now, &[], &kept, &[]), &answers, false);
             assert_eq!(again.snapshot(), now.snapshot(), "{processes:?}");
         }
     }
@@ -711,7 +731,8 @@ mod tests {
 
     #[test]
     fn what_persists_and_is_lacking_is_still_to_be() {
-        let known = |event: Event| match event {
+        use super::super::registry::tests::left;
+        let with_section = |event: Event| match event {
             Event::Joined(mut member) => {
                 Arc::make_mut(&mut member).section = Some("command=x\n".to_owned());
                 Event::Joined(member)
@@ -721,16 +742,38 @@ mod tests {
         let own = vec![
             joined("empty", "a", "empty", 0),
             joined("empty", "b", "empty", 1),
+            joined("part", "d", "part~000004", 0),
+            joined("part", "e", "part~000004", 1),
             joined("lost", "c", "lost~000003", 0),
         ];
-        let mut events: Vec<Event> = own.into_iter().map(known).collect();
+        let mut events: Vec<Event> = own.into_iter().map(with_section).collect();
         events.extend(two());
         events.push(Event::Next(8));
         let before = registry(&events);
-        let now = in_new_epoch(&before, &answers(&[], &[]), true);
-        let there: Vec<String> = now.members().map(Member::real_namespec).collect();
+        let there = |answers: &Answers, intent: &[Event]| -> Vec<String> {
+            let kept = KeptBefore::default();
+            let now = in_new_epoch(known(&before, intent, &kept, &[]), answers, true);
+            now.members().map(Member::real_namespec).collect()
+        };
         // Both of the user's empty group move to one real group; nobody knows how to make the two.
-        assert_eq!(there, ["empty~000008:a", "empty~000008:b", "lost~000003:c"]);
+        assert_eq!(
+            there(&answers(&[], &[]), &[]),
+            [
+                "empty~000008:a",
+                "empty~000008:b",
+                "lost~000003:c",
+                "part~000004:d",
+                "part~000004:e"
+            ]
+        );
+        let part = answers(&[("part~000004", "d")], &["part~000004"]);
+        // A group that is there takes nobody in.
+        assert!(there(&part, &[]).contains(&"part~000009:e".to_owned()));
+        for leaves in [left("part", "e"), hidden("part~000004", "e")] {
+            let left = there(&part, &[leaves]);
+            assert!(left.contains(&"part~000004:d".to_owned()), "{left:?}");
+            assert!(left.iter().all(|name| !name.ends_with(":e")), "{left:?}");
+        }
     }
 
     fn known<'a>(
