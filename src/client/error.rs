@@ -167,7 +167,7 @@ fn after_colon(reason: &str) -> String {
 }
 
 /// A fault in one sentence, with what to do.
-fn explain(fault: &Fault, subject: &str) -> String {
+pub fn explain(fault: &Fault, subject: &str) -> String {
     let detail = fault
         .text
         .split_once(": ")
@@ -195,7 +195,9 @@ fn explain(fault: &Fault, subject: &str) -> String {
         CANT_REREAD => format!(
             "supervisord's configuration files are not valid: {detail}; mend them and try again"
         ),
-        NOT_IN_WHITELIST => format!("{about} is not allowed here: see whitelist in [twiddler]"),
+        NOT_IN_WHITELIST => {
+            format!("{detail} is not allowed here: see allow and whitelist in [twiddler]")
+        }
         _ => fault.text.clone(),
     }
 }

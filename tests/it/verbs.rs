@@ -690,6 +690,34 @@ fn what_goes_wrong_is_said_in_a_sentence_and_a_status() -> Result<()> {
 }
 
 #[test]
+fn what_is_not_allowed_is_named() -> Result<()> {
+    let daemon = Daemon::start(PROGRAMS)?;
+    let arguments = [
+        "--allow",
+        "supervisor.get*,twiddler.*",
+        "--whitelist",
+        "getGroupNames",
+    ];
+    let sidecar = Sidecar::start_with(&daemon, &arguments)?;
+    for (words, method) in [
+        (&["logs", "web:api"][..], "supervisor.readProcessStdoutLog"),
+        (&["stop", "web:api"], "supervisor.stopProcess"),
+        (&["stop", "web:*"], "supervisor.stopProcessGroup"),
+        (&["remove", "web:api"], "removeProcessFromGroup"),
+        (&["programs"], "getAllProgramInfo"),
+    ] {
+        let output = verb(&proxy_url(&sidecar), words)?;
+        let said = stderr_text(&output);
+        let sentence = format!("{method} is not allowed here: see allow and whitelist");
+        ensure!(
+            code(&output)? == 1 && said.contains(&sentence),
+            "{words:?}: {said}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn colours_are_for_terminals_alone_unless_asked_for() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let server = url(&daemon);
@@ -774,6 +802,8 @@ fn followed_logs_neither_repeat_lines_nor_leave_some_out() -> Result<()> {
         let following = ["logs", "-f", "count", "-n", lines];
         let following = Process::spawn(&mut command(&server, &following))?;
         let shows = |number: usize| following.wait_for_stdout(&format!("line {number}\n"));
+        // It may have begun later than this looks.
+        following.wait_for_stdout("line ")?;
         shows(newest()? + 5)?;
         sidecar.kill()?;
         sidecar.start_again()?;

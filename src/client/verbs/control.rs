@@ -6,12 +6,12 @@ use futures_util::stream;
 
 use super::Session;
 use crate::client::args::{Format, NamesArgs, SignalArgs};
-use crate::client::error::{Error, NOT_DONE};
+use crate::client::error::{Error, NOT_DONE, explain};
 use crate::client::names::{Selector, select, unknown};
 use crate::client::output::Waiting;
 use crate::daemon::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, BAD_SIGNAL, NO_FILE, NOT_EXECUTABLE,
-    NOT_RUNNING, SPAWN_ERROR, SUCCESS,
+    NOT_IN_WHITELIST, NOT_RUNNING, SPAWN_ERROR, SUCCESS,
 };
 use crate::daemon::{ProcessInfo, StatusEntry};
 use crate::namespec::namespec;
@@ -281,6 +281,10 @@ async fn reason(session: &Session, entry: &StatusEntry) -> Result<String, Error>
                 Some((_, suggestion)) => format!("no such {what}; {suggestion}"),
                 None => format!("no such {what}"),
             });
+        }
+        NOT_IN_WHITELIST => {
+            let fault = Fault::received(entry.status, entry.description.clone());
+            return Ok(explain(&fault, ""));
         }
         BAD_SIGNAL => "bad signal name",
         NO_FILE => "no such file",
