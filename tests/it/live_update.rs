@@ -15,9 +15,9 @@ use crate::common::{
     Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, member, options, text, value,
 };
 
-const FILE: &str = "conf.d/web.conf";
+pub const FILE: &str = "conf.d/web.conf";
 
-const WEB: &str = "\
+pub const WEB: &str = "\
 [group:web]
 programs = a,b,c
 

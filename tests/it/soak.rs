@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::common::dice::times;
 use crate::common::{
-    Client, Daemon, DaemonOptions, MIB, Sidecar, SidecarOptions, attributes_of, basic, call_of,
-    crowd, descriptors, eventually, memory, options, peak_memory, raise_file_limit, value,
+    Client, Daemon, MIB, Sidecar, attributes_of, basic, call_of, crowd, descriptors, eventually,
+    memory, options, peak_memory, raise_file_limit, value,
 };
+use crate::strangers::{Pair, judged_by};
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::limits::MAX_CONNECTIONS;
 use supervisor_twiddler::xmlrpc::write;
@@ -21,7 +22,6 @@ const PROGRAMS: &str = "\
 [program:cat]\ncommand = /bin/cat\nnumprocs = 10\nprocess_name = %(process_num)d\n\
 [program:slow]\ncommand = /bin/sleep 600\nnumprocs = 8\nprocess_name = %(process_num)d\n\
 autostart = false\nstartsecs = 8\nstdout_logfile = NONE\nstderr_logfile = NONE\n";
-const CREDENTIALS: (&str, &str) = ("daemon", "of the daemon");
 
 const SHORT: Duration = Duration::from_secs(15);
 const LONG: Duration = Duration::from_secs(60);
@@ -209,21 +209,7 @@ fn median(of: &[usize]) -> usize {
 #[test]
 fn nobody_fails_or_waits_under_all_attacks_at_once_and_nothing_grows() -> Result<()> {
     raise_file_limit()?;
-    let daemon = Daemon::start_with(DaemonOptions {
-        credentials: Some(CREDENTIALS),
-        body: PROGRAMS,
-        ..DaemonOptions::default()
-    })?;
-    for number in 0..10 {
-        daemon.wait_for_state(&format!("cat:{number}"), "RUNNING")?;
-    }
-    let sidecar = Sidecar::start_options(
-        &daemon,
-        SidecarOptions {
-            optimized: true,
-            ..SidecarOptions::default()
-        },
-    )?;
+    let Pair { sidecar, daemon } = judged_by(PROGRAMS)?;
     let pid = sidecar.pid();
     sidecar.client().call("supervisor.getState", ())?;
     let before = descriptors(pid)?;

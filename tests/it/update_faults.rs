@@ -25,8 +25,7 @@ use crate::common::{
     Client, Connection, Daemon, DaemonOptions, LIMIT, Reply, Row, Sidecar, SidecarOptions,
     eventually, items, member, rows, text, value,
 };
-
-const FILE: &str = "conf.d/web.conf";
+use crate::live_update::{FILE, WEB};
 
 /// Where the proxy can be stopped on its way, in this order.
 const POINTS: [&str; 6] = [
@@ -37,26 +36,6 @@ const POINTS: [&str; 6] = [
     "update joined",
     "update started",
 ];
-
-const WEB: &str = "\
-[group:web]
-programs = a,b,c
-
-[program:a]
-command = /bin/sleep 600
-
-[program:b]
-command = /bin/sleep 601
-environment = TOKEN=\"secret\",MODE=x
-
-[program:c]
-command = /bin/sleep 602
-numprocs = 2
-process_name = %(program_name)s_%(process_num)02d
-
-[program:lone]
-command = /bin/sleep 603
-";
 
 #[test]
 fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
