@@ -112,7 +112,8 @@ fn what_is_wrong_changes_nothing() -> Result<()> {
     let log = options.take_up(
         &sidecar,
         "username = own\npassword = second\nlog_level = loud\npersist = perhaps\n",
-        "persist",
+        // The last mistake that is said.
+        "log_level: ",
     )?;
     let file = daemon.conf().display().to_string();
     for key in ["log_level", "persist"] {
