@@ -374,16 +374,23 @@ fn the_daemons_own_limit_counts() -> Result<()> {
     const FEW: &str = "[program:few]\ncommand = /bin/cat\nautostart = false\nnumprocs = 2\n\
         process_name = %(process_num)d\n";
     let body = format!("{TEN}{FEW}");
-    // Where there is no socket, the daemon is asked which process it is.
-    for socket in [true, false] {
+    // Where there is no socket, the daemon is asked which process it is. Ten programs and the spare leave
+    // 14 of 128, others who are connected leave 10 of 256, and 16 there are always.
+    for (socket, limit, others) in [(true, 128, 0), (false, 128, 0), (true, 256, 120)] {
         let options = DaemonOptions {
             socket,
             tcp: !socket,
             ..with_programs(&body)
         };
         let (daemon, sidecar) = started(options, &["--allow-open"])?;
-        // Ten programs and the spare leave 14, and 16 there are always.
-        limit_descriptors(&daemon, 128)?;
+        limit_descriptors(&daemon, limit)?;
+        let few = descriptors(daemon.pid())?;
+        let connect = |_| Connection::open(daemon.addr());
+        let _others: Vec<Connection> = (0..others).map(connect).collect::<Result<_>>()?;
+        eventually(LIMIT, || {
+            ensure!(descriptors(daemon.pid())? >= few + others);
+            Ok(())
+        })?;
         let before = descriptors(daemon.pid())?;
         let client = sidecar.client();
         // It takes note of the limit a moment after its first call.
