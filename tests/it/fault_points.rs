@@ -214,6 +214,16 @@ impl Stage {
         Ok(())
     }
 
+    /// The lines of what is kept, but for where the proxy listens.
+    fn kept(&self) -> Result<Vec<String>> {
+        let text = match self.persists {
+            true => self.daemon.read("conf.d/zz-twiddler-persist.conf")?,
+            false => String::new(),
+        };
+        let lines = text.lines().filter(|line| !line.starts_with("serverurl"));
+        Ok(lines.map(str::to_owned).collect())
+    }
+
     fn start_proxy_again(&self) -> Result<()> {
         if self.sidecar.is_alive() {
             self.sidecar.kill()?;
@@ -477,8 +487,11 @@ fn the_daemon_refuses_each_call() -> Result<()> {
         stage
             .ensure(&made, Held::All)
             .with_context(|| format!("{reply:?}"))?;
+        let kept = stage.kept()?;
         stage.start_proxy_again()?;
         stage.ensure(&[], Held::None)?;
+        // A start writes it from what is known.
+        ensure!(kept == stage.kept()?, "{kept:#?}");
         Ok(struck)
     })
 }
