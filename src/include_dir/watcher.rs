@@ -129,12 +129,7 @@ pub fn clean_up_after_proxy(dir: &Path, file_name: String, kept_name: String) {
     if let Some(_lock) = lock::take_left(dir)
         && let Ok(include) = IncludeDir::open(dir.to_owned(), file_name)
     {
-        // Nothing is kept, and what is withheld stays, where there is no name to put it back to.
-        let include = match kept_name.is_empty() {
-            true => include,
-            false => include.keeping(kept_name),
-        };
-        let _ = include.sweep(); // the next proxy tries again, and says what it cannot do
+        let _ = include.keeping(kept_name).sweep(); // the next proxy tries again, and says what it cannot do
     }
 }
 
