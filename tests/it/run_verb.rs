@@ -5,13 +5,17 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::common::ctl::python_command;
+use crate::common::process::signals_of;
 use crate::common::sidecar::twiddler_command;
+use crate::common::terminal::{close_terminal, copy_environment, on_closing_terminal};
 use crate::common::wait::eventually;
 use crate::common::{
     Daemon, DaemonOptions, LIMIT, Process, Sidecar, member, number, options, run, stderr_text,
     stdout_text, value,
 };
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// What nobody holds is gone after this time.
 const LEFTOVERS: Duration = Duration::from_secs(60);
@@ -242,9 +246,44 @@ fn a_terminal_that_was_closed_does_not_keep_a_run_from_stopping() -> Result<()> 
     command.stdout(std::process::Stdio::null()).stderr(writer);
     let mut running = command.spawn()?;
     process_of(&sidecar)?;
-    let pid = nix::unistd::Pid::from_raw(running.id().try_into()?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP)?;
+    let pid = Pid::from_raw(running.id().try_into()?);
+    kill(pid, Signal::SIGHUP)?;
     assert_eq!(running.wait()?.code(), Some(128 + 15));
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn nothing_is_left_when_the_terminal_goes() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let script = "while echo x; do sleep 0.02; done";
+    let command = twiddler(&sidecar, &["run", "--", "sh", "-c", script]);
+    let running = on_closing_terminal(&command)?;
+    process_of(&sidecar)?;
+    close_terminal(&running)?;
+    assert_eq!(running.wait()?.code(), Some(1));
+    ensure_nothing_left(&daemon, &sidecar)
+}
+
+#[test]
+fn a_run_behind_nohup_outlives_its_terminal() -> Result<()> {
+    let (daemon, sidecar) = start()?;
+    let script = "trap 'echo caught; exit 5' TERM; while echo on; do sleep 0.05; done";
+    let command = twiddler(&sidecar, &["run", "--", "sh", "-c", script]);
+    let mut nohup = Command::new("nohup");
+    nohup.arg(command.get_program()).args(command.get_args());
+    copy_environment(&command, &mut nohup);
+    let running = Process::spawn(&mut nohup)?;
+    running.wait_for_stdout("on\n")?;
+    running.signal("HUP")?;
+    let before = running.stdout_text().lines().count();
+    eventually(LIMIT, || {
+        let now = running.stdout_text().lines().count();
+        ensure!(now > before + 10, "{now} lines: {}", running.stderr_text());
+        Ok(())
+    })?;
+    running.signal("TERM")?;
+    assert_eq!(running.wait()?.code(), Some(5));
+    ensure!(running.stdout_text().ends_with("on\ncaught\n"));
     ensure_nothing_left(&daemon, &sidecar)
 }
 
@@ -395,11 +434,8 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// Waits until a command no longer ends by a signal, but looks after it.
 fn wait_until_it_catches_signals(pid: u32) -> Result<()> {
     eventually(LIMIT, || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        let caught = u64::from_str_radix(caught.context("no SigCgt")?.trim(), 16)?;
-        let terminate = 1 << (nix::sys::signal::Signal::SIGTERM as u32 - 1);
-        ensure!(caught & terminate != 0, "{caught:x}");
+        let caught = signals_of(pid, "SigCgt")?;
+        ensure!(caught.contains(&(Signal::SIGTERM as i32)), "{caught:?}");
         Ok(())
     })
 }
@@ -468,8 +504,8 @@ fn a_signal_ends_a_run_that_waits_for_a_slow_stop() -> Result<()> {
     drop(reader);
     daemon.wait_for_log("waiting for")?;
     ensure!(running.try_wait()?.is_none(), "it does not wait");
-    let pid = nix::unistd::Pid::from_raw(running.id().try_into()?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+    let pid = Pid::from_raw(running.id().try_into()?);
+    kill(pid, Signal::SIGINT)?;
     let status = eventually(LEAVING, || running.try_wait()?.context("it still runs"))?;
     assert_eq!(status.code(), Some(128 + 13));
     let mut said = String::new();
@@ -489,9 +525,9 @@ fn a_reader_who_takes_nothing_keeps_no_signal_from_a_run() -> Result<()> {
     let mut command = twiddler(&sidecar, &["run", "--", "yes"]);
     let mut running = command.stdout(writer).spawn()?;
     process_of(&sidecar)?;
-    let pid = nix::unistd::Pid::from_raw(running.id().try_into()?);
+    let pid = Pid::from_raw(running.id().try_into()?);
     let status = eventually(LIMIT, || {
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        kill(pid, Signal::SIGTERM)?;
         running.try_wait()?.context("it still runs")
     })?;
     ensure!(status.code().is_some(), "{status}");

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use crate::common::dice::seed;
 use crate::common::sidecar::twiddler_command;
+use crate::common::terminal::{close_terminal, on_closing_terminal};
 use crate::common::{
     Daemon, DaemonOptions, Dice, LIMIT, Process, Sidecar, eventually, member, number, python, run,
     stderr_text, stdout_text,
@@ -438,6 +439,20 @@ fn followed_logs_go_on_after_restarts_of_process_and_daemon() -> Result<()> {
     }
     following.signal("INT")?;
     assert_eq!(following.wait()?.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn followed_logs_end_when_the_terminal_has_gone() -> Result<()> {
+    let daemon = Daemon::start(TALKERS)?;
+    daemon.wait_for_state("talk:one", "RUNNING")?;
+    let following = on_closing_terminal(&command(&url(&daemon), &["logs", "-f", "talk:one"]))?;
+    close_terminal(&following)?;
+    let status = eventually(LIMIT, || {
+        say(&daemon, "talk:one", "line")?;
+        following.exit_status().context("it goes on")
+    })?;
+    assert_eq!(status.code(), Some(1));
     Ok(())
 }
 

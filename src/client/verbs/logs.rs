@@ -1,12 +1,13 @@
 //! `logs`: the last lines of processes' logs, and what follows.
 
+use std::future::pending;
 use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
@@ -15,7 +16,8 @@ use crate::client::args::{Format, LogsArgs};
 use crate::client::error::{Error, NOT_DONE};
 use crate::client::log_stream::{BURST, Seen, burst};
 use crate::client::names::select;
-use crate::fault::NO_FILE;
+use crate::client::signals::unless_ignored;
+use crate::daemon::fault::NO_FILE;
 use crate::namespec::namespec;
 
 /// Lines that are printed first, as `tail` does.
@@ -155,7 +157,7 @@ async fn follow_all(
     lines: usize,
     printer: Printer,
 ) -> Result<u8, Error> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut interrupt = unless_ignored(SignalKind::interrupt())?;
     let (out, mut waiting) = mpsc::channel::<(usize, Vec<u8>)>(WAITING);
     let mut followers = Vec::new();
     for (index, name) in names.iter().enumerate() {
@@ -179,8 +181,14 @@ async fn follow_all(
         }
         Ok::<(), io::Error>(())
     };
+    let interrupted = async {
+        match &mut interrupt {
+            Some(interrupt) => interrupt.recv().await,
+            None => pending().await,
+        }
+    };
     tokio::select! {
-        _ = interrupt.recv() => Ok(0),
+        _ = interrupted => Ok(0),
         printed = printing => printed.map(|()| NOT_DONE).map_err(Error::from),
         results = following => {
             results.into_iter().find_map(Result::err).map_or(Ok(NOT_DONE), Err)

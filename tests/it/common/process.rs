@@ -3,14 +3,17 @@
 //! Every child gets a process group of its own, so that it can be ended with all that it started,
 //! and so that a Ctrl-C on the terminal reaches the test run only (see `leftovers` for the rest).
 
+use std::fmt::Display;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::wait::{LIMIT, eventually};
 
@@ -94,6 +97,37 @@ pub fn send_signal(pids: &[i64], signal: &str) -> Result<()> {
         said.trim()
     );
     Ok(())
+}
+
+/// The signals of a set of a process, such as `SigCgt`, by their numbers (proc_pid_status(5)).
+pub fn signals_of(pid: impl Display, set: &str) -> Result<Vec<i32>> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix(set)?.strip_prefix(':'))
+        .with_context(|| format!("no {set}"))?;
+    let mask = u64::from_str_radix(mask.trim(), 16)?;
+    let signals = 1..=64;
+    Ok(signals
+        .filter(|signal| mask >> (signal - 1) & 1 == 1)
+        .collect())
+}
+
+/// A signal that whoever started the tests has them ignore (`nohup`, `&` in a script) would be ignored
+/// by children too. One that is caught here has its default in a child.
+pub fn give_children_default_signals() {
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        let ignored = signals_of("self", "SigIgn").unwrap_or_default();
+        let runtime = Builder::new_current_thread().enable_io().build();
+        let Ok(runtime) = runtime else { return };
+        let _context = runtime.enter();
+        for kind in [SignalKind::hangup(), SignalKind::interrupt()] {
+            if ignored.contains(&kind.as_raw_value()) {
+                let _stays_caught = signal(kind);
+            }
+        }
+    });
 }
 
 /// A child process that is watched: its output is collected as it comes, and it ends on drop.

@@ -12,7 +12,7 @@ use super::client::Client;
 use super::daemon::Daemon;
 use super::http::Addr;
 use super::leftovers::WorkDir;
-use super::process::{Process, lock, run, stderr_text};
+use super::process::{Process, give_children_default_signals, lock, run, stderr_text};
 use super::provision::{optimized, scrub};
 use super::wait::{LIMIT, eventually};
 
@@ -32,6 +32,7 @@ pub fn twiddler(arguments: &[&str]) -> Result<Output> {
 
 /// What [`twiddler`] runs.
 pub fn twiddler_command() -> Command {
+    give_children_default_signals();
     let mut command = Command::new(BINARY);
     scrub(&mut command);
     command.env("RUST_BACKTRACE", "1");

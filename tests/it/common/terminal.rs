@@ -14,7 +14,8 @@ import fcntl, os, pty, select, signal, struct, sys, termios
 columns, words = int(sys.argv[1]), sys.argv[2:]
 pid, master = pty.fork()
 if pid == 0:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in signal.SIGHUP, signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
     os.execvp(words[0], words)
 inputs = [0, master]
@@ -33,6 +34,15 @@ while True:
         else:
             inputs.remove(0)";
 
+/// Has a program print on a terminal, which goes when a line is read here. Ends as the program does.
+const CLOSING: &str = "\
+import os, subprocess, sys
+master, terminal = os.openpty()
+program = subprocess.Popen(sys.argv[1:], stdout=terminal, stderr=terminal)
+sys.stdin.readline()
+os.close(master)
+sys.exit(program.wait() & 255)";
+
 /// What Ctrl-C types.
 pub const CTRL_C: &[u8] = b"\x03";
 
@@ -40,18 +50,37 @@ pub const CTRL_C: &[u8] = b"\x03";
 /// terminal.
 pub fn on_terminal(columns: u16, program: &Command) -> Result<Process> {
     let mut command = python_command(DRIVER);
-    command
-        .arg(columns.to_string())
+    command.arg(columns.to_string());
+    start(command, program)
+}
+
+/// A program that prints on a terminal. [`close_terminal`] takes it away, and no signal says so.
+pub fn on_closing_terminal(program: &Command) -> Result<Process> {
+    start(python_command(CLOSING), program)
+}
+
+/// What is printed on the terminal of [`on_closing_terminal`] fails from now on (EIO).
+pub fn close_terminal(process: &Process) -> Result<()> {
+    process.write(b"\n")
+}
+
+fn start(mut driver: Command, program: &Command) -> Result<Process> {
+    driver
         .arg(program.get_program())
         .args(program.get_args())
         .env("TERM", "xterm-256color");
-    for (name, value) in program.get_envs() {
+    copy_environment(program, &mut driver);
+    Process::spawn(&mut driver)
+}
+
+/// Gives a command the variables that were set, and unset, for another one.
+pub fn copy_environment(from: &Command, to: &mut Command) {
+    for (name, value) in from.get_envs() {
         match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
+            Some(value) => to.env(name, value),
+            None => to.env_remove(name),
         };
     }
-    Process::spawn(&mut command)
 }
 
 /// What is to be read of what a terminal shows.
