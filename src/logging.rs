@@ -7,18 +7,19 @@ use std::io::IsTerminal;
 
 use nix::sys::stat::fstat;
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
 /// Changes the level of a log that is running.
 #[derive(Clone, Debug)]
-pub struct LevelHandle(reload::Handle<EnvFilter, Registry>);
+pub struct LevelHandle(reload::Handle<Targets, Registry>);
 
 impl LevelHandle {
     /// Logs from now on what `level` says.
@@ -35,7 +36,7 @@ impl LevelHandle {
 /// When the process logs already.
 pub fn start(level: Level, format: LogFormat) -> LevelHandle {
     let (filter, handle) = reload::Layer::new(filter(level));
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = fmt::layer().with_writer(std::io::stderr);
     let lines: Box<dyn Layer<_> + Send + Sync> = match (format, is_journal()) {
         (LogFormat::Text, false) => lines.with_target(false).boxed(),
         (LogFormat::Text, true) => lines
@@ -59,8 +60,10 @@ pub fn start(level: Level, format: LogFormat) -> LevelHandle {
 }
 
 /// Other crates are heard from when something is wrong.
-fn filter(level: Level) -> EnvFilter {
-    EnvFilter::new(format!("warn,supervisor_twiddler={level},twiddler={level}"))
+fn filter(level: Level) -> Targets {
+    Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_targets([("supervisor_twiddler", level), ("twiddler", level)])
 }
 
 /// Whether standard error goes to the journal. A child inherits the variable and may have another

@@ -16,11 +16,11 @@ use super::survey::Survey;
 use crate::audit::{Record, reason};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::Kind;
-use crate::failpoint;
-use crate::fault::{
+use crate::daemon::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, FAILED, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING,
     SPAWN_ERROR, fault,
 };
+use crate::failpoint;
 use crate::include_dir::unwritable;
 use crate::program::Program;
 use crate::twiddler::{self, Authorized, ChangeError, Epoch, Place};

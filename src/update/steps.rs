@@ -10,7 +10,7 @@ use super::difference::{Made, Seen};
 use super::plan::{Name, Plan};
 use super::reply::Outcome;
 use crate::audit::Record;
-use crate::fault::BAD_NAME;
+use crate::daemon::fault::BAD_NAME;
 use crate::twiddler::{Authorized, Change, ChangeError, Registry};
 use crate::xmlrpc::Value;
 

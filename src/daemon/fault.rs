@@ -1,7 +1,6 @@
 //! The daemon's fault numbers and texts (`supervisor/xmlrpc.py`, `Faults` and `RPCError`).
 
-pub mod complaint;
-
+use super::complaint;
 use crate::told::Told;
 use crate::xmlrpc::Fault;
 
