@@ -267,7 +267,10 @@ impl Daemon {
 
     async fn answers(&self) -> bool {
         let own = self.own_authorization.as_ref();
-        match self.call_as(own, "supervisor.getState", &[]).await {
+        match self
+            .call_as(own, Share::Own, "supervisor.getState", &[])
+            .await
+        {
             Ok(_) => true,
             Err(CallError::Status(StatusCode::UNAUTHORIZED)) if own.is_none() => true,
             Err(error) => {
@@ -315,17 +318,36 @@ impl Daemon {
     /// # Errors
     /// See [`CallError`].
     pub async fn call(&self, method: &str, params: &[Value]) -> Result<Value, CallError> {
-        self.call_as(self.authorization().as_ref(), method, params)
+        self.call_as(self.authorization().as_ref(), Share::Own, method, params)
             .await
+    }
+
+    /// The same of a method that the daemon answers when processes have stopped.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call_that_waits(
+        &self,
+        method: &str,
+        params: &[Value],
+    ) -> Result<Value, CallError> {
+        self.call_as(
+            self.authorization().as_ref(),
+            Share::Waiting,
+            method,
+            params,
+        )
+        .await
     }
 
     async fn call_as(
         &self,
         authorization: Option<&HeaderValue>,
+        share: Share,
         method: &str,
         params: &[Value],
     ) -> Result<Value, CallError> {
-        let _slot = self.own_slot(Share::Own).await?;
+        let _slot = self.own_slot(share).await?;
         let reply = self.reply(authorization, method, params).await?;
         let body = reply
             .bytes()

@@ -242,17 +242,18 @@ impl Twiddler {
         authorized: Authorized,
         record: &Record,
     ) -> Vec<Outcome> {
-        let submit = |change| {
+        let job = |change| {
             let (outcome, answer) = oneshot::channel();
-            self.send(Job::Change(ChangeJob {
+            let job = ChangeJob {
                 change,
                 authorized: authorized.clone(),
                 record: record.clone(),
                 outcome,
-            }));
-            answer
+            };
+            (job, answer)
         };
-        let waiting: Vec<_> = changes.into_iter().map(submit).collect();
+        let (jobs, waiting): (Vec<_>, Vec<_>) = changes.into_iter().map(job).unzip();
+        self.send(Job::Changes(jobs));
         let mut outcomes = Vec::with_capacity(waiting.len());
         for outcome in waiting {
             outcomes.push(outcome.await.unwrap_or_else(|_| Err(shutting_down())));

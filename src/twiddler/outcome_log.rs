@@ -50,6 +50,14 @@ fn in_words(change: &Change) -> (&'static str, &'static str, String) {
             let name = member(group, process);
             ("removed", "remove", format!("process {name}"))
         }
+        Change::RemovePlaced { group, real } => {
+            let name = member(group, "*");
+            (
+                "removed",
+                "remove",
+                format!("processes {name} in {}", shown(real)),
+            )
+        }
         Change::RemoveGroup { name } => ("removed", "remove", format!("group {}", shown(name))),
     }
 }

@@ -36,8 +36,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Something that the worker is asked to do.
 pub(super) enum Job {
-    /// Make a change.
-    Change(ChangeJob),
+    /// Make changes, together where they go together.
+    Changes(Vec<ChangeJob>),
     /// Make sure that the view is current.
     Recover(oneshot::Sender<Result<(), ChangeError>>),
     /// Leave the daemon's files alone until the guard is dropped.
@@ -166,7 +166,7 @@ impl Worker {
 
     fn queue(&mut self, job: Job) {
         match job {
-            Job::Change(change) => self.changes.push_back(change),
+            Job::Changes(changes) => self.changes.extend(changes),
             other => self.others.push_back(other),
         }
     }
@@ -174,7 +174,7 @@ impl Worker {
     /// Whether the worker goes on. Whoever asked may have hung up.
     async fn handle(&mut self, job: Job) -> bool {
         match job {
-            Job::Change(change) => self.changes.push_back(change),
+            Job::Changes(changes) => self.changes.extend(changes),
             Job::Recover(done) => {
                 let _ = done.send(self.make_current().await);
             }
@@ -418,7 +418,9 @@ impl Touched {
                 })
             }
             Change::RemoveProcess { process, .. } => Touched::Removed([process.clone()].into()),
-            Change::AddGroup { .. } | Change::RemoveGroup { .. } => Touched::Alone,
+            Change::AddGroup { .. } | Change::RemovePlaced { .. } | Change::RemoveGroup { .. } => {
+                Touched::Alone
+            }
         }
     }
 

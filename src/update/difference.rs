@@ -11,6 +11,7 @@ use super::values::Values;
 use crate::daemon::ProcessState;
 use crate::daemon::conf::{Definitions, GroupDefinition, Kind, ProgramDefinition};
 use crate::program::{FromFiles, Program};
+use crate::twiddler::Member;
 
 /// A process as clients see it.
 #[derive(Clone, Debug)]
@@ -38,6 +39,16 @@ pub enum Made {
     Update(Program),
     /// A client has added it.
     Added(Option<Program>),
+}
+
+impl Made {
+    /// What a member was made from.
+    pub fn member(member: &Member) -> Self {
+        match &member.program {
+            Some(program) if program.from_files().is_some() => Made::Update(program.clone()),
+            program => Made::Added(program.clone()),
+        }
+    }
 }
 
 impl Seen {

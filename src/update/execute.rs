@@ -4,7 +4,6 @@
 //! written down before they are stopped, so that a proxy that takes over starts them again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use super::Updates;
 use super::baseline::{Base, Restart};
@@ -17,13 +16,13 @@ use crate::audit::{Record, reason};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::Kind;
 use crate::daemon::fault::{
-    ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, FAILED, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING,
-    SPAWN_ERROR, fault,
+    ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, FAILED, NO_FILE, NOT_EXECUTABLE, SPAWN_ERROR,
+    fault,
 };
 use crate::failpoint;
 use crate::include_dir::unwritable;
 use crate::program::Program;
-use crate::twiddler::{self, Authorized, ChangeError, Epoch, Place};
+use crate::twiddler::{self, Authorized, ChangeError, Epoch};
 use crate::xmlrpc::{Fault, Value};
 
 impl Restart {
@@ -39,10 +38,6 @@ impl Restart {
     }
 }
 
-/// How often processes that stop are looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// How long the stop of one process is waited for at most; the daemon kills it long before.
-const STOP_LIMIT: Duration = Duration::from_secs(3600);
 /// Faults of a definition that does not run, however often it is started.
 const CANNOT_SPAWN: [i32; 4] = [NO_FILE, NOT_EXECUTABLE, ABNORMAL_TERMINATION, SPAWN_ERROR];
 
@@ -158,21 +153,24 @@ impl Updates {
         self.intend(survey, plan)?;
         failpoint::hit("update intended");
         self.adopt(survey, plan).await;
-        self.stop(&plan.stop).await?;
+        let whole = self.whole(plan);
+        outcome.ran = self.stop(&plan.stop, &whole).await?;
         failpoint::hit("update stopped");
-        let (leave, join) = plan.changes();
-        self.leave(leave, &authorized, record, &mut outcome).await?;
+        self.leave(plan, &whole, &authorized, record, &mut outcome)
+            .await?;
         failpoint::hit("update left");
         self.make_groups(survey, plan, &mut outcome).await?;
         failpoint::hit("update made");
-        let joined = self.twiddler.change(join.clone(), authorized, record).await;
+        let join = plan.join.iter().cloned().map(Box::new);
+        let join = join.map(twiddler::Change::AddProgram).collect();
+        let joined = self.twiddler.change(join, authorized, record).await;
         let mut rejoining = Vec::new();
-        for (change, joined) in join.iter().zip(joined) {
-            if let (twiddler::Change::AddProgram(program), Err(refusal)) = (change, joined) {
+        for (program, joined) in plan.join.iter().zip(joined) {
+            if let Err(refusal) = joined {
                 let names = program.process_names().unwrap_or_default();
                 self.put_back(survey, program.group(), &names).await;
                 if program.from_files().is_none() {
-                    rejoining.push((**program).clone());
+                    rejoining.push(program.clone());
                 }
                 let reason = refusal.to_string();
                 outcome
@@ -312,83 +310,13 @@ impl Updates {
     }
 
     /// The daemon's names of processes.
-    fn real_names(&self, names: &[Name]) -> Vec<String> {
+    pub(super) fn real_names(&self, names: &[Name]) -> Vec<String> {
         self.twiddler.with_registry(|registry| {
-            let real = |(group, process): &Name| match registry.place(group, process) {
-                Place::Placed(member) => member.real_namespec(),
-                Place::Ordinary | Place::Hidden(_) => format!("{group}:{process}"),
+            let real = |(group, process): &Name| {
+                format!("{}:{process}", registry.real_group(group, process))
             };
             names.iter().map(real).collect()
         })
-    }
-
-    /// Stops processes, all at once, and waits for them.
-    pub(super) async fn stop(&self, names: &[Name]) -> Result<(), ChangeError> {
-        let mut left = self.real_names(names);
-        let calls: Vec<_> = left
-            .iter()
-            .map(|name| {
-                let params = vec![name.as_str().into(), Value::Bool(false)];
-                ("supervisor.stopProcess", params)
-            })
-            .collect();
-        for told in self.twiddler.call_all(&calls).await? {
-            if let Err(told) = told
-                && ![NOT_RUNNING, BAD_NAME].contains(&told.code)
-            {
-                return Err(told.into());
-            }
-        }
-        let deadline = tokio::time::Instant::now() + STOP_LIMIT;
-        while !left.is_empty() && tokio::time::Instant::now() < deadline {
-            let calls: Vec<_> = left
-                .iter()
-                .map(|name| ("supervisor.getProcessInfo", vec![name.as_str().into()]))
-                .collect();
-            let infos = self.twiddler.call_all(&calls).await?;
-            let stops = |info: &Result<Value, Fault>| {
-                let info = info.as_ref().ok().and_then(ProcessInfo::read);
-                info.is_some_and(|info| !info.state.is_stopped())
-            };
-            left = left
-                .into_iter()
-                .zip(&infos)
-                .filter(|(_, info)| stops(info))
-                .map(|(name, _)| name)
-                .collect();
-            if !left.is_empty() {
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-        }
-        Ok(())
-    }
-
-    async fn leave(
-        &self,
-        changes: Vec<twiddler::Change>,
-        authorized: &Authorized,
-        record: &Record,
-        outcome: &mut Outcome,
-    ) -> Result<(), ChangeError> {
-        let left = self
-            .twiddler
-            .change(changes.clone(), authorized.clone(), record)
-            .await;
-        for (change, left) in changes.iter().zip(left) {
-            match (change, left) {
-                (_, Ok(())) => {}
-                (_, Err(error)) => match (change, error.fault()) {
-                    // Somebody else was faster.
-                    (_, Some(fault)) if fault.code == BAD_NAME => {}
-                    (twiddler::Change::RemoveProcess { group, process }, Some(fault)) => {
-                        let name = (group.clone(), process.clone());
-                        outcome.failed.push((name, fault.text));
-                    }
-                    _ => return Err(error),
-                },
-            }
-        }
-        Ok(())
     }
 
     /// Removes groups, and lets the daemon make others from what it has read.

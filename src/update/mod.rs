@@ -14,6 +14,7 @@ mod probe;
 mod programs;
 mod reply;
 mod steps;
+mod stop;
 mod survey;
 mod values;
 mod variables;

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::difference::{Change, GroupDifference, Made, Process, ProgramDifference, Seen, part};
 use crate::daemon::conf::Definitions;
 use crate::program::Program;
-use crate::twiddler;
 
 /// A process by the names that clients use.
 pub(super) type Name = (String, String);
@@ -192,22 +191,6 @@ impl Plan {
     pub fn gone_or_replaced(&self) -> usize {
         let leaving: BTreeSet<&Name> = self.stop.iter().chain(&self.leave).collect();
         leaving.len()
-    }
-
-    /// The changes by which processes leave and join, in an order that keeps them together.
-    pub fn changes(&self) -> (Vec<twiddler::Change>, Vec<twiddler::Change>) {
-        let leave = self
-            .leave
-            .iter()
-            .map(|(group, process)| twiddler::Change::RemoveProcess {
-                group: group.clone(),
-                process: process.clone(),
-            });
-        let join = self
-            .join
-            .iter()
-            .map(|program| twiddler::Change::AddProgram(Box::new(program.clone())));
-        (leave.collect(), join.collect())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::baseline::Scale;
-use super::difference::{Made, Seen, names, part};
+use super::difference::{Made, Seen, names, part, programs};
 use super::plan::{Name, Plan, runs};
 use super::probe::Probe;
 use super::reply::{count, object, scaled, strings};
@@ -14,7 +14,7 @@ use crate::daemon::ProcessInfo;
 use crate::daemon::conf::{Definitions, Kind, ProgramDefinition};
 use crate::daemon::fault::{FAILED, INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, ProgramError};
-use crate::twiddler::{Authorized, ChangeError};
+use crate::twiddler::{Authorized, ChangeError, Epoch, Member};
 use crate::xmlrpc::Value;
 
 /// More processes of one program are refused.
@@ -120,7 +120,8 @@ impl Updates {
             true => new.calling_proxy(),
             false => new,
         };
-        let survey = self.survey_of(files.clone(), seen.clone()).await?;
+        let epoch = self.twiddler.current().await?;
+        let survey = survey_of(epoch, files.clone(), seen.clone());
         let plan = self.replacement(&old, &new).await?;
         let outcome = self
             .execute(&survey, &plan, authorized, record)
@@ -222,23 +223,24 @@ impl Updates {
             let text = format!("numprocs has to be from 0 to {MAX_SCALE}");
             return Err(ChangeError::Fault(fault(INCORRECT_PARAMETERS, text)));
         }
-        let (files, seen) = self.look().await?;
-        let (added, _) = self.members(group, program, &files, &seen);
-        let of_program: Vec<&Seen> = seen
+        let epoch = self.twiddler.current().await?;
+        let files = self.files();
+        let (members, own) = self.processes_of(group, program, &files).await?;
+        let added = members
             .iter()
-            .filter(|one| one.group == group && self.program_of(one, &files).0 == program)
-            .collect();
-        let lowest = added
-            .iter()
-            .min_by_key(|(_, program)| program.numbers().start);
-        let source = match lowest {
-            Some((_, added)) => Source::Added((*added).clone()),
-            None => match self.scaled_away(group, program) {
-                Some(added) => Source::Added(added),
-                None => self.configured_source(group, program, &files, &of_program)?,
-            },
+            .filter_map(|member| match Made::member(member) {
+                Made::Added(added) => added,
+                _ => None,
+            });
+        let lowest = added.min_by_key(|added| added.numbers().start);
+        let source = match lowest.or_else(|| self.scaled_away(group, program)) {
+            Some(added) => Source::Added(added),
+            None => {
+                let is_there = !members.is_empty() || !own.is_empty();
+                self.configured_source(group, program, &files, is_there)?
+            }
         };
-        let current = source.numbers(&of_program)?;
+        let current = source.numbers(&members, own);
         let wanted = usize::try_from(numprocs).unwrap_or_default();
         if numprocs > 1 && !source.is_numbered() {
             return Err(ChangeError::Fault(fault(
@@ -255,33 +257,89 @@ impl Updates {
         for run in runs(&joining) {
             plan.join.extend(source.part(group, run, numprocs, &files)?);
         }
-        for (_, seen) in current.iter().skip(wanted) {
-            let name: Name = (seen.group.clone(), seen.process.clone());
-            if seen.is_running() {
-                plan.stop.push(name.clone());
-                plan.stopped.push(name.clone());
-            }
-            plan.leave.push(name);
-        }
+        let surplus = current.into_values().skip(wanted);
+        plan.leave = surplus.map(|name| (group.to_owned(), name)).collect();
+        plan.stop.clone_from(&plan.leave);
         let autostarts = plan.join.iter().filter(|program| program.autostarts());
         plan.started = autostarts
             .flat_map(|program| program.process_names().unwrap_or_default())
             .map(|name| (group.to_owned(), name))
             .collect();
-        let survey = self.survey_of(files, seen.clone()).await?;
+        let survey = survey_of(epoch, files, Vec::new());
         let before = self.baseline().scales.clone();
         self.note_scale(&source, group, program, numprocs);
         let scaled_to = self.execute(&survey, &plan, authorized, record).await;
         let scaled_to = scaled_to.and_then(|outcome| match outcome.skipped.first() {
             Some((_, reason)) => Err(ChangeError::Fault(fault(FAILED, reason.clone()))),
-            None => Ok(()),
+            None => Ok(scaled(&plan.started, &outcome.ran)),
         });
-        if let Err(error) = scaled_to {
+        if scaled_to.is_err() {
             self.baseline().scales = before;
             self.keep();
-            return Err(error);
         }
-        Ok(scaled(&plan.started, &plan.stopped))
+        scaled_to
+    }
+
+    /// The members that a program has, and those of its processes that live in the daemon's own group,
+    /// with their numbers as far as they are known. It is asked about these alone: its list of all takes
+    /// longer than a stop.
+    async fn processes_of(
+        &self,
+        group: &str,
+        program: &str,
+        files: &Definitions,
+    ) -> Result<(Vec<Member>, Vec<(String, Option<i64>)>), ChangeError> {
+        let mut members: Vec<Member> = self
+            .twiddler
+            .with_registry(|registry| registry.members_of(group).cloned().collect());
+        let mut own = self.named(group, program, files);
+        for member in &members {
+            own.remove(&member.process);
+        }
+        members.retain(|member| match &member.program {
+            Some(made) => made.name() == program,
+            None => member.process == program,
+        });
+        let look = |name: &String| {
+            let params = vec![Value::from(format!("{group}:{name}"))];
+            ("supervisor.getProcessInfo", params)
+        };
+        let calls: Vec<_> = own.keys().map(look).collect();
+        let told = self.twiddler.call_all(&calls).await?;
+        let infos = told.into_iter().filter_map(Result::ok);
+        let infos: Vec<ProcessInfo> = infos.filter_map(|info| ProcessInfo::read(&info)).collect();
+        let there = self
+            .twiddler
+            .with_registry(|registry| super::survey::seen(registry, &infos));
+        own.retain(|name, _| there.iter().any(|seen| seen.process == *name));
+        Ok((members, own.into_iter().collect()))
+    }
+
+    /// What processes of a program in the daemon's own group may be called, and their numbers.
+    fn named(
+        &self,
+        group: &str,
+        program: &str,
+        files: &Definitions,
+    ) -> BTreeMap<String, Option<i64>> {
+        let baseline = self.baseline();
+        let base = baseline.groups.get(group).map(|base| &base.group);
+        let definitions = [base, files.group(group)].into_iter().flatten();
+        let mut owners: BTreeMap<String, (&str, Option<i64>)> = BTreeMap::new();
+        for definition in definitions.flat_map(|group| &group.programs) {
+            let parts = programs(group, definition, None).ok();
+            let known = parts.and_then(|parts| names(&parts)).unwrap_or_default();
+            for (name, number) in known {
+                let owner = owners.entry(name);
+                owner.or_insert((&definition.name, Some(number)));
+            }
+        }
+        // Where nothing is known, a process is called as its program is.
+        let owner = owners.entry(program.to_owned());
+        owner.or_insert((program, None));
+        owners.retain(|_, (owner, _)| *owner == program);
+        let named = owners.into_iter();
+        named.map(|(name, (_, number))| (name, number)).collect()
     }
 
     /// A daemon that has started again has as many processes as its files say: of programs that were
@@ -335,11 +393,11 @@ impl Updates {
         group: &str,
         program: &str,
         files: &Definitions,
-        seen: &[&Seen],
+        is_there: bool,
     ) -> Result<Source, ChangeError> {
         let definition = self.in_force(group, program, files);
         let definition = definition
-            .filter(|_| !seen.is_empty() || self.is_scaled(group, program))
+            .filter(|_| is_there || self.is_scaled(group, program))
             .ok_or_else(|| no_program(program))?;
         let is_alone = files
             .group(group)
@@ -388,18 +446,6 @@ impl Updates {
             .twiddler
             .with_registry(|registry| super::survey::seen(registry, &infos));
         Ok((self.files(), seen))
-    }
-
-    /// For changes that no file is the cause of.
-    async fn survey_of(&self, files: Definitions, seen: Vec<Seen>) -> Result<Survey, ChangeError> {
-        Ok(Survey {
-            epoch: self.twiddler.current().await?,
-            files,
-            seen,
-            added_groups: BTreeSet::new(),
-            bases: BTreeMap::new(),
-            differences: Vec::new(),
-        })
     }
 
     /// The program that a process belongs to, and whether it was added.
@@ -486,27 +532,21 @@ impl Source {
         name.is_some_and(|name| name.contains("%(process_num)"))
     }
 
-    /// Its processes by their numbers.
-    fn numbers<'s>(&self, seen: &[&'s Seen]) -> Result<BTreeMap<i64, &'s Seen>, ChangeError> {
-        let most = self.first()..self.first() + MAX_SCALE;
-        let mut by_name: BTreeMap<String, i64> = BTreeMap::new();
-        let known = match self {
-            Source::Configured(definition) => names_of(definition, seen, most),
-            Source::Added(program) => program
-                .part(most, i64::from(program.total()))
-                .ok()
-                .and_then(|parts| names(&parts)),
-        };
-        if self.is_numbered() {
-            by_name.extend(known.unwrap_or_default());
-        }
-        let fallback = self.first();
-        let numbers = seen.iter().enumerate().map(|(at, one)| {
-            let number = by_name.get(&one.process).copied();
-            let at = i64::try_from(at).unwrap_or_default();
-            (number.unwrap_or(fallback + at), *one)
+    /// The names of its processes by their numbers: of its members, and of those in the daemon's `own`
+    /// group.
+    fn numbers(
+        &self,
+        members: &[Member],
+        own: Vec<(String, Option<i64>)>,
+    ) -> BTreeMap<i64, String> {
+        let own = (self.first()..).zip(own);
+        let own = own.map(|(at, (name, number))| (number.unwrap_or(at), name));
+        let members = members.iter().map(|member| {
+            let program = member.program.as_ref();
+            let first = program.map_or(self.first(), |program| program.numbers().start);
+            (first + i64::from(member.index), member.process.clone())
         });
-        Ok(numbers.collect())
+        own.chain(members).collect()
     }
 
     /// Its processes with these numbers, of `total`.
@@ -537,14 +577,16 @@ impl Source {
     }
 }
 
-fn names_of(
-    definition: &ProgramDefinition,
-    seen: &[&Seen],
-    numbers: std::ops::Range<i64>,
-) -> Option<BTreeMap<String, i64>> {
-    let group = &seen.first()?.group;
-    let parts = part(group, definition, None, numbers, definition.numprocs).ok()?;
-    names(&parts)
+/// For changes that no file is the cause of.
+fn survey_of(epoch: Epoch, files: Definitions, seen: Vec<Seen>) -> Survey {
+    Survey {
+        epoch,
+        files,
+        seen,
+        added_groups: BTreeSet::new(),
+        bases: BTreeMap::new(),
+        differences: Vec::new(),
+    }
 }
 
 /// Whether a process of this name is one of a program's, whatever its number.

@@ -16,6 +16,8 @@ pub(super) struct Outcome {
     pub failed: Vec<(Name, String)>,
     /// Of these, those that supervisord cannot spawn as they are defined.
     pub unspawned: BTreeSet<Name>,
+    /// Those that ran when they were stopped.
+    pub ran: Vec<Name>,
     added: Vec<String>,
     removed: Vec<String>,
     started: Vec<Name>,

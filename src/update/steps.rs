@@ -9,6 +9,7 @@ use super::Updates;
 use super::difference::{Made, Seen};
 use super::plan::{Name, Plan};
 use super::reply::Outcome;
+use super::stop::Whole;
 use crate::audit::Record;
 use crate::daemon::fault::BAD_NAME;
 use crate::twiddler::{Authorized, Change, ChangeError, Registry};
@@ -71,7 +72,7 @@ impl Updates {
             let Ok(plan) = plan else { return Ok(None) };
             // The stop comes before the change that the rest of the steps ask for.
             updates.intend(&survey, &plan)?;
-            updates.stop(&plan.stop).await?;
+            updates.stop(&plan.stop, &updates.whole(&plan)).await?;
             Ok(Some(plan.stop))
         })
         .await
@@ -186,7 +187,8 @@ impl Updates {
             }
             let name = |seen: &Seen| (seen.group.clone(), seen.process.clone());
             let running = of_group.clone().filter(|seen| seen.is_running()).map(name);
-            updates.stop(&running.collect::<Vec<Name>>()).await?;
+            let running: Vec<Name> = running.collect();
+            updates.stop(&running, &Whole::new()).await?;
             let lost = of_group.filter(is_added);
             let mut lost: Vec<String> = lost
                 .map(|seen| format!("{group}:{}", seen.process))
@@ -235,10 +237,16 @@ impl Updates {
         group: &str,
         authorized: Authorized,
     ) -> Result<(), ChangeError> {
-        let names: Vec<Name> = self.placed(group);
-        let presented = authorized.presented();
-        let work = self.stop(&names);
-        self.twiddler.daemon().presenting(presented, work).await
+        let plan = Plan {
+            stop: self.placed(group),
+            ..Plan::default()
+        };
+        let work = async { self.stop(&plan.stop, &self.whole(&plan)).await };
+        let daemon = self.twiddler.daemon();
+        daemon
+            .presenting(authorized.presented(), work)
+            .await
+            .map(drop)
     }
 
     /// Takes those of [`Updates::placed`] out, because the group itself is removed.

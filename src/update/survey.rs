@@ -218,18 +218,13 @@ pub(super) fn seen(registry: &Registry, infos: &[ProcessInfo]) -> Vec<Seen> {
                 return None;
             }
         }
-        let made = match member.map(|member| member.program.as_ref()) {
-            None => Made::Base,
-            Some(Some(program)) if program.from_files().is_some() => Made::Update(program.clone()),
-            Some(program) => Made::Added(program.cloned()),
-        };
         Some(Seen {
             group: group.to_owned(),
             process: info.name.clone(),
             real: info.group.clone(),
             state: info.state,
             start: info.start,
-            made,
+            made: member.map_or(Made::Base, Made::member),
         })
     };
     infos.iter().filter_map(look).collect()

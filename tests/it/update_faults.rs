@@ -239,7 +239,7 @@ fn a_group_that_is_refused_after_it_was_stopped_runs_as_before() -> Result<()> {
 }
 
 /// The daemon's methods that an update calls.
-const METHODS: [&str; 9] = [
+const METHODS: [&str; 10] = [
     "addProcessGroup",
     "getAllConfigInfo",
     "getAllProcessInfo",
@@ -249,6 +249,7 @@ const METHODS: [&str; 9] = [
     "removeProcessGroup",
     "startProcess",
     "stopProcess",
+    "stopProcessGroup",
 ];
 
 /// Files of which each is an edit of the other that has a process of each kind: one goes on, one changes,

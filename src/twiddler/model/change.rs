@@ -26,6 +26,13 @@ pub enum Change {
         /// The process's name.
         process: String,
     },
+    /// All members that one real group holds leave together; they have stopped.
+    RemovePlaced {
+        /// The group that clients know.
+        group: String,
+        /// The real group.
+        real: String,
+    },
     /// A group goes, with its stopped processes.
     RemoveGroup {
         /// The group that clients know.
@@ -96,7 +103,7 @@ impl Change {
         match self {
             Change::AddGroup { name, .. } => name.as_str(),
             Change::AddProgram(program) => program.group(),
-            Change::RemoveProcess { group, .. } => group,
+            Change::RemoveProcess { group, .. } | Change::RemovePlaced { group, .. } => group,
             Change::RemoveGroup { name } => name,
         }
     }

@@ -50,10 +50,10 @@ pub enum Plan {
         program: Box<Program>,
         members: Vec<Member>,
     },
-    /// Take a real group away: its last member leaves.
+    /// Take a real group away: its last members leave.
     Drop {
         group: String,
-        process: String,
+        processes: Vec<String>,
         real: String,
     },
     /// The daemon keeps the process, stopped; nobody sees it any more.
@@ -89,12 +89,13 @@ impl Plan {
                 .iter()
                 .map(|member| Event::Joined(Arc::new(member.clone())))
                 .collect(),
-            Plan::Drop { group, process, .. } | Plan::Reset { group, process, .. } => {
-                vec![Event::Left {
-                    group: group.clone(),
-                    process: process.clone(),
-                }]
-            }
+            Plan::Drop {
+                group, processes, ..
+            } => processes
+                .iter()
+                .map(|process| left(group, process))
+                .collect(),
+            Plan::Reset { group, process, .. } => vec![left(group, process)],
             Plan::Hide {
                 real,
                 process,
@@ -212,6 +213,13 @@ pub fn events<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Vec<Event> {
     plans.into_iter().flat_map(Plan::events).collect()
 }
 
+fn left(group: &str, process: &str) -> Event {
+    Event::Left {
+        group: group.to_owned(),
+        process: process.to_owned(),
+    }
+}
+
 /// What must be asked before `changes` can be planned. `names` are the process names of each
 /// change that adds a program.
 pub fn queries(registry: &Registry, changes: &[Change], names: &[Vec<String>]) -> Vec<Query> {
@@ -232,9 +240,12 @@ pub fn queries(registry: &Registry, changes: &[Change], names: &[Vec<String>]) -
             }
             continue;
         }
+        if let Change::RemovePlaced { .. } = change {
+            continue;
+        }
         ask(Query::Group(change.group().to_owned()));
         match change {
-            Change::AddGroup { .. } => {}
+            Change::AddGroup { .. } | Change::RemovePlaced { .. } => {}
             Change::AddProgram(program) => {
                 names
                     .iter()
@@ -353,6 +364,7 @@ impl<'a> Planner<'a> {
             Change::AddGroup { name, priority } => self.create(name.as_str(), *priority),
             Change::AddProgram(program) => self.add(program, names),
             Change::RemoveProcess { group, process } => self.remove(group, process),
+            Change::RemovePlaced { group, real } => self.remove_placed(group, real),
             Change::RemoveGroup { name } => self.dissolve(name),
         }
     }
@@ -435,10 +447,25 @@ impl<'a> Planner<'a> {
             Some(member) if self.leaves_none(&member.real, process) => Ok(Plan::Drop {
                 real: member.real.clone(),
                 group: group.to_owned(),
-                process: process.to_owned(),
+                processes: vec![process.to_owned()],
             }),
             Some(member) => self.hide(&member.real, group, process),
             None => self.remove_own(group, process),
+        }
+    }
+
+    /// The daemon answers to the removal itself, as where the last member leaves.
+    fn remove_placed(&self, group: &str, real: &str) -> Result<Plan, ChangeError> {
+        let members = self.registry.members_in(real);
+        let members = members.filter(|member| member.is_placed() && member.group == group);
+        let processes: Vec<String> = members.map(|member| member.process.clone()).collect();
+        match processes.is_empty() {
+            true => Err(ChangeError::UnknownGroup(real.to_owned())),
+            false => Ok(Plan::Drop {
+                group: group.to_owned(),
+                processes,
+                real: real.to_owned(),
+            }),
         }
     }
 

@@ -129,8 +129,11 @@ impl Verdict {
     fn add(&mut self, index: usize, plan: &Plan, results: &[CallResult], registry: &Registry) {
         match plan {
             Plan::Hide { .. } => self.made(index, plan.events()),
-            Plan::Drop { process, real, .. } => {
-                self.dropped(index, plan, process, real, results.first());
+            Plan::Drop {
+                processes, real, ..
+            } => {
+                let first = processes.first().unwrap_or(real);
+                self.dropped(index, plan, first, real, results.first());
             }
             Plan::Dissolve { group, reals } => {
                 self.dissolved(index, group, reals, results, registry);
@@ -328,7 +331,7 @@ mod tests {
     fn drop_b() -> Plan {
         Plan::Drop {
             group: "web".to_owned(),
-            process: "b".to_owned(),
+            processes: vec!["b".to_owned()],
             real: "web~000001".to_owned(),
         }
     }
