@@ -81,7 +81,7 @@ impl Updates {
         let told = |outcome: Outcome| outcome.of_plan(&plan, survey.seen.len());
         let done = self.execute(&survey, &plan, authorized.clone(), record);
         let refusal = match done.await {
-            Ok(outcome) => return Ok(told(outcome)),
+            Ok(outcome) => return Ok(told(self.by_now(&survey, &plan, outcome).await)),
             Err(refusal) => refusal,
         };
         tracing::warn!(reason = %refusal, "trying an update once more");
@@ -91,11 +91,24 @@ impl Updates {
             self.execute(&survey, &plan, authorized, record).await
         };
         match again.await {
-            Ok(outcome) => Ok(told(outcome)),
+            Ok(outcome) => Ok(told(self.by_now(&survey, &plan, outcome).await)),
             Err(_) => {
                 self.go_back(&survey, &plan).await;
                 Err(refusal)
             }
+        }
+    }
+
+    /// What an update has come to by now: a daemon that has started again meanwhile has put its files in
+    /// force by itself, whatever it had failed to do before.
+    async fn by_now(&self, survey: &Survey, plan: &Plan, outcome: Outcome) -> Outcome {
+        let mut now = Outcome::default();
+        match self.twiddler.current().await {
+            Ok(epoch) if epoch != survey.epoch => match self.look_after(plan, &mut now).await {
+                Ok(()) => now,
+                Err(_) => outcome,
+            },
+            _ => outcome,
         }
     }
 

@@ -314,7 +314,12 @@ impl Updates {
         for group in &files.groups {
             let name = &group.name;
             if !reply.added.contains(name) && !reply.changed.contains(name) {
+                // The daemon's own group is as the files are; others of its processes may not be.
+                let applied = baseline.applied.get(name).cloned();
+                let applied = applied.filter(|_| self.holds_updated(name));
                 baseline.made(files, name);
+                let applied = applied.map(|applied| (name.clone(), applied));
+                baseline.applied.extend(applied);
             }
         }
         let is_gone = |name: &String| {

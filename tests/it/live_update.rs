@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
+use crate::common::faults;
 use crate::common::judge::{
     Judge, ctl, diff, differing, ensure_as_judged, ensure_told, is_running, names, settled, table,
 };
 use crate::common::provision::Version;
 use crate::common::values::{items, texts};
-use crate::common::view::Row;
+use crate::common::view::{Row, rows};
 use crate::common::{
     Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, member, options, text, value,
 };
@@ -551,5 +552,131 @@ fn an_environment_that_comes_back_restarts_who_was_given_another_one() -> Result
         ensure!(left.is_empty(), "{left:?} after {text}");
         before = after;
     }
+    Ok(())
+}
+
+/// A group of the daemon's that many processes share is stopped and removed as a whole.
+#[test]
+fn many_that_live_together_stop_and_leave_together() -> Result<()> {
+    const QUESTIONS: usize = 1000;
+    for arguments in [&[][..], &["--persist"]] {
+        let daemon = Daemon::start_with(DaemonOptions {
+            body: faults::SECTION,
+            files: &[
+                (FILE, WEB),
+                (faults::FILE, &faults::extension(&["getProcessInfo"])),
+            ],
+            ..DaemonOptions::default()
+        })?;
+        let sidecar = Sidecar::start_with(&daemon, arguments)?;
+        let client = sidecar.client();
+        ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+        let before = settled(&client)?;
+        let scale = |numprocs: i64| client.call("twiddler.scaleProgram", ("web", "c", numprocs));
+        scale(16)?;
+        settled(&client)?;
+        client.call("supervisor.stopProcess", ("web:c_05",))?;
+        faults::strike(&daemon, QUESTIONS, "REFUSE")?;
+        let reply = scale(2)?;
+        // Of those that stay the daemon was asked, and of one that might be called as the program is.
+        let asked = QUESTIONS - faults::left(&daemon)?;
+        ensure!(asked == 3, "{asked} questions about processes");
+        faults::call_off(&daemon);
+        let ran = (2..16).filter(|number| *number != 5);
+        let ran: BTreeSet<String> = ran.map(|number| format!("web:c_{number:02}")).collect();
+        ensure!(names(&reply, "stopped")? == ran, "{reply:?}");
+        let now = table(&client)?;
+        ensure!(now == before, "{:?}", differing(&before, &now));
+        ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+        // Where they share it with one that stays, each goes by itself.
+        scale(16)?;
+        scale(3)?;
+        ensure!(table(&client)?.len() == before.len() + 1);
+        scale(2)?;
+        ensure!(table(&client)? == before);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_group_that_somebody_has_removed_on_the_daemon_is_no_obstacle_to_fewer() -> Result<()> {
+    let (daemon, sidecar) = started(&[])?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    client.call("twiddler.scaleProgram", ("web", "c", 16))?;
+    let real = rows(&daemon.client())?.into_iter().map(|row| row.group);
+    let real = real.max().context("no groups")?;
+    daemon.call("supervisor.stopProcessGroup", (real.as_str(),))?;
+    daemon.call("supervisor.removeProcessGroup", (real.as_str(),))?;
+    let reply = client.call("twiddler.scaleProgram", ("web", "c", 2))?;
+    ensure!(names(&reply, "stopped")?.is_empty(), "{reply:?}");
+    ensure!(table(&client)? == before);
+    Ok(())
+}
+
+/// Many processes of a program are replaced, first in the daemon's own group, then where they live since.
+#[test]
+fn many_that_changed_are_replaced_together_and_nobody_else() -> Result<()> {
+    let with = |seconds: &str, autostart: &str| {
+        WEB.replace(
+            "numprocs = 2",
+            &format!("numprocs = 12\nstartsecs = 0\nautostart = {autostart}"),
+        )
+        .replace("sleep 602", &format!("sleep {seconds}"))
+    };
+    let daemon = Daemon::start_with(DaemonOptions {
+        files: &[(FILE, &with("602", "true"))],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    let mut judge = Judge::of(&daemon)?;
+    ensure!(diff(&client)?.is_empty());
+    for text in [
+        with("612", "true"),
+        with("622", "false"),
+        // All of the group.
+        with("632", "true")
+            .replace("sleep 600", "sleep 610")
+            .replace("sleep 601", "sleep 611"),
+    ] {
+        client.call("supervisor.stopProcess", ("web:c_07",))?;
+        let before = settled(&client)?;
+        daemon.write(FILE, &text)?;
+        let verdict = judge.update()?;
+        let reply = client.call("twiddler.updateConfig", ())?;
+        let after = settled(&client)?;
+        ensure_told(&reply, &verdict, &before)
+            .and_then(|()| ensure_as_judged(&verdict, &BTreeSet::new(), &before, &after))
+            .with_context(|| text.clone())?;
+        ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+        let _runs_already = client.call("supervisor.startProcess", ("web:c_07",));
+        settled(&client)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_number_that_goes_back_to_what_the_group_was_started_from_is_shown() -> Result<()> {
+    let (daemon, sidecar) = started(&[])?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    daemon.write(FILE, &WEB.replace("numprocs = 2", "numprocs = 3"))?;
+    client.call("twiddler.updateConfig", ())?;
+    daemon.write(FILE, WEB)?;
+    for _ in 0..2 {
+        let told = diff(&client)?;
+        ensure!(told.len() == 1, "{told:?}");
+        let options = items(member(&told[0], "options")?)?;
+        ensure!(options.len() == 1, "{options:?}");
+        let of = |name: &str| Ok::<_, anyhow::Error>(text(member(&options[0], name)?)?.to_owned());
+        ensure!(
+            [of("name")?, of("old")?, of("new")?] == ["numprocs", "3", "2"],
+            "{options:?}"
+        );
+    }
+    client.call("twiddler.updateConfig", ())?;
+    ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
+    ensure!(table(&client)? == before);
     Ok(())
 }

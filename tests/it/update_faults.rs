@@ -7,23 +7,26 @@
 //! | the daemon refuses it | each call that the daemon gets | `the_daemon_refuses_each_call_of_an_update` |
 //! | the daemon dies | each call that the daemon gets | `the_daemon_dies_at_each_call_of_an_update` |
 //!
+//! The same with `live_update` at the steps of `supervisorctl update`: `…_of_steps`.
+//!
 //! Of the calls, `TEST_SEED` picks some; `TEST_ALL=1` has all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread::{self, JoinHandle};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use supervisor_twiddler::xmlrpc::{Value, read, write};
 
 use crate::common::dice::seed;
 use crate::common::faults;
 use crate::common::judge::{
-    Judge, Verdict, diff, differing, ensure_as_judged, is_running, settled, table,
+    Judge, Verdict, ctl, diff, differing, ensure_as_judged, is_running, settled, table,
 };
 use crate::common::stuck::{GENERATED, wait_until_stopped};
 use crate::common::values::sleeping;
 use crate::common::{
     Client, Connection, Daemon, DaemonOptions, LIMIT, Reply, Row, Sidecar, SidecarOptions,
-    eventually, items, member, rows, text, value,
+    eventually, items, member, rows, supervisorctl, text, value,
 };
 use crate::live_update::{FILE, WEB};
 
@@ -78,10 +81,15 @@ fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
 
 /// A proxy in front of the daemon that stops itself where `stop-at` says.
 fn stopping(daemon: &Daemon) -> Result<Sidecar> {
+    stopping_with(daemon, &[])
+}
+
+fn stopping_with(daemon: &Daemon, arguments: &[&str]) -> Result<Sidecar> {
     let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
     Sidecar::start_options(
         daemon,
         SidecarOptions {
+            arguments,
             environment: &[("TEST_STOP_AT", &stop_at)],
             ..SidecarOptions::default()
         },
@@ -292,12 +300,30 @@ fn other() -> String {
         .replace("600\n", "600\nautorestart = unexpected\n")
         .replace("sleep 601", "sleep 611")
         .replace("sleep 603", "sleep 613")
-        .replace("numprocs = 2", "numprocs = 3")
+        .replace("numprocs = 2", "numprocs = 13")
         .replace("[program:old]", "[program:new]")
+}
+
+/// How an edit is put in force.
+#[derive(Clone, Copy)]
+enum By {
+    /// `updateConfig`
+    Config,
+    /// `supervisorctl update` with `live_update`
+    Steps,
+}
+
+/// What whoever puts an edit in force is told.
+struct Told {
+    text: String,
+    is_answered: bool,
+    /// The processes that are said to have failed.
+    failed: Vec<String>,
 }
 
 /// A daemon that fails on demand, and a proxy that stops on demand in front of it.
 struct Stage {
+    by: By,
     daemon: Daemon,
     sidecar: Sidecar,
     judge: Judge,
@@ -307,16 +333,20 @@ struct Stage {
 }
 
 impl Stage {
-    fn set() -> Result<Stage> {
+    fn set(by: By) -> Result<Stage> {
         let extension = faults::extension(&METHODS);
         let daemon = Daemon::start_with(DaemonOptions {
             body: faults::SECTION,
             files: &[(faults::FILE, &extension), (FILE, ONE)],
             ..DaemonOptions::default()
         })?;
-        let sidecar = stopping(&daemon)?;
+        let sidecar = match by {
+            By::Config => stopping(&daemon)?,
+            By::Steps => stopping_with(&daemon, &["--live-update"])?,
+        };
         let judge = Judge::of(&daemon)?;
         let mut stage = Stage {
+            by,
             daemon,
             sidecar,
             judge,
@@ -353,28 +383,67 @@ impl Stage {
         Ok((before, self.judge.update()?))
     }
 
-    fn send(&self) -> Result<Connection> {
-        let client = self.sidecar.socket_client();
-        let mut connection = client.connect()?;
-        let call = write::call("twiddler.updateConfig", &[]);
-        connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
-        Ok(connection)
+    /// Lets somebody put the edit in force.
+    fn send(&self) -> JoinHandle<Result<Told>> {
+        let (by, client, addr) = (
+            self.by,
+            self.sidecar.socket_client(),
+            self.client().addr().clone(),
+        );
+        thread::spawn(move || match by {
+            By::Config => {
+                let mut connection = client.connect()?;
+                let call = write::call("twiddler.updateConfig", &[]);
+                connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+                let reply = connection.read_reply()?;
+                let is_answered = reply.status == 200;
+                let failed = is_answered.then(|| failed(&reply)).transpose()?;
+                Ok(Told {
+                    text: reply.text(),
+                    is_answered,
+                    failed: failed.unwrap_or_default(),
+                })
+            }
+            By::Steps => {
+                let output = supervisorctl(&["update"], addr)?;
+                Ok(Told {
+                    text: String::from_utf8_lossy(&output.stdout).into_owned(),
+                    is_answered: output.status.success(),
+                    failed: Vec::new(),
+                })
+            }
+        })
+    }
+
+    /// Puts the edit in force.
+    fn update(&self) -> Result<String> {
+        let client = self.client();
+        match self.by {
+            By::Config => Ok(format!("{:?}", client.call("twiddler.updateConfig", ())?)),
+            By::Steps => ctl(&client, &["update"]),
+        }
     }
 
     /// Every process is as it was or as the file says, or was told to have failed, and the next update
-    /// finishes.
+    /// finishes. Whoever makes steps and stops between them leaves stopped what was to change.
     fn ensure_whole(&self, before: &Table, verdict: &Verdict, failed: &[String]) -> Result<()> {
         let client = self.client();
+        let differing = verdict.changed.keys().chain(verdict.added.keys());
+        let differing = differing.chain(&verdict.removed).cloned();
+        let failed = match self.by {
+            By::Config => failed.to_vec(),
+            By::Steps => differing.collect(),
+        };
         eventually(LIMIT, || {
             let now = settled(&client)?;
-            ensure_each_is_one_of_both(verdict, &self.added, before, &now, failed)
+            ensure_each_is_one_of_both(verdict, &self.added, before, &now, &failed)
         })?;
-        let reply = client.call("twiddler.updateConfig", ())?;
+        let reply = self.update()?;
         eventually(LIMIT, || {
             let after = settled(&client)?;
             ensure_as_judged(verdict, &self.added, before, &after)
         })
-        .with_context(|| format!("{reply:?}"))?;
+        .with_context(|| reply)?;
         self.ensure_clean()
     }
 
@@ -386,7 +455,7 @@ impl Stage {
         let client = self.client();
         for update in [false, true] {
             if update {
-                client.call("twiddler.updateConfig", ())?;
+                self.update()?;
             }
             eventually(LIMIT, || {
                 let now = settled(&client)?;
@@ -463,18 +532,22 @@ fn failed(reply: &Reply) -> Result<Vec<String>> {
 
 /// Runs the case at each call that the daemon gets for an update, until it says that it came to none.
 /// The edit goes there and back in turns; `TEST_ALL=1` has each call of both.
-fn at_each_call(usual: usize, case: impl Fn(&mut Stage, usize) -> Result<bool>) -> Result<()> {
-    const ENOUGH: usize = 80;
+fn at_each_call(
+    by: By,
+    usual: usize,
+    case: impl Fn(&mut Stage, usize) -> Result<bool>,
+) -> Result<()> {
+    const ENOUGH: usize = 250;
     let (step, turns) = match std::env::var_os("TEST_ALL") {
         Some(_) => (1, 2),
         None => (usual, 1),
     };
     let first = usize::try_from(seed(0)?)? % step;
     for turn in 0..turns {
-        let mut stage = Stage::set()?;
+        let mut stage = Stage::set(by)?;
         if turn == 1 {
             stage.edit()?;
-            stage.client().call("twiddler.updateConfig", ())?;
+            stage.update()?;
         }
         let mut calls = 0;
         for call in (1 + first..ENOUGH).step_by(step) {
@@ -488,28 +561,25 @@ fn at_each_call(usual: usize, case: impl Fn(&mut Stage, usize) -> Result<bool>) 
     Ok(())
 }
 
-#[test]
-fn the_daemon_refuses_each_call_of_an_update() -> Result<()> {
-    at_each_call(3, |stage, call| {
+fn refuses_each_call(by: By, usual: usize) -> Result<()> {
+    at_each_call(by, usual, |stage, call| {
         let (before, verdict) = stage.edit()?;
         faults::strike(&stage.daemon, call, "REFUSE")?;
-        let reply = stage.send()?.read_reply()?;
+        let told = wait_for(stage.send())?;
         let struck = !faults::is_pending(&stage.daemon);
         faults::call_off(&stage.daemon);
-        let failed = failed(&reply)?;
         stage
-            .ensure_whole(&before, &verdict, &failed)
-            .with_context(|| reply.text())?;
+            .ensure_whole(&before, &verdict, &told.failed)
+            .with_context(|| told.text)?;
         Ok(struck)
     })
 }
 
-#[test]
-fn the_daemon_dies_at_each_call_of_an_update() -> Result<()> {
-    at_each_call(6, |stage, call| {
+fn dies_at_each_call(by: By, usual: usize) -> Result<()> {
+    at_each_call(by, usual, |stage, call| {
         let (before, verdict) = stage.edit()?;
         faults::strike(&stage.daemon, call, "KILL")?;
-        let reply = stage.send()?.read_reply()?;
+        let told = wait_for(stage.send())?;
         let died = !faults::is_pending(&stage.daemon);
         faults::call_off(&stage.daemon);
         match died {
@@ -519,25 +589,82 @@ fn the_daemon_dies_at_each_call_of_an_update() -> Result<()> {
             }
             false => stage.ensure_whole(&before, &verdict, &[])?,
         }
-        ensure!(died == (reply.status == 502), "{reply:?}");
+        ensure!(died != told.is_answered, "{}", told.text);
         Ok(died)
     })
 }
 
-#[test]
-fn the_daemon_starts_again_at_each_point_of_an_update() -> Result<()> {
-    let mut stage = Stage::set()?;
+fn starts_again_at_each_point(by: By) -> Result<()> {
+    let mut stage = Stage::set(by)?;
     for point in POINTS {
         stage.edit()?;
         stage.daemon.write("stop-at", point)?;
-        let mut connection = stage.send()?;
+        let sent = stage.send();
         wait_until_stopped(stage.sidecar.pid())?;
         stage.start_daemon_again()?;
         stage.sidecar.signal("CONT")?;
-        let reply = connection.read_reply()?.text();
+        let told = wait_for(sent)?;
+        let now = table(&stage.client())?;
+        for name in told.failed {
+            let is = now.get(&name);
+            ensure!(!is.is_some_and(is_running), "{point}: {is:?} has failed");
+        }
         stage
             .ensure_files_alone()
-            .with_context(|| format!("{point}: {reply}"))?;
+            .with_context(|| format!("{point}: {}", told.text))?;
+    }
+    Ok(())
+}
+
+fn wait_for(sent: JoinHandle<Result<Told>>) -> Result<Told> {
+    sent.join().map_err(|_| anyhow!("the caller is gone"))?
+}
+
+#[test]
+fn the_daemon_refuses_each_call_of_an_update() -> Result<()> {
+    refuses_each_call(By::Config, 3)
+}
+
+#[test]
+fn the_daemon_refuses_each_call_of_steps() -> Result<()> {
+    refuses_each_call(By::Steps, 12)
+}
+
+#[test]
+fn the_daemon_dies_at_each_call_of_an_update() -> Result<()> {
+    dies_at_each_call(By::Config, 6)
+}
+
+#[test]
+fn the_daemon_dies_at_each_call_of_steps() -> Result<()> {
+    dies_at_each_call(By::Steps, 24)
+}
+
+#[test]
+fn the_daemon_starts_again_at_each_point_of_an_update() -> Result<()> {
+    starts_again_at_each_point(By::Config)
+}
+
+#[test]
+fn the_daemon_starts_again_at_each_point_of_steps() -> Result<()> {
+    starts_again_at_each_point(By::Steps)
+}
+
+/// Whoever puts an edit in force loses the proxy on the way.
+#[test]
+fn steps_are_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
+    let mut stage = Stage::set(By::Steps)?;
+    for point in POINTS {
+        let (before, verdict) = stage.edit()?;
+        stage.daemon.write("stop-at", point)?;
+        let sent = stage.send();
+        wait_until_stopped(stage.sidecar.pid())?;
+        stage.sidecar.kill()?;
+        wait_for(sent)?;
+        stage.sidecar.start_again()?;
+        stage
+            .ensure_whole(&before, &verdict, &[])
+            .with_context(|| point)?;
     }
     Ok(())
 }

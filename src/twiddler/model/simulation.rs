@@ -209,7 +209,13 @@ impl World {
                     true => removal("web", USERS),
                     false => {
                         let member = members[dice.roll(members.len())];
-                        removal(&member.group, &member.process)
+                        match member.is_placed() && dice.roll(4) == 0 {
+                            true => Change::RemovePlaced {
+                                group: member.group.clone(),
+                                real: member.real.clone(),
+                            },
+                            false => removal(&member.group, &member.process),
+                        }
                     }
                 }
             }

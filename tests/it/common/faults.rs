@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::daemon::Daemon;
 
@@ -37,9 +37,9 @@ def strike():
 
 def faulty(method):
     @functools.wraps(method)
-    def call(self, *args):
+    def call(self, *args, **kwargs):
         strike()
-        return method(self, *args)
+        return method(self, *args, **kwargs)
     return call
 
 for name in METHODS:
@@ -62,6 +62,13 @@ pub fn strike(daemon: &Daemon, call: usize, how: &str) -> Result<()> {
 /// Whether that is still to come.
 pub fn is_pending(daemon: &Daemon) -> bool {
     daemon.dir().join(ORDER).exists()
+}
+
+/// At the how manieth call from now on it happens.
+pub fn left(daemon: &Daemon) -> Result<usize> {
+    let order = daemon.read(ORDER)?;
+    let count = order.split_whitespace().next().context("no number")?;
+    Ok(count.parse()?)
 }
 
 /// It is not to happen any more.
