@@ -751,7 +751,7 @@ fn methods_behind_pages_are_limited() -> Result<()> {
     )?
     .to_owned();
     assert_eq!(started, "RUNNING");
-    drop(sidecar);
+    sidecar.stop()?;
     let blind = self::sidecar(&daemon, &[("TWIDDLER_ALLOW", "supervisor.start*")])?;
     for path in [
         "/",

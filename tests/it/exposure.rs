@@ -280,7 +280,7 @@ fn a_port_is_taken_where_every_account_may_open_the_socket_or_must_know_its_pass
     let sidecar = port(&for_all)?;
     sidecar.client().call("twiddler.getAPIVersion", ())?;
     assert!(!sidecar.stderr_text().contains("is open"));
-    drop(sidecar);
+    sidecar.stop()?;
     // What lies in a directory that nobody may enter is for nobody.
     set_mode(for_all.dir(), 0o700)?;
     refused(&for_all, &["--listen", "127.0.0.1:0"], &[])?;
@@ -531,7 +531,7 @@ fn a_password_stands_in_a_file_that_others_cannot_read() -> Result<()> {
     let cmdline = fs::read(format!("/proc/{}/cmdline", sidecar.pid()))?;
     assert!(!String::from_utf8_lossy(&cmdline).contains("secret"));
     assert!(!sidecar.stderr_text().contains("list of processes"));
-    drop(sidecar);
+    sidecar.stop()?;
 
     set_mode(&file, 0o644)?;
     let said = refused(&daemon, &arguments, &[])?;
@@ -581,7 +581,7 @@ fn a_password_on_the_command_line_is_warned_of() -> Result<()> {
         log.contains("TWIDDLER_PASSWORD") && !log.contains("canary"),
         "{log}"
     );
-    drop(sidecar);
+    sidecar.stop()?;
     let conf = daemon.conf().to_string_lossy().into_owned();
     let all = [&["check", "-c", &conf], &arguments[..]].concat();
     let checked = stdout_text(&succeeded(twiddler(&all)?)?);

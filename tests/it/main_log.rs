@@ -100,7 +100,7 @@ fn a_log_that_is_the_daemons_own_output_is_a_fault_and_a_note() -> Result<()> {
             !sidecar.stderr_text().contains("noted"),
             "on our own output"
         );
-        drop(sidecar);
+        sidecar.stop()?;
         let conf = daemon.conf();
         let output = twiddler(&["check", "-c", &conf.to_string_lossy()])?;
         let noted = format!("note     {reason}, so twiddler.log answers a fault\n");

@@ -121,7 +121,7 @@ fn pages_and_redirects_work_below_a_path_of_nginx() -> Result<()> {
         let refused = browse(front.addr(), &site, "/index.html?action=refresh")?;
         ensure!(refused.status == 403, "{lines} {refused:?}");
         let hosts = advised(&refused.text())?.to_owned();
-        drop(sidecar);
+        sidecar.stop()?;
         let _sidecar = sidecar_with_hosts(&daemon, addr, &hosts)?;
         ensure_pages_work(&daemon, front.addr(), &site)
             .with_context(|| format!("{lines} hosts = {hosts}"))?;

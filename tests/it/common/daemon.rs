@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use supervisor_twiddler::xmlrpc::{Fault, Value};
@@ -20,9 +19,6 @@ use super::process::{Process, lock};
 use super::provision::{Version, venv};
 use super::values::{IntoParams, member, text};
 use super::wait::{LIMIT, eventually};
-
-/// How long a daemon may take to stop its programs when nobody is interested any more.
-const DROP_LIMIT: Duration = Duration::from_secs(3);
 
 /// How often another port is tried when somebody else took the one that was free a moment before.
 const PORT_ATTEMPTS: usize = 20;
@@ -75,8 +71,8 @@ impl Default for DaemonOptions<'_> {
 
 /// A running supervisord with its own directory, configuration and sockets.
 ///
-/// On drop it is stopped in order, then killed, with everything it started; the end of its log is
-/// printed, which the test harness shows for a failed test only.
+/// On drop it is killed, with everything it started; the end of its log is printed, which the test
+/// harness shows for a failed test only.
 #[derive(Debug)]
 pub struct Daemon {
     version: Version,
@@ -314,7 +310,12 @@ impl Daemon {
 
     /// Stops it in order, and waits for its end.
     pub fn stop(&self) -> Result<ExitStatus> {
-        self.stop_within(LIMIT)
+        let process = self.process();
+        process.signal("TERM")?;
+        eventually(LIMIT, || {
+            self.nudge();
+            process.exit_status().context("supervisord still runs")
+        })
     }
 
     /// Ends it with SIGKILL, and after it the programs that it leaves behind.
@@ -395,15 +396,6 @@ impl Daemon {
         Ok(connection)
     }
 
-    fn stop_within(&self, limit: Duration) -> Result<ExitStatus> {
-        let process = self.process();
-        process.signal("TERM")?;
-        eventually(limit, || {
-            self.nudge();
-            process.exit_status().context("supervisord still runs")
-        })
-    }
-
     /// A signal is noticed, and a stopping group looked at, when the daemon's poll returns: after
     /// up to a second, or when somebody connects.
     fn nudge(&self) {
@@ -429,9 +421,6 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.is_alive() {
-            let _ = self.stop_within(DROP_LIMIT); // what has not stopped by then is killed
-        }
         if super::shows_logs() {
             self.print_log();
         }

@@ -7,13 +7,16 @@ use std::fmt::Display;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind};
 
 use super::wait::{LIMIT, eventually};
 
@@ -79,23 +82,13 @@ pub fn command_line(command: &Command) -> String {
 
 /// Sends a signal (`TERM`, `HUP`, ...) to processes, or to groups by negative numbers. Fails when
 /// one of them is gone; the others have got it all the same.
-pub fn send_signal(pids: &[i64], signal: &str) -> Result<()> {
-    // The standard library can only send SIGKILL; every POSIX shell has this built in.
-    let script = "signal=$0; kill -s \"$signal\" -- \"$@\"";
-    let mut command = Command::new("/bin/sh");
-    command
-        .args(["-c", script, signal])
-        .args(pids.iter().map(i64::to_string));
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .context("starting /bin/sh")?;
-    let said = stderr_text(&output);
-    ensure!(
-        output.status.success(),
-        "kill -s {signal} {pids:?}: {}",
-        said.trim()
-    );
+pub fn send_signal(pids: &[i64], name: &str) -> Result<()> {
+    let signal = Signal::from_str(&format!("SIG{name}"))?;
+    let send = |pid: &i64| -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(*pid)?), signal).with_context(|| pid.to_string())
+    };
+    let gone: Vec<_> = pids.iter().filter_map(|pid| send(pid).err()).collect();
+    ensure!(gone.is_empty(), "kill -s {name} {pids:?}: {gone:?}");
     Ok(())
 }
 
@@ -124,7 +117,7 @@ pub fn give_children_default_signals() {
         let _context = runtime.enter();
         for kind in [SignalKind::hangup(), SignalKind::interrupt()] {
             if ignored.contains(&kind.as_raw_value()) {
-                let _stays_caught = signal(kind);
+                let _stays_caught = unix::signal(kind);
             }
         }
     });

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
@@ -15,9 +14,6 @@ use super::leftovers::WorkDir;
 use super::process::{Process, give_children_default_signals, lock, run, stderr_text};
 use super::provision::{optimized, scrub};
 use super::wait::{LIMIT, eventually};
-
-/// How long it may take to stop when nobody is interested any more.
-const DROP_LIMIT: Duration = Duration::from_secs(3);
 
 /// What it says of each address, once connections to it are accepted.
 const LISTENING: &str = "listening on ";
@@ -57,8 +53,8 @@ pub struct SidecarOptions<'a> {
 
 /// `twiddler serve` as a process in front of a daemon, on a free port and a unix socket.
 ///
-/// On drop it is stopped in order, then killed; what it logged is printed, which the test harness
-/// shows for a failed test only.
+/// On drop it is killed; what it logged is printed, which the test harness shows for a failed test
+/// only.
 #[derive(Debug)]
 pub struct Sidecar {
     launch: Launch,
@@ -269,10 +265,6 @@ impl Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        let process = self.process();
-        if process.signal("TERM").is_ok() {
-            let _ = process.wait_within(DROP_LIMIT); // it is killed when the process is dropped
-        }
         if super::shows_logs() {
             eprintln!("--- sidecar\n{}---", self.stderr_text());
         }
