@@ -92,9 +92,10 @@ pub(crate) fn strip(text: &str) -> &str {
 
 /// `repr()` of a string.
 pub(crate) fn repr(text: &str) -> String {
-    let quote = match text.contains('\'') && !text.contains('"') {
-        true => '"',
-        false => '\'',
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
     };
     let mut out = String::from(quote);
     for c in text.chars() {
@@ -124,9 +125,10 @@ fn escaped(code: u32) -> String {
 /// front because a combining mark is escaped at the start of a string only.
 fn is_printable(c: char) -> bool {
     let shown: String = ['a', c].iter().collect();
-    match c.is_ascii() {
-        true => !c.is_ascii_control(),
-        false => shown.escape_debug().eq(shown.chars()),
+    if c.is_ascii() {
+        !c.is_ascii_control()
+    } else {
+        shown.escape_debug().eq(shown.chars())
     }
 }
 

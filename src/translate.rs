@@ -143,6 +143,9 @@ impl Alias {
     }
 
     /// A reply about this process, in the client's names.
+    ///
+    /// # Errors
+    /// The fault that came, in those names too.
     pub fn back(&self, result: Result<Value, Fault>) -> Result<Value, Fault> {
         match result {
             Ok(mut value) => {

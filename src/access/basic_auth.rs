@@ -144,9 +144,10 @@ pub enum Verdict {
 
 impl Verdict {
     fn of(is_right: bool) -> Self {
-        match is_right {
-            true => Verdict::Right,
-            false => Verdict::Wrong,
+        if is_right {
+            Verdict::Right
+        } else {
+            Verdict::Wrong
         }
     }
 }

@@ -38,12 +38,13 @@ impl Floods {
     pub fn warn(self: &Arc<Self>, flood: Flood, say: impl FnOnce()) {
         let flood = {
             let mut counts = self.counts();
-            let flood = match counts.len() < MAX_PLACES || counts.contains_key(&flood) {
-                true => flood,
-                false => Flood {
+            let flood = if counts.len() < MAX_PLACES || counts.contains_key(&flood) {
+                flood
+            } else {
+                Flood {
                     from: None,
                     ..flood
-                },
+                }
             };
             if let Some(count) = counts.get_mut(&flood) {
                 count.more += 1;

@@ -18,11 +18,10 @@ pub(super) fn past_the_proxy(
     let is_daemons = address == *daemon || conf.servers.iter().any(|one| one.address == address);
     let (file, lost) = (
         conf.file.display(),
-        match settings.persist {
-            true => "`supervisorctl restart GROUP:*` there leaves out what was added",
-            false => {
-                "`supervisorctl update` there stops what was added, and `restart GROUP:*` leaves it out"
-            }
+        if settings.persist {
+            "`supervisorctl restart GROUP:*` there leaves out what was added"
+        } else {
+            "`supervisorctl update` there stops what was added, and `restart GROUP:*` leaves it out"
         },
     );
     let ours = settings.listen.first().map(start::client_url)?;

@@ -254,9 +254,10 @@ impl Connection {
             matches!(error, tokio_rustls::rustls::Error::InvalidMessage(_))
         };
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-        match inner.is_some_and(is_plain) && is_tls {
-            true => self.unreachable(&"it does not speak TLS: write http://"),
-            false => self.unreachable(error),
+        if inner.is_some_and(is_plain) && is_tls {
+            self.unreachable(&"it does not speak TLS: write http://")
+        } else {
+            self.unreachable(error)
         }
     }
 

@@ -140,12 +140,13 @@ impl Error {
 }
 
 fn without_method(method: &str) -> String {
-    match method.starts_with("twiddler.") {
-        true => format!(
+    if method.starts_with("twiddler.") {
+        format!(
             "this supervisord has no twiddler.* methods: {method} needs the address of a twiddler \
-             proxy, with -s or TWIDDLER_SERVER"
-        ),
-        false => format!("the server has no method {method}"),
+         proxy, with -s or TWIDDLER_SERVER"
+        )
+    } else {
+        format!("the server has no method {method}")
     }
 }
 

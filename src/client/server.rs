@@ -83,12 +83,13 @@ fn reachable(address: IpAddr) -> IpAddr {
 /// Reads `http://[USER:PASSWORD@]HOST[:PORT]`, the same with `https`, or `unix:///PATH`.
 fn parse(url: &str) -> Result<(Address, Option<Credentials>), Error> {
     if let Some(path) = url.strip_prefix("unix://") {
-        return match path.starts_with('/') {
-            true => Ok((Address::Unix(path.into()), None)),
-            false => Err(wrong(
+        return if path.starts_with('/') {
+            Ok((Address::Unix(path.into()), None))
+        } else {
+            Err(wrong(
                 url,
                 "the socket's path is not absolute; write unix:///PATH",
-            )),
+            ))
         };
     }
     let uri: Uri = url.parse().map_err(|_| {
@@ -122,9 +123,10 @@ fn parse(url: &str) -> Result<(Address, Option<Credentials>), Error> {
 
 /// A URL is not repeated: it may hold a password.
 fn wrong(url: &str, reason: &str) -> Error {
-    let shown = match url.contains('@') {
-        true => "the server's URL".to_owned(),
-        false => format!("`{url}`"),
+    let shown = if url.contains('@') {
+        "the server's URL".to_owned()
+    } else {
+        format!("`{url}`")
     };
     Error::Usage(format!("{shown} cannot be used: {reason}"))
 }

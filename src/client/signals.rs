@@ -97,9 +97,10 @@ impl Signals {
 /// When the system does not let signals be caught.
 pub fn unless_ignored(kind: SignalKind) -> io::Result<Option<Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    match is_ignored(&status, kind.as_raw_value()) {
-        true => Ok(None),
-        false => signal(kind).map(Some),
+    if is_ignored(&status, kind.as_raw_value()) {
+        Ok(None)
+    } else {
+        signal(kind).map(Some)
     }
 }
 

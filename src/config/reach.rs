@@ -146,9 +146,10 @@ impl Resolver<'_> {
             let Some(guard) = upstream.keeps_out(address, is_for_all) else {
                 continue;
             };
-            let others = match address.is_for_others() {
-                true => "callers",
-                false => "accounts of this machine",
+            let others = if address.is_for_others() {
+                "callers"
+            } else {
+                "accounts of this machine"
             };
             let instead = match upstream.address {
                 DaemonAddress::Unix(_) => socket::advice(),

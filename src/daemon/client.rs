@@ -487,6 +487,9 @@ pub fn multicall_results(value: Value) -> Vec<Result<Value, Fault>> {
 
 /// One result of a multicall. A struct with a `faultCode` is a fault: the daemon's multicall returns bare values
 /// (`supervisor/xmlrpc.py`, `multicall`), and no other reply of it has such a member.
+///
+/// # Errors
+/// The fault.
 pub fn multicall_result(value: Value) -> Result<Value, Fault> {
     match (
         value.get("faultCode").and_then(Value::as_int),
@@ -505,9 +508,10 @@ fn reached(address: &DaemonAddress) -> Reached {
         DaemonAddress::Unix(_) => Reached::Socket,
         DaemonAddress::Tcp { host, .. } => {
             let address = host.parse::<std::net::IpAddr>();
-            match host == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
-                true => Reached::Loopback,
-                false => Reached::Network,
+            if host == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
+                Reached::Loopback
+            } else {
+                Reached::Network
             }
         }
     }

@@ -414,9 +414,10 @@ impl IncludeDir {
             {
                 continue;
             }
-            let removed = match entry.file_type()?.is_dir() {
-                true => std::fs::remove_dir_all(&path),
-                false => std::fs::remove_file(&path),
+            let removed = if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(&path)
+            } else {
+                std::fs::remove_file(&path)
             };
             match removed {
                 Ok(()) => swept.push(path),
@@ -462,9 +463,10 @@ impl IncludeDir {
 /// Puts a withheld file back where it was, unless another one has taken its place: that is newer.
 fn put_back(withheld: &Path, kept: &Path) -> io::Result<bool> {
     let is_replaced = kept.symlink_metadata().is_ok();
-    let done = match is_replaced {
-        true => std::fs::remove_file(withheld),
-        false => std::fs::rename(withheld, kept),
+    let done = if is_replaced {
+        std::fs::remove_file(withheld)
+    } else {
+        std::fs::rename(withheld, kept)
     };
     match done {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -20,9 +20,10 @@ pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
         .open(path)
         .map_err(|error| explain(path, error))?;
     let kind = file.metadata()?.file_type();
-    match kind.is_file() {
-        true => Ok(file),
-        false => Err(misplaced(path, kind)),
+    if kind.is_file() {
+        Ok(file)
+    } else {
+        Err(misplaced(path, kind))
     }
 }
 

@@ -17,13 +17,12 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     check_group(program)?;
     process_names::check(program)?;
     limits::check(program)?;
-    match program.options.contains_key("command") {
-        true => Ok(()),
-        false => {
-            let name = &program.name;
-            let reason = format!("program section program:{name} does not specify a command");
-            Err(Refusal::Daemons(reason.into()))
-        }
+    if program.options.contains_key("command") {
+        Ok(())
+    } else {
+        let name = &program.name;
+        let reason = format!("program section program:{name} does not specify a command");
+        Err(Refusal::Daemons(reason.into()))
     }
 }
 

@@ -43,16 +43,15 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
         }
         cost += picoseconds(&words);
     }
-    match cost.saturating_mul(program.numprocs.into()) > MAX_PICOSECONDS {
-        true => {
-            let reason = format!(
-                "command and environment of {} processes would keep supervisord busy for more than a \
-                 second: write long values to a file",
-                program.numprocs
-            );
-            Err(Refusal::Ours(reason.into()))
-        }
-        false => Ok(()),
+    if cost.saturating_mul(program.numprocs.into()) > MAX_PICOSECONDS {
+        let reason = format!(
+            "command and environment of {} processes would keep supervisord busy for more than a \
+             second: write long values to a file",
+            program.numprocs
+        );
+        Err(Refusal::Ours(reason.into()))
+    } else {
+        Ok(())
     }
 }
 

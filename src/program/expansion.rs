@@ -102,12 +102,13 @@ fn check_character(
             .format_number(number)
             .is_some_and(|text| text.chars().all(is_carried))
     };
-    match numbers.into_iter().all(carried) {
-        true => Ok(()),
-        false => Err(Refusal::option(
+    if numbers.into_iter().all(carried) {
+        Ok(())
+    } else {
+        Err(Refusal::option(
             option,
             "%c gives a character that cannot be carried",
-        )),
+        ))
     }
 }
 

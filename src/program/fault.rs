@@ -96,10 +96,11 @@ fn reason(program: &Program, words: &str) -> Told {
     if let Some(told) = about_format_as_sent(program, words) {
         return told;
     }
-    match with_variables.is_empty() || shows_value_as_sent(program, words) {
-        true => complaint::reason(words),
-        false => Told::from(with_variables.join(" or "))
-            .and(" is not valid with what the variables of supervisord's environment hold"),
+    if with_variables.is_empty() || shows_value_as_sent(program, words) {
+        complaint::reason(words)
+    } else {
+        Told::from(with_variables.join(" or "))
+            .and(" is not valid with what the variables of supervisord's environment hold")
     }
 }
 

@@ -93,31 +93,35 @@ impl Conversion {
     /// The shorter of both forms, without the zeros at its end unless `#` asks for them.
     fn general(&self, size: u64, precision: usize) -> String {
         let (mantissa, exponent) = mantissa_and_exponent(size, precision - 1);
-        let (body, tail) = match exponent < precision {
-            true => (self.fixed(size, precision - 1 - exponent), String::new()),
-            false => (
+        let (body, tail) = if exponent < precision {
+            (self.fixed(size, precision - 1 - exponent), String::new())
+        } else {
+            (
                 format!("{mantissa}{}", self.point_if_none(&mantissa)),
                 format!("e+{exponent:02}"),
-            ),
+            )
         };
-        let body = match !self.alternate && body.contains('.') {
-            true => body.trim_end_matches('0').trim_end_matches('.'),
-            false => &body,
+        let body = if !self.alternate && body.contains('.') {
+            body.trim_end_matches('0').trim_end_matches('.')
+        } else {
+            &body
         };
         format!("{body}{tail}")
     }
 
     fn point(&self, precision: usize) -> &'static str {
-        match precision > 0 || self.alternate {
-            true => ".",
-            false => "",
+        if precision > 0 || self.alternate {
+            "."
+        } else {
+            ""
         }
     }
 
     fn point_if_none(&self, mantissa: &str) -> &'static str {
-        match self.alternate && !mantissa.contains('.') {
-            true => ".",
-            false => "",
+        if self.alternate && !mantissa.contains('.') {
+            "."
+        } else {
+            ""
         }
     }
 }

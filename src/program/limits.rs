@@ -84,12 +84,13 @@ fn check_lone_conversion(option: &str, text: &str) -> Result<(), Refusal> {
             }
             Piece::Conversion(_) => true,
         });
-    match lone {
-        true => Ok(()),
-        false => Err(Refusal::option(
+    if lone {
+        Ok(())
+    } else {
+        Err(Refusal::option(
             option,
             "a number of several parts cannot be checked",
-        )),
+        ))
     }
 }
 

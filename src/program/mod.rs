@@ -130,6 +130,9 @@ enum Refusal {
 impl Program {
     /// Reads what a client sent. `options` has to be a struct with the options of a `[program:x]`
     /// section; `main_file` is the daemon's configuration file, for the error text alone.
+    ///
+    /// # Errors
+    /// When the daemon would refuse the program, or be harmed by it.
     pub fn parse(
         group: &Name,
         name: &str,
@@ -201,6 +204,9 @@ impl Program {
     }
 
     /// Checks names that the daemon gave, where [`Program::process_names`] knows none.
+    ///
+    /// # Errors
+    /// When two are the same, or the daemon would refuse one.
     pub fn check_process_names(&self, names: &[String]) -> Result<(), ProgramError> {
         process_names::check_all(names).map_err(|refusal| refusal.into_error(self.name(), ""))
     }
@@ -241,9 +247,12 @@ impl Program {
     /// Whether the daemon starts it again after it has exited with this status; none where only the
     /// daemon can tell (`supervisor/datatypes.py`, `auto_restart` and `list_of_exitcodes`).
     pub fn restarts(&self, exitstatus: i64) -> Option<bool> {
-        let text = |option, default: &str| match self.options.contains_key(option) {
-            true => self.expanded(option, 0),
-            false => Some(default.to_owned()),
+        let text = |option, default: &str| {
+            if self.options.contains_key(option) {
+                self.expanded(option, 0)
+            } else {
+                Some(default.to_owned())
+            }
         };
         match text("autorestart", "unexpected")?.to_lowercase().as_str() {
             "no" | "false" | "off" | "0" => Some(false),

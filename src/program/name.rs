@@ -48,6 +48,9 @@ impl NameError {
 
 impl Name {
     /// Takes the white space around `text` off, as the daemon does, and checks the rest.
+    ///
+    /// # Errors
+    /// When the daemon or a client would take the name for something else.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let name = strip(text);
         // A bracket ends a section header, a comma an entry of `programs=`.
@@ -57,6 +60,9 @@ impl Name {
 
     /// The same for a group that is to take something in. One that the daemon has already may have a
     /// name that is not ASCII: what breaks because of it is broken without us.
+    ///
+    /// # Errors
+    /// Those of [`Name::parse`].
     pub fn parse_group(text: &str) -> Result<Self, NameError> {
         let name = strip(text);
         let is_taken = |c: char| c.is_ascii_graphic() || !c.is_ascii() && is_carried(c);

@@ -110,9 +110,10 @@ impl Configured<'_> {
 
 /// Of two processes with one name the daemon loses one.
 fn check_distinct<T: Eq + Hash>(names: &[T]) -> Result<(), Refusal> {
-    match names.iter().collect::<HashSet<_>>().len() == names.len() {
-        true => Ok(()),
-        false => Err(refused("gives two processes the same name")),
+    if names.iter().collect::<HashSet<_>>().len() == names.len() {
+        Ok(())
+    } else {
+        Err(refused("gives two processes the same name"))
     }
 }
 
@@ -138,9 +139,10 @@ fn check_name(name: &str) -> Result<(), Refusal> {
 }
 
 fn check_length(name: &str) -> Result<(), Refusal> {
-    match name.len() <= MAX_BYTES {
-        true => Ok(()),
-        false => Err(refused(format!("is longer than {MAX_BYTES} bytes"))),
+    if name.len() <= MAX_BYTES {
+        Ok(())
+    } else {
+        Err(refused(format!("is longer than {MAX_BYTES} bytes")))
     }
 }
 

@@ -277,9 +277,10 @@ impl Reader {
             if depth == 0 {
                 // The daemon has no such names, and its parser could take them apart.
                 let odd = |c| is_space(c) || matches!(c, '(' | ')' | '%');
-                return match name.contains(odd) {
-                    true => Err(FormatError::Name(name)),
-                    false => Ok(name),
+                return if name.contains(odd) {
+                    Err(FormatError::Name(name))
+                } else {
+                    Ok(name)
                 };
             }
             name.push(c);

@@ -111,9 +111,10 @@ impl BulkCall {
 
     /// The call that does it to this one. Who has ended already has been started.
     fn call(&self, target: &Target) -> (&'static str, Vec<Value>) {
-        match self.is_starting(target) && target.state == EXITED {
-            true => target.question(),
-            false => (self.method(), self.params(target.real.clone())),
+        if self.is_starting(target) && target.state == EXITED {
+            target.question()
+        } else {
+            (self.method(), self.params(target.real.clone()))
         }
     }
 

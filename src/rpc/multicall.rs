@@ -290,9 +290,10 @@ impl Progress<'_> {
             std::mem::take(&mut self.asked).into_iter().unzip();
         // It speaks of what was read last.
         let speaks = entries.iter().any(|entry| calls(entry, "getAllConfigInfo"));
-        let pause = match speaks {
-            true => self.rpc.twiddler.pause_reloads().await,
-            false => None,
+        let pause = if speaks {
+            self.rpc.twiddler.pause_reloads().await
+        } else {
+            None
         };
         let answer = self
             .rpc
@@ -352,9 +353,10 @@ impl Rpc {
         let waits = params.get(1).is_none_or(is_true);
         let mut answer = self.ask(caller, &call.method, &params).await;
         if matches!(&answer, Err(Failure::Fault(told)) if told.code == ALREADY_STARTED) {
-            answer = match waits {
-                true => self.until_started(caller, real).await,
-                false => Ok(Value::Bool(true)),
+            answer = if waits {
+                self.until_started(caller, real).await
+            } else {
+                Ok(Value::Bool(true))
             };
         }
         match (answer, alias) {

@@ -48,9 +48,12 @@ fn read(files: &TlsFiles) -> io::Result<ServerConfig> {
     let no_certificate = |error| unreadable(&files.cert_origin, "certificate", &files.cert, &error);
     let certificates = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .and_then(|all| match all.is_empty() {
-            true => Err(pem::Error::NoItemsFound),
-            false => Ok(all),
+        .and_then(|all| {
+            if all.is_empty() {
+                Err(pem::Error::NoItemsFound)
+            } else {
+                Ok(all)
+            }
         })
         .map_err(no_certificate);
     let key = PrivateKeyDer::from_pem_file(&files.key)

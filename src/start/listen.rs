@@ -151,10 +151,7 @@ pub fn status_command(settings: &Settings, asks: bool) -> String {
     };
     let is_port = matches!(chosen, Some(ListenAddr::Tcp(_)));
     let asks = asks || settings.login.is_some() || is_port && settings.port_login.is_some();
-    let credentials = match asks {
-        true => " -u USERNAME -p PASSWORD",
-        false => "",
-    };
+    let credentials = if asks { " -u USERNAME -p PASSWORD" } else { "" };
     match chosen {
         Some(address) => {
             let url = client_url(address);

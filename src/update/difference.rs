@@ -517,9 +517,10 @@ impl<'a> Questions<'a> {
             has_new = true;
             let new_numbers = found.new_numbers(replies);
             for (name, number) in names(&old)? {
-                let source = match same.contains(&name) {
-                    true => (&found.new, *new_numbers.get(&name)?),
-                    false => (&old, number),
+                let source = if same.contains(&name) {
+                    (&found.new, *new_numbers.get(&name)?)
+                } else {
+                    (&old, number)
                 };
                 programs.extend(one(source.0, source.1)?);
             }
@@ -571,11 +572,10 @@ impl<'a> Questions<'a> {
             let edits_environment = input
                 .base(group)
                 .is_some_and(|base| base.environment != input.files.environment);
-            let or_later = match edits_environment {
-                true => {
-                    ", or [supervisord] environment was edited in a file that is read after those of include_dir"
-                }
-                false => "",
+            let or_later = if edits_environment {
+                ", or [supervisord] environment was edited in a file that is read after those of include_dir"
+            } else {
+                ""
             };
             difference.unknown = Some(format!(
                 "twiddler did not see what group {group} was started from{or_later}: `supervisorctl update {group}` restarts it as a whole"
@@ -993,9 +993,10 @@ impl<'a> Input<'a> {
     }
 
     fn base(self, group: &str) -> Option<&'a Base> {
-        match self.added_groups.contains(group) || self.holds_own(group) {
-            true => None,
-            false => self.baseline.groups.get(group),
+        if self.added_groups.contains(group) || self.holds_own(group) {
+            None
+        } else {
+            self.baseline.groups.get(group)
         }
     }
 

@@ -351,14 +351,13 @@ impl Updates {
         let old = self.in_force_before(&plan.add);
         let pause = self.twiddler.pause_reloads().await;
         // What was read last may be what a change has read meanwhile.
-        let results = match plan.leave.is_empty() {
-            true => self.twiddler.call_all(&calls).await?,
-            false => {
-                let mut results = self.twiddler.read_files(&calls).await?;
-                // What was accepted before the first stop is added, whatever became of the files.
-                drop(results.drain(..1));
-                results
-            }
+        let results = if plan.leave.is_empty() {
+            self.twiddler.call_all(&calls).await?
+        } else {
+            let mut results = self.twiddler.read_files(&calls).await?;
+            // What was accepted before the first stop is added, whatever became of the files.
+            drop(results.drain(..1));
+            results
         };
         drop(pause);
         let names = plan.remove.iter().chain(&plan.add);

@@ -92,9 +92,10 @@ impl Plan {
         for program in &difference.programs {
             self.report(name, program);
         }
-        match group.is_made_anew() {
-            true => self.make_anew(group),
-            false => self.change(group),
+        if group.is_made_anew() {
+            self.make_anew(group)
+        } else {
+            self.change(group)
         }
     }
 

@@ -110,15 +110,17 @@ impl Updates {
         let (files, seen) = self.look().await?;
         let (old, is_configured) = self.members(group, program, &files, &seen);
         if old.is_empty() {
-            return Err(match is_configured {
-                true => configured(program),
-                false => no_program(program),
+            return Err(if is_configured {
+                configured(program)
+            } else {
+                no_program(program)
             });
         }
         let new = self.parse(group, program, options)?;
-        let new = match old.iter().any(|(_, old)| old.calls_proxy()) {
-            true => new.calling_proxy(),
-            false => new,
+        let new = if old.iter().any(|(_, old)| old.calls_proxy()) {
+            new.calling_proxy()
+        } else {
+            new
         };
         let epoch = self.twiddler.current().await?;
         let survey = survey_of(epoch, files.clone(), seen.clone());
@@ -186,14 +188,13 @@ impl Updates {
             plan.leave.push(name.clone());
             if seen.is_running() {
                 plan.stop.push(name.clone());
-                match numbers.contains_key(&seen.process) {
-                    true => {
-                        plan.restarted.push(name.clone());
-                        if !new.autostarts() {
-                            plan.start.push(name);
-                        }
+                if numbers.contains_key(&seen.process) {
+                    plan.restarted.push(name.clone());
+                    if !new.autostarts() {
+                        plan.start.push(name);
                     }
-                    false => plan.stopped.push(name),
+                } else {
+                    plan.stopped.push(name)
                 }
             }
         }

@@ -39,9 +39,10 @@ impl Updates {
             }
             whole.retain(|real, names| {
                 let members = registry.members_in(real).count();
-                let goes = match plan.remove.contains(real) {
-                    true => members == 0,
-                    false => registry.owner(real).is_some() && members == names.len(),
+                let goes = if plan.remove.contains(real) {
+                    members == 0
+                } else {
+                    registry.owner(real).is_some() && members == names.len()
                 };
                 goes && names.len() >= MANY
             });

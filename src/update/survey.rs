@@ -78,9 +78,10 @@ impl Updates {
             .filter(wanted)
             .filter(|name| is_suspect(input, name))
             .collect();
-        let differences = match suspects.is_empty() {
-            true => Vec::new(),
-            false => self.judge(&pause, input, &suspects).await?,
+        let differences = if suspects.is_empty() {
+            Vec::new()
+        } else {
+            self.judge(&pause, input, &suspects).await?
         };
         Ok(Survey {
             epoch,
@@ -149,9 +150,10 @@ impl Updates {
 /// Lets the daemon read a probe, and reads its answer.
 pub(super) async fn put(pause: &QuestionPause, probe: &Probe) -> Result<Reply, ChangeError> {
     let list = [("supervisor.getAllConfigInfo", vec![])];
-    let calls = match probe.asks_for_values() {
-        true => &list[..],
-        false => &[],
+    let calls = if probe.asks_for_values() {
+        &list[..]
+    } else {
+        &[]
     };
     let text = probe.text();
     let results = pause.read(Some(&text), calls).await;

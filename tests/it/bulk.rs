@@ -60,9 +60,10 @@ fn programs_that_end_soon_have_started_well() -> Result<()> {
                 let name = text(member(status, "name")?)?;
                 let status = number(member(status, "status")?)?;
                 // On a busy machine one may end before the daemon has come to see it up.
-                let expected = match log.contains(&format!("success: {name} ")) {
-                    true => 80,
-                    false => 40,
+                let expected = if log.contains(&format!("success: {name} ")) {
+                    80
+                } else {
+                    40
                 };
                 ensure!(
                     status == expected,

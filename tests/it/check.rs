@@ -131,9 +131,10 @@ fn picture(daemon: &Daemon) -> Result<Vec<String>> {
             let path = entry?.path();
             let shown = fs::symlink_metadata(&path)?;
             let is_log = path.extension().is_some_and(|end| end == "log");
-            found.push(match shown.is_dir() || is_log {
-                true => path.display().to_string(),
-                false => format!("{} {:?} {}", path.display(), shown.modified()?, shown.len()),
+            found.push(if shown.is_dir() || is_log {
+                path.display().to_string()
+            } else {
+                format!("{} {:?} {}", path.display(), shown.modified()?, shown.len())
             });
             if shown.is_dir() {
                 walk(&path, found)?;

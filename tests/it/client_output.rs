@@ -155,9 +155,10 @@ fn in_general(text: &str) -> String {
 }
 
 fn number_for_numbers(word: &str) -> String {
-    match word.len() > 2 && word.chars().all(|c| c.is_ascii_digit() || c == ':') {
-        true => "N".to_owned(),
-        false => word.to_owned(),
+    if word.len() > 2 && word.chars().all(|c| c.is_ascii_digit() || c == ':') {
+        "N".to_owned()
+    } else {
+        word.to_owned()
     }
 }
 
@@ -181,11 +182,13 @@ fn the_documented_session_is_true() -> Result<()> {
                 .env("TWIDDLER_SERVER", server);
             let output = run(shell.args(["-c", &format!("{{ {typed}\n}} 2>&1")]))?;
             let printed = in_general(&stdout_text(&output));
-            match printed == in_general(&expected) {
-                true => Ok(Ok(())),
-                false if is_log => anyhow::bail!("{typed}: {printed}"),
-                false => Ok(Err(anyhow::anyhow!("{typed}: {printed}"))),
-            }
+            let differs = printed != in_general(&expected);
+            ensure!(!(differs && is_log), "{typed}: {printed}");
+            Ok(if differs {
+                Err(anyhow::anyhow!("{typed}: {printed}"))
+            } else {
+                Ok(())
+            })
         })??;
     }
     Ok(())

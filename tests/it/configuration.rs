@@ -34,9 +34,10 @@ impl Files {
             let path = dir.join(path);
             let parent = path.parent().context("a path without a directory")?;
             fs::create_dir_all(parent)?;
-            match path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-                true => fs::create_dir_all(&path)?,
-                false => fs::write(&path, text).with_context(|| path.display().to_string())?,
+            if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+                fs::create_dir_all(&path)?
+            } else {
+                fs::write(&path, text).with_context(|| path.display().to_string())?
             }
         }
         Ok(dir.join(&self.0.first().context("no files")?.0))

@@ -221,12 +221,13 @@ fn write(daemon: &Daemon, (path, text): (&str, &str)) -> Result<()> {
         return daemon.write(path, &up_at_once(text));
     }
     let conf = daemon.read(path)?;
-    let (old, new) = match text.starts_with("ALL") {
-        true => ("environment=ALL=\"6\"", format!("environment={text}")),
-        false => (
+    let (old, new) = if text.starts_with("ALL") {
+        ("environment=ALL=\"6\"", format!("environment={text}"))
+    } else {
+        (
             "files = more/*.conf conf.d/*.conf",
             format!("files = {text}"),
-        ),
+        )
     };
     ensure!(conf.contains(old), "{conf}");
     daemon.write(path, &conf.replace(old, &new))
@@ -276,9 +277,10 @@ fn each_construct(version: Version, of_proxy: &[(&str, &str)]) -> Result<()> {
         let touched: BTreeSet<String> = differing(&before, &after).into_iter().collect();
         let meant = edits.iter().flat_map(|edit| edit.touches);
         let meant: BTreeSet<String> = meant.map(|name| (*name).to_owned()).collect();
-        match meant.is_empty() {
-            true => ensure!(touched.len() > 20 && !touched.contains("own:own")),
-            false => ensure!(touched == meant, "{touched:?}: {told:?}"),
+        if meant.is_empty() {
+            ensure!(touched.len() > 20 && !touched.contains("own:own"))
+        } else {
+            ensure!(touched == meant, "{touched:?}: {told:?}")
         }
         let left = diff(&client)?;
         ensure!(left.is_empty(), "still differs: {left:?}");

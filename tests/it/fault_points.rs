@@ -216,9 +216,10 @@ impl Stage {
 
     /// The lines of what is kept, but for where the proxy listens.
     fn kept(&self) -> Result<Vec<String>> {
-        let text = match self.persists {
-            true => self.daemon.read("conf.d/zz-twiddler-persist.conf")?,
-            false => String::new(),
+        let text = if self.persists {
+            self.daemon.read("conf.d/zz-twiddler-persist.conf")?
+        } else {
+            String::new()
         };
         let lines = text.lines().filter(|line| !line.starts_with("serverurl"));
         Ok(lines.map(str::to_owned).collect())
@@ -267,9 +268,10 @@ impl Held {
     /// All of those that were stopped at this point, if the daemon was asked before it.
     fn beyond(point: &str) -> Held {
         let place = |wanted: &str| POINTS.iter().position(|point| *point == wanted);
-        match place(point) > place(ASKED) {
-            true => Held::All,
-            false => Held::None,
+        if place(point) > place(ASKED) {
+            Held::All
+        } else {
+            Held::None
         }
     }
 }
@@ -367,17 +369,19 @@ fn the_client_hangs_up_at_each_point() -> Result<()> {
 #[test]
 fn the_daemon_starts_again_at_each_point() -> Result<()> {
     at_each_point(|stage, point| {
-        let proxy_lives = match TURNS.contains(&point) {
-            true => &[true, false][..],
-            false => &[true],
+        let proxy_lives = if TURNS.contains(&point) {
+            &[true, false][..]
+        } else {
+            &[true]
         };
         for proxy_lives in proxy_lives.iter().copied() {
             let changes = stage.rehearse()?;
             let mut connection = stage.stop_proxy_at(point, &changes)?;
             stage.start_daemon_again()?;
-            let mut held = match stage.persists {
-                true => Held::Each,
-                false => Held::None,
+            let mut held = if stage.persists {
+                Held::Each
+            } else {
+                Held::None
             };
             if proxy_lives {
                 stage.go_on()?;
@@ -404,15 +408,17 @@ fn the_disk_fails_at_each_point() -> Result<()> {
             let changes = stage.rehearse()?;
             let mut connection = stage.stop_proxy_at(point, &changes)?;
             let dir = stage.daemon.include_dir().to_owned();
-            match full {
-                true => limit_files(&stage.sidecar, Some(0))?,
-                false => set_mode(&dir, 0o555)?,
+            if full {
+                limit_files(&stage.sidecar, Some(0))?
+            } else {
+                set_mode(&dir, 0o555)?
             }
             stage.go_on()?;
             let told = answers(&mut connection)?;
-            match full {
-                true => limit_files(&stage.sidecar, None)?,
-                false => set_mode(&dir, 0o755)?,
+            if full {
+                limit_files(&stage.sidecar, None)?
+            } else {
+                set_mode(&dir, 0o755)?
             }
             let made = told.iter().filter(|made| **made).count();
             let whole = made == 0 || made == told.len();
@@ -464,9 +470,10 @@ fn wait_for_either(daemon: u32, connection: &mut Connection) -> Result<Option<bo
     let is_stopped = stat
         .rsplit_once(") ")
         .is_some_and(|(_, rest)| rest.starts_with('T'));
-    Ok(match is_stopped {
-        true => Some(true),
-        false => connection.is_closed()?.then_some(false),
+    Ok(if is_stopped {
+        Some(true)
+    } else {
+        connection.is_closed()?.then_some(false)
     })
 }
 

@@ -180,9 +180,10 @@ fn a_start_says_what_is_known_and_what_is_gone_since() -> Result<()> {
     for restarts in [false, true] {
         change(&sidecar.client()).ok();
         sidecar.kill()?;
-        match restarts {
-            true => daemon.kill_and_start_again()?,
-            false => drop(daemon.supervisorctl(&["update"])?),
+        if restarts {
+            daemon.kill_and_start_again()?
+        } else {
+            drop(daemon.supervisorctl(&["update"])?)
         }
         sidecar.start_again()?;
         wait_for_warnings(

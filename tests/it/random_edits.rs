@@ -194,31 +194,27 @@ impl Files {
         let one = dice.roll(self.entries.len());
         let options = &mut self.entries[one].options;
         if dice.one_in(5) {
-            match options.contains_key("process_name") {
-                true => {
-                    let count = match 1 + dice.roll(5) {
-                        5 => "%(ENV_TWO)s".to_owned(),
-                        count => count.to_string(),
-                    };
-                    options.insert("numprocs".to_owned(), count);
-                    if dice.one_in(4) {
-                        let start = dice.roll(3).to_string();
-                        options.insert("numprocs_start".to_owned(), start);
-                    }
+            if options.contains_key("process_name") {
+                let count = match 1 + dice.roll(5) {
+                    5 => "%(ENV_TWO)s".to_owned(),
+                    count => count.to_string(),
+                };
+                options.insert("numprocs".to_owned(), count);
+                if dice.one_in(4) {
+                    let start = dice.roll(3).to_string();
+                    options.insert("numprocs_start".to_owned(), start);
                 }
-                false => {
-                    let name = "%(program_name)s_%(process_num)02d".to_owned();
-                    options.insert("process_name".to_owned(), name);
-                }
+            } else {
+                let name = "%(program_name)s_%(process_num)02d".to_owned();
+                options.insert("process_name".to_owned(), name);
             }
             return;
         }
         let (name, texts) = CHOICES[dice.roll(CHOICES.len())];
-        match dice.one_in(4) && name != "command" {
-            true => drop(options.remove(name)),
-            false => {
-                drop(options.insert(name.to_owned(), texts[dice.roll(texts.len())].to_owned()))
-            }
+        if dice.one_in(4) && name != "command" {
+            drop(options.remove(name))
+        } else {
+            drop(options.insert(name.to_owned(), texts[dice.roll(texts.len())].to_owned()))
         }
         if options
             .get("stdout_logfile")
@@ -288,13 +284,15 @@ impl Files {
 
 /// One line of a section, or more.
 fn spelt(name: &str, text: &str, dice: &mut Dice) -> String {
-    let name = match dice.one_in(6) {
-        true => name.to_uppercase(),
-        false => name.to_owned(),
+    let name = if dice.one_in(6) {
+        name.to_uppercase()
+    } else {
+        name.to_owned()
     };
-    let text = match name.eq_ignore_ascii_case("environment") && dice.one_in(3) {
-        true => text.replace(',', ",\n  "),
-        false => text.to_owned(),
+    let text = if name.eq_ignore_ascii_case("environment") && dice.one_in(3) {
+        text.replace(',', ",\n  ")
+    } else {
+        text.to_owned()
     };
     let space = *dice.choose(&["", " "]).expect("there are some");
     let comment = *dice

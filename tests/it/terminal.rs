@@ -236,9 +236,10 @@ fn completes_live_names(words: &[&str], set_up: &str) -> Result<()> {
 }
 
 fn where_there_is(tool: Tool, words: &[&str], set_up: &str) -> Result<()> {
-    match have(&[tool])? {
-        true => completes_live_names(words, set_up),
-        false => Ok(()),
+    if have(&[tool])? {
+        completes_live_names(words, set_up)
+    } else {
+        Ok(())
     }
 }
 

@@ -57,12 +57,11 @@ fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
         let running = |row: &Row| (is_running(row)).then(|| row.namespec());
         let twice = rows(&daemon.client())?.iter().filter_map(running).count();
         ensure!(twice <= expected.len(), "{:?}", rows(&daemon.client())?);
-        match kills_proxy {
-            true => {
-                sidecar.kill()?;
-                sidecar.start_again()?;
-            }
-            false => sidecar.signal("CONT")?,
+        if kills_proxy {
+            sidecar.kill()?;
+            sidecar.start_again()?;
+        } else {
+            sidecar.signal("CONT")?
         }
         let client = sidecar.client();
         eventually(LIMIT, || {
@@ -483,9 +482,10 @@ impl Stage {
     }
 
     fn start_daemon_again(&mut self) -> Result<()> {
-        match self.daemon.is_alive() {
-            true => drop(self.daemon.kill()?),
-            false => self.daemon.end_children()?,
+        if self.daemon.is_alive() {
+            self.daemon.kill()?;
+        } else {
+            self.daemon.end_children()?;
         }
         self.daemon.start_again()
     }
@@ -582,12 +582,11 @@ fn dies_at_each_call(by: By, usual: usize) -> Result<()> {
         let told = wait_for(stage.send())?;
         let died = !faults::is_pending(&stage.daemon);
         faults::call_off(&stage.daemon);
-        match died {
-            true => {
-                stage.start_daemon_again()?;
-                stage.ensure_files_alone()?;
-            }
-            false => stage.ensure_whole(&before, &verdict, &[])?,
+        if died {
+            stage.start_daemon_again()?;
+            stage.ensure_files_alone()?;
+        } else {
+            stage.ensure_whole(&before, &verdict, &[])?
         }
         ensure!(died != told.is_answered, "{}", told.text);
         Ok(died)

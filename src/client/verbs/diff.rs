@@ -69,9 +69,10 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
         return rehearse(session, args).await;
     }
     // Who is being waited for is known before it is done, and matters to people alone.
-    let plan = match io::stderr().is_terminal() {
-        true => Plan::of(&differences(session, &args.groups).await?.1),
-        false => Plan::default(),
+    let plan = if io::stderr().is_terminal() {
+        Plan::of(&differences(session, &args.groups).await?.1)
+    } else {
+        Plan::default()
     };
     let (before, _) = session.table().await?;
     let waiting = Waiting::on(&plan.awaited());
@@ -349,9 +350,10 @@ impl Plan {
     /// Who is being waited for.
     fn awaited(&self) -> String {
         let stopping: BTreeSet<String> = self.stop.union(&self.restart).cloned().collect();
-        match stopping.is_empty() {
-            true => "supervisord to read its files".to_owned(),
-            false => format!("{} to stop", joined(&stopping)),
+        if stopping.is_empty() {
+            "supervisord to read its files".to_owned()
+        } else {
+            format!("{} to stop", joined(&stopping))
         }
     }
 }

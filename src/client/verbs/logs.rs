@@ -252,14 +252,13 @@ impl Follower<'_> {
         let first = burst(stream).await;
         self.seen.remember(&first);
         let text = String::from_utf8_lossy(&first);
-        let last = match first.len() < BURST || text.lines().count() > lines {
-            true => tail(&text, lines).to_owned(),
-            false => {
-                // With what was written since the stream began, which it brings too.
-                let more = lines.saturating_add(BURST);
-                let longer = last_lines(self.session, self.name, self.channel, more).await?;
-                tail(up_to(&longer, &text), lines).to_owned()
-            }
+        let last = if first.len() < BURST || text.lines().count() > lines {
+            tail(&text, lines).to_owned()
+        } else {
+            // With what was written since the stream began, which it brings too.
+            let more = lines.saturating_add(BURST);
+            let longer = last_lines(self.session, self.name, self.channel, more).await?;
+            tail(up_to(&longer, &text), lines).to_owned()
         };
         self.print(last.as_bytes()).await;
         Ok(())
@@ -321,15 +320,17 @@ impl Printer {
         let width = names.iter().map(|name| name.chars().count()).max();
         let width = width.unwrap_or_default();
         let prefix = |(index, name): (usize, &String)| {
-            let style = match session.output.colored {
-                true => Style::new().fg_color(Some(COLORS[index % COLORS.len()].into())),
-                false => Style::new(),
+            let style = if session.output.colored {
+                Style::new().fg_color(Some(COLORS[index % COLORS.len()].into()))
+            } else {
+                Style::new()
             };
             format!("{style}{name:width$} |{style:#} ")
         };
-        let prefixes = match names.len() > 1 && !is_plain {
-            true => names.iter().enumerate().map(prefix).collect(),
-            false => vec![String::new(); names.len()],
+        let prefixes = if names.len() > 1 && !is_plain {
+            names.iter().enumerate().map(prefix).collect()
+        } else {
+            vec![String::new(); names.len()]
         };
         Printer {
             format: session.output.format,

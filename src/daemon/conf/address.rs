@@ -27,11 +27,12 @@ impl DaemonAddress {
     /// What is wrong with it, and what to write. Credentials are not repeated.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix://") {
-            return match path.starts_with('/') && path.len() > 1 {
-                true => Ok(Self::Unix(normal_path(path).into())),
-                false => Err(format!(
+            return if path.starts_with('/') && path.len() > 1 {
+                Ok(Self::Unix(normal_path(path).into()))
+            } else {
+                Err(format!(
                     "the socket's path in `{text}` is not absolute; write unix:///run/supervisor.sock, with three slashes"
-                )),
+                ))
             };
         }
         if text.contains('@') {

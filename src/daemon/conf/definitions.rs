@@ -149,17 +149,19 @@ impl Reader<'_> {
                 _ => strip(name),
             };
             let has_section = kind == "group";
-            let programs = match has_section {
-                true => self.members(&section.name),
-                false => vec![section.name.clone()],
+            let programs = if has_section {
+                self.members(&section.name)
+            } else {
+                vec![section.name.clone()]
             };
             let known = groups.iter().find(|group| group.name == name)?;
             let written = self.sections.find(&section.name, "priority");
             Some(GroupDefinition {
                 name: name.to_owned(),
-                kind: match has_section {
-                    true => Kind::Program,
-                    false => Kind::of_section(&section.name)?,
+                kind: if has_section {
+                    Kind::Program
+                } else {
+                    Kind::of_section(&section.name)?
                 },
                 has_section,
                 priority: known.priority,

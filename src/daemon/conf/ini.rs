@@ -295,12 +295,13 @@ fn guard(text: &str) -> String {
         |letter: char| "%\\[]".contains(letter) || is_space(letter) || letter.is_control();
     let mut guarded = String::with_capacity(text.len());
     for letter in text.chars() {
-        match special(letter) {
-            false => guarded.push(letter),
-            true => letter
+        if !special(letter) {
+            guarded.push(letter)
+        } else {
+            letter
                 .encode_utf8(&mut [0; 4])
                 .bytes()
-                .for_each(|byte| guarded.push_str(&format!("%{byte:02x}"))),
+                .for_each(|byte| guarded.push_str(&format!("%{byte:02x}")))
         }
     }
     guarded

@@ -65,9 +65,10 @@ fn set_end(letters: &[char], start: usize) -> Option<usize> {
 pub(super) fn glob(pattern: &str) -> Vec<PathBuf> {
     let mut found = vec![PathBuf::from("/")];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
-        found = match has_wildcard(part) {
-            true => found.iter().flat_map(|dir| entries(dir, part)).collect(),
-            false => found.into_iter().map(|dir| dir.join(part)).collect(),
+        found = if has_wildcard(part) {
+            found.iter().flat_map(|dir| entries(dir, part)).collect()
+        } else {
+            found.into_iter().map(|dir| dir.join(part)).collect()
         };
     }
     found.retain(|path| path.symlink_metadata().is_ok());

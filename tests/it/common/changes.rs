@@ -191,9 +191,10 @@ impl Model {
             Some(name) if dice.one_in(2) => (name.to_owned(), false),
             _ => (format!("prog{}", self.serial), dice.one_in(4)),
         };
-        let processes = match several {
-            true => (0..3).map(|number| format!("{name}_{number}")).collect(),
-            false => vec![name.clone()],
+        let processes = if several {
+            (0..3).map(|number| format!("{name}_{number}")).collect()
+        } else {
+            vec![name.clone()]
         };
         let command = format!("/bin/sleep {}", 1000 + self.serial);
         Change::AddProgram {

@@ -15,9 +15,10 @@ pub fn launcher() -> Result<Vec<&'static str>> {
     let is_root = fs::metadata("/proc/self")?.uid() == 0;
     let drop_rights: &[&str] = &["setpriv", "--bounding-set=-dac_override,-dac_read_search"];
     let ignore = ["/bin/sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
-    Ok(match is_root {
-        true => [&ignore, drop_rights].concat(),
-        false => ignore.to_vec(),
+    Ok(if is_root {
+        [&ignore, drop_rights].concat()
+    } else {
+        ignore.to_vec()
     })
 }
 

@@ -131,9 +131,10 @@ impl Sidecar {
             .collect();
         let launch = Launch {
             launcher,
-            binary: match options.optimized {
-                true => optimized()?.to_owned(),
-                false => BINARY.into(),
+            binary: if options.optimized {
+                optimized()?.to_owned()
+            } else {
+                BINARY.into()
             },
             arguments,
             environment,

@@ -253,19 +253,20 @@ impl Random {
                 options.push(("password", self.pick(&words).to_owned()));
             }
         }
-        let name = match unix {
-            true => self.pick(&[
+        let name = if unix {
+            self.pick(&[
                 "unix_http_server",
                 "unix_http_server:a",
                 "unix_http_server2",
                 "unix_http_server:[x",
-            ]),
-            false => self.pick(&[
+            ])
+        } else {
+            self.pick(&[
                 "inet_http_server",
                 "inet_http_server:a",
                 "inet_http_servers",
                 "inet_http_server: b ",
-            ]),
+            ])
         };
         self.section(name, &options)
     }

@@ -32,9 +32,12 @@ impl Dice {
     /// Up to `most` of `choices` in a row, with conversions of some of these kinds among them.
     pub(crate) fn text(&mut self, choices: &[&str], conversions: &[&str], most: usize) -> String {
         let parts = self.below(most + 1);
-        let part = |dice: &mut Self| match !conversions.is_empty() && dice.one_in(8) {
-            true => dice.conversion(conversions),
-            false => dice.pick(choices).to_owned(),
+        let part = |dice: &mut Self| {
+            if !conversions.is_empty() && dice.one_in(8) {
+                dice.conversion(conversions)
+            } else {
+                dice.pick(choices).to_owned()
+            }
         };
         (0..parts).map(|_| part(self)).collect()
     }

@@ -134,9 +134,10 @@ impl Run<'_> {
     /// A signal came, and it is not known what becomes of the process.
     fn given_up(&self) -> Error {
         let name = &self.program.namespec;
-        let then = match self.keep {
-            true => format!("`twiddler remove --stop {name}` ends it"),
-            false => "the proxy stops and removes it, because nobody holds its lease".to_owned(),
+        let then = if self.keep {
+            format!("`twiddler remove --stop {name}` ends it")
+        } else {
+            "the proxy stops and removes it, because nobody holds its lease".to_owned()
         };
         Error::Interrupted {
             text: format!("{name} may still run, and is not waited for; {then}"),

@@ -156,9 +156,10 @@ impl<'a> Output<'a> {
     async fn begin_late(&self) -> Result<Incoming, Error> {
         let mut stream = self.stream().await;
         let burst = burst(&mut stream).await;
-        let text = match burst.len() < BURST {
-            true => String::new(),
-            false => self.text().await,
+        let text = if burst.len() < BURST {
+            String::new()
+        } else {
+            self.text().await
         };
         // The stream goes on behind what it began with.
         let end = text

@@ -78,11 +78,10 @@ impl Program {
     /// A signal came while the server was asked to add it.
     fn in_doubt(&self, args: &RunArgs, signals: &Signals) -> Error {
         let name = &self.namespec;
-        let then = match args.keep {
-            true => format!("remove it with `twiddler remove --stop {name}` where it was"),
-            false => {
-                "where it was, the proxy removes it, because nobody holds its lease".to_owned()
-            }
+        let then = if args.keep {
+            format!("remove it with `twiddler remove --stop {name}` where it was")
+        } else {
+            "where it was, the proxy removes it, because nobody holds its lease".to_owned()
         };
         Error::Interrupted {
             text: format!("the server has not said whether {name} was added; {then}"),
@@ -98,13 +97,14 @@ impl Program {
             "twiddler.addProcessToGroup",
             vec![group.into(), self.name.as_str().into(), options],
         );
-        let calls = match self.has_own_group() {
+        let calls = if self.has_own_group() {
             // In one request, which is carried out whatever becomes of this command meanwhile.
-            true => vec![
+            vec![
                 call("twiddler.addGroup", vec![group.into(), PRIORITY.into()]),
                 add,
-            ],
-            false => vec![add],
+            ]
+        } else {
+            vec![add]
         };
         let method = "twiddler.addProcessToGroup";
         let results = session
@@ -140,17 +140,14 @@ impl Program {
     /// When the server does not answer, or the process still runs.
     pub async fn remove(&self, session: &Session) -> Result<(), Error> {
         let (group, name) = (self.group.as_str().into(), self.name.as_str().into());
-        let removed = match self.has_own_group() {
-            true => {
-                session
-                    .server
-                    .try_call("twiddler.removeGroup", &[group])
-                    .await?
-            }
-            false => {
-                let method = "twiddler.removeProcessFromGroup";
-                session.server.try_call(method, &[group, name]).await?
-            }
+        let removed = if self.has_own_group() {
+            session
+                .server
+                .try_call("twiddler.removeGroup", &[group])
+                .await?
+        } else {
+            let method = "twiddler.removeProcessFromGroup";
+            session.server.try_call(method, &[group, name]).await?
         };
         match removed {
             Err(fault) if fault.code != BAD_NAME => Err(Error::Fault {
