@@ -78,14 +78,14 @@ const EDITS: &[Edit] = &[
     ),
     edit!(
         "env-command",
-        "[program:env1]\ncommand=/bin/sleep %(ENV_N)s\n[program:env2]\ncommand=/bin/sleep 60\n[program:env3]\ncommand=/bin/sleep %(ENV_N)s\n",
-        "[program:env1]\ncommand=/bin/sleep 60\n[program:env2]\ncommand=/bin/sleep %(ENV_N)s\n[program:env3]\ncommand=/bin/sleep 61\n",
+        "[program:env1]\ncommand=/bin/sleep %(ENV_N)s\n[program:env2]\ncommand=/bin/sleep 600\n[program:env3]\ncommand=/bin/sleep %(ENV_N)s\n",
+        "[program:env1]\ncommand=/bin/sleep 600\n[program:env2]\ncommand=/bin/sleep %(ENV_N)s\n[program:env3]\ncommand=/bin/sleep 601\n",
         ["env3:env3"]
     ),
     edit!(
         "env-priority",
         "[group:ep]\nprograms=ep1,ep2\npriority=%(ENV_N)s\n[program:ep1]\ncommand=/bin/sleep 600\npriority=%(ENV_N)s\n[program:ep2]\ncommand=/bin/sleep 600\nstopwaitsecs=%(ENV_TWO)s\n",
-        "[group:ep]\nprograms=ep1,ep2\npriority=60\n[program:ep1]\ncommand=/bin/sleep 600\npriority=60\n[program:ep2]\ncommand=/bin/sleep 600\nstopwaitsecs=3\n",
+        "[group:ep]\nprograms=ep1,ep2\npriority=600\n[program:ep1]\ncommand=/bin/sleep 600\npriority=600\n[program:ep2]\ncommand=/bin/sleep 600\nstopwaitsecs=3\n",
         ["ep:ep2"]
     ),
     edit!(
@@ -162,8 +162,8 @@ const EDITS: &[Edit] = &[
     ),
     edit!(
         "global-names",
-        "[group:glo]\nprograms=glo1,glo2\n[program:glo1]\ncommand=/bin/sleep %(ENV_ALL)s0\n[program:glo2]\ncommand=/bin/sleep 60\nenvironment=ALL=\"6\"\n",
-        "[group:glo]\nprograms=glo1,glo2\n[program:glo1]\ncommand=/bin/sleep 60\n[program:glo2]\ncommand=/bin/sleep %(ENV_ALL)s0\n",
+        "[group:glo]\nprograms=glo1,glo2\n[program:glo1]\ncommand=/bin/sleep %(ENV_ALL)s00\n[program:glo2]\ncommand=/bin/sleep 600\nenvironment=ALL=\"6\"\n",
+        "[group:glo]\nprograms=glo1,glo2\n[program:glo1]\ncommand=/bin/sleep 600\n[program:glo2]\ncommand=/bin/sleep %(ENV_ALL)s00\n",
         []
     ),
     edit!(
@@ -247,7 +247,7 @@ fn each_construct(version: Version, of_proxy: &[(&str, &str)]) -> Result<()> {
         include: "more/*.conf conf.d/*.conf",
         extra_supervisord: "environment=ALL=\"6\"",
         files: &files,
-        environment: &[("N", "60"), ("TWO", "2"), ("WORD", "word")],
+        environment: &[("N", "600"), ("TWO", "2"), ("WORD", "word")],
         ..DaemonOptions::default()
     })?;
     let sidecar = Sidecar::start_options(
@@ -293,7 +293,7 @@ fn each_construct(version: Version, of_proxy: &[(&str, &str)]) -> Result<()> {
 fn each_construct_is_edited_where_the_proxy_has_other_variables() -> Result<()> {
     each_construct(
         Version::V4_3_0,
-        &[("N", "61"), ("TWO", "3"), ("WORD", "em1"), ("ALL", "9")],
+        &[("N", "601"), ("TWO", "3"), ("WORD", "em1"), ("ALL", "9")],
     )
 }
 
