@@ -18,8 +18,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::access::LEASE_PATH;
 use crate::audit::shown;
-use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, STILL_RUNNING};
 use crate::failure::{Failure, HttpResult};
+use crate::fault::{BAD_NAME, NOT_RUNNING, STILL_RUNNING};
 use crate::rpc::Rpc;
 use crate::twiddler::{Member, Registry};
 use crate::xmlrpc::{Fault, Value};

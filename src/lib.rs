@@ -2,29 +2,32 @@
 //!
 //! From the outside in; each module imports only from those below it:
 //!
+//! - [`cli`]: what can be typed
 //! - [`client`]: the verbs of the command line, which talk to a server like any other client
 //! - [`check`]: whether a set-up would work
 //! - [`start`]: the steps of a start, and the sentence about each that fails
 //! - [`reload`]: options that are read again while the proxy runs
 //! - [`server`]: listeners, connections, TLS, the end
+//! - [`logging`]: the proxy's own log
+//! - [`config`]: what the proxy was told
 //! - [`request_log`]: what is logged of each request
-//! - [`access`]: who may call: credentials, browsers, methods
 //! - [`routes`]: what comes in over HTTP
 //! - [`lease`]: programs that go when the client that wanted them is gone
+//! - [`rpc`]: who answers a call or a page, and in which names
+//! - [`access`]: who may call: credentials, browsers, methods
 //! - [`body`]: what is read and held of requests' bodies
 //! - [`limits`]: how many connections there may be, and how long they may take
-//! - [`rpc`]: who answers a call or a page, and in which names
 //! - [`pages`]: names in the daemon's web interface and log paths
 //! - [`translate`]: between the names of clients and those of the daemon
-//! - [`failure`]: why a request gets no answer, and the response that says so
 //! - [`forward`]: a request on its way to the daemon, and the reply on its way back
+//! - [`failure`]: why a request gets no answer, and the response that says so
 //! - [`update`]: differences between the files and the daemon, judged by the daemon
 //! - [`twiddler`]: what was changed at run time, and how it is changed
-//! - [`logging`]: the proxy's own log
 //! - [`audit`]: who did what, as the log says it
-//! - [`config`], [`cli`]: what the proxy was told
 //! - [`daemon`]: the supervisord on the other side, and its configuration file
-//! - [`include_dir`], [`program`], [`xmlrpc`]: files, program sections, the wire format
+//! - [`include_dir`], [`program`]: generated files, program sections
+//! - [`mod@fault`]: the daemon's faults, and its complaints about what stands in its files
+//! - [`xmlrpc`]: the wire format
 //! - [`namespec`]: `group:process`, as supervisord writes it
 //! - `python`: text and numbers as Python reads and prints them
 //! - `failpoint`: points of a change at which a test stops the proxy
@@ -43,6 +46,7 @@ pub mod current;
 pub mod daemon;
 mod failpoint;
 pub mod failure;
+pub mod fault;
 pub mod forward;
 pub mod include_dir;
 pub mod lease;

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
             include_dir::clean_up_after_proxy(&dir, file_name, kept_name);
             ExitCode::SUCCESS
         }
-        Command::Client(verb) => client::main(before, verb),
+        Command::Client(verb) => client::main(before, verb, Args::command()),
     }
 }
 
@@ -152,7 +152,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         .map_err(|error| StartError::Misconfigured(error.to_string()))?;
     let main_log = MainLog::new(conf.logfile.clone(), conf.loglevel);
     let main_file = conf.file.display().to_string();
-    let access = Arc::new(Current::new(AccessRules::of(&config, &daemon)));
+    let access = Arc::new(Current::new(config.access_rules(&daemon)));
     let policy = Arc::new(Current::new(settings.policy()));
     for note in &config.notes {
         tracing::warn!("{note}");

@@ -76,7 +76,7 @@ impl Live {
         let changes = changes(&self.config, &fresh);
         take(&mut self.config.settings, fresh.settings, &changes);
         let settings = &self.config.settings;
-        self.access.set(AccessRules::of(&self.config, &self.daemon));
+        self.access.set(self.config.access_rules(&self.daemon));
         self.policy.set(settings.policy());
         self.level.set(settings.log_level);
         changes.log();

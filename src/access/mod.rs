@@ -23,9 +23,8 @@ use self::challenge::Challenge;
 use crate::access::basic_auth::{BasicAuth, Login, Verdict};
 use crate::audit::Record;
 use crate::body::LetIn;
-use crate::config::Config;
 use crate::current::Current;
-use crate::daemon::{Daemon, Origin};
+use crate::daemon::Origin;
 use crate::failure::{Failure, Reason};
 use crate::limits::{ClientSlot, Phase};
 
@@ -65,28 +64,6 @@ pub struct AccessRules {
 }
 
 impl AccessRules {
-    /// The rules for a proxy in front of `daemon`.
-    pub fn of(config: &Config, daemon: &Daemon) -> Self {
-        let settings = &config.settings;
-        // What the daemon asks callers for, as far as its file tells.
-        let asked = config
-            .credentials
-            .as_ref()
-            .and_then(|asked| Login::new(&asked.username, &asked.password).ok());
-        let rules = AccessRules::new(
-            settings.login.clone(),
-            daemon.own_authorization().cloned(),
-            &settings.hosts,
-            daemon.is_open(),
-        )
-        .asking_on_ports(settings.port_login.clone())
-        .knowing(asked);
-        match settings.tls {
-            Some(_) => rules.behind_tls(),
-            None => rules,
-        }
-    }
-
     /// With a `login`, callers must present it, and the daemon gets `presented` instead. Without,
     /// the daemon gets what the caller presents, and `daemon_is_open` says whether it asks for it.
     /// `hosts` is where browsers find this proxy.

@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{Extensions, HeaderValue};
 
-use crate::daemon::fault::without_values;
+use crate::fault::without_values;
 use crate::xmlrpc::Fault;
 
 pub use flood::{Flood, Floods};

@@ -13,9 +13,9 @@ use http::StatusCode;
 
 use crate::config::{self, Draft, Settings};
 use crate::daemon::conf::{Credentials, DaemonConf, LogFile};
-use crate::daemon::fault::{BAD_NAME, UNKNOWN_METHOD, bare};
 use crate::daemon::main_log as log;
 use crate::daemon::{CallError, Daemon, Reloaded};
+use crate::fault::{BAD_NAME, UNKNOWN_METHOD, bare};
 use crate::include_dir::{self, Delivery, IncludeDir};
 use crate::program;
 use crate::start::{self, account};

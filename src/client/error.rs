@@ -1,6 +1,6 @@
 //! What can go wrong for a verb: one sentence each, and an exit status.
 
-use crate::daemon::fault::{
+use crate::fault::{
     BAD_NAME, CANT_REREAD, INCORRECT_PARAMETERS, NO_FILE, NOT_IN_WHITELIST, SHUTDOWN_STATE,
     STILL_RUNNING, UNKNOWN_METHOD, is_unread,
 };

@@ -25,6 +25,8 @@ pub mod words;
 
 use std::process::ExitCode;
 
+use clap::Command;
+
 use args::{ClientOptions, Verb};
 use connection::Connection;
 use error::Error;
@@ -34,14 +36,15 @@ use verbs::{
     wait,
 };
 
-/// Carries out a verb; `before` are the options that stood before it.
-pub fn main(before: ClientOptions, verb: Verb) -> ExitCode {
+/// Carries out a verb; `before` are the options that stood before it. The manual is made of `all`, the
+/// whole command line.
+pub fn main(before: ClientOptions, verb: Verb, all: Command) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     match runtime {
         Ok(runtime) => {
-            let status = runtime.block_on(perform(before, verb));
+            let status = runtime.block_on(perform(before, verb, all));
             runtime.shutdown_background();
             ExitCode::from(status)
         }
@@ -52,8 +55,8 @@ pub fn main(before: ClientOptions, verb: Verb) -> ExitCode {
     }
 }
 
-async fn perform(before: ClientOptions, verb: Verb) -> u8 {
-    match carry_out(before, verb).await {
+async fn perform(before: ClientOptions, verb: Verb, all: Command) -> u8 {
+    match carry_out(before, verb, all).await {
         Ok(status) => status,
         // Whoever reads has seen enough, as with `| head`.
         Err(Error::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
@@ -64,10 +67,10 @@ async fn perform(before: ClientOptions, verb: Verb) -> u8 {
     }
 }
 
-async fn carry_out(before: ClientOptions, verb: Verb) -> Result<u8, Error> {
+async fn carry_out(before: ClientOptions, verb: Verb, all: Command) -> Result<u8, Error> {
     let options = match &verb {
         Verb::Completions(args) => return generated::completions(args),
-        Verb::Man(args) => return generated::man(args),
+        Verb::Man(args) => return generated::man(args, all),
         verb => verb.options().cloned().unwrap_or_default().or(before),
     };
     let (address, authorization) = server::resolve(&options)?;

@@ -10,9 +10,11 @@ use std::path::PathBuf;
 
 use tracing::Level;
 
+use crate::access::AccessRules;
 use crate::access::basic_auth::Login;
 use crate::access::browser::Site;
 use crate::access::method_policy::{Allow, Policy};
+use crate::daemon::Daemon;
 use crate::daemon::conf::{self, Credentials, DaemonAddress, DaemonConf, Environment};
 use crate::words::nearest;
 
@@ -190,6 +192,28 @@ impl Config {
     /// All mistakes at once.
     pub fn load_with_env(args: &ServeArgs, env: &Environment<'_>) -> Result<Config, ConfigErrors> {
         Draft::load_with_env(args, env).finish()
+    }
+
+    /// Who may come in, in front of `daemon`.
+    pub fn access_rules(&self, daemon: &Daemon) -> AccessRules {
+        let settings = &self.settings;
+        // What the daemon asks callers for, as far as its file tells.
+        let asked = self
+            .credentials
+            .as_ref()
+            .and_then(|asked| Login::new(&asked.username, &asked.password).ok());
+        let rules = AccessRules::new(
+            settings.login.clone(),
+            daemon.own_authorization().cloned(),
+            &settings.hosts,
+            daemon.is_open(),
+        )
+        .asking_on_ports(settings.port_login.clone())
+        .knowing(asked);
+        match settings.tls {
+            Some(_) => rules.behind_tls(),
+            None => rules,
+        }
     }
 }
 

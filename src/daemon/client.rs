@@ -496,7 +496,7 @@ pub fn multicall_result(value: Value) -> Result<Value, Fault> {
         value.get("faultString"),
     ) {
         (Some(code), Some(text)) => Err(Fault::received(
-            i32::try_from(code).unwrap_or(super::fault::FAILED),
+            i32::try_from(code).unwrap_or(crate::fault::FAILED),
             text.as_str().unwrap_or_default().to_owned(),
         )),
         _ => Ok(value),

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::daemon::conf::{LogFile, LogLevel};
-use crate::daemon::fault::{FAILED, fault};
+use crate::fault::{FAILED, fault};
 use crate::xmlrpc::Fault;
 
 /// While the daemon rotates its log there is no file of that name for an instant.

@@ -1,14 +1,12 @@
-//! The supervisord on the other side: how it is reached, what its configuration says, its faults.
+//! The supervisord on the other side: how it is reached, what its configuration says.
 //!
 //! Knows nothing of groups that were added at run time, nor of the clients in front of us.
 
 mod client;
 mod clients;
-pub mod complaint;
 pub mod conf;
 mod connections;
 mod descriptors;
-pub mod fault;
 mod health;
 mod info;
 mod liveness;

@@ -2,7 +2,7 @@
 
 use super::section::group_setting;
 use super::{Program, Scope, daemons_ending};
-use crate::daemon::complaint::{self, REASONS};
+use crate::fault::complaint::{self, REASONS};
 use crate::python::repr;
 use crate::told::Told;
 

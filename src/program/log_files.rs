@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::stat::{major, minor};
 
 use super::Program;
-use crate::daemon::fault::{INCORRECT_PARAMETERS, fault};
+use crate::fault::{INCORRECT_PARAMETERS, fault};
 use crate::python::repr;
 use crate::xmlrpc::Fault;
 

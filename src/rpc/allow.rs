@@ -7,8 +7,8 @@ use http::StatusCode;
 use super::web::asking_head;
 use super::{Caller, Rpc, read_entry, refused_call, turned_down};
 use crate::access::method_policy::{self, Allow};
-use crate::daemon::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST, fault};
 use crate::failure::Failure;
+use crate::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST, fault};
 use crate::xmlrpc::{Fault, MethodCall, Value};
 
 /// What the refusal of a page says whose needs cannot be told.

@@ -10,11 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::{Answer, Caller, Rpc};
 use crate::daemon::conf::{ConfiguredGroup, LogLevel};
-use crate::daemon::fault::{
-    ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, SPAWN_ERROR, SUCCESS, fault,
-};
 use crate::daemon::{MULTICALL, multicall_entries, multicall_results};
 use crate::failure::Failure;
+use crate::fault::{ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, SPAWN_ERROR, SUCCESS, fault};
 use crate::namespec::namespec;
 use crate::program::{DEFAULT_STARTSECS, DEFAULT_STOPWAITSECS, Program};
 use crate::translate::{BulkAction, is_hidden, is_still_hidden};

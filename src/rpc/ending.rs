@@ -11,8 +11,8 @@ use tokio::sync::{Mutex, watch};
 
 use super::bulk::{BulkCall, STOPPED_STATES, Target, state};
 use super::{Answer, Caller, Rpc, Update};
-use crate::daemon::fault::{SHUTDOWN_STATE, bare};
 use crate::failure::Failure;
+use crate::fault::{SHUTDOWN_STATE, bare};
 use crate::translate::{BulkAction, Ending};
 use crate::twiddler::{Epoch, Member, Registry};
 use crate::xmlrpc::Value;

@@ -1,7 +1,7 @@
 //! The table of `twiddler.*` methods: their names, what they take, their help.
 
 use crate::daemon::conf::LogLevel;
-use crate::daemon::fault::{INCORRECT_PARAMETERS, bare, fault};
+use crate::fault::{INCORRECT_PARAMETERS, bare, fault};
 use crate::program::{Name, Program};
 use crate::twiddler::Change;
 use crate::update;

@@ -19,10 +19,10 @@ use super::{
     Answer, Caller, Rpc, namespace, read_entry, read_reply, refused_call, reply, share, system,
     turned_down,
 };
-use crate::daemon::fault::{
+use crate::failure::{Failure, HttpResult};
+use crate::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, SHUTDOWN_STATE, SPAWN_ERROR, bare, fault,
 };
-use crate::failure::{Failure, HttpResult};
 use crate::translate::{self, MethodKind, method_kind};
 use crate::twiddler::{Change, ChangeError, Epoch};
 use crate::xmlrpc::{self, Fault, MethodCall, Value};

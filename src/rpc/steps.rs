@@ -14,8 +14,8 @@ use http::{Response, StatusCode};
 
 use super::under_way::{How, Place, PutBy, Steps, goes_on};
 use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
-use crate::daemon::fault::SUCCESS;
 use crate::failure::HttpResult;
+use crate::fault::SUCCESS;
 use crate::twiddler::{ChangeError, Epoch, Registry};
 use crate::xmlrpc::{self, MethodCall, Value};
 

@@ -1,6 +1,6 @@
 //! The errors of changes, in the words of the API that was called.
 
-use crate::daemon::fault::{BAD_NAME, STILL_RUNNING, fault};
+use crate::fault::{BAD_NAME, STILL_RUNNING, fault};
 use crate::twiddler::ChangeError;
 
 /// The API by which a change was asked for.

@@ -1,16 +1,12 @@
 //! What `getAllConfigInfo` says of processes that were added.
 //!
-//! The daemon lists what it read last, and what was added is on disk only while it is being added.
-//! So the daemon is let read it once more where its entries are missing, and what it said is kept.
+//! The daemon lists what it read last, and what was added is on disk only while it is being added: what
+//! the daemon once said of it is kept.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::engine::Engine;
-use super::model::change::ChangeError;
-use super::model::plan;
 use super::model::registry::{Event, Member, Registry};
-use crate::program::{self, Scope};
 use crate::xmlrpc::Value;
 
 /// Group and process, as clients know them.
@@ -61,9 +57,7 @@ impl Configs {
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Value>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Configs {
     /// Completes the daemon's list, whose names are those of clients already: what was added is in
     /// it, in the daemon's order (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
     pub(super) fn complete(&self, registry: &Registry, list: &mut Vec<Value>) {
@@ -83,70 +77,6 @@ impl Configs {
             .cloned()
             .collect()
     }
-}
-
-/// Lets the daemon read the members whose structs are not known. While the user's own files are not
-/// valid it reads nothing, and the list stays as it is.
-///
-/// # Errors
-/// When the daemon does not answer.
-pub(super) async fn describe(engine: &mut Engine) -> Result<(), ChangeError> {
-    let members = engine.look(|registry| engine.configs.missing(registry));
-    // An intent that is open is for recovery alone.
-    if members.is_empty() || !engine.journal.intent().is_empty() {
-        return Ok(());
-    }
-    let configured = engine.configured();
-    let (text, sections) = engine.look(|registry| {
-        let priority = |group: &str| plan::priority(registry, &configured, group);
-        sections(&members, priority)
-    });
-    if let (Ok(_), Ok(Value::Array(mut list))) = engine.read_and_list(text).await? {
-        list.retain_mut(|config| give_group(config, &sections));
-        engine.look(|registry| engine.configs.learn(registry, &list));
-    }
-    Ok(())
-}
-
-/// One section for each member, under a name that nobody uses, and whose it is.
-fn sections(
-    members: &[Member],
-    priority: impl Fn(&str) -> i64,
-) -> (String, HashMap<String, (String, i64)>) {
-    let mut text = String::new();
-    let mut owners = HashMap::new();
-    for (number, member) in members.iter().enumerate() {
-        let Some(program) = &member.program else {
-            continue;
-        };
-        let section = format!("twiddler~config~{number}");
-        let priority = priority(&member.group);
-        text += &program::render_group(&section, priority, &[&section]);
-        text += &program.render(&section, Scope::One(member.index));
-        owners.insert(section, (member.group.clone(), priority));
-    }
-    (text, owners)
-}
-
-/// Puts the group that clients know into a struct about one of `sections`; others are left out.
-fn give_group(config: &mut Value, sections: &HashMap<String, (String, i64)>) -> bool {
-    let owner = config
-        .get("group")
-        .and_then(Value::as_str)
-        .and_then(|group| sections.get(group));
-    let Some((group, priority)) = owner else {
-        return false;
-    };
-    for (member, value) in [
-        ("group", Value::from(group.as_str())),
-        ("group_prio", Value::from(*priority)),
-        ("inuse", Value::Bool(true)),
-    ] {
-        if let Some(place) = config.get_mut(member) {
-            *place = value;
-        }
-    }
-    true
 }
 
 /// Leaves the address of the proxy out, which was not among the options that a client sent: the daemon

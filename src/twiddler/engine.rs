@@ -33,11 +33,11 @@ use super::persist::{PersistFile, Prepared};
 use super::queries;
 use crate::audit::reason;
 use crate::daemon::conf::{self, ConfiguredGroup};
-use crate::daemon::fault::{
-    ALREADY_ADDED, BAD_NAME, CANT_REREAD, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault,
-};
 use crate::daemon::{CallError, Daemon, Liveness, ProcessInfo, Reloaded};
 use crate::failpoint;
+use crate::fault::{
+    ALREADY_ADDED, BAD_NAME, CANT_REREAD, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault,
+};
 use crate::include_dir::{self, Delivery, IncludeDir, Staged, Withheld};
 use crate::program;
 use crate::xmlrpc::{Fault, Value};

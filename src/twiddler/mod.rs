@@ -5,6 +5,7 @@
 //! way: here, `worker`, `transaction` and `recovery`, `engine`, what does I/O, `model`.
 
 mod configs;
+mod describe;
 mod engine;
 mod journal;
 mod model;
@@ -22,10 +23,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use http::HeaderValue;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-pub use model::change::{Change, ChangeError, Outcome};
+pub use model::change::{Authorized, Change, ChangeError, Outcome};
 pub use model::placement::{group_of_real_name, number_of_real_name};
 pub use model::registry::{Event, Member, Place, Registry, is_still_hidden};
 pub use model::view::Epoch;
@@ -49,27 +49,6 @@ use persist::PersistFile;
 use queries::query;
 use seat::{Seat, ensure_alone};
 use worker::{ChangeJob, Job, Worker};
-
-/// Whether the daemon let the one in who wants a change, and so what the change presents to the
-/// daemon from its first call to its last, whatever other callers bring meanwhile.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Authorized {
-    /// It did, with these credentials. The header is marked as sensitive.
-    Checked(Option<HeaderValue>),
-    /// It was not asked, because it asks nobody for credentials as far as is known. The change
-    /// presents none.
-    NotRequired,
-}
-
-impl Authorized {
-    /// What the change presents to the daemon.
-    pub fn presented(&self) -> Option<HeaderValue> {
-        match self {
-            Authorized::Checked(presented) => presented.clone(),
-            Authorized::NotRequired => None,
-        }
-    }
-}
 
 /// What [`Twiddler::open`] would find in an include directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 
 use super::model::answers::{Answers, Query};
 use super::model::script::{Call, CallResult};
-use crate::daemon::fault::BAD_NAME;
 use crate::daemon::{CallError, Daemon, ProcessInfo};
+use crate::fault::BAD_NAME;
 use crate::xmlrpc::{Fault, Value};
 
 /// Puts queries to the daemon for somebody who only reads.

@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 
 use super::model::change::ChangeError;
 use crate::daemon::Daemon;
-use crate::daemon::fault::{FAILED, fault};
 use crate::failpoint;
+use crate::fault::{FAILED, fault};
 use crate::include_dir::{Delivery, IncludeDir, unwritable};
 use crate::xmlrpc::{Fault, Value};
 

@@ -17,7 +17,7 @@ use super::model::script::{ADD, Call};
 use super::model::view::Status;
 use crate::audit::reason;
 use crate::daemon::Reloaded;
-use crate::daemon::fault::{CANT_REREAD, SHUTDOWN_STATE};
+use crate::fault::{CANT_REREAD, SHUTDOWN_STATE};
 use crate::program;
 
 /// Makes what is known current again, if it is not.

@@ -12,11 +12,12 @@ use super::model::losses::Cause;
 use super::model::persist_file;
 use super::model::plan::{self, Draft, Plan, Planner};
 use super::model::registry::Registry;
-use super::model::script::{Repair, Script, Verdict, blames};
+use super::model::script::{Repair, Script, Verdict};
 use crate::daemon::Reloaded;
 use crate::daemon::conf::ConfiguredGroup;
-use crate::daemon::fault::{CANT_REREAD, INCORRECT_PARAMETERS, fault};
 use crate::failpoint;
+use crate::fault::complaint::blames;
+use crate::fault::{CANT_REREAD, INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, Scope, log_files};
 use crate::xmlrpc::{Fault, Value};
 

@@ -11,13 +11,13 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
 use super::engine::Engine;
-use super::model::change::{Change, ChangeError, Outcome};
+use super::model::change::{Authorized, Change, ChangeError, Outcome};
 use super::model::registry::Event;
 use super::model::view::{Epoch, Status};
 use super::outcome_log::log_outcome;
 use super::questions::QuestionPause;
 use super::seat::Seat;
-use super::{Authorized, configs, recovery, transaction};
+use super::{describe, recovery, transaction};
 use crate::audit::Record;
 
 /// How long those are waited for who were answered together and are likely to come back together. A
@@ -186,7 +186,7 @@ impl Worker {
             }
             Job::PauseForQuestions(pause) => self.pause_for_questions(pause).await,
             Job::DescribeMembers(done) => {
-                let _ = done.send(configs::describe(&mut self.engine).await);
+                let _ = done.send(describe::describe(&mut self.engine).await);
             }
             Job::Note(epoch, events, done) => {
                 // In another epoch the files have started what was hidden, and nobody else has.

@@ -15,11 +15,11 @@ use super::survey::Survey;
 use crate::audit::{Record, reason};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::Kind;
-use crate::daemon::fault::{
+use crate::failpoint;
+use crate::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, FAILED, NO_FILE, NOT_EXECUTABLE, SPAWN_ERROR,
     fault,
 };
-use crate::failpoint;
 use crate::include_dir::unwritable;
 use crate::program::Program;
 use crate::twiddler::{self, Authorized, ChangeError, Epoch};

@@ -27,8 +27,8 @@ use http::HeaderValue;
 
 use crate::audit::{Peer, Record};
 use crate::daemon::conf::Definitions;
-use crate::daemon::fault::{BAD_NAME, INCORRECT_PARAMETERS, fault};
 use crate::daemon::{Liveness, ProcessInfo};
+use crate::fault::{BAD_NAME, INCORRECT_PARAMETERS, fault};
 use crate::program::{Name, Program};
 use crate::twiddler::{Authorized, ChangeError, Epoch, Member, Twiddler};
 use crate::xmlrpc::{Fault, Value};

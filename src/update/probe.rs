@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 
 use super::values::Values;
 use crate::daemon::conf::{Kind, variables};
-use crate::daemon::fault::{INCORRECT_PARAMETERS, fault};
+use crate::fault::{INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, carried, render_group};
 use crate::xmlrpc::{Fault, Value};
 

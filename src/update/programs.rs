@@ -12,7 +12,7 @@ use super::{Updates, no_program};
 use crate::audit::Record;
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::{Definitions, Kind, ProgramDefinition};
-use crate::daemon::fault::{FAILED, INCORRECT_PARAMETERS, fault};
+use crate::fault::{FAILED, INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, ProgramError};
 use crate::twiddler::{Authorized, ChangeError, Epoch, Member};
 use crate::xmlrpc::Value;

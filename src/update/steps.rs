@@ -11,7 +11,7 @@ use super::plan::{Name, Plan};
 use super::reply::Outcome;
 use super::stop::Whole;
 use crate::audit::Record;
-use crate::daemon::fault::BAD_NAME;
+use crate::fault::BAD_NAME;
 use crate::twiddler::{Authorized, Change, ChangeError, Registry};
 use crate::xmlrpc::Value;
 

@@ -9,8 +9,8 @@ use super::Updates;
 use super::plan::{Name, Plan};
 use super::reply::Outcome;
 use crate::audit::Record;
-use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, SUCCESS};
 use crate::daemon::{CallError, ProcessInfo, StatusEntry};
+use crate::fault::{BAD_NAME, NOT_RUNNING, SUCCESS};
 use crate::twiddler::{Authorized, Change, ChangeError};
 use crate::xmlrpc::{Fault, Value};
 

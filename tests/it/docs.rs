@@ -331,3 +331,88 @@ fn the_justfile_has_the_steps_of_ci() -> Result<()> {
     }
     Ok(())
 }
+
+/// The modules of a source that it imports from by paths that begin so; its unit tests are left out.
+fn imports(source: &str, prefix: &str) -> BTreeSet<String> {
+    let code = source.split("#[cfg(test)]\nmod tests {").next();
+    let lines = code.into_iter().flat_map(str::lines);
+    let lines = lines.filter(|line| !line.trim_start().starts_with("//"));
+    let paths = lines.flat_map(|line| line.split(prefix).skip(1));
+    let names = |path: &str| -> Vec<String> {
+        let several = path.strip_prefix('{').and_then(|path| path.split_once('}'));
+        let paths = several.map_or(path, |(several, _)| several).split(", ");
+        let is_end = |c: char| !c.is_alphanumeric() && c != '_';
+        let name = |path: &str| path.split(is_end).next().unwrap_or_default().to_owned();
+        match several {
+            Some(_) => paths.map(name).collect(),
+            None => vec![name(path)],
+        }
+    };
+    paths.flat_map(names).collect()
+}
+
+#[test]
+fn modules_import_only_from_those_below_them_in_the_map() -> Result<()> {
+    let sources = root().join("src");
+    let map = read(&sources.join("lib.rs"))?;
+    let entries = map.lines().filter_map(|line| line.strip_prefix("//! - "));
+    let modules: Vec<&str> = entries
+        .flat_map(|entry| entry.split(": ").next().unwrap_or_default().split(", "))
+        .map(|name| {
+            name.trim_matches(['[', ']', '`'])
+                .trim_start_matches("mod@")
+        })
+        .collect();
+    let mut imported = 0;
+    for path in files(&sources, ".rs")? {
+        let relative = path.strip_prefix(&sources)?;
+        let first = relative.components().next().context("a path")?;
+        let module = Path::new(&first).with_extension("");
+        let module = module.to_string_lossy();
+        let Some(place) = modules.iter().position(|name| *name == module) else {
+            ensure!(
+                ["main", "lib"].contains(&&*module),
+                "{module} is not in the map"
+            );
+            continue;
+        };
+        for name in imports(&read(&path)?, "crate::") {
+            let Some(from) = modules.iter().position(|module| *module == name) else {
+                continue;
+            };
+            ensure!(place <= from, "{} imports from {name}", path.display());
+            imported += 1;
+        }
+    }
+    ensure!(imported > 100, "{imported} imports were found");
+    Ok(())
+}
+
+#[test]
+fn no_import_of_the_core_goes_in_a_circle() -> Result<()> {
+    for dir in ["src/twiddler", "src/twiddler/model"] {
+        let mut left = Vec::new();
+        for entry in fs::read_dir(root().join(dir))? {
+            let path = entry?.path();
+            let name = path.file_stem().context("a name")?.to_string_lossy();
+            if path.is_file() && name != "mod" {
+                left.push((name.into_owned(), imports(&read(&path)?, "super::")));
+            }
+        }
+        ensure!(left.len() > 5, "{dir} has {} files", left.len());
+        // Each time without those that import from nobody who is left.
+        loop {
+            let names: BTreeSet<String> = left.iter().map(|(name, _)| name.clone()).collect();
+            let before = left.len();
+            left.retain(|(name, from)| {
+                from.iter().any(|from| from != name && names.contains(from))
+            });
+            if left.len() == before {
+                break;
+            }
+        }
+        let names: Vec<&String> = left.iter().map(|(name, _)| name).collect();
+        ensure!(names.is_empty(), "{dir}: {names:?} import in a circle");
+    }
+    Ok(())
+}

@@ -4,7 +4,7 @@ use super::Session;
 use crate::client::args::{CallArgs, Format};
 use crate::client::error::Error;
 use crate::client::output::value;
-use crate::daemon::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST};
+use crate::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST};
 use crate::xmlrpc::Value;
 
 /// Calls the method and prints what it returned: a string as it is, anything else as JSON.

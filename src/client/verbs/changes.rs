@@ -12,7 +12,7 @@ use crate::client::names::select;
 use crate::client::output::Waiting;
 use crate::client::words;
 use crate::daemon::ProcessInfo;
-use crate::daemon::fault::{BAD_NAME, NOT_RUNNING, STILL_RUNNING, SUCCESS};
+use crate::fault::{BAD_NAME, NOT_RUNNING, STILL_RUNNING, SUCCESS};
 use crate::namespec::{namespec, split_namespec};
 use crate::xmlrpc::{Fault, Value};
 

@@ -9,11 +9,11 @@ use crate::client::args::{Format, NamesArgs, SignalArgs};
 use crate::client::error::{Error, NOT_DONE, explain};
 use crate::client::names::{Selector, select, unknown};
 use crate::client::output::Waiting;
-use crate::daemon::fault::{
+use crate::daemon::{ProcessInfo, StatusEntry};
+use crate::fault::{
     ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, BAD_SIGNAL, NO_FILE, NOT_EXECUTABLE,
     NOT_IN_WHITELIST, NOT_RUNNING, SPAWN_ERROR, SUCCESS,
 };
-use crate::daemon::{ProcessInfo, StatusEntry};
 use crate::namespec::namespec;
 use crate::xmlrpc::{Fault, Value};
 

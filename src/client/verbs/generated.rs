@@ -4,11 +4,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::cli::Args;
 use crate::client::args::{CompletionsArgs, ManArgs, Shell};
 use crate::client::error::Error;
 
@@ -35,23 +34,23 @@ pub fn completions(args: &CompletionsArgs) -> Result<u8, Error> {
 }
 
 /// Prints the manual page of the program, or writes the pages for it, each of its verbs and the
-/// configuration.
+/// configuration. `command` is the whole command line.
 ///
 /// # Errors
 /// When standard output is gone, or the directory cannot be written.
-pub fn man(args: &ManArgs) -> Result<u8, Error> {
-    let command = Args::command();
+pub fn man(args: &ManArgs, command: Command) -> Result<u8, Error> {
     let Some(dir) = &args.dir else {
         Man::new(command).render(&mut io::stdout())?;
         io::stdout().flush()?;
         return Ok(0);
     };
+    let configuration = configuration(&command);
     for (name, command) in pages(command) {
         let mut page = Vec::new();
         Man::new(command).title(&name).render(&mut page)?;
         write(dir, 1, &name, &page)?;
     }
-    write(dir, 5, "twiddler.conf", configuration().as_bytes())?;
+    write(dir, 5, "twiddler.conf", configuration.as_bytes())?;
     Ok(0)
 }
 
@@ -74,7 +73,7 @@ fn pages(mut command: Command) -> Vec<(String, Command)> {
 }
 
 /// The page about the section `[twiddler]`: a key for each option of `serve`.
-fn configuration() -> String {
+fn configuration(command: &Command) -> String {
     let mut page = Roff::new();
     page.control("TH", ["twiddler.conf", "5"]);
     page.control("SH", ["NAME"]);
@@ -88,7 +87,6 @@ fn configuration() -> String {
          and that over the key.",
     )]);
     page.control("SH", ["KEYS"]);
-    let command = Args::command();
     let serve = command.find_subcommand("serve");
     for option in serve.into_iter().flat_map(Command::get_arguments) {
         if let Some(name) = option.get_long().filter(|name| *name != CONFIG) {

@@ -17,7 +17,7 @@ use crate::client::error::{Error, NOT_DONE};
 use crate::client::log_stream::{BURST, Seen, burst};
 use crate::client::names::select;
 use crate::client::signals::unless_ignored;
-use crate::daemon::fault::NO_FILE;
+use crate::fault::NO_FILE;
 use crate::namespec::namespec;
 
 /// Lines that are printed first, as `tail` does.

@@ -6,7 +6,7 @@ use crate::client::args::{Format, Number, ProgramsArgs, ScaleArgs, SetArgs};
 use crate::client::error::Error;
 use crate::client::names::nearest_of;
 use crate::client::output::Waiting;
-use crate::daemon::fault::BAD_NAME;
+use crate::fault::BAD_NAME;
 use crate::namespec::{namespec, split_namespec};
 use crate::xmlrpc::Value;
 

@@ -10,8 +10,8 @@ use crate::client::error::{Error, NOT_DONE};
 use crate::client::names::select;
 use crate::client::output::Waiting;
 use crate::client::signals::Signals;
-use crate::daemon::fault::{NOT_RUNNING, SUCCESS};
 use crate::daemon::{ProcessInfo, StatusEntry};
+use crate::fault::{NOT_RUNNING, SUCCESS};
 use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 

@@ -1,11 +1,32 @@
 //! Changes that clients want, and why one is not made.
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use crate::daemon::CallError;
-use crate::daemon::fault::{BAD_NAME, FAILED, STILL_RUNNING, fault};
+use crate::fault::{BAD_NAME, FAILED, STILL_RUNNING, fault};
 use crate::program::{Name, Program};
 use crate::xmlrpc::Fault;
+
+/// Whether the daemon let the one in who wants a change, and so what the change presents to the
+/// daemon from its first call to its last, whatever other callers bring meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authorized {
+    /// It did, with these credentials. The header is marked as sensitive.
+    Checked(Option<HeaderValue>),
+    /// It was not asked, because it asks nobody for credentials as far as is known. The change
+    /// presents none.
+    NotRequired,
+}
+
+impl Authorized {
+    /// What the change presents to the daemon.
+    pub fn presented(&self) -> Option<HeaderValue> {
+        match self {
+            Authorized::Checked(presented) => presented.clone(),
+            Authorized::NotRequired => None,
+        }
+    }
+}
 
 /// Something that a client wants changed.
 #[derive(Clone, Debug)]

@@ -13,8 +13,8 @@ use super::placement::group_of_real_name;
 use super::plan;
 use super::registry::{Event, Member, Registry};
 use super::rendered::Rendered;
-use super::script::blames;
 use crate::daemon::conf::ConfiguredGroup;
+use crate::fault::complaint::blames;
 use crate::program::{self, Scope};
 
 /// How each one begins.

@@ -6,7 +6,7 @@ use super::change::{ChangeError, Outcome};
 use super::persist_file;
 use super::plan::Plan;
 use super::registry::{Event, Registry};
-use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
+use crate::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
 use crate::xmlrpc::{Fault, Value};
 
 pub const ADD: &str = "supervisor.addProcessGroup";
@@ -262,18 +262,6 @@ fn addition_error(plan: &Plan, failed: &Fault, first: Option<&CallResult>) -> Ch
     }
 }
 
-/// Whether the daemon's text speaks of the generated `section`.
-pub fn blames(text: &str, section: &str) -> bool {
-    let name = format!("program:{section}");
-    text.match_indices(&name)
-        .any(|(at, _)| !text[at + name.len()..].starts_with(goes_on))
-}
-
-/// Whether a longer name of a section may follow.
-fn goes_on(next: char) -> bool {
-    next.is_ascii_digit() || next == '~'
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::plan::tests::program;
@@ -516,41 +504,6 @@ mod tests {
             assert_eq!(verdict.unmarked.is_empty(), is_made);
             let hides = |event: &Event| matches!(event, Event::Hidden { .. });
             assert_eq!(verdict.events.iter().any(hides), is_made);
-        }
-    }
-
-    #[test]
-    fn a_section_is_blamed_by_its_whole_name() {
-        let table = [
-            (
-                "bad in section 'program:web~000001' (file: 'x')",
-                "web~000001",
-                true,
-            ),
-            (
-                "bad in section 'program:web~0000012' (file: 'x')",
-                "web~000001",
-                false,
-            ),
-            (
-                "bad in section 'program:web~000001~2' (file: 'x')",
-                "web~000001",
-                false,
-            ),
-            (
-                "bad in section 'program:web~000001~2' (file: 'x')",
-                "web~000001~2",
-                true,
-            ),
-            (
-                "program:web~0000012 and program:web~000001:",
-                "web~000001",
-                true,
-            ),
-            ("bad in section 'group:web~000001'", "web~000001", false),
-        ];
-        for (text, section, expected) in table {
-            assert_eq!(blames(text, section), expected, "{text}");
         }
     }
 }

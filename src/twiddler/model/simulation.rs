@@ -13,8 +13,8 @@ use super::reconcile::{self, Known, Mode, reconcile};
 use super::registry::{Event, Registry, is_still_hidden};
 use super::script::{ADD, Call, CallResult, REMOVE, Repair, Script};
 use crate::daemon::conf::ConfiguredGroup;
-use crate::daemon::fault::{ALREADY_ADDED, BAD_NAME, STILL_RUNNING, fault};
 use crate::daemon::{ProcessInfo, ProcessState};
+use crate::fault::{ALREADY_ADDED, BAD_NAME, STILL_RUNNING, fault};
 use crate::program::Name;
 use crate::xmlrpc::Value;
 

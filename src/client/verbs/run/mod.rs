@@ -20,10 +20,8 @@ use super::Session;
 use crate::client::args::RunArgs;
 use crate::client::error::Error;
 use crate::client::signals::Signals;
-use crate::daemon::fault::{
-    BAD_NAME, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING, SHUTDOWN_STATE, SPAWN_ERROR,
-};
 use crate::daemon::{ProcessInfo, ProcessState};
+use crate::fault::{BAD_NAME, NO_FILE, NOT_EXECUTABLE, NOT_RUNNING, SHUTDOWN_STATE, SPAWN_ERROR};
 use crate::xmlrpc::{Fault, Value};
 use exit::End;
 use output::Output;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::client::error::Error;
 use crate::client::log_stream::{BURST, Seen, burst};
 use crate::client::verbs::Session;
-use crate::daemon::fault::NO_FILE;
+use crate::fault::NO_FILE;
 use crate::xmlrpc::Value;
 
 /// Between attempts to open the stream.

@@ -7,7 +7,7 @@ use crate::client::error::Error;
 use crate::client::signals::Signals;
 use crate::client::verbs::Session;
 use crate::client::words;
-use crate::daemon::fault::BAD_NAME;
+use crate::fault::BAD_NAME;
 use crate::lease;
 use crate::namespec::namespec;
 use crate::xmlrpc::{Fault, Value};

@@ -61,6 +61,18 @@ pub fn fault_text(text: &str) -> Told {
     }
 }
 
+/// Whether the daemon's text speaks of the `section` of a program.
+pub fn blames(text: &str, section: &str) -> bool {
+    let name = format!("program:{section}");
+    text.match_indices(&name)
+        .any(|(at, _)| !text[at + name.len()..].starts_with(goes_on))
+}
+
+/// Whether a longer name of a section may follow.
+fn goes_on(next: char) -> bool {
+    next.is_ascii_digit() || next == '~'
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +118,40 @@ mod tests {
             fault_text("INCORRECT_PARAMETERS").without_values(),
             "INCORRECT_PARAMETERS"
         );
+    }
+
+    #[test]
+    fn a_section_is_blamed_by_its_whole_name() {
+        let table = [
+            (
+                "bad in section 'program:web~000001' (file: 'x')",
+                "web~000001",
+                true,
+            ),
+            (
+                "bad in section 'program:web~0000012' (file: 'x')",
+                "web~000001",
+                false,
+            ),
+            (
+                "bad in section 'program:web~000001~2' (file: 'x')",
+                "web~000001",
+                false,
+            ),
+            (
+                "bad in section 'program:web~000001~2' (file: 'x')",
+                "web~000001~2",
+                true,
+            ),
+            (
+                "program:web~0000012 and program:web~000001:",
+                "web~000001",
+                true,
+            ),
+            ("bad in section 'group:web~000001'", "web~000001", false),
+        ];
+        for (text, section, expected) in table {
+            assert_eq!(blames(text, section), expected, "{text}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The daemon's fault numbers and texts (`supervisor/xmlrpc.py`, `Faults` and `RPCError`).
 
-use super::complaint;
+pub mod complaint;
+
 use crate::told::Told;
 use crate::xmlrpc::Fault;
 

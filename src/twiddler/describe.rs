@@ -1,0 +1,74 @@
+//! Lets the daemon read once more what was added, where its entries of `getAllConfigInfo` are not known.
+
+use std::collections::HashMap;
+
+use super::engine::Engine;
+use super::model::change::ChangeError;
+use super::model::plan;
+use super::model::registry::Member;
+use crate::program::{self, Scope};
+use crate::xmlrpc::Value;
+
+/// Lets the daemon read the members whose structs are not known. While the user's own files are not
+/// valid it reads nothing, and the list stays as it is.
+///
+/// # Errors
+/// When the daemon does not answer.
+pub(super) async fn describe(engine: &mut Engine) -> Result<(), ChangeError> {
+    let members = engine.look(|registry| engine.configs.missing(registry));
+    // An intent that is open is for recovery alone.
+    if members.is_empty() || !engine.journal.intent().is_empty() {
+        return Ok(());
+    }
+    let configured = engine.configured();
+    let (text, sections) = engine.look(|registry| {
+        let priority = |group: &str| plan::priority(registry, &configured, group);
+        sections(&members, priority)
+    });
+    if let (Ok(_), Ok(Value::Array(mut list))) = engine.read_and_list(text).await? {
+        list.retain_mut(|config| give_group(config, &sections));
+        engine.look(|registry| engine.configs.learn(registry, &list));
+    }
+    Ok(())
+}
+
+/// One section for each member, under a name that nobody uses, and whose it is.
+fn sections(
+    members: &[Member],
+    priority: impl Fn(&str) -> i64,
+) -> (String, HashMap<String, (String, i64)>) {
+    let mut text = String::new();
+    let mut owners = HashMap::new();
+    for (number, member) in members.iter().enumerate() {
+        let Some(program) = &member.program else {
+            continue;
+        };
+        let section = format!("twiddler~config~{number}");
+        let priority = priority(&member.group);
+        text += &program::render_group(&section, priority, &[&section]);
+        text += &program.render(&section, Scope::One(member.index));
+        owners.insert(section, (member.group.clone(), priority));
+    }
+    (text, owners)
+}
+
+/// Puts the group that clients know into a struct about one of `sections`; others are left out.
+fn give_group(config: &mut Value, sections: &HashMap<String, (String, i64)>) -> bool {
+    let owner = config
+        .get("group")
+        .and_then(Value::as_str)
+        .and_then(|group| sections.get(group));
+    let Some((group, priority)) = owner else {
+        return false;
+    };
+    for (member, value) in [
+        ("group", Value::from(group.as_str())),
+        ("group_prio", Value::from(*priority)),
+        ("inuse", Value::Bool(true)),
+    ] {
+        if let Some(place) = config.get_mut(member) {
+            *place = value;
+        }
+    }
+    true
+}
