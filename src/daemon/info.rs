@@ -159,6 +159,57 @@ impl StatusEntry {
         let entries = entries.as_array().unwrap_or_default();
         entries.iter().filter_map(Self::read).collect()
     }
+
+    /// The struct, as the daemon writes it.
+    pub fn into_value(self) -> Value {
+        let member = |name: &str, value: Value| (name.to_owned(), value);
+        Value::Struct(vec![
+            member("name", self.name.into()),
+            member("group", self.group.into()),
+            member("status", self.status.into()),
+            member("description", self.description.into()),
+        ])
+    }
+}
+
+/// What `getAllConfigInfo` says of one process of which more than its name counts here
+/// (`supervisor/rpcinterface.py`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigInfo {
+    /// Its group.
+    pub group: String,
+    /// Its name within the group.
+    pub name: String,
+    /// Its group's place among the groups.
+    pub group_priority: Option<i64>,
+    /// Its place within the group.
+    pub priority: Option<i64>,
+    /// How long it must run to count as started, in seconds.
+    pub startsecs: Option<i64>,
+    /// How long it may take to stop, in seconds.
+    pub stopwaitsecs: Option<i64>,
+}
+
+impl ConfigInfo {
+    /// Reads the daemon's struct; nothing where it lacks a name. Older releases lack numbers.
+    pub fn read(config: &Value) -> Option<Self> {
+        let text = |member: &str| Some(config.get(member)?.as_str()?.to_owned());
+        let number = |member: &str| config.get(member)?.as_int();
+        Some(ConfigInfo {
+            group: text("group")?,
+            name: text("name")?,
+            group_priority: number("group_prio"),
+            priority: number("process_prio"),
+            startsecs: number("startsecs"),
+            stopwaitsecs: number("stopwaitsecs"),
+        })
+    }
+
+    /// Reads the list.
+    pub fn read_all(configs: &Value) -> Vec<Self> {
+        let configs = configs.as_array().unwrap_or_default();
+        configs.iter().filter_map(Self::read).collect()
+    }
 }
 
 #[cfg(test)]

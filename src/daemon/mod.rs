@@ -21,7 +21,7 @@ pub use client::{
 pub use clients::{Client, Origin};
 pub use connections::{Body, ReplyBody, Reuse};
 pub use descriptors::Descriptors;
-pub use info::{ProcessInfo, ProcessState, StatusEntry};
+pub use info::{ConfigInfo, ProcessInfo, ProcessState, StatusEntry};
 pub use liveness::Liveness;
 pub use main_log::MainLog;
 pub use reload::Reloaded;

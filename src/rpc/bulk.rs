@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Answer, Caller, Rpc};
 use crate::daemon::conf::{ConfiguredGroup, LogLevel};
-use crate::daemon::{MULTICALL, multicall_entries, multicall_results};
+use crate::daemon::{ConfigInfo, MULTICALL, StatusEntry, multicall_entries, multicall_results};
 use crate::failure::Failure;
 use crate::fault::{ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, SPAWN_ERROR, SUCCESS, fault};
 use crate::namespec::namespec;
@@ -292,12 +292,13 @@ impl Target {
             Ok(()) => (SUCCESS, "OK".to_owned()),
             Err(fault) => (fault.code, fault.text.replace(&self.real, &self.shown())),
         };
-        Value::Struct(vec![
-            ("name".to_owned(), self.order.process.as_str().into()),
-            ("group".to_owned(), self.order.group.as_str().into()),
-            ("status".to_owned(), status.into()),
-            ("description".to_owned(), description.into()),
-        ])
+        let entry = StatusEntry {
+            group: self.order.group.clone(),
+            name: self.order.process.clone(),
+            status,
+            description,
+        };
+        entry.into_value()
     }
 }
 
@@ -591,29 +592,16 @@ impl Settings {
             processes: HashMap::new(),
             places: HashMap::new(),
         };
-        for config in configs.as_array().unwrap_or_default() {
-            let text = |member: &str| {
-                config
-                    .get(member)
-                    .and_then(Value::as_str)
-                    .map(str::to_owned)
+        for config in ConfigInfo::read_all(configs) {
+            let priority = config.group_priority.unwrap_or(DEFAULT_PRIORITY);
+            settings.groups.insert(config.group.clone(), priority);
+            let process = ProcessSettings {
+                priority: config.priority.unwrap_or(DEFAULTS.priority),
+                startsecs: config.startsecs.unwrap_or(DEFAULTS.startsecs),
+                stopwaitsecs: config.stopwaitsecs.unwrap_or(DEFAULTS.stopwaitsecs),
             };
-            let number = |member: &str| config.get(member).and_then(Value::as_int);
-            let (Some(group), Some(process)) = (text("group"), text("name")) else {
-                continue;
-            };
-            settings.groups.insert(
-                group.clone(),
-                number("group_prio").unwrap_or(DEFAULT_PRIORITY),
-            );
-            settings.processes.insert(
-                (group, process),
-                ProcessSettings {
-                    priority: number("process_prio").unwrap_or(DEFAULTS.priority),
-                    startsecs: number("startsecs").unwrap_or(DEFAULTS.startsecs),
-                    stopwaitsecs: number("stopwaitsecs").unwrap_or(DEFAULTS.stopwaitsecs),
-                },
-            );
+            let key = (config.group, config.name);
+            settings.processes.insert(key, process);
         }
         for group in configured {
             for (place, process) in group.processes.into_iter().enumerate() {

@@ -14,6 +14,7 @@ use http::{Response, StatusCode};
 
 use super::under_way::{How, Place, PutBy, Steps, goes_on};
 use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
+use crate::daemon::StatusEntry;
 use crate::failure::HttpResult;
 use crate::fault::SUCCESS;
 use crate::twiddler::{ChangeError, Epoch, Registry};
@@ -147,14 +148,10 @@ impl Rpc {
         }
         let (head, body) = response.into_parts();
         let body = collect(body).await?;
-        if let Ok(Ok(Value::Array(statuses))) = xmlrpc::read::response(&body) {
-            let was_stopped = |status: &Value| {
-                let code = status.get("status").and_then(Value::as_int);
-                let name = status.get("name").and_then(Value::as_str);
-                name.filter(|_| code == Some(SUCCESS.into()))
-                    .map(str::to_owned)
-            };
-            let stopped: BTreeSet<String> = statuses.iter().filter_map(was_stopped).collect();
+        if let Ok(Ok(statuses)) = xmlrpc::read::response(&body) {
+            let statuses = StatusEntry::read_all(&statuses).into_iter();
+            let stopped = statuses.filter(|entry| entry.status == SUCCESS);
+            let stopped: BTreeSet<String> = stopped.map(|entry| entry.name).collect();
             let mut ran = self.updates.added(group);
             ran.retain(|process| stopped.contains(process));
             self.under_way.note_stopped(group, ran);
@@ -395,13 +392,13 @@ async fn is_done(
 /// What `stopProcessGroup` says of those that it has stopped.
 fn statuses(stopped: &[(String, String)]) -> Value {
     let status = |(group, name): &(String, String)| {
-        let member = |name: &str, value: Value| (name.to_owned(), value);
-        Value::Struct(vec![
-            member("name", name.as_str().into()),
-            member("group", group.as_str().into()),
-            member("status", Value::Int(SUCCESS.into())),
-            member("description", "OK".into()),
-        ])
+        let entry = StatusEntry {
+            group: group.clone(),
+            name: name.clone(),
+            status: SUCCESS,
+            description: "OK".to_owned(),
+        };
+        entry.into_value()
     };
     Value::Array(stopped.iter().map(status).collect())
 }

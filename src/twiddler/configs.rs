@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::model::registry::{Event, Member, Registry};
+use crate::daemon::ConfigInfo;
 use crate::xmlrpc::Value;
 
 /// Group and process, as clients know them.
@@ -43,13 +44,9 @@ impl Configs {
     pub(super) fn learn(&self, registry: &Registry, list: &[Value]) {
         let mut known = self.known();
         for config in list {
-            let text = |member: &str| config.get(member).and_then(Value::as_str);
-            let (Some(group), Some(process)) = (text("group"), text("name")) else {
-                continue;
-            };
-            if let Some(member) = registry.member(group, process) {
+            if let Some(member) = member(registry, config) {
                 let config = with_own_serverurl(member, config.clone());
-                known.insert((group.to_owned(), process.to_owned()), config);
+                known.insert(key(member), config);
             }
         }
     }
@@ -61,7 +58,7 @@ impl Configs {
     /// Completes the daemon's list, whose names are those of clients already: what was added is in
     /// it, in the daemon's order (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
     pub(super) fn complete(&self, registry: &Registry, list: &mut Vec<Value>) {
-        list.retain(|config| !is_member(registry, config));
+        list.retain(|config| member(registry, config).is_none());
         let known = self.known();
         let members = registry.members();
         list.extend(members.filter_map(|member| known.get(&key(member)).cloned()));
@@ -93,12 +90,10 @@ fn with_own_serverurl(member: &Member, mut config: Value) -> Value {
     config
 }
 
-fn is_member(registry: &Registry, config: &Value) -> bool {
-    let text = |member: &str| config.get(member).and_then(Value::as_str);
-    match (text("group"), text("name")) {
-        (Some(group), Some(process)) => registry.member(group, process).is_some(),
-        _ => false,
-    }
+/// The member that a struct is about.
+fn member<'r>(registry: &'r Registry, config: &Value) -> Option<&'r Member> {
+    let config = ConfigInfo::read(config)?;
+    registry.member(&config.group, &config.name)
 }
 
 fn key(member: &Member) -> Key {

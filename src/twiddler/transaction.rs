@@ -13,13 +13,13 @@ use super::model::persist_file;
 use super::model::plan::{self, Draft, Plan, Planner};
 use super::model::registry::Registry;
 use super::model::script::{Repair, Script, Verdict};
-use crate::daemon::Reloaded;
 use crate::daemon::conf::ConfiguredGroup;
+use crate::daemon::{ConfigInfo, Reloaded};
 use crate::failpoint;
 use crate::fault::complaint::blames;
 use crate::fault::{CANT_REREAD, INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, Scope, log_files};
-use crate::xmlrpc::{Fault, Value};
+use crate::xmlrpc::Fault;
 
 /// Carries out `changes`. The view is current.
 pub(super) async fn carry_out(engine: &mut Engine, changes: &[Change]) -> Batch {
@@ -604,11 +604,12 @@ async fn names_from_daemon(
             .find_map(|section| reread_fault(engine, &told, program, section));
         return Err(blamed.unwrap_or(told).into());
     }
-    let configs = configs?;
-    let names: Vec<String> = sections
-        .iter()
-        .filter_map(|section| name_in_group(&configs, section))
-        .collect();
+    let configs = ConfigInfo::read_all(&configs?);
+    let name_in = |section: &String| {
+        let config = configs.iter().find(|config| config.group == *section);
+        config.map(|config| config.name.clone())
+    };
+    let names: Vec<String> = sections.iter().filter_map(name_in).collect();
     if names.len() != sections.len() {
         return Err(engine.not_read().await.into());
     }
@@ -616,15 +617,6 @@ async fn names_from_daemon(
         .check_process_names(&names)
         .map_err(|error| fault(INCORRECT_PARAMETERS, error.into_told()))?;
     Ok(names)
-}
-
-/// The name of the process that `getAllConfigInfo` has in a group of one.
-fn name_in_group(configs: &Value, group: &str) -> Option<String> {
-    let text = |config: &Value, member: &str| Some(config.get(member)?.as_str()?.to_owned());
-    let configs = configs.as_array()?.iter();
-    configs
-        .filter(|config| text(config, "group").as_deref() == Some(group))
-        .find_map(|config| text(config, "name"))
 }
 
 /// The daemon's complaint about this `section` of its configuration, in words about what the client

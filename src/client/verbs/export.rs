@@ -7,6 +7,7 @@ use super::Session;
 use super::programs::{self, ProgramInfo};
 use crate::client::args::{ExportArgs, Format};
 use crate::client::error::{Error, NOT_DONE};
+use crate::daemon::ConfigInfo;
 use crate::lease;
 use crate::program;
 use crate::xmlrpc::Value;
@@ -103,12 +104,10 @@ async fn priorities(session: &Session) -> Result<BTreeMap<String, i64>, Error> {
         .server
         .call("supervisor.getAllConfigInfo", &[], "")
         .await?;
-    let priority = |config: &Value| {
-        let group = config.get("group")?.as_str()?.to_owned();
-        Some((group, config.get("group_prio")?.as_int()?))
-    };
-    let configs = configs.as_array().unwrap_or_default().iter();
-    Ok(configs.filter_map(priority).collect())
+    let configs = ConfigInfo::read_all(&configs).into_iter();
+    Ok(configs
+        .filter_map(|config| Some((config.group, config.group_priority?)))
+        .collect())
 }
 
 /// The sections, each of a name that no other has.
