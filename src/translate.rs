@@ -318,3 +318,178 @@ fn set(value: &mut Value, member: &str, text: &str) {
         *place = text.into();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::twiddler::registry_fixtures::{added, hidden, joined, marker, registry, two};
+
+    /// Two processes of one program in a real group; one of another that was hidden there; one in a group
+    /// of the files that was taken out; a group that was added, with a process of its own; the marker.
+    fn known() -> Registry {
+        let events = [
+            two(),
+            vec![
+                joined("web", "c", "web~000002", 0),
+                joined("web", "d", "web~000002", 1),
+                hidden("web~000002", "d"),
+                hidden("web", "out"),
+                added("own"),
+                joined("own", "p", "own", 0),
+                marker("twiddler~1-1"),
+            ],
+        ];
+        registry(&events.concat())
+    }
+
+    fn entry(members: &[(&str, Value)]) -> Value {
+        let member = |(name, value): &(&str, Value)| ((*name).to_owned(), value.clone());
+        Value::Struct(members.iter().map(member).collect())
+    }
+
+    fn name_of(entry: &Value) -> String {
+        let text = |member| text(entry, member).unwrap_or_default();
+        format!("{}:{}", text("group"), text("name"))
+    }
+
+    #[test]
+    fn names_of_clients_lead_to_the_daemons() {
+        let known = known();
+        let table = [
+            ("web:a", Some("web~000001:a")),
+            ("web:c", Some("web~000002:c")),
+            // Hidden, whatever else is asked of it.
+            ("web:out", Some(NOWHERE)),
+            ("web~000002:d", Some(NOWHERE)),
+            // The same on both sides.
+            ("web:other", None),
+            ("own:p", None),
+            ("web~000001:a", None),
+            // Whole groups.
+            ("web:*", None),
+            ("web:", None),
+            ("a", None),
+        ];
+        for (name, expected) in table {
+            let alias = alias(&known, name);
+            assert_eq!(alias.as_ref().map(|alias| &*alias.real), expected, "{name}");
+            if let Some(alias) = alias {
+                assert_eq!(alias.leads_somewhere(), alias.real != NOWHERE);
+                let told = alias.text_back(&format!("BAD_NAME: {}", alias.real));
+                assert_eq!(told, format!("BAD_NAME: {name}"));
+            }
+        }
+    }
+
+    #[test]
+    fn statuses_bear_the_names_of_clients() {
+        let known = known();
+        let table = [
+            (
+                "web~000001",
+                "a",
+                "NOT_RUNNING: web~000001:a",
+                "web:a",
+                "NOT_RUNNING: web:a",
+            ),
+            ("web~000002", "c", "OK", "web:c", "OK"),
+            ("web", "b", "OK", "web:b", "OK"),
+            ("own", "p", "FAILED: own:p", "own:p", "FAILED: own:p"),
+            ("web~000009", "x", "OK", "web~000009:x", "OK"),
+        ];
+        for (group, name, description, expected, told) in table {
+            let status = entry(&[
+                ("group", group.into()),
+                ("name", name.into()),
+                ("description", description.into()),
+            ]);
+            let mut list = Value::Array(vec![status]);
+            rewrite_statuses(&known, &mut list);
+            let entry = &list.as_array().unwrap()[0];
+            assert_eq!(name_of(entry), expected);
+            assert_eq!(text(entry, "description").as_deref(), Some(told));
+        }
+    }
+
+    #[test]
+    fn clients_see_members_and_what_somebody_started_again() {
+        let known = known();
+        let (stopped, running) = (0, 20);
+        // What the daemon says of one process, as whom clients see it, and whether it is news.
+        let table = [
+            ("web~000001", "a", running, 7, "web:a", false),
+            ("web~000002", "c", stopped, 0, "web:c", false),
+            ("web~000002", "d", stopped, 5, "", false),
+            // In a real group it is never seen again.
+            ("web~000002", "d", running, 9, "", false),
+            ("web", "out", stopped, 5, "", false),
+            ("web", "out", running, 9, "web:out", true),
+            ("web", "out", stopped, 9, "web:out", true),
+            ("own", "p", running, 7, "own:p", false),
+            ("web", "other", running, 7, "web:other", false),
+            ("web~000009", "x", running, 7, "web~000009:x", false),
+        ];
+        for (group, name, state, start, expected, is_news) in table {
+            let info = entry(&[
+                ("group", group.into()),
+                ("name", name.into()),
+                ("state", state.into()),
+                ("start", start.into()),
+            ]);
+            let mut list = Value::Array(vec![info]);
+            let shown = rewrite_infos(&known, &mut list);
+            let seen: Vec<String> = list.as_array().unwrap().iter().map(name_of).collect();
+            assert_eq!(seen.concat(), expected, "{group}:{name}");
+            assert_eq!(!shown.is_empty(), is_news, "{group}:{name}");
+        }
+    }
+
+    #[test]
+    fn configurations_of_what_is_not_there_are_left_out() {
+        let known = known();
+        let table = [
+            ("web~000001", "a", "web:a"),
+            // Hidden, never added, or of a number that no group has any more.
+            ("web~000002", "d", ""),
+            ("web~000001", "z", ""),
+            ("web", "out", ""),
+            ("web~000000", "x", ""),
+            ("web", "other", "web:other"),
+            ("own", "p", "own:p"),
+            // Somebody else's, however it is called.
+            ("web~000777", "x", "web~000777:x"),
+        ];
+        for (group, name, expected) in table {
+            let config = entry(&[("group", group.into()), ("name", name.into())]);
+            let mut list = Value::Array(vec![config]);
+            rewrite_configs(&known, &mut list);
+            let seen: Vec<String> = list.as_array().unwrap().iter().map(name_of).collect();
+            assert_eq!(seen.concat(), expected, "{group}:{name}");
+        }
+    }
+
+    #[test]
+    fn what_was_added_is_neither_new_nor_changed_nor_gone() {
+        let known = known();
+        let table = [
+            ("web~000001", false),
+            ("own", false),
+            ("twiddler~1-1", false),
+            ("twiddler~2-2", true),
+            ("web", true),
+            ("other", true),
+        ];
+        for (name, is_said) in table {
+            for place in 0..3 {
+                let mut lists = vec![Value::Array(vec![]); 3];
+                lists[place] = Value::Array(vec![name.into()]);
+                let mut reloaded = Value::Array(vec![Value::Array(lists.clone())]);
+                let removes_marker = place == 2 && name == "twiddler~1-1";
+                assert_eq!(lacks_marker(&known, &reloaded), !removes_marker);
+                rewrite_reloaded(&known, &mut reloaded);
+                let unchanged = reloaded == Value::Array(vec![Value::Array(lists)]);
+                assert_eq!(unchanged, is_said, "{name} in {place}");
+            }
+        }
+    }
+}

@@ -27,6 +27,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use model::change::{Authorized, Change, ChangeError, Outcome};
 pub use model::placement::{group_of_real_name, number_of_real_name};
+#[cfg(test)]
+pub(crate) use model::registry::tests as registry_fixtures;
 pub use model::registry::{Event, Member, Place, Registry, is_still_hidden};
 pub use model::view::Epoch;
 pub use questions::QuestionPause;

@@ -195,8 +195,9 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Before a group is filled, it must be known to be empty. No call says so; but the daemon finds
-    /// it changed by an empty section when it is not. That section was read ahead.
+    /// Before a group is filled, it must be known to be empty, and one that the files define may not be. No
+    /// call says so; but the daemon finds it changed by an empty section when it is not. That section was
+    /// read ahead.
     async fn look_into_groups(
         &mut self,
         engine: &mut Engine,

@@ -7,7 +7,9 @@ use std::thread;
 use crate::common::dice::times;
 use crate::common::pair::Pair;
 use crate::common::values::fault_in;
-use crate::common::{Client, Daemon, LIMIT, Sidecar, items, member, number, options, text, value};
+use crate::common::{
+    Client, Daemon, DaemonOptions, LIMIT, Sidecar, items, member, number, options, text, value,
+};
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
 
@@ -246,5 +248,38 @@ fn one_multicall_may_add_and_start_the_group() -> Result<()> {
         let of = |result: &Value| statuses(result).map(|all| all.iter().any(|it| it.1 == "last"));
         ensure!(!of(&results[1])? && !of(&results[2])?, "{results:?}");
     }
+    Ok(())
+}
+
+/// How many requests the daemon has answered, by its own log.
+fn requests(daemon: &Daemon) -> usize {
+    daemon.log().matches("XML-RPC method called: ").count()
+}
+
+#[test]
+fn the_first_process_of_an_empty_group_takes_no_more_requests_than_the_next() -> Result<()> {
+    const REQUESTS: usize = 2;
+    let daemon = Daemon::start_with(DaemonOptions {
+        extra_supervisord: "loglevel=trace\n",
+        body: USER,
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.socket_client();
+    let idle = || options(&[("command", "/bin/sleep 600"), ("autostart", "false")]);
+    // How the proxy's files reach the daemon is tried with the first of all.
+    client.call(ADD, ("web", "b", idle()))?;
+    // What the proxy asks by itself now and then may fall into one of several.
+    let mut fewest = [usize::MAX; 2];
+    for number in 0..4 {
+        let group = format!("g{number}");
+        client.call("twiddler.addGroup", (&group, 999))?;
+        for (place, fewest) in fewest.iter_mut().enumerate() {
+            let before = requests(&daemon);
+            client.call(ADD, (&group, format!("p{place}"), idle()))?;
+            *fewest = requests(&daemon).saturating_sub(before).min(*fewest);
+        }
+    }
+    ensure!(fewest == [REQUESTS; 2], "{fewest:?} requests");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Every point of a change at which something can go wrong, hit once on purpose.
 //!
-//! One call of five changes, which are one transaction, is stopped at each point of it. Then
+//! One call of changes, which are one transaction, is stopped at each point of it. Then
 //!
 //! | what goes wrong there | test |
 //! | --- | --- |
@@ -60,6 +60,9 @@ const ASKED: &str = "prepared";
 /// of a daemon that starts again.
 const TURNS: [&str; 5] = ["staged", "kept without", ASKED, "answered", "done"];
 
+/// A group of the user's files without a process.
+const EMPTY: &str = "dynamic_procs";
+
 /// A second, on a machine that is not busy with anything else.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -70,7 +73,8 @@ struct Stage {
     sidecar: Sidecar,
     model: Model,
     persists: bool,
-    /// Whether a group gets its first process. Where none does, the daemon reads ahead.
+    /// Whether groups get their first processes. Where the user's own does, the daemon is asked before
+    /// whether it is empty, and reads nothing ahead.
     fills: bool,
     /// Names are not used twice.
     serial: usize,
@@ -129,12 +133,13 @@ impl Stage {
         Ok(())
     }
 
-    /// Makes ready for five changes that are one transaction, and hands them over: each kind that
+    /// Makes ready for changes that are one transaction, and hands them over: each kind that
     /// asks something of the daemon.
     fn rehearse(&mut self) -> Result<Vec<Change>> {
         self.clear()?;
         self.serial += 1;
-        let word = |what: &str| format!("{what}-{}", self.serial);
+        let serial = self.serial;
+        let word = |what: &str| format!("{what}-{serial}");
         let (fills, goes, new) = (word("fills"), word("goes"), word("new"));
         let (member, leaves) = (word("member"), word("leaves"));
         let group = |group: &String| Change::AddGroup {
@@ -153,6 +158,7 @@ impl Stage {
         ];
         if self.fills {
             changes.push(program(&fills, "first", 1));
+            changes.push(program(EMPTY, &word("first"), 1));
         }
         Ok(changes)
     }
@@ -163,7 +169,7 @@ impl Stage {
         let added = groups.into_iter().filter(|group| group.contains('-'));
         let mut changes: Vec<Change> = added.map(|group| Change::RemoveGroup { group }).collect();
         for (group, process) in self.model.processes() {
-            if ["web", "pool"].contains(&group.as_str()) && process.contains('-') {
+            if ["web", "pool", EMPTY].contains(&group.as_str()) && process.contains('-') {
                 changes.push(Change::RemoveProcess { group, process });
             }
         }

@@ -42,6 +42,8 @@ pub enum Plan {
         section: String,
         program: Box<Program>,
         members: Vec<Member>,
+        /// The user's files define the group: something that is not known may be in it.
+        may_hold: bool,
     },
     /// Put a program into a real group.
     Place {
@@ -151,11 +153,15 @@ impl Plan {
         }
     }
 
-    /// An empty section by which the daemon tells whether the group that is filled is empty.
+    /// An empty section by which the daemon tells whether the group that is filled is empty, where that
+    /// is not known.
     pub fn look(&self) -> Option<String> {
         match self {
             Plan::Fill {
-                group, priority, ..
+                group,
+                priority,
+                may_hold: true,
+                ..
             } => Some(program::render_group(group, *priority, &[])),
             _ => None,
         }
@@ -372,11 +378,7 @@ impl<'a> Planner<'a> {
     fn create(&self, group: &str, priority: i64) -> Result<Plan, ChangeError> {
         // A group that the user's files define is theirs even while it is not active: a section of
         // ours would take its place.
-        let configured = self
-            .configured
-            .iter()
-            .any(|configured| configured.name == group);
-        if configured || self.is_there(group) {
+        if self.is_configured(group) || self.is_there(group) {
             return Err(ChangeError::NameTaken(group.to_owned()));
         }
         Ok(Plan::Create {
@@ -405,6 +407,7 @@ impl<'a> Planner<'a> {
                 section,
                 program,
                 members,
+                may_hold: self.is_configured(group),
             });
         }
         let real = self.number(group);
@@ -551,6 +554,11 @@ impl<'a> Planner<'a> {
             .min()
     }
 
+    fn is_configured(&self, group: &str) -> bool {
+        let mut groups = self.configured.iter();
+        groups.any(|configured| configured.name == group)
+    }
+
     /// The group may be missing in the daemon while placed members of it are there.
     fn is_there(&self, group: &str) -> bool {
         self.answers.is_active(group) && self.registry.owner(group).is_none()
@@ -620,11 +628,7 @@ impl<'a> Planner<'a> {
         loop {
             let name = real_name(group, self.next);
             self.next += 1;
-            if !self
-                .configured
-                .iter()
-                .any(|configured| configured.name == name)
-            {
+            if !self.is_configured(&name) {
                 return name;
             }
         }

@@ -505,6 +505,17 @@ pub mod tests {
         }
     }
 
+    pub(crate) fn added(name: &str) -> Event {
+        Event::Group {
+            name: name.to_owned(),
+            priority: 5,
+        }
+    }
+
+    pub(crate) fn marker(name: &str) -> Event {
+        Event::Marker(name.to_owned())
+    }
+
     pub(crate) fn registry(events: &[Event]) -> Registry {
         let mut registry = Registry::default();
         events

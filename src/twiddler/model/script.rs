@@ -304,6 +304,7 @@ mod tests {
             section: "own~000009".to_owned(),
             program: cat("own"),
             members: member("own", "p", "own"),
+            may_hold: false,
         }
     }
 
