@@ -134,15 +134,8 @@ fn clashes(registry: &Registry, configured: &[ConfiguredGroup]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::registry::tests::{left, registry, two};
+    use super::super::registry::tests::{added, left, registry, two};
     use super::*;
-
-    fn added(name: &str) -> Event {
-        Event::Group {
-            name: name.to_owned(),
-            priority: 5,
-        }
-    }
 
     #[test]
     fn what_is_gone_is_said_by_name() {
