@@ -387,17 +387,16 @@ impl Engine {
         &mut self,
         executed: Executed,
         events: Vec<Event>,
-        prepared: Option<(u64, Prepared)>,
+        prepared: Option<Prepared>,
     ) {
         let Executed { intent, .. } = executed;
         drop(intent);
         // Nothing else was changed in between, or what was prepared is out of date.
-        let prepared = prepared
-            .filter(|(changes, prepared)| *changes == self.changes && prepared.is_after(&events));
+        let prepared = prepared.filter(|prepared| prepared.is_after(self.changes, &events));
         self.close_intent(events);
         failpoint::hit("done");
         match prepared {
-            Some((_, prepared)) => self.keep_prepared(prepared),
+            Some(prepared) => self.keep_prepared(prepared),
             None => self.keep(),
         }
         failpoint::hit("kept");
@@ -504,20 +503,21 @@ impl Engine {
         })
     }
 
-    /// Prepares the persist file for a change, and takes out of it what is to go. With how often what is
-    /// known was changed before.
+    /// Prepares the persist file for a change, and takes out of it what is to go.
     pub(super) fn prepare_to_keep(
         &mut self,
         events: Vec<Event>,
         configured: &[ConfiguredGroup],
-    ) -> Result<Option<(u64, Prepared)>, ChangeError> {
+    ) -> Result<Option<Prepared>, ChangeError> {
         let Some(persist) = &self.persist else {
             return Ok(None);
         };
         let registry = self.look(Registry::clone);
-        let prepared = persist.prepare(registry, events, configured, self.proxy_url());
-        let prepared = prepared.map_err(|error| self.cannot_write(&error))?;
-        Ok(Some((self.changes, prepared)))
+        let proxy = self.proxy_url();
+        let prepared = persist.prepare(registry, self.changes, events, configured, proxy);
+        prepared
+            .map(Some)
+            .map_err(|error| self.cannot_write(&error))
     }
 
     fn keep_prepared(&self, prepared: Prepared) {

@@ -15,17 +15,19 @@ pub(super) struct PersistFile {
 
 /// What the file will be after a change.
 pub(super) struct Prepared {
-    /// The change.
-    pub(super) events: Vec<Event>,
+    events: Vec<Event>,
+    /// How often what is known had been changed before.
+    changes: u64,
     /// Under a name that the daemon does not read; nothing where the file is that already.
     file: Option<include_dir::Prepared>,
 }
 
 impl Prepared {
-    /// Whether this is what the file is after these events.
-    pub(super) fn is_after(&self, events: &[Event]) -> bool {
+    /// Whether this is what the file is after these events, where what was known before has been changed
+    /// `changes` times.
+    pub(super) fn is_after(&self, changes: u64, events: &[Event]) -> bool {
         let is_seen = |event: &&Event| !matches!(event, Event::Marker(_) | Event::Next(_));
-        events.iter().filter(is_seen).eq(&self.events)
+        self.changes == changes && events.iter().filter(is_seen).eq(&self.events)
     }
 
     /// Has the disk begin with it.
@@ -47,6 +49,7 @@ impl PersistFile {
     pub(super) fn prepare(
         &self,
         mut registry: Registry,
+        changes: u64,
         events: Vec<Event>,
         configured: &[ConfiguredGroup],
         proxy: Option<&str>,
@@ -65,7 +68,11 @@ impl PersistFile {
         failpoint::hit("kept without");
         let file = (!coming.is_empty()).then(|| self.include.prepare(&text_after(&coming)));
         let file = file.transpose()?;
-        Ok(Prepared { events, file })
+        Ok(Prepared {
+            events,
+            changes,
+            file,
+        })
     }
 
     /// After a change: keeps what was prepared for it.

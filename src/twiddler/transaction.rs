@@ -11,7 +11,7 @@ use super::model::change::{Change, ChangeError, Outcome};
 use super::model::losses::Cause;
 use super::model::persist_file;
 use super::model::plan::{self, Draft, Plan, Planner};
-use super::model::registry::Registry;
+use super::model::registry::{Event, Registry};
 use super::model::script::{Repair, Script, Verdict};
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ConfigInfo, Reloaded};
@@ -209,28 +209,45 @@ impl Transaction<'_> {
             if looks.is_empty() {
                 return Ok(ahead);
             }
-            let reading = match ahead.take() {
-                Some(ahead) if ahead.staged.text.ends_with(&looks) => ahead,
-                other => {
-                    drop_reading(engine, other);
-                    let intent = engine.intend(Vec::new(), false)?;
-                    let staged = engine.stage(intent, looks).await?;
-                    self.is_stale = true;
-                    engine.read(staged, Vec::new()).await?.1
-                }
+            let ahead = usable(engine, ahead.take(), |text| text.ends_with(&looks));
+            let read = Read {
+                text: looks,
+                events: Vec::new(),
+                marks: false,
             };
-            match &reading.reloaded {
-                Ok(different) => {
+            if let Some(reading) = self.read_unless(engine, ahead, read).await? {
+                if let Ok(different) = &reading.reloaded {
                     self.place_where_not_empty(engine, different);
-                    return Ok(Some(reading));
                 }
-                Err(told) => {
-                    let told = told.clone();
-                    engine.abandon(reading.staged.into_intent());
-                    self.blame(engine, &told);
-                }
+                return Ok(Some(reading));
             }
         }
+    }
+
+    /// Lets the daemon read, unless that is what it has read ahead. None where it does not take it: a plan
+    /// is refused then.
+    async fn read_unless(
+        &mut self,
+        engine: &mut Engine,
+        ahead: Option<Reading>,
+        read: Read,
+    ) -> Result<Option<Reading>, ChangeError> {
+        let reading = match ahead {
+            Some(ahead) => ahead,
+            None => {
+                let intent = engine.intend(read.events, read.marks)?;
+                let staged = engine.stage(intent, read.text).await?;
+                self.is_stale = true;
+                engine.read(staged, Vec::new()).await?.1
+            }
+        };
+        if let Err(told) = &reading.reloaded {
+            let told = told.clone();
+            engine.abandon(reading.staged.into_intent());
+            self.blame(engine, &told);
+            return Ok(None);
+        }
+        Ok(Some(reading))
     }
 
     fn place_where_not_empty(&mut self, engine: &mut Engine, different: &Reloaded) {
@@ -259,26 +276,17 @@ impl Transaction<'_> {
                 return Ok(None);
             };
             let events = plan::events(plans());
-            let reading = match ahead.take() {
-                Some(ahead) if ahead.staged.text == text => ahead,
-                other => {
-                    drop_reading(engine, other);
-                    let intent = engine.intend(events, engine.needs_marker())?;
-                    let staged = engine.stage(intent, text).await?;
-                    self.is_stale = true;
-                    engine.read(staged, Vec::new()).await?.1
-                }
+            let ahead = usable(engine, ahead.take(), |ahead| ahead == text);
+            let read = Read {
+                text,
+                events,
+                marks: engine.needs_marker(),
             };
-            match &reading.reloaded {
-                Ok(reloaded) => {
+            if let Some(reading) = self.read_unless(engine, ahead, read).await? {
+                if let Ok(reloaded) = &reading.reloaded {
                     self.refuse_unread(engine, reloaded).await;
-                    return Ok(Some(reading));
                 }
-                Err(told) => {
-                    let told = told.clone();
-                    engine.abandon(reading.staged.into_intent());
-                    self.blame(engine, &told);
-                }
+                return Ok(Some(reading));
             }
         }
     }
@@ -369,7 +377,7 @@ impl Transaction<'_> {
         failpoint::hit("prepared");
         engine.confirm_epoch().await?;
         let sync = async {
-            if let Some((_, prepared)) = &prepared {
+            if let Some(prepared) = &prepared {
                 prepared.sync().await;
             }
         };
@@ -492,6 +500,29 @@ impl Transaction<'_> {
             if self.plans[index].is_some() {
                 self.refuse(index, error.clone());
             }
+        }
+    }
+}
+
+/// What the daemon is to read, and the intent with which it does.
+struct Read {
+    text: String,
+    events: Vec<Event>,
+    /// The epoch's marker is among it.
+    marks: bool,
+}
+
+/// What was read ahead, where its text serves; what does not is taken away.
+fn usable(
+    engine: &mut Engine,
+    ahead: Option<Reading>,
+    serves: impl Fn(&str) -> bool,
+) -> Option<Reading> {
+    match ahead {
+        Some(ahead) if serves(&ahead.staged.text) => Some(ahead),
+        other => {
+            drop_reading(engine, other);
+            None
         }
     }
 }
