@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::ctl::python_command;
 use crate::common::schema::ensure_documents;
-use crate::common::sidecar::twiddler_command;
+use crate::common::sidecar::{twiddler_command, verb_command};
 use crate::common::{
     Daemon, DaemonOptions, LIMIT, Process, Sidecar, SidecarOptions, eventually, run, stderr_text,
     stdout_text,
@@ -27,8 +27,7 @@ autostart=false
 ";
 
 fn verb(server: &str, words: &[&str]) -> Result<Output> {
-    let mut command = twiddler_command();
-    run(command.env("TWIDDLER_SERVER", server).args(words))
+    run(&mut verb_command(server, words))
 }
 
 #[test]
@@ -105,8 +104,7 @@ fn an_output_that_takes_nothing_is_an_error_and_a_closed_pipe_is_none() -> Resul
         &["--version"],
     ] {
         let with_output = |output: std::process::Stdio| {
-            let mut command = twiddler_command();
-            command.env("TWIDDLER_SERVER", &server).args(words);
+            let mut command = verb_command(&server, words);
             let child = command.stdout(output).stderr(std::process::Stdio::piped());
             Ok::<_, anyhow::Error>(child.spawn()?.wait_with_output()?)
         };

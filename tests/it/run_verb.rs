@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use crate::common::ctl::python_command;
 use crate::common::process::signals_of;
-use crate::common::sidecar::twiddler_command;
+use crate::common::sidecar::verb_command;
 use crate::common::terminal::{close_terminal, copy_environment, on_closing_terminal};
 use crate::common::wait::eventually;
 use crate::common::{
-    Daemon, DaemonOptions, LIMIT, Process, Sidecar, member, number, options, run, stderr_text,
-    stdout_text, value,
+    Addr, Daemon, DaemonOptions, LIMIT, Process, Sidecar, member, number, options, run,
+    stderr_text, stdout_text, value,
 };
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -29,10 +29,7 @@ command=cat
 ";
 
 fn twiddler(sidecar: &Sidecar, words: &[&str]) -> Command {
-    let server = format!("unix://{}", sidecar.socket().display());
-    let mut command = twiddler_command();
-    command.env("TWIDDLER_SERVER", server).args(words);
-    command
+    verb_command(Addr::Unix(sidecar.socket()), words)
 }
 
 /// What `run` came to: exit status, standard output, standard error.

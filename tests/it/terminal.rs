@@ -4,40 +4,21 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::sidecar::twiddler_command;
+use crate::common::sidecar::{twiddler_command, verb_command};
 use crate::common::terminal::{CTRL_C, on_terminal, without_escapes};
 use crate::common::tools::{FISH, Tool, ZSH, have};
-use crate::common::{Daemon, LIMIT, Process, Sidecar, eventually, run, stderr_text, value};
+use crate::common::{Daemon, LIMIT, Process, Sidecar, eventually, run, stderr_text};
+use crate::verbs::PROGRAMS;
 use anyhow::{Result, ensure};
 
-const PROGRAMS: &str = "
-[group:web]
-programs=api,worker
-
-[program:api]
-command=cat
-startsecs=0
-
-[program:worker]
-command=cat
-process_name=%(program_name)s_%(process_num)d
-numprocs=2
-startsecs=0
-
-[program:lone]
-command=cat
-autostart=false
-
+const SLOW: &str = "
 [program:slow]
 command=sh -c 'trap \"sleep 2; exit\" TERM; while :; do sleep 0.05; done'
 startsecs=0
 ";
 
 fn twiddler(daemon: &Daemon, words: &[&str]) -> Command {
-    let mut command = twiddler_command();
-    let server = format!("unix://{}", daemon.socket().display());
-    command.env("TWIDDLER_SERVER", server).args(words);
-    command
+    verb_command(daemon.addr(), words)
 }
 
 /// What a verb shows on a terminal of so many columns.
@@ -48,7 +29,7 @@ fn shown(columns: u16, command: &Command) -> Result<String> {
 }
 
 fn start() -> Result<Daemon> {
-    let daemon = Daemon::start(PROGRAMS)?;
+    let daemon = Daemon::start(&format!("{PROGRAMS}{SLOW}"))?;
     for name in ["web:api", "web:worker_0", "web:worker_1", "slow"] {
         daemon.wait_for_state(name, "RUNNING")?;
     }
@@ -130,9 +111,10 @@ fn ctrl_c_on_the_terminal_stops_what_run_has_started() -> Result<()> {
         command.env("TWIDDLER_SERVER", &server);
         command
     };
+    let before = sidecar.client().call("twiddler.getGroupNames", ())?;
     let nothing_left = || -> Result<()> {
         let groups = sidecar.client().call("twiddler.getGroupNames", ())?;
-        ensure!(groups == value(vec!["lone", "slow", "web"]), "{groups:?}");
+        ensure!(groups == before, "{groups:?}");
         Ok(())
     };
     let running = on_terminal(80, &command())?;

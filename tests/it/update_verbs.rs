@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::common::relay::Relay;
 use crate::common::schema::ensure_documents;
-use crate::common::sidecar::twiddler_command;
+use crate::common::sidecar::verb_command;
 use crate::common::{
-    Daemon, DaemonOptions, LIMIT, Sidecar, eventually, rows, run, stderr_text, stdout_text,
+    Addr, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, rows, run, stderr_text, stdout_text,
 };
 
 const FILE: &str = "conf.d/web.conf";
@@ -19,9 +19,7 @@ const WEB: &str = "[group:web]\nprograms=a,b,c\n[program:a]\ncommand=/bin/sleep 
 
 /// Exit status, standard output, standard error.
 fn ran(sidecar: &Sidecar, words: &[&str]) -> Result<(i32, String, String)> {
-    let server = format!("unix://{}", sidecar.socket().display());
-    let mut command = twiddler_command();
-    let output = run(command.env("TWIDDLER_SERVER", server).args(words))?;
+    let output = run(&mut verb_command(Addr::Unix(sidecar.socket()), words))?;
     let code = output.status.code().context("ended by a signal")?;
     Ok((code, stdout_text(&output), stderr_text(&output)))
 }
@@ -274,9 +272,7 @@ fn an_export_passes_over_a_program_that_goes_meanwhile() -> Result<()> {
                 assert_eq!(removed.ok(), Some(true.into()));
             }
         })?;
-        let mut command = twiddler_command();
-        command.env("TWIDDLER_SERVER", relay.url());
-        let output = run(command.args(["-o", format, "export"]))?;
+        let output = run(&mut verb_command(relay.url(), &["-o", format, "export"]))?;
         let (text, said) = (stdout_text(&output), stderr_text(&output));
         assert_eq!(output.status.code(), Some(0), "{said}");
         ensure!(text.contains("stays") && !text.contains("gone"), "{text}");

@@ -5,7 +5,7 @@
 use std::process::{Command, Output};
 
 use crate::common::dice::seed;
-use crate::common::sidecar::twiddler_command;
+use crate::common::sidecar::{twiddler_command, verb_command as command};
 use crate::common::terminal::{close_terminal, on_closing_terminal};
 use crate::common::{
     Daemon, DaemonOptions, Dice, LIMIT, Process, Sidecar, eventually, member, number, python, run,
@@ -13,7 +13,7 @@ use crate::common::{
 };
 use anyhow::{Context, Result, ensure};
 
-const PROGRAMS: &str = "
+pub const PROGRAMS: &str = "
 [group:web]
 programs=api,worker
 
@@ -41,13 +41,6 @@ command=false
 autostart=false
 startretries=0
 ";
-
-/// A verb as somebody types it.
-fn command(server: &str, words: &[&str]) -> Command {
-    let mut command = twiddler_command();
-    command.env("TWIDDLER_SERVER", server).args(words);
-    command
-}
 
 fn verb(server: &str, words: &[&str]) -> Result<Output> {
     run(&mut command(server, words))
@@ -446,7 +439,7 @@ fn followed_logs_go_on_after_restarts_of_process_and_daemon() -> Result<()> {
 fn followed_logs_end_when_the_terminal_has_gone() -> Result<()> {
     let daemon = Daemon::start(TALKERS)?;
     daemon.wait_for_state("talk:one", "RUNNING")?;
-    let following = on_closing_terminal(&command(&url(&daemon), &["logs", "-f", "talk:one"]))?;
+    let following = on_closing_terminal(&command(url(&daemon), &["logs", "-f", "talk:one"]))?;
     close_terminal(&following)?;
     let status = eventually(LIMIT, || {
         say(&daemon, "talk:one", "line")?;

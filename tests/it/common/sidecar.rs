@@ -1,5 +1,6 @@
 //! The built binary in front of a daemon.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
@@ -32,6 +33,15 @@ pub fn twiddler_command() -> Command {
     let mut command = Command::new(BINARY);
     scrub(&mut command);
     command.env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// A verb as somebody types it, for this server.
+pub fn verb_command(server: impl Display, words: &[&str]) -> Command {
+    let mut command = twiddler_command();
+    command
+        .env("TWIDDLER_SERVER", server.to_string())
+        .args(words);
     command
 }
 
