@@ -236,9 +236,9 @@ impl Updates {
         let is_new = |one: &Restart| again.contains(&(one.group.clone(), one.process.clone()));
         baseline.restarts.retain(|one| !is_new(one));
         baseline.restarts.extend(restarts);
-        let include = self.twiddler.include_dir();
-        baseline.write(include).map_err(|error| {
-            ChangeError::Fault(fault(FAILED, unwritable(include.path(), &error)))
+        self.write(&baseline).map_err(|error| {
+            let dir = self.twiddler.include_dir().path();
+            ChangeError::Fault(fault(FAILED, unwritable(dir, &error)))
         })?;
         *self.baseline() = baseline;
         Ok(())

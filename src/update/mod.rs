@@ -20,6 +20,7 @@ mod values;
 mod variables;
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -83,6 +84,8 @@ pub enum Request {
 pub struct Updates {
     twiddler: Arc<Twiddler>,
     baseline: Mutex<Baseline>,
+    /// What of it was written last: the disk takes as long for it as the daemon for many calls.
+    written: Mutex<Option<Baseline>>,
     /// What the files said when the daemon read them last, as far as the proxy has seen it.
     last_read: Mutex<Option<Definitions>>,
     /// What the variables hold that the files use.
@@ -101,6 +104,7 @@ impl Updates {
         Arc::new(Updates {
             twiddler,
             baseline: Mutex::new(baseline),
+            written: Mutex::default(),
             last_read: Mutex::default(),
             variables: Mutex::default(),
             live,
@@ -358,11 +362,21 @@ impl Updates {
 
     /// Keeps what is known for the next proxy.
     fn keep(&self) {
-        let baseline = self.marked();
-        let include = self.twiddler.include_dir();
-        if let Err(error) = baseline.write(include) {
-            tracing::warn!(%error, dir = %include.path().display(), "what the groups were started from is known until this proxy ends");
+        if let Err(error) = self.write(&self.marked()) {
+            let dir = self.twiddler.include_dir().path().display();
+            tracing::warn!(%error, %dir, "what the groups were started from is known until this proxy ends");
         }
+    }
+
+    /// Writes what is known, where something else was written last.
+    fn write(&self, baseline: &Baseline) -> io::Result<()> {
+        let mut written = lock(&self.written);
+        if written.as_ref() != Some(baseline) {
+            *written = None;
+            baseline.write(self.twiddler.include_dir())?;
+            *written = Some(baseline.clone());
+        }
+        Ok(())
     }
 
     /// The daemon is about to read its files for somebody.
