@@ -64,7 +64,6 @@ pub mod server;
 pub mod start;
 pub mod told;
 pub mod translate;
-#[allow(clippy::match_bool)]
 pub mod twiddler;
 pub mod update;
 pub mod words;

@@ -116,9 +116,10 @@ impl Journal {
         let intent = &self.intent;
         let file = self.include.replace(FILE_NAME, |file| {
             write_line(file, &Line::Done(registry.snapshot()))?;
-            match intent.is_empty() {
-                true => Ok(()),
-                false => write_line(file, &Line::Begin(intent.clone())),
+            if intent.is_empty() {
+                Ok(())
+            } else {
+                write_line(file, &Line::Begin(intent.clone()))
             }
         })?;
         self.file = Some(file);

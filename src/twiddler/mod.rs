@@ -136,12 +136,11 @@ impl Twiddler {
         let kept_before = include.kept()?;
         let (mut journal, registry) = Journal::open(include.clone())?;
         journal.tidy(&registry);
-        match persists {
-            true => {
-                let configured = conf::configured_groups(&conf_file);
-                persist::take_up_aside(&include, &registry, &configured);
-            }
-            false => persist::set_aside(&include, kept_before.as_deref())?,
+        if persists {
+            let configured = conf::configured_groups(&conf_file);
+            persist::take_up_aside(&include, &registry, &configured);
+        } else {
+            persist::set_aside(&include, kept_before.as_deref())?
         }
         // What was put aside may be kept again.
         let kept_before = match kept_before {
@@ -379,9 +378,10 @@ impl Twiddler {
     /// # Errors
     /// When it has, or is away.
     pub async fn ensure_epoch(&self, epoch: Epoch) -> Result<(), ChangeError> {
-        match self.current().await? == epoch {
-            true => Ok(()),
-            false => Err(engine::Interrupted::Restarted.into()),
+        if self.current().await? == epoch {
+            Ok(())
+        } else {
+            Err(engine::Interrupted::Restarted.into())
         }
     }
 

@@ -125,10 +125,11 @@ async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
         Mode::NewEpoch => forget(engine, is_first).await?,
         Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
             warn_of_defined(engine);
-            match is_first {
+            if is_first {
                 // What marks its epoch may also have been removed.
-                true => tracing::info!("taking up what supervisord has of what was kept"),
-                false => tracing::info!("supervisord was started again with what was kept"),
+                tracing::info!("taking up what supervisord has of what was kept")
+            } else {
+                tracing::info!("supervisord was started again with what was kept")
             }
             status = take_up(engine, mode).await?;
         }
@@ -158,14 +159,16 @@ async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
 async fn mode(engine: &mut Engine, is_first: bool) -> Result<Mode, ChangeError> {
     // The option may have been switched off after the daemon read what was kept, or on after it read
     // nothing.
-    let is_kept = match is_first {
-        true => engine.kept_before.is_some(),
-        false => engine.persists(),
+    let is_kept = if is_first {
+        engine.kept_before.is_some()
+    } else {
+        engine.persists()
     };
-    let goes_on = match engine.look(Registry::is_empty) {
-        false => goes_on(engine, is_kept).await?,
+    let goes_on = if engine.look(Registry::is_empty) {
         // Nothing of ours tells one epoch from the next, so a change cut short is trusted to.
-        true => is_first || is_kept || engine.journal.intent().is_empty(),
+        is_first || is_kept || engine.journal.intent().is_empty()
+    } else {
+        goes_on(engine, is_kept).await?
     };
     Ok(match (goes_on, is_kept, engine.persists()) {
         (true, ..) => Mode::SameEpoch,
@@ -204,9 +207,10 @@ async fn goes_on(engine: &mut Engine, is_kept: bool) -> Result<bool, ChangeError
 /// A daemon that started again has nothing of ours, but what it read by accident: a file that was there
 /// for its former epoch.
 async fn forget(engine: &mut Engine, is_first: bool) -> Result<(), ChangeError> {
-    let cause = match is_first {
-        true => Cause::Unknown,
-        false => Cause::Restarted,
+    let cause = if is_first {
+        Cause::Unknown
+    } else {
+        Cause::Restarted
     };
     let everything = engine.look(losses::everything);
     match everything.is_empty() {

@@ -350,9 +350,10 @@ impl Transaction<'_> {
             None => (engine.intend(events.clone(), false)?, None),
         };
         // What was read for may have been refused since, or be less than what is done.
-        let intent = match intent.events == events {
-            true => intent,
-            false => match engine.intend(events.clone(), marks) {
+        let is_intended = intent.events == events;
+        let intent = match is_intended.then_some(intent) {
+            Some(intent) => intent,
+            None => match engine.intend(events.clone(), marks) {
                 Ok(intent) => intent,
                 Err(error) => {
                     drop(file);
@@ -583,9 +584,10 @@ fn text<'p>(engine: &Engine, plans: impl Iterator<Item = &'p Plan>) -> Option<St
         .filter(needs)
         .map(|plan| plan.sections(engine.proxy_url()))
         .collect();
-    let marker = match needs_marker && engine.needs_marker() {
-        true => empty_group(&engine.marker),
-        false => String::new(),
+    let marker = if needs_marker && engine.needs_marker() {
+        empty_group(&engine.marker)
+    } else {
+        String::new()
     };
     let text = marker + &sections;
     (!text.is_empty()).then_some(text)

@@ -286,9 +286,10 @@ impl Worker {
             let _ = dropped.await;
         }
         // A daemon that has started meanwhile may have read one: what comes next finds that out.
-        match self.engine.link.is_unbroken() {
-            true => self.engine.abandon(intent),
-            false => self.engine.set_status(Status::Unknown),
+        if self.engine.link.is_unbroken() {
+            self.engine.abandon(intent)
+        } else {
+            self.engine.set_status(Status::Unknown)
         }
     }
 
@@ -381,9 +382,10 @@ fn take_together(waiting: &mut VecDeque<ChangeJob>) -> Vec<ChangeJob> {
     let authorized = waiting.front().map(|job| job.authorized.clone());
     let (taken, kept): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|job| {
         let presents_the_same = authorized.as_ref() == Some(&job.authorized);
-        let touch = match presents_the_same {
-            true => Touched::by(&job.change),
-            false => Touched::Alone,
+        let touch = if presents_the_same {
+            Touched::by(&job.change)
+        } else {
+            Touched::Alone
         };
         match touched.entry(job.change.group().to_owned()) {
             Entry::Vacant(entry) => {

@@ -22,10 +22,13 @@ pub const DEFAULT_PRIORITY: i64 = 999;
 fn will_start(found: &ProcessInfo, program: Option<&Program>) -> Option<bool> {
     match found.state {
         ProcessState::Exited => program?.restarts(found.exit_status),
-        ProcessState::Stopped if found.start == 0 => match program?.autostarts() {
-            true => None,
-            false => Some(false),
-        },
+        ProcessState::Stopped if found.start == 0 => {
+            if program?.autostarts() {
+                None
+            } else {
+                Some(false)
+            }
+        }
         _ => Some(false),
     }
 }
@@ -462,13 +465,14 @@ impl<'a> Planner<'a> {
         let members = self.registry.members_in(real);
         let members = members.filter(|member| member.is_placed() && member.group == group);
         let processes: Vec<String> = members.map(|member| member.process.clone()).collect();
-        match processes.is_empty() {
-            true => Err(ChangeError::UnknownGroup(real.to_owned())),
-            false => Ok(Plan::Drop {
+        if processes.is_empty() {
+            Err(ChangeError::UnknownGroup(real.to_owned()))
+        } else {
+            Ok(Plan::Drop {
                 group: group.to_owned(),
                 processes,
                 real: real.to_owned(),
-            }),
+            })
         }
     }
 
@@ -509,9 +513,10 @@ impl<'a> Planner<'a> {
         let found = self
             .visible(group, process)
             .ok_or_else(|| ChangeError::UnknownProcess(process.to_owned()))?;
-        match found.state.is_stopped() {
-            true => Ok(found),
-            false => Err(ChangeError::StillRunning(process.to_owned())),
+        if found.state.is_stopped() {
+            Ok(found)
+        } else {
+            Err(ChangeError::StillRunning(process.to_owned()))
         }
     }
 
@@ -877,18 +882,15 @@ pub mod tests {
         let mut hides = 0;
         for serial in 0..CHANGES {
             let comes = shown.len() < 2 || shown.len() < 40 && dice.roll(2) == 0;
-            let changes: Vec<Change> = match comes {
+            let changes: Vec<Change> = if comes {
                 // A name may come again while a process of that name is hidden.
-                true => {
-                    let name = format!("p{}", serial % 50);
-                    vec![program("web", &name, 1 + dice.roll(5))]
-                }
-                false => {
-                    let count = 1 + dice.roll(3);
-                    let first = dice.roll(shown.len());
-                    let leave = shown.iter().skip(first).take(count);
-                    leave.map(|name| removal("web", name)).collect()
-                }
+                let name = format!("p{}", serial % 50);
+                vec![program("web", &name, 1 + dice.roll(5))]
+            } else {
+                let count = 1 + dice.roll(3);
+                let first = dice.roll(shown.len());
+                let leave = shown.iter().skip(first).take(count);
+                leave.map(|name| removal("web", name)).collect()
             };
             let (plans, after) = planned(&known, &held, &changes, next);
             next = after;

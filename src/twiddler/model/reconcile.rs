@@ -128,13 +128,12 @@ pub fn reconcile(known: Known<'_>, answers: &Answers, mode: Mode) -> Reconciliat
                 .filter(|info| !info.state.is_stopped())
                 .cloned()
                 .collect();
-            let remove = match persists {
-                true => {
-                    let mut ours: BTreeSet<String> = known.names();
-                    ours.extend(known.kept.groups.keys().cloned());
-                    known.surplus(answers, ours, &real_groups(&now))
-                }
-                false => BTreeSet::new(),
+            let remove = if persists {
+                let mut ours: BTreeSet<String> = known.names();
+                ours.extend(known.kept.groups.keys().cloned());
+                known.surplus(answers, ours, &real_groups(&now))
+            } else {
+                BTreeSet::new()
             };
             Reconciliation {
                 registry: now,
@@ -339,9 +338,10 @@ fn what_happened(registry: &Registry, event: &Event, answers: &Answers) -> Vec<E
         Event::Hidden { .. } => true,
         Event::Shown { .. } | Event::Next(_) => false,
     };
-    match is_made {
-        true => vec![event.clone()],
-        false => Vec::new(),
+    if is_made {
+        vec![event.clone()]
+    } else {
+        Vec::new()
     }
 }
 
@@ -439,9 +439,10 @@ fn in_new_epoch(known: Known<'_>, answers: &Answers, persists: bool) -> Registry
         }
         // A group of the user's is as his file says; what it held itself was one program. A real group
         // that is there is as it was read.
-        let has_no_place = match member.is_placed() {
-            true => answers.is_active(&member.real),
-            false => before.added_group(&member.group).is_none(),
+        let has_no_place = if member.is_placed() {
+            answers.is_active(&member.real)
+        } else {
+            before.added_group(&member.group).is_none()
         };
         let mut member = member.clone();
         if !there && has_no_place {
@@ -901,9 +902,10 @@ mod tests {
         ];
         let kept = KeptBefore::default();
         for (intent, processes, active, expected, restored) in table {
-            let intent = match intent.is_empty() {
-                true => vec![Event::Next(1)],
-                false => intent,
+            let intent = if intent.is_empty() {
+                vec![Event::Next(1)]
+            } else {
+                intent
             };
             let answers = answers(processes, active);
             let known = known(&before, &intent, &kept, &[]);

@@ -205,17 +205,17 @@ impl World {
             }
             _ => {
                 let members: Vec<_> = self.registry.members().collect();
-                match members.is_empty() || dice.roll(8) == 0 {
-                    true => removal("web", USERS),
-                    false => {
-                        let member = members[dice.roll(members.len())];
-                        match member.is_placed() && dice.roll(4) == 0 {
-                            true => Change::RemovePlaced {
-                                group: member.group.clone(),
-                                real: member.real.clone(),
-                            },
-                            false => removal(&member.group, &member.process),
+                if members.is_empty() || dice.roll(8) == 0 {
+                    removal("web", USERS)
+                } else {
+                    let member = members[dice.roll(members.len())];
+                    if member.is_placed() && dice.roll(4) == 0 {
+                        Change::RemovePlaced {
+                            group: member.group.clone(),
+                            real: member.real.clone(),
                         }
+                    } else {
+                        removal(&member.group, &member.process)
                     }
                 }
             }
