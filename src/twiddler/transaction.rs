@@ -5,7 +5,7 @@
 //! read again. Then all that is right is done in one multicall, while the file is still there: whoever
 //! else lets the daemon read its files reads the same.
 
-use super::engine::{Engine, Interrupted, Reading, empty_group};
+use super::engine::{Engine, Executed, Interrupted, Reading, empty_group};
 use super::model::answers::{Answers, Query};
 use super::model::change::{Change, ChangeError, Outcome};
 use super::model::losses::Cause;
@@ -13,6 +13,7 @@ use super::model::persist_file;
 use super::model::plan::{self, Draft, Plan, Planner};
 use super::model::registry::{Event, Registry};
 use super::model::script::{Repair, Script, Verdict};
+use super::persist::Prepared;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ConfigInfo, Reloaded};
 use crate::failpoint;
@@ -350,17 +351,18 @@ impl Transaction<'_> {
             None => (engine.intend(events.clone(), false)?, None),
         };
         // What was read for may have been refused since, or be less than what is done.
-        let is_intended = intent.events == events;
-        let intent = match is_intended.then_some(intent) {
-            Some(intent) => intent,
-            None => match engine.intend(events.clone(), marks) {
-                Ok(intent) => intent,
-                Err(error) => {
-                    drop(file);
-                    engine.close_intent(Vec::new());
-                    return Err(error);
-                }
-            },
+        let intent = if intent.events == events {
+            Ok(intent)
+        } else {
+            engine.intend(events.clone(), marks)
+        };
+        let intent = match intent {
+            Ok(intent) => intent,
+            Err(error) => {
+                drop(file);
+                engine.close_intent(Vec::new());
+                return Err(error);
+            }
         };
         if script.calls.is_empty() {
             failpoint::hit("hiding");
@@ -388,6 +390,18 @@ impl Transaction<'_> {
         self.is_stale &= !is_read;
         let verdict =
             engine.look(|registry| script.interpret(&self.plans, &executed.results, registry));
+        Ok(self.conclude(engine, verdict, executed, prepared).await)
+    }
+
+    /// Tells each plan what became of it, puts right what was made half, and writes down what happened.
+    /// Whether the daemon starts something of it by itself.
+    async fn conclude(
+        &mut self,
+        engine: &mut Engine,
+        verdict: Verdict,
+        executed: Executed,
+        prepared: Option<Prepared>,
+    ) -> bool {
         engine.say_gone(&verdict.gone, Cause::Removed);
         self.is_doubtful |= !verdict.gone.is_empty();
         let Verdict {
@@ -412,11 +426,11 @@ impl Transaction<'_> {
             if let Err(error) = self.repair(engine, index, repair).await {
                 self.outcomes[index] = Err(error);
                 engine.commit_partly(executed, events);
-                return Ok(starts);
+                return starts;
             }
         }
         engine.commit(executed, events, prepared);
-        Ok(starts)
+        starts
     }
 
     /// Puts the daemon right after a change that it made half.

@@ -156,6 +156,40 @@ pub struct ProgramDifference {
     pub reason: String,
 }
 
+impl ProgramDifference {
+    /// One that concerns nobody yet.
+    pub fn new(program: &str, change: Change) -> Self {
+        ProgramDifference {
+            program: program.to_owned(),
+            change,
+            options: Vec::new(),
+            replaced: Vec::new(),
+            joining: Vec::new(),
+            leaving: Vec::new(),
+            adopted: Vec::new(),
+            new: None,
+            reason: String::new(),
+        }
+    }
+
+    fn concerns_nobody(&self) -> bool {
+        let all = [&self.replaced, &self.joining, &self.leaving, &self.adopted];
+        all.into_iter().all(Vec::is_empty)
+    }
+
+    /// A sentence, where it is not evident why it differs. `is_environment`: what differs is what every
+    /// program gets.
+    fn explanation(&self, is_environment: bool) -> &'static str {
+        if !self.adopted.is_empty() && self.replaced.is_empty() {
+            "was added, and the files now define it"
+        } else if is_environment {
+            "[supervisord] environment changed, which every program gets"
+        } else {
+            ""
+        }
+    }
+}
+
 /// How one group differs.
 #[derive(Clone, Debug)]
 pub struct GroupDifference {
@@ -615,69 +649,26 @@ impl<'a> Questions<'a> {
         let environment = self.input.files.environment.as_deref();
         let all = programs(group, program, environment).unwrap_or_default();
         let autostart = all.first().is_none_or(Program::autostarts);
-        let mut difference = ProgramDifference {
-            program: program.name.clone(),
-            change: Change::Changed,
-            options: Vec::new(),
-            replaced: Vec::new(),
-            joining: Vec::new(),
-            leaving: Vec::new(),
-            adopted: Vec::new(),
-            new: Some(program.clone()),
-            reason: String::new(),
-        };
         let mut wanted = names(&all).unwrap_or_default();
         for comparison in &comparisons {
             if scaled.is_none() || wanted.is_empty() {
                 wanted.extend(comparison.new_numbers(replies));
             }
         }
+        let mut difference = ProgramDifference::new(&program.name, Change::Changed);
+        difference.new = Some(program.clone());
         let mut there = BTreeSet::new();
         let mut is_environment = false;
         for comparison in &comparisons {
-            let numbers = comparison.new_numbers(replies);
-            let same = comparison.same(replies);
-            for seen in self.input.made_by(comparison) {
-                let in_old = comparison.holds(seen, replies);
-                if !in_old {
-                    continue;
-                }
-                let number = numbers.get(&seen.process).copied();
-                let process = Process {
-                    name: seen.process.clone(),
-                    number: number.unwrap_or_default(),
-                    runs: seen.is_running(),
-                    autostart: comparison.autostart(&seen.process, replies, autostart),
-                };
-                match (number, same.contains(&seen.process)) {
-                    (None, _) if comparison.is_added => continue,
-                    (None, _) => difference.leaving.push(process),
-                    (Some(_), true) if comparison.is_added => difference.adopted.push(process),
-                    (Some(_), true) => {}
-                    (Some(_), false) => {
-                        is_environment |=
-                            comparison.old_environment != self.input.files.environment;
-                        difference.replaced.push(process);
-                    }
-                }
-                there.insert(seen.process.clone());
-            }
+            let replaced = difference.replaced.len();
+            there.extend(self.compare(comparison, replies, autostart, &mut difference));
+            let is_replaced = difference.replaced.len() > replaced;
+            let has_changed = comparison.old_environment != self.input.files.environment;
+            is_environment |= is_replaced && has_changed;
         }
-        // Others of the same name are not what this program was made of, but stand in its place.
-        for seen in self.input.of(group) {
-            if let Made::Added(_) = seen.made
-                && wanted.contains_key(&seen.process)
-                && !there.contains(&seen.process)
-            {
-                there.insert(seen.process.clone());
-                difference.replaced.push(Process {
-                    name: seen.process.clone(),
-                    number: wanted[&seen.process],
-                    runs: seen.is_running(),
-                    autostart,
-                });
-            }
-        }
+        let others = self.in_its_place(group, &wanted, &there, autostart);
+        there.extend(others.iter().map(|process| process.name.clone()));
+        difference.replaced.extend(others);
         let is_new = there.is_empty();
         if scaled.is_none() {
             let joining = wanted.iter().filter(|(name, _)| !there.contains(*name));
@@ -692,16 +683,11 @@ impl<'a> Questions<'a> {
                 }
             }));
         }
-        let differs = !difference.replaced.is_empty()
-            || !difference.joining.is_empty()
-            || !difference.leaving.is_empty()
-            || !difference.adopted.is_empty();
-        if !differs {
-            let scaled = scaled?;
+        if difference.concerns_nobody() {
             difference.change = Change::Scaled;
             difference.options.push(OptionChange {
                 name: "numprocs".to_owned(),
-                old: scaled.to_string(),
+                old: scaled?.to_string(),
                 new: program.numprocs.to_string(),
             });
             return Some(difference);
@@ -709,6 +695,77 @@ impl<'a> Questions<'a> {
         if is_new && !difference.joining.is_empty() {
             difference.change = Change::Added;
         }
+        let old = self.old_options(group, program, &comparisons, replies);
+        difference.options = option_changes(&old.unwrap_or_default(), &program.options);
+        difference.reason = difference.explanation(is_environment).to_owned();
+        Some(difference)
+    }
+
+    /// Sorts into `difference` what becomes of the processes that were made from the old text of a
+    /// comparison. Their names, but for those that were added and are not the files' after all.
+    fn compare(
+        &self,
+        comparison: &Comparison,
+        replies: &Replies,
+        autostart: bool,
+        difference: &mut ProgramDifference,
+    ) -> Vec<String> {
+        let numbers = comparison.new_numbers(replies);
+        let same = comparison.same(replies);
+        let mut there = Vec::new();
+        for seen in self.input.made_by(comparison) {
+            if !comparison.holds(seen, replies) {
+                continue;
+            }
+            let number = numbers.get(&seen.process).copied();
+            let process = Process {
+                name: seen.process.clone(),
+                number: number.unwrap_or_default(),
+                runs: seen.is_running(),
+                autostart: comparison.autostart(&seen.process, replies, autostart),
+            };
+            match (number, same.contains(&seen.process)) {
+                (None, _) if comparison.is_added => continue,
+                (None, _) => difference.leaving.push(process),
+                (Some(_), true) if comparison.is_added => difference.adopted.push(process),
+                (Some(_), true) => {}
+                (Some(_), false) => difference.replaced.push(process),
+            }
+            there.push(seen.process.clone());
+        }
+        there
+    }
+
+    /// Processes that were added under names that the program wants, and that it was not made of.
+    fn in_its_place(
+        &self,
+        group: &str,
+        wanted: &BTreeMap<String, i64>,
+        there: &BTreeSet<String>,
+        autostart: bool,
+    ) -> Vec<Process> {
+        let others = self.input.of(group);
+        let others = others.filter(|seen| matches!(seen.made, Made::Added(_)));
+        let others = others.filter(|seen| !there.contains(&seen.process));
+        let process = |seen: &Seen| {
+            Some(Process {
+                name: seen.process.clone(),
+                number: *wanted.get(&seen.process)?,
+                runs: seen.is_running(),
+                autostart,
+            })
+        };
+        others.filter_map(process).collect()
+    }
+
+    /// The options of what is in force, as far as they are known.
+    fn old_options(
+        &self,
+        group: &str,
+        program: &ProgramDefinition,
+        comparisons: &[&Comparison],
+        replies: &Replies,
+    ) -> Option<BTreeMap<String, String>> {
         let in_force = |one: &&&Comparison| {
             let made = self.input.made_by(one);
             made.into_iter().any(|seen| one.holds(seen, replies))
@@ -717,34 +774,21 @@ impl<'a> Questions<'a> {
             .iter()
             .filter(in_force)
             .max_by_key(|one| !one.is_same_text)
-            .or(comparisons.first());
-        let applied = baseline.applied.get(group);
-        let in_force = |base: &Base| Some(base.group.program(&program.name)?.options.clone());
-        let base = self.input.base(group).and_then(in_force);
-        let numbers = applied.and_then(in_force).or_else(|| base.clone());
+            .or(comparisons.first())?;
+        let options_in = |base: &Base| Some(base.group.program(&program.name)?.options.clone());
+        let base = self.input.base(group).and_then(options_in);
+        let applied = self.input.baseline.applied.get(group);
+        let numbers = applied.and_then(options_in).or_else(|| base.clone());
         let numbers = numbers.as_ref().unwrap_or(&program.options);
-        let old_options = match (old, base) {
-            (Some(old), Some(base)) if old.is_base => Some(with_numbers_of(&base, numbers)),
-            (Some(old), _) => old
+        match base {
+            Some(base) if old.is_base => Some(with_numbers_of(&base, numbers)),
+            _ => old
                 .old
                 .first()
                 .map(|old| with_numbers_of(old.options(), numbers)),
-            (None, _) => None,
-        };
-        difference.options = option_changes(&old_options.unwrap_or_default(), &program.options);
-        difference.reason = match () {
-            () if !difference.adopted.is_empty() && difference.replaced.is_empty() => {
-                "was added, and the files now define it".to_owned()
-            }
-            () if is_environment => {
-                "[supervisord] environment changed, which every program gets".to_owned()
-            }
-            () => String::new(),
-        };
-        Some(difference)
+        }
     }
 
-    /// Programs in force that the files do not have in this group any more.
     fn gone(&self, group: &str, new: &GroupDefinition) -> Vec<ProgramDifference> {
         let mut gone: BTreeMap<String, Vec<Process>> = BTreeMap::new();
         for seen in self.input.of(group) {
@@ -760,6 +804,7 @@ impl<'a> Questions<'a> {
                 gone.entry(program).or_default().push(leaving(seen));
             }
         }
+        let removed = |(program, leaving): (String, _)| removed(&program, leaving);
         gone.into_iter().map(removed).collect()
     }
 
@@ -776,6 +821,7 @@ impl<'a> Questions<'a> {
             };
             gone.entry(program).or_default().push(leaving(seen));
         }
+        let removed = |(program, leaving): (String, _)| removed(&program, leaving);
         gone.into_iter().map(removed).collect()
     }
 
@@ -798,8 +844,7 @@ impl<'a> Questions<'a> {
         for program in &new.programs {
             let programs = programs(group, program, environment).unwrap_or_default();
             let autostart = programs.first().is_none_or(Program::autostarts);
-            let mut difference = removed((program.name.clone(), Vec::new()));
-            difference.change = Change::Changed;
+            let mut difference = ProgramDifference::new(&program.name, Change::Changed);
             difference.new = Some(program.clone());
             let old = base.and_then(|base| base.group.program(&program.name));
             let old = old.map(|old| old.options.clone()).unwrap_or_default();
@@ -821,7 +866,7 @@ impl<'a> Questions<'a> {
         }
         if !left.is_empty() {
             let gone = left.into_values().map(leaving).collect();
-            differences.push(removed((group.to_owned(), gone)));
+            differences.push(removed(group, gone));
         }
         differences
     }
@@ -836,17 +881,10 @@ fn leaving(seen: &Seen) -> Process {
     }
 }
 
-fn removed((program, leaving): (String, Vec<Process>)) -> ProgramDifference {
+fn removed(program: &str, leaving: Vec<Process>) -> ProgramDifference {
     ProgramDifference {
-        program,
-        change: Change::Removed,
-        options: Vec::new(),
-        replaced: Vec::new(),
-        joining: Vec::new(),
         leaving,
-        adopted: Vec::new(),
-        new: None,
-        reason: String::new(),
+        ..ProgramDifference::new(program, Change::Removed)
     }
 }
 

@@ -156,15 +156,8 @@ fn unknown(reason: &str) -> ProgramDifference {
 
 fn plain(change: Change, reason: String) -> ProgramDifference {
     ProgramDifference {
-        program: String::new(),
-        change,
-        options: Vec::new(),
-        replaced: Vec::new(),
-        joining: Vec::new(),
-        leaving: Vec::new(),
-        adopted: Vec::new(),
-        new: None,
         reason,
+        ..ProgramDifference::new("", change)
     }
 }
 
