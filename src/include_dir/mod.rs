@@ -216,8 +216,7 @@ impl IncludeDir {
         Ok(Prepared(file))
     }
 
-    /// Puts what was prepared in the place of what was kept before, in one step. The disk has its text
-    /// before, and its name a moment after: a machine that loses its power in between has the former one.
+    /// Puts what was prepared in the place of what was kept before, in one step.
     ///
     /// # Errors
     /// When the directory or the disk does not allow it; what was kept before stays then.
@@ -230,21 +229,7 @@ impl IncludeDir {
             .0
             .persist(self.dir.join(name))
             .map_err(|error| error.error)?;
-        self.sync_names()
-    }
-
-    /// Has the disk take the names of the directory, beside other work where there is any.
-    fn sync_names(&self) -> io::Result<()> {
-        let dir = File::open(&self.dir)?;
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return dir.sync_all();
-        };
-        runtime.spawn_blocking(move || {
-            if let Err(error) = dir.sync_all() {
-                tracing::error!(%error, "the disk may lose what is kept if the machine loses its power");
-            }
-        });
-        Ok(())
+        File::open(&self.dir)?.sync_all()
     }
 
     /// What is kept now; nothing where that is not there.

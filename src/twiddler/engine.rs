@@ -75,6 +75,8 @@ pub(super) struct Engine {
     pub(super) changes: u64,
     /// The persist file was withheld from the daemon since losses were looked for.
     pub(super) was_withheld: bool,
+    /// Groups that were added, and hold processes of somebody else's.
+    pub(super) held: BTreeSet<String>,
     /// How generated files reach the daemon, once that was tried.
     pub(super) delivery: Option<Delivery>,
     /// Where placed processes call supervisord, once the proxy listens.

@@ -18,7 +18,7 @@ mod seat;
 mod transaction;
 mod worker;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -186,6 +186,7 @@ impl Twiddler {
             kept_before,
             changes: 0,
             was_withheld: false,
+            held: BTreeSet::new(),
             delivery: None,
             proxy_url: None,
         };

@@ -1,6 +1,7 @@
 //! What each change came to, in the proxy's own log.
 
 use super::model::change::{Change, ChangeError, Outcome};
+use super::model::losses::listed;
 use crate::audit::{Record, reason, shown};
 
 /// Says what a change came to, and whose it was. Never with a value.
@@ -50,13 +51,11 @@ fn in_words(change: &Change) -> (&'static str, &'static str, String) {
             let name = member(group, process);
             ("removed", "remove", format!("process {name}"))
         }
-        Change::RemovePlaced { group, real } => {
-            let name = member(group, "*");
-            (
-                "removed",
-                "remove",
-                format!("processes {name} in {}", shown(real)),
-            )
+        Change::RemovePlaced {
+            group, processes, ..
+        } => {
+            let names: Vec<String> = processes.iter().map(|name| member(group, name)).collect();
+            ("removed", "remove", format!("processes {}", listed(&names)))
         }
         Change::RemoveGroup { name } => ("removed", "remove", format!("group {}", shown(name))),
     }

@@ -84,6 +84,7 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
         engine.note(found.events);
         engine.keep();
     }
+    engine.held = engine.look(|registry| reconcile::held(registry, &answers));
     let lacks_marker = engine.look(|registry| {
         registry
             .marker()

@@ -68,8 +68,9 @@ async fn prepare<'a>(
         .collect();
     let persists = engine.persists();
     let first = engine.look(Registry::next);
+    let held = engine.held.clone();
     let draft = |registry: &Registry, answers: &Answers| {
-        let planner = Planner::new(registry, configured, answers, first, persists);
+        let planner = Planner::new(registry, configured, answers, first, persists, &held);
         Draft::new(planner, changes, &names)
     };
     let (queries, guess) = engine.look(|registry| {
@@ -413,6 +414,10 @@ impl Transaction<'_> {
             ..
         } = verdict;
         for (index, outcome) in outcomes {
+            if let (Some(Plan::Fill { group, .. }), Err(_)) = (&self.plans[index], &outcome) {
+                // It may hold what somebody else has put there: the next call asks before.
+                engine.held.insert(group.clone());
+            }
             self.plans[index] = None;
             self.outcomes[index] = outcome;
         }

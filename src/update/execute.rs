@@ -86,12 +86,13 @@ impl Updates {
         };
         tracing::warn!(reason = %refusal, "trying an update once more");
         let again = async {
-            let survey = self.survey(groups).await?;
-            let plan = self.plan(&survey, groups)?;
-            self.execute(&survey, &plan, authorized, record).await
+            let again = self.survey(groups).await?;
+            let rest = self.plan(&again, groups)?;
+            let outcome = self.execute(&again, &rest, authorized, record).await?;
+            Ok::<_, ChangeError>(self.by_now(&again, &plan, outcome).await)
         };
         match again.await {
-            Ok(outcome) => Ok(told(self.by_now(&survey, &plan, outcome).await)),
+            Ok(outcome) => Ok(told(outcome)),
             Err(_) => {
                 self.go_back(&survey, &plan).await;
                 Err(refusal)

@@ -12,7 +12,7 @@ use super::{Updates, no_program};
 use crate::audit::Record;
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::{Definitions, Kind, ProgramDefinition};
-use crate::fault::{FAILED, INCORRECT_PARAMETERS, fault};
+use crate::fault::{BAD_NAME, FAILED, INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, ProgramError};
 use crate::twiddler::{Authorized, ChangeError, Epoch, Member};
 use crate::xmlrpc::Value;
@@ -269,21 +269,28 @@ impl Updates {
         let survey = survey_of(epoch, files, Vec::new());
         let before = self.baseline().scales.clone();
         self.note_scale(&source, group, program, numprocs);
-        let scaled_to = self.execute(&survey, &plan, authorized, record).await;
-        let scaled_to = scaled_to.and_then(|outcome| match outcome.skipped.first() {
-            Some((_, reason)) => Err(ChangeError::Fault(fault(FAILED, reason.clone()))),
-            None => Ok(scaled(&plan.started, &outcome.ran)),
-        });
-        if scaled_to.is_err() {
+        let outcome = self.execute(&survey, &plan, authorized, record).await;
+        let is_made = matches!(&outcome, Ok(outcome) if outcome.skipped.is_empty());
+        if !is_made {
             self.baseline().scales = before;
             self.keep();
         }
-        scaled_to
+        let outcome = outcome?;
+        let mut reasons = outcome.skipped.iter().map(|(_, reason)| reason);
+        let stay = outcome
+            .failed
+            .iter()
+            .filter(|(name, _)| plan.leave.contains(name));
+        let mut stay = stay.map(|(_, reason)| reason);
+        match reasons.next().or_else(|| stay.next()) {
+            Some(reason) => Err(ChangeError::Fault(fault(FAILED, reason.clone()))),
+            None => Ok(scaled(&plan.started, &outcome.ran)),
+        }
     }
 
     /// The members that a program has, and those of its processes that live in the daemon's own group,
-    /// with their numbers as far as they are known. It is asked about these alone: its list of all takes
-    /// longer than a stop.
+    /// with their numbers as far as they are known. The daemon is asked about these, and about one of each
+    /// of its groups that hold members: its list of all takes longer than a stop.
     async fn processes_of(
         &self,
         group: &str,
@@ -301,12 +308,21 @@ impl Updates {
             Some(made) => made.name() == program,
             None => member.process == program,
         });
-        let look = |name: &String| {
-            let params = vec![Value::from(format!("{group}:{name}"))];
-            ("supervisor.getProcessInfo", params)
-        };
-        let calls: Vec<_> = own.keys().map(look).collect();
-        let told = self.twiddler.call_all(&calls).await?;
+        // One tells of all in its group of the daemon's, which somebody may have removed straight on it.
+        let mut reals: BTreeMap<String, String> = BTreeMap::new();
+        for member in &members {
+            let first = reals.entry(member.real.clone());
+            first.or_insert_with(|| member.real_namespec());
+        }
+        let look = |name: String| ("supervisor.getProcessInfo", vec![Value::from(name)]);
+        let names = own.keys().map(|name| format!("{group}:{name}"));
+        let calls: Vec<_> = names.chain(reals.values().cloned()).map(look).collect();
+        let mut told = self.twiddler.call_all(&calls).await?;
+        for (real, told) in reals.into_keys().zip(told.split_off(own.len())) {
+            if told.is_err_and(|told| told.code == BAD_NAME) {
+                members.retain(|member| member.real != real);
+            }
+        }
         let infos = told.into_iter().filter_map(Result::ok);
         let infos: Vec<ProcessInfo> = infos.filter_map(|info| ProcessInfo::read(&info)).collect();
         let there = self

@@ -89,17 +89,22 @@ impl Updates {
                 code => return Err(Fault::received(code, entry.description).into()),
             }
         }
-        let ran = names.iter().filter(|(_, process)| ran.contains(process));
-        Ok(ran.cloned().collect())
+        let (ran, others): (Vec<&Name>, Vec<&Name>) =
+            names.iter().partition(|(_, process)| ran.contains(process));
+        // The call passes over who stops already, and waits for none of those.
+        let others = others.into_iter();
+        let others = others.map(|(_, process)| format!("{real}:{process}"));
+        self.wait_until_stopped(others.collect()).await?;
+        Ok(ran.into_iter().cloned().collect())
     }
 
     async fn stop_each(&self, names: &[Name]) -> Result<Vec<Name>, ChangeError> {
-        let mut left = self.real_names(names);
+        let real_names = self.real_names(names);
         let stop = |name: &String| {
             let params = vec![name.as_str().into(), Value::Bool(false)];
             ("supervisor.stopProcess", params)
         };
-        let calls: Vec<_> = left.iter().map(stop).collect();
+        let calls: Vec<_> = real_names.iter().map(stop).collect();
         let mut ran = Vec::new();
         for (name, told) in names.iter().zip(self.twiddler.call_all(&calls).await?) {
             match told {
@@ -108,6 +113,12 @@ impl Updates {
                 Err(told) => return Err(told.into()),
             }
         }
+        self.wait_until_stopped(real_names).await?;
+        Ok(ran)
+    }
+
+    /// Waits for processes that stop, by the daemon's names. Who is not there is not waited for.
+    async fn wait_until_stopped(&self, mut left: Vec<String>) -> Result<(), ChangeError> {
         let deadline = tokio::time::Instant::now() + STOP_LIMIT;
         while !left.is_empty() && tokio::time::Instant::now() < deadline {
             let look = |name: &String| ("supervisor.getProcessInfo", vec![name.as_str().into()]);
@@ -122,7 +133,7 @@ impl Updates {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
-        Ok(ran)
+        Ok(())
     }
 
     /// Takes out who leaves in a plan. Where a whole group does not go, each goes for itself.
@@ -137,8 +148,12 @@ impl Updates {
         let placed = whole.iter().filter(|(real, _)| !plan.remove.contains(real));
         let (removals, names): (Vec<_>, Vec<_>) = placed
             .map(|(real, names)| {
-                let (group, real) = (names[0].0.clone(), real.clone());
-                (Change::RemovePlaced { group, real }, names)
+                let removal = Change::RemovePlaced {
+                    group: names[0].0.clone(),
+                    real: real.clone(),
+                    processes: names.iter().map(|(_, process)| process.clone()).collect(),
+                };
+                (removal, names)
             })
             .unzip();
         let change = |changes| self.twiddler.change(changes, authorized.clone(), record);

@@ -16,6 +16,8 @@ use crate::common::{
     Client, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, member, options, text, value,
 };
 
+const ADD: &str = "twiddler.addProgramToGroup";
+
 pub const FILE: &str = "conf.d/web.conf";
 
 pub const WEB: &str = "\
@@ -578,9 +580,10 @@ fn many_that_live_together_stop_and_leave_together() -> Result<()> {
         client.call("supervisor.stopProcess", ("web:c_05",))?;
         faults::strike(&daemon, QUESTIONS, "REFUSE")?;
         let reply = scale(2)?;
-        // Of those that stay the daemon was asked, and of one that might be called as the program is.
+        // Of those that stay the daemon was asked, of one that might be called as the program is, of one
+        // of those that go, and of the one that did not run.
         let asked = QUESTIONS - faults::left(&daemon)?;
-        ensure!(asked == 3, "{asked} questions about processes");
+        ensure!(asked == 5, "{asked} questions about processes");
         faults::call_off(&daemon);
         let ran = (2..16).filter(|number| *number != 5);
         let ran: BTreeSet<String> = ran.map(|number| format!("web:c_{number:02}")).collect();
@@ -612,6 +615,60 @@ fn a_group_that_somebody_has_removed_on_the_daemon_is_no_obstacle_to_fewer() -> 
     ensure!(names(&reply, "stopped")?.is_empty(), "{reply:?}");
     ensure!(table(&client)? == before);
     Ok(())
+}
+
+/// Somebody has removed them straight on the daemon a moment ago.
+#[test]
+fn a_scale_counts_only_those_that_are_there() -> Result<()> {
+    let (daemon, sidecar) = started(&[])?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    client.call(ADD, ("web", "s", numbered(4, "/bin/sleep 600")))?;
+    let real = rows(&daemon.client())?.into_iter().map(|row| row.group);
+    let real = real.max().context("no groups")?;
+    let scale = || client.call("twiddler.scaleProgram", ("web", "s", 6));
+    scale()?;
+    daemon.call("supervisor.stopProcessGroup", (real.as_str(),))?;
+    daemon.call("supervisor.removeProcessGroup", (real.as_str(),))?;
+    scale()?;
+    let now = settled(&client)?;
+    ensure!(now.len() == before.len() + 6, "{now:?}");
+    Ok(())
+}
+
+/// The daemon's call for a whole group passes over one that stops already.
+#[test]
+fn who_stops_already_is_waited_for_and_leaves_with_the_others() -> Result<()> {
+    let (daemon, sidecar) = started(&[])?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    let stubborn = "/bin/sh -c \"case $SUPERVISOR_PROCESS_NAME in s_00) trap '' TERM;; esac && exec /bin/sleep 600\"";
+    client.call(ADD, ("web", "s", numbered(12, stubborn)))?;
+    settled(&client)?;
+    client.call("supervisor.stopProcess", ("web:s_00", false))?;
+    client.call("twiddler.scaleProgram", ("web", "s", 0))?;
+    ensure!(
+        table(&client)? == before,
+        "{:?}",
+        differing(&before, &table(&client)?)
+    );
+    let left = rows(&daemon.client())?;
+    ensure!(
+        left.iter().all(|row| !row.group.starts_with("web~")),
+        "{left:?}"
+    );
+    Ok(())
+}
+
+/// A program of so many processes, of which each is killed two seconds after it was told to stop.
+fn numbered(numprocs: i64, command: &str) -> Value {
+    options(&[
+        ("command", value(command)),
+        ("numprocs", value(numprocs)),
+        ("process_name", value("%(program_name)s_%(process_num)02d")),
+        ("startsecs", value(1)),
+        ("stopwaitsecs", value(2)),
+    ])
 }
 
 /// Many processes of a program are replaced, first in the daemon's own group, then where they live since.

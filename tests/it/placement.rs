@@ -521,6 +521,36 @@ fn a_lone_program_can_be_removed_and_its_group_stays() -> Result<()> {
 }
 
 /// The daemon's groups that no file defines.
+/// Its own process runs on, and what joins lives beside it.
+#[test]
+fn an_added_group_that_somebody_has_made_anew_is_left_as_it_is() -> Result<()> {
+    let (daemon, _sidecar, client) = front(USER)?;
+    client.call("twiddler.addGroup", ("own", 999))?;
+    let file = daemon.include_dir().join("own.conf");
+    fs::write(
+        &file,
+        "[program:own]\ncommand = /bin/sleep 600\nstartsecs = 0\n",
+    )?;
+    daemon.call("supervisor.reloadConfig", ())?;
+    daemon.call("supervisor.removeProcessGroup", ("own",))?;
+    daemon.call("supervisor.addProcessGroup", ("own",))?;
+    fs::remove_file(&file)?;
+    wait_for(&client, "own:own", "RUNNING")?;
+    let pid = |client: &Client| -> Result<i64> {
+        let info = client.call("supervisor.getProcessInfo", ("own:own",))?;
+        number(member(&info, "pid")?)
+    };
+    let before = pid(&client)?;
+    let add = || client.call(ADD, ("own", "p", program(&[])));
+    // The first call may be the one that finds it out.
+    if add().is_err() {
+        add()?;
+    }
+    ensure!(state(&client, "own:p")? == "STOPPED");
+    ensure!(pid(&client)? == before);
+    Ok(())
+}
+
 fn unfiled_groups(daemon: &Daemon) -> Result<Vec<String>> {
     let lists = daemon.call("supervisor.reloadConfig", ())?;
     let removed = &items(&items(&lists)?[0])?[2];

@@ -53,6 +53,8 @@ pub enum Change {
         group: String,
         /// The real group.
         real: String,
+        /// Its members, for the log.
+        processes: Vec<String>,
     },
     /// A group goes, with its stopped processes.
     RemoveGroup {

@@ -92,12 +92,16 @@ pub fn gone(registry: &Registry, events: &[Event]) -> Option<String> {
 
 fn counted<T: AsRef<str>>(count: usize, what: &str, names: &[T]) -> String {
     let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural} ({})", listed(names))
+}
+
+/// Names as they stand in one line, those that are too many left out.
+pub fn listed<T: AsRef<str>>(names: &[T]) -> String {
     let shown: Vec<&str> = names.iter().take(MAX_NAMES).map(AsRef::as_ref).collect();
-    let more = match names.len() - shown.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!("{count} {what}{plural} ({}{more})", shown.join(", "))
+    match names.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 /// Says which names are in use twice.

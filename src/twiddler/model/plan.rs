@@ -45,7 +45,7 @@ pub enum Plan {
         section: String,
         program: Box<Program>,
         members: Vec<Member>,
-        /// The user's files define the group: something that is not known may be in it.
+        /// The user's files define the group, or somebody has put something into it: it may not be empty.
         may_hold: bool,
     },
     /// Put a program into a real group.
@@ -333,6 +333,8 @@ pub struct Planner<'a> {
     answers: &'a Answers,
     next: u64,
     persists: bool,
+    /// Groups that were added, and hold processes of somebody else's.
+    held: &'a BTreeSet<String>,
     /// Groups that get their first process in this transaction.
     filled: HashSet<String>,
     /// Members that leave in this transaction, by the daemon's group.
@@ -344,13 +346,15 @@ pub struct Planner<'a> {
 impl<'a> Planner<'a> {
     /// Plans on what `registry` knows, `configured` groups of the user's files, and the daemon's
     /// `answers` to [`queries`]; `next` is the first free number of real groups;
-    /// what `persists` is on disk for as long as it is in the daemon.
+    /// what `persists` is on disk for as long as it is in the daemon. Groups in `held` are not taken for
+    /// empty without asking.
     pub fn new(
         registry: &'a Registry,
         configured: &'a [ConfiguredGroup],
         answers: &'a Answers,
         next: u64,
         persists: bool,
+        held: &'a BTreeSet<String>,
     ) -> Self {
         Planner {
             registry,
@@ -358,6 +362,7 @@ impl<'a> Planner<'a> {
             answers,
             next,
             persists,
+            held,
             filled: HashSet::new(),
             leaving: HashMap::new(),
             corrections: Vec::new(),
@@ -373,7 +378,7 @@ impl<'a> Planner<'a> {
             Change::AddGroup { name, priority } => self.create(name.as_str(), *priority),
             Change::AddProgram(program) => self.add(program, names),
             Change::RemoveProcess { group, process } => self.remove(group, process),
-            Change::RemovePlaced { group, real } => self.remove_placed(group, real),
+            Change::RemovePlaced { group, real, .. } => self.remove_placed(group, real),
             Change::RemoveGroup { name } => self.dissolve(name),
         }
     }
@@ -410,7 +415,7 @@ impl<'a> Planner<'a> {
                 section,
                 program,
                 members,
-                may_hold: self.is_configured(group),
+                may_hold: self.is_configured(group) || self.held.contains(group),
             });
         }
         let real = self.number(group);
@@ -757,7 +762,8 @@ pub mod tests {
     ) -> (Vec<Result<Plan, ChangeError>>, u64) {
         let names: Vec<Vec<String>> = changes.iter().map(names).collect();
         let answers = held.answer(&queries(registry, changes, &names));
-        let planner = Planner::new(registry, &[], &answers, next, false);
+        let nobody = BTreeSet::new();
+        let planner = Planner::new(registry, &[], &answers, next, false, &nobody);
         let names: Vec<_> = names.into_iter().map(Ok).collect();
         let draft = Draft::new(planner, changes, &names);
         (draft.plans, draft.next)

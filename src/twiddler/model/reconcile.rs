@@ -169,6 +169,19 @@ pub fn lacks(registry: &Registry, answers: &Answers) -> bool {
     !lost(registry, answers).is_empty()
 }
 
+/// Groups that were added, and hold processes that nobody has added: somebody has made them anew straight
+/// on the daemon.
+pub fn held(registry: &Registry, answers: &Answers) -> BTreeSet<String> {
+    let processes = answers.processes.values();
+    let is_strange = |info: &&ProcessInfo| {
+        registry.added_group(&info.group).is_some()
+            && registry.member(&info.group, &info.name).is_none()
+            && registry.hidden_start(&info.group, &info.name).is_none()
+    };
+    let strange = processes.filter(is_strange);
+    strange.map(|info| info.group.clone()).collect()
+}
+
 /// Placed members whose real groups are gone.
 pub fn vanished(registry: &Registry, answers: &Answers) -> Vec<Event> {
     let placed = registry.members().filter(|member| member.is_placed());

@@ -213,6 +213,7 @@ impl World {
                         Change::RemovePlaced {
                             group: member.group.clone(),
                             real: member.real.clone(),
+                            processes: Vec::new(),
                         }
                     } else {
                         removal(&member.group, &member.process)
@@ -233,7 +234,15 @@ impl World {
         let queries = plan::queries(&self.registry, &changes, &names);
         let answers = self.daemon.answer(&queries);
         let first = self.registry.next();
-        let planner = Planner::new(&self.registry, &self.configured, &answers, first, false);
+        let held = BTreeSet::new();
+        let planner = Planner::new(
+            &self.registry,
+            &self.configured,
+            &answers,
+            first,
+            false,
+            &held,
+        );
         let draft = Draft::new(planner, &changes, &names.map(Ok));
         self.apply(draft.corrections);
         self.apply(vec![Event::Next(draft.next)]);
