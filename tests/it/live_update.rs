@@ -636,6 +636,32 @@ fn a_scale_counts_only_those_that_are_there() -> Result<()> {
     Ok(())
 }
 
+/// The daemon does not let the last of them go.
+#[test]
+fn a_scale_that_leaves_somebody_is_a_fault_and_can_be_repeated() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions {
+        body: faults::SECTION,
+        files: &[
+            (FILE, WEB),
+            (faults::FILE, &faults::extension(&["removeProcessGroup"])),
+        ],
+        ..DaemonOptions::default()
+    })?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    let before = settled(&client)?;
+    client.call(ADD, ("web", "s", numbered(3, "/bin/sleep 600")))?;
+    settled(&client)?;
+    faults::strike(&daemon, 1, "REFUSE")?;
+    let scale = ("web", "s", 0);
+    let refusal = client.expect_fault("twiddler.scaleProgram", scale)?;
+    ensure!(refusal.code == 30, "{refusal:?}");
+    ensure!(table(&client)?.len() == before.len() + 1);
+    client.call("twiddler.scaleProgram", scale)?;
+    ensure!(table(&client)? == before);
+    Ok(())
+}
+
 /// The daemon's call for a whole group passes over one that stops already.
 #[test]
 fn who_stops_already_is_waited_for_and_leaves_with_the_others() -> Result<()> {

@@ -521,20 +521,47 @@ fn a_lone_program_can_be_removed_and_its_group_stays() -> Result<()> {
 }
 
 /// The daemon's groups that no file defines.
+/// Somebody makes a group anew straight on the daemon, with a process of its name, from a file that is
+/// gone again.
+fn make_anew(daemon: &Daemon, group: &str, options: &str) -> Result<()> {
+    let file = daemon.include_dir().join("anew.conf");
+    fs::write(&file, format!("[program:{group}]\n{options}"))?;
+    daemon.call("supervisor.reloadConfig", ())?;
+    daemon.call("supervisor.removeProcessGroup", (group,))?;
+    daemon.call("supervisor.addProcessGroup", (group,))?;
+    Ok(fs::remove_file(&file)?)
+}
+
+/// Once the proxy has looked at what the daemon has.
+#[test]
+fn a_stopped_process_that_somebody_has_put_into_an_added_group_stays() -> Result<()> {
+    let (daemon, sidecar, client) = front(USER)?;
+    client.call("twiddler.addGroup", ("own", 999))?;
+    client.call(ADD, ("web", "gone", program(&[])))?;
+    make_anew(&daemon, "own", "command = /bin/cat\nautostart = false\n")?;
+    let real = real_name(&daemon, "web", "gone")?;
+    let (real, _) = real.split_once(':').context("no group")?;
+    daemon.call("supervisor.removeProcessGroup", (real,))?;
+    // What is gone as well is said by that look.
+    eventually(LIMIT, || {
+        let log = sidecar.stderr_text();
+        ensure!(log.contains("1 program (web:gone): gone"), "{log}");
+        Ok(())
+    })?;
+    client.call(ADD, ("own", "p", program(&[])))?;
+    let shown = shown(&client)?;
+    for name in ["own:own", "own:p"] {
+        ensure!(shown.iter().any(|one| one == name), "{name} of {shown:?}");
+    }
+    Ok(())
+}
+
 /// Its own process runs on, and what joins lives beside it.
 #[test]
 fn an_added_group_that_somebody_has_made_anew_is_left_as_it_is() -> Result<()> {
     let (daemon, _sidecar, client) = front(USER)?;
     client.call("twiddler.addGroup", ("own", 999))?;
-    let file = daemon.include_dir().join("own.conf");
-    fs::write(
-        &file,
-        "[program:own]\ncommand = /bin/sleep 600\nstartsecs = 0\n",
-    )?;
-    daemon.call("supervisor.reloadConfig", ())?;
-    daemon.call("supervisor.removeProcessGroup", ("own",))?;
-    daemon.call("supervisor.addProcessGroup", ("own",))?;
-    fs::remove_file(&file)?;
+    make_anew(&daemon, "own", "command = /bin/sleep 600\nstartsecs = 0\n")?;
     wait_for(&client, "own:own", "RUNNING")?;
     let pid = |client: &Client| -> Result<i64> {
         let info = client.call("supervisor.getProcessInfo", ("own:own",))?;

@@ -527,7 +527,7 @@ fn hide(found: &ProcessInfo) -> Event {
 
 #[cfg(test)]
 mod tests {
-    use super::super::registry::tests::{hidden, joined, registry, two};
+    use super::super::registry::tests::{added, hidden, joined, registry, two};
     use super::*;
     use crate::daemon::ProcessState;
 
@@ -1031,6 +1031,24 @@ mod tests {
             let again = known(&found.registry, &[], &kept, &[]);
             let again = reconcile(again, &answers, Mode::NewEpochPersistent);
             assert_eq!(again.registry.snapshot(), found.registry.snapshot());
+        }
+    }
+
+    #[test]
+    fn groups_that_somebody_has_filled_are_known_by_strange_processes() {
+        let own = joined("own", "p", "own", 0);
+        let known = registry(&[two(), vec![added("own"), own, hidden("own", "left")]].concat());
+        let table: [(&[(&str, &str)], &[&str]); 5] = [
+            (&[], &[]),
+            (&[("own", "p"), ("own", "left")], &[]),
+            (&[("own", "p"), ("own", "strange")], &["own"]),
+            // The user's own group, and a real one.
+            (&[("web", "strange")], &[]),
+            (&[("web~000001", "strange")], &[]),
+        ];
+        for (processes, expected) in table {
+            let held = held(&known, &answers(processes, &[]));
+            assert!(held.iter().eq(expected), "{processes:?}: {held:?}");
         }
     }
 }
