@@ -1038,7 +1038,8 @@ mod tests {
     fn groups_that_somebody_has_filled_are_known_by_strange_processes() {
         let own = joined("own", "p", "own", 0);
         let known = registry(&[two(), vec![added("own"), own, hidden("own", "left")]].concat());
-        let table: [(&[(&str, &str)], &[&str]); 5] = [
+        type Row<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+        let table: [Row<'_>; 5] = [
             (&[], &[]),
             (&[("own", "p"), ("own", "left")], &[]),
             (&[("own", "p"), ("own", "strange")], &["own"]),
