@@ -322,7 +322,8 @@ impl Daemon {
             .await
     }
 
-    /// The same of a method that the daemon answers when processes have stopped.
+    /// The same of a method that the daemon answers when processes have stopped. None, and no call, where
+    /// clients' calls that wait have taken all connections for such: theirs may take long.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -330,14 +331,13 @@ impl Daemon {
         &self,
         method: &str,
         params: &[Value],
-    ) -> Result<Value, CallError> {
-        self.call_as(
-            self.authorization().as_ref(),
-            Share::Waiting,
-            method,
-            params,
-        )
-        .await
+    ) -> Result<Option<Value>, CallError> {
+        let Some(_slot) = self.slots.take_free(Client::Proxy, Share::Waiting) else {
+            return Ok(None);
+        };
+        let authorization = self.authorization();
+        let called = self.call_in_slot(authorization.as_ref(), method, params);
+        called.await.map(Some)
     }
 
     async fn call_as(
@@ -348,6 +348,15 @@ impl Daemon {
         params: &[Value],
     ) -> Result<Value, CallError> {
         let _slot = self.own_slot(share).await?;
+        self.call_in_slot(authorization, method, params).await
+    }
+
+    async fn call_in_slot(
+        &self,
+        authorization: Option<&HeaderValue>,
+        method: &str,
+        params: &[Value],
+    ) -> Result<Value, CallError> {
         let reply = self.reply(authorization, method, params).await?;
         let body = reply
             .bytes()

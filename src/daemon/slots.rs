@@ -375,6 +375,13 @@ impl Slots {
         turn.come().await
     }
 
+    /// Takes a slot where one is free now.
+    pub(crate) fn take_free(self: &Arc<Self>, client: Client, share: Share) -> Option<Slot> {
+        let mut state = self.state();
+        let is_free = state.queue.take(client, share);
+        is_free.then(|| self.slot(client, share))
+    }
+
     /// How many descriptors of the daemon those take that are taken.
     pub(crate) fn cost(&self) -> usize {
         let state = self.state();

@@ -77,7 +77,8 @@ impl Updates {
         let group = [real.into()];
         let stop = daemon.call_that_waits("supervisor.stopProcessGroup", &group);
         let entries = match stop.await {
-            Ok(entries) => StatusEntry::read_all(&entries),
+            Ok(Some(entries)) => StatusEntry::read_all(&entries),
+            Ok(None) => return self.stop_each(names).await,
             Err(CallError::Fault(told)) if told.code == BAD_NAME => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };

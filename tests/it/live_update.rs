@@ -601,16 +601,25 @@ fn many_that_live_together_stop_and_leave_together() -> Result<()> {
     Ok(())
 }
 
+/// The daemon's group that was made last of those that hold what clients see in `web`.
+fn latest_group(daemon: &Daemon) -> Result<String> {
+    let groups = rows(&daemon.client())?.into_iter().map(|row| row.group);
+    groups.max().context("no groups")
+}
+
+fn remove_straight(daemon: &Daemon, group: &str) -> Result<()> {
+    daemon.call("supervisor.stopProcessGroup", (group,))?;
+    daemon.call("supervisor.removeProcessGroup", (group,))?;
+    Ok(())
+}
+
 #[test]
 fn a_group_that_somebody_has_removed_on_the_daemon_is_no_obstacle_to_fewer() -> Result<()> {
     let (daemon, sidecar) = started(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     client.call("twiddler.scaleProgram", ("web", "c", 16))?;
-    let real = rows(&daemon.client())?.into_iter().map(|row| row.group);
-    let real = real.max().context("no groups")?;
-    daemon.call("supervisor.stopProcessGroup", (real.as_str(),))?;
-    daemon.call("supervisor.removeProcessGroup", (real.as_str(),))?;
+    remove_straight(&daemon, &latest_group(&daemon)?)?;
     let reply = client.call("twiddler.scaleProgram", ("web", "c", 2))?;
     ensure!(names(&reply, "stopped")?.is_empty(), "{reply:?}");
     ensure!(table(&client)? == before);
@@ -624,12 +633,10 @@ fn a_scale_counts_only_those_that_are_there() -> Result<()> {
     let client = sidecar.client();
     let before = settled(&client)?;
     client.call(ADD, ("web", "s", numbered(4, "/bin/sleep 600")))?;
-    let real = rows(&daemon.client())?.into_iter().map(|row| row.group);
-    let real = real.max().context("no groups")?;
+    let real = latest_group(&daemon)?;
     let scale = || client.call("twiddler.scaleProgram", ("web", "s", 6));
     scale()?;
-    daemon.call("supervisor.stopProcessGroup", (real.as_str(),))?;
-    daemon.call("supervisor.removeProcessGroup", (real.as_str(),))?;
+    remove_straight(&daemon, &real)?;
     scale()?;
     let now = settled(&client)?;
     ensure!(now.len() == before.len() + 6, "{now:?}");

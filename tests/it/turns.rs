@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::common::process::succeeded;
 use crate::common::{
     Client, Connection, Daemon, DaemonOptions, LIMIT, MIB, Sidecar, SidecarOptions, Until,
-    descriptors, eventually, memory, raise_file_limit, run, value,
+    descriptors, eventually, memory, options, raise_file_limit, run, value,
 };
 use anyhow::{Context, Result, anyhow, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
@@ -32,6 +32,8 @@ const MEMORY: usize = 64 * MIB;
 const MEMORY_AFTER: usize = 40 * MIB;
 /// Where nothing holds a call up, it takes far less than this, on a busy machine too.
 const SOON: Duration = Duration::from_secs(1);
+/// How long each process of `slow` takes to be up.
+const TURN: Duration = Duration::from_secs(10);
 /// What 99 of 100 calls may take that stand behind nobody, where the machine does nothing else.
 const P99: Duration = Duration::from_millis(20);
 
@@ -320,6 +322,32 @@ fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
     ensure!(took.iter().all(|(_, took)| *took < SOON), "{took:?}");
     assert!(descriptors(daemon.pid())? < 500 * 5);
     drop(crowd);
+    Ok(())
+}
+
+/// Two clients may hold all connections for such calls.
+#[test]
+fn a_scale_does_not_stand_behind_calls_that_wait() -> Result<()> {
+    raise_file_limit()?;
+    let daemon = Daemon::start(PROGRAMS)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    let many = options(&[
+        ("command", value("/bin/cat")),
+        ("numprocs", value(12)),
+        ("process_name", value("%(process_num)d")),
+        ("startsecs", value(0)),
+    ]);
+    client.call("twiddler.addProgramToGroup", ("quick", "many", many))?;
+    let crowds = [
+        slow_starts(&client, 0, 300)?,
+        slow_starts(&sidecar.socket_client(), 300, 300)?,
+    ];
+    wait_for_begun(&daemon, 100)?;
+    let began = Instant::now();
+    client.call("twiddler.scaleProgram", ("quick", "many", 0))?;
+    ensure!(began.elapsed() < TURN / 2, "{:?}", began.elapsed());
+    drop(crowds);
     Ok(())
 }
 
