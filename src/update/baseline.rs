@@ -109,6 +109,11 @@ impl Baseline {
         })
     }
 
+    /// Whether the file is there.
+    pub fn is_written(include: &IncludeDir) -> bool {
+        include.path().join(FILE_NAME).is_file()
+    }
+
     /// Writes the file in the place of the one that is there.
     ///
     /// # Errors

@@ -368,12 +368,13 @@ impl Updates {
         }
     }
 
-    /// Writes what is known, where something else was written last.
+    /// Writes what is known, where something else was written last or somebody has removed the file.
     fn write(&self, baseline: &Baseline) -> io::Result<()> {
+        let include = self.twiddler.include_dir();
         let mut written = lock(&self.written);
-        if written.as_ref() != Some(baseline) {
+        if written.as_ref() != Some(baseline) || !Baseline::is_written(include) {
             *written = None;
-            baseline.write(self.twiddler.include_dir())?;
+            baseline.write(include)?;
             *written = Some(baseline.clone());
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! An edited file restarts only what changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
@@ -304,6 +305,27 @@ fn a_group_whose_start_nobody_saw_is_unknown_and_left_alone() -> Result<()> {
         "{reply:?}"
     );
     ensure!(table(&client)? == before);
+    Ok(())
+}
+
+/// It is written again with the next step, though nothing else is known then.
+#[test]
+fn a_baseline_that_somebody_has_removed_comes_back() -> Result<()> {
+    let (daemon, sidecar) = started(&[])?;
+    let client = sidecar.client();
+    ensure!(diff(&client)?.is_empty());
+    let file = daemon.include_dir().join(".twiddler-baseline");
+    let make_anew = || -> Result<()> {
+        client.call("supervisor.reloadConfig", ())?;
+        for step in ["stopProcessGroup", "removeProcessGroup", "addProcessGroup"] {
+            client.call(&format!("supervisor.{step}"), ("lone",))?;
+        }
+        Ok(())
+    };
+    make_anew()?;
+    fs::remove_file(&file)?;
+    make_anew()?;
+    ensure!(file.exists(), "it is not there");
     Ok(())
 }
 
