@@ -32,7 +32,7 @@
 //! - `python`: text and numbers as Python reads and prints them
 //! - `failpoint`: points of a change at which a test stops the proxy
 //! - [`current`]: a value that can be exchanged while others read it
-//! - [`told`]: texts in which values are marked
+//! - [`marked_text`]: texts in which values are marked
 //! - [`words`]: words that nearly match
 
 pub mod access;
@@ -52,6 +52,7 @@ pub mod include_dir;
 pub mod lease;
 pub mod limits;
 pub mod logging;
+pub mod marked_text;
 pub mod namespec;
 pub mod pages;
 pub mod program;
@@ -62,7 +63,6 @@ pub mod routes;
 pub mod rpc;
 pub mod server;
 pub mod start;
-pub mod told;
 pub mod translate;
 pub mod twiddler;
 pub mod update;

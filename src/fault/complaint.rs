@@ -1,6 +1,6 @@
 //! The daemon's complaints about what stands in its files, with the values in them marked.
 
-use crate::told::Told;
+use crate::marked_text::MarkedText;
 
 /// What stands before and behind the value in the daemon's reasons (`supervisor/datatypes.py`, and
 /// Python's own for an integer).
@@ -30,28 +30,28 @@ const WITHOUT_VALUE: [&str; 3] = [
 
 /// A reason without the section that the daemon names behind it. One that is not known here may hold a
 /// value anywhere.
-pub fn reason(text: &str) -> Told {
+pub fn reason(text: &str) -> MarkedText {
     let is_known = WITHOUT_VALUE.contains(&text)
         || text.starts_with("program section ") && text.ends_with(" does not specify a command");
     if is_known {
-        return Told::from(text);
+        return MarkedText::from(text);
     }
     let parts = REASONS.iter().find_map(|(before, behind)| {
         let value = text.strip_prefix(before)?.strip_suffix(behind)?;
         Some((before, value, behind))
     });
     match parts {
-        Some((before, value, behind)) => Told::from(before).value(value).and(behind),
-        None => Told::default().value(text),
+        Some((before, value, behind)) => MarkedText::from(before).value(value).and(behind),
+        None => MarkedText::default().value(text),
     }
 }
 
 /// The text of a fault: its name, a reason, and the section that it is about.
-pub fn fault_text(text: &str) -> Told {
+pub fn fault_text(text: &str) -> MarkedText {
     let Some((name, detail)) = text.split_once(": ") else {
-        return Told::from(text);
+        return MarkedText::from(text);
     };
-    let name = Told::from(name).and(": ");
+    let name = MarkedText::from(name).and(": ");
     // The last one is the daemon's own.
     match detail.rsplit_once(" in section ") {
         Some((words, section)) if section.ends_with(')') => {

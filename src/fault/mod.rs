@@ -2,7 +2,7 @@
 
 pub mod complaint;
 
-use crate::told::Told;
+use crate::marked_text::MarkedText;
 use crate::xmlrpc::Fault;
 
 /// A name that no method has.
@@ -44,8 +44,8 @@ pub const NOT_IN_WHITELIST: i32 = 230;
 
 /// The fault `code` with the daemon's text for it, and `detail` after a colon, be it empty: a
 /// process whose name is empty is unknown all the same.
-pub fn fault(code: i32, detail: impl Into<Told>) -> Fault {
-    let told = Told::from(name(code)).and(": ").then(&detail.into());
+pub fn fault(code: i32, detail: impl Into<MarkedText>) -> Fault {
+    let told = MarkedText::from(name(code)).and(": ").then(&detail.into());
     let (text, without_values) = told.into_parts();
     Fault {
         without_values: Some(without_values),

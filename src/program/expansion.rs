@@ -4,8 +4,8 @@ use super::name::is_carried;
 use super::options::Reading;
 use super::template::{Conversion, FormatError, Piece, Template};
 use super::{Program, Refusal};
+use crate::marked_text::MarkedText;
 use crate::python::repr;
-use crate::told::Told;
 
 /// Checks that the daemon can expand an option, and will not put more into it than was asked for.
 pub(super) fn check(program: &Program, option: &str, reading: Reading) -> Result<(), Refusal> {
@@ -58,14 +58,17 @@ fn bad_second_format(
         }
         _ => Refusal::option(
             option,
-            Told::from("is expanded twice, and the second time it ").then(&error.told()),
+            MarkedText::from("is expanded twice, and the second time it ")
+                .then(&error.marked_text()),
         ),
     }
 }
 
 fn bad_format(text: &str, option: &str, error: &FormatError) -> Refusal {
-    let told = Told::from("Format string ").value(repr(text)).and(" for ");
-    Refusal::Daemons(told.and(repr(option)).and(" ").then(&error.told()))
+    let told = MarkedText::from("Format string ")
+        .value(repr(text))
+        .and(" for ");
+    Refusal::Daemons(told.and(repr(option)).and(" ").then(&error.marked_text()))
 }
 
 fn check_conversions(program: &Program, option: &str, template: &Template) -> Result<(), Refusal> {

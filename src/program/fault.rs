@@ -3,8 +3,8 @@
 use super::section::group_setting;
 use super::{Program, Scope, daemons_ending};
 use crate::fault::complaint::{self, REASONS};
+use crate::marked_text::MarkedText;
 use crate::python::repr;
-use crate::told::Told;
 
 /// The variable that generated sections set, as the daemon lists it.
 const GROUP_VARIABLE: &str = "ENV_SUPERVISOR_GROUP_NAME";
@@ -18,7 +18,7 @@ pub(super) fn in_client_words(
     text: &str,
     section: &str,
     main_file: &str,
-) -> Told {
+) -> MarkedText {
     let own_ending = format!(
         " in section {} (file: ",
         repr(&format!("program:{section}"))
@@ -86,7 +86,7 @@ fn without_group_setting(program: &Program, words: String) -> String {
 /// The reason with its values marked. One that may show what a variable of the daemon's environment
 /// holds names the options with variables instead: who may add a program need not know the daemon's
 /// secrets.
-fn reason(program: &Program, words: &str) -> Told {
+fn reason(program: &Program, words: &str) -> MarkedText {
     let uses_variables = |text: &str| text.contains(VARIABLE);
     let options = program.options.iter();
     let with_variables: Vec<&str> = options
@@ -99,14 +99,14 @@ fn reason(program: &Program, words: &str) -> Told {
     if with_variables.is_empty() || shows_value_as_sent(program, words) {
         complaint::reason(words)
     } else {
-        Told::from(with_variables.join(" or "))
+        MarkedText::from(with_variables.join(" or "))
             .and(" is not valid with what the variables of supervisord's environment hold")
     }
 }
 
 /// A reason that shows the text of an option as the client sent it. That of a log file is expanded
 /// twice, and may be shown in between.
-fn about_format_as_sent(program: &Program, words: &str) -> Option<Told> {
+fn about_format_as_sent(program: &Program, words: &str) -> Option<MarkedText> {
     let rest = words.strip_prefix("Format string ")?;
     let mut sent = program.options.keys().filter_map(|name| program.text(name));
     let (text, rest) = sent.find_map(|text| {
@@ -114,20 +114,20 @@ fn about_format_as_sent(program: &Program, words: &str) -> Option<Told> {
         let rest = rest.strip_prefix(&text)?.strip_prefix(" for ")?;
         Some((text, rest))
     })?;
-    let told = Told::from("Format string ").value(text).and(" for ");
+    let told = MarkedText::from("Format string ").value(text).and(" for ");
     let (before, behind) = (" contains names (", ") which cannot be expanded");
     let parts = || {
         let (option, rest) = rest.split_once(before)?;
         let (names, rest) = rest.rsplit_once(behind)?;
         Some(
-            Told::from(option)
+            MarkedText::from(option)
                 .and(before)
                 .value(names)
                 .and(behind)
                 .and(rest),
         )
     };
-    Some(told.then(&parts().unwrap_or_else(|| Told::default().value(rest))))
+    Some(told.then(&parts().unwrap_or_else(|| MarkedText::default().value(rest))))
 }
 
 /// Whether the value in a reason is one that the client sent as it is shown.

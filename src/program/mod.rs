@@ -34,8 +34,8 @@ pub use name::{Name, NameError};
 pub use process_names::Configured;
 pub use section::render_group;
 
+use crate::marked_text::MarkedText;
 use crate::python::{int, repr, strip};
-use crate::told::Told;
 use crate::words::nearest;
 use guard::guarded;
 use options::{KNOWN_OPTIONS, Options, Reading};
@@ -83,11 +83,11 @@ pub struct Program {
 /// daemon's words where it has some. It is displayed without values.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{}", .0.without_values())]
-pub struct ProgramError(Told);
+pub struct ProgramError(MarkedText);
 
 impl ProgramError {
     /// The text with its values marked.
-    pub fn into_told(self) -> Told {
+    pub fn into_marked_text(self) -> MarkedText {
         self.0
     }
 }
@@ -122,9 +122,9 @@ struct Stored {
 #[derive(Debug)]
 enum Refusal {
     /// In the daemon's words, to which it adds section and file.
-    Daemons(Told),
+    Daemons(MarkedText),
     /// In ours.
-    Ours(Told),
+    Ours(MarkedText),
 }
 
 impl Program {
@@ -287,7 +287,7 @@ impl Program {
 
     /// Turns the text of a fault that the daemon found in the generated `section` into the one it
     /// would have given for the client's program in `main_file`.
-    pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> Told {
+    pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> MarkedText {
         fault::in_client_words(self, text, section, main_file)
     }
 
@@ -333,8 +333,8 @@ impl Program {
 impl Refusal {
     /// Ours, about one option. Leaves its value out: it may be a secret. So may be what stands in the
     /// place of an option.
-    fn option(option: &str, reason: impl Into<Told>) -> Self {
-        let told = Told::from("option ");
+    fn option(option: &str, reason: impl Into<MarkedText>) -> Self {
+        let told = MarkedText::from("option ");
         let told = match Reading::of(option) {
             Reading::Ignored => told.value(repr(option)),
             _ => told.and(repr(option)),
@@ -412,7 +412,7 @@ mod tests {
         let options = Value::Struct(options.iter().map(member).collect());
         let group = Name::parse("g").unwrap();
         Program::parse(&group, "ls", &options, "/s.conf")
-            .map_err(|error| error.into_told().whole().to_owned())
+            .map_err(|error| error.into_marked_text().whole().to_owned())
     }
 
     #[test]
@@ -471,7 +471,7 @@ mod tests {
             let parsed = Program::parse(&group, "ls", &Value::Struct(all.collect()), "/s.conf");
             let error = parsed.unwrap_err();
             assert_eq!(error.to_string(), *logged);
-            assert_eq!(error.into_told().without_values(), *logged);
+            assert_eq!(error.into_marked_text().without_values(), *logged);
         }
     }
 

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::marked_text::MarkedText;
 use crate::python::{repr, strip};
-use crate::told::Told;
 
 /// The name of a group or program that the daemon accepts, reads back whole from a section header
 /// and from `programs=`, and can be asked about afterwards.
@@ -35,13 +35,13 @@ pub enum NameError {
 
 impl NameError {
     /// The same about what is no name of a client's, but comes of a value.
-    pub(super) fn about_value(&self) -> Told {
+    pub(super) fn about_value(&self) -> MarkedText {
         match self {
-            NameError::Character { name, character } => Told::from("Invalid name: ")
+            NameError::Character { name, character } => MarkedText::from("Invalid name: ")
                 .value(repr(name))
                 .and(" because of character: ")
                 .value(repr(&character.to_string())),
-            NameError::Empty(_) | NameError::Wildcard => Told::from(self),
+            NameError::Empty(_) | NameError::Wildcard => MarkedText::from(self),
         }
     }
 }

@@ -6,8 +6,8 @@ use crate::xmlrpc::Value;
 
 use super::Refusal;
 use super::name::is_carried;
+use crate::marked_text::MarkedText;
 use crate::python::{Int, float_repr, int, is_space, repr};
-use crate::told::Told;
 
 /// Options by their lower-cased names, with values as they would stand in a file.
 pub(super) type Options = BTreeMap<String, String>;
@@ -120,7 +120,7 @@ fn option_text(name: &str, value: &Value) -> Result<String, Refusal> {
     match text.chars().find(|c| !is_carried(*c)) {
         Some(c) => {
             let character = format!("U+{:04X}", c as u32);
-            let reason = Told::from("the character ").value(character);
+            let reason = MarkedText::from("the character ").value(character);
             Err(Refusal::option(name, reason.and(" cannot be carried")))
         }
         None => Ok(text),
@@ -136,7 +136,7 @@ pub(super) fn plain_number(options: &Options, option: &str, default: i64) -> Res
         Int::Value(value) => Ok(value),
         Int::Huge => Err(Refusal::option(option, "too large")),
         Int::Invalid if !text.contains('%') => Err(Refusal::Daemons(
-            Told::from("invalid literal for int() with base 10: ").value(repr(text)),
+            MarkedText::from("invalid literal for int() with base 10: ").value(repr(text)),
         )),
         Int::Invalid | Int::Foreign => Err(Refusal::option(
             option,

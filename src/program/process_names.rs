@@ -8,8 +8,8 @@ use super::name::{NameError, check_process_name};
 use super::options::Reading;
 use super::template::{Known, Piece, Template};
 use super::{DEFAULT_PROCESS_NAME, Program, Refusal};
+use crate::marked_text::MarkedText;
 use crate::python::{repr, strip};
-use crate::told::Told;
 
 /// The daemon puts a process name into the name of an automatic log file, with some 30 bytes around
 /// it and the identifier it was given; a file name has 255. Where that fails the group is not
@@ -61,7 +61,7 @@ pub(super) fn check_all(names: &[String]) -> Result<(), Refusal> {
 fn check_given(name: &str) -> Result<(), Refusal> {
     check_process_name(name, name).map_err(|error| match error {
         NameError::Character { character, .. } => refused(
-            Told::from("comes to a name that is not valid because of character: ")
+            MarkedText::from("comes to a name that is not valid because of character: ")
                 .value(repr(&character.to_string())),
         ),
         NameError::Empty(_) => refused("comes to an empty name"),
@@ -146,7 +146,7 @@ fn check_length(name: &str) -> Result<(), Refusal> {
     }
 }
 
-fn refused(reason: impl Into<Told>) -> Refusal {
+fn refused(reason: impl Into<MarkedText>) -> Refusal {
     Refusal::option("process_name", reason)
 }
 

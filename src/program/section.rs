@@ -16,14 +16,19 @@ pub fn render_group(group: &str, priority: i64, programs: &[&str]) -> String {
 impl Program {
     /// The section `[program:SECTION]` with the processes of `scope`.
     pub fn render(&self, section: &str, scope: Scope) -> String {
-        self.render_told(section, scope, None)
+        self.render_with_proxy_url(section, scope, None)
     }
 
     /// As [`Program::render`]. The processes are told to call supervisord at `proxy`, where that was
     /// asked for ([`Program::calling_proxy`]): under the name that they are told, only the proxy
     /// knows them. The variable in `environment` wins by itself, because the daemon sets it last
     /// (`supervisor/process.py`, `_spawn_as_child`).
-    pub fn render_told(&self, section: &str, scope: Scope, proxy: Option<&str>) -> String {
+    pub fn render_with_proxy_url(
+        &self,
+        section: &str,
+        scope: Scope,
+        proxy: Option<&str>,
+    ) -> String {
         let mut text = format!("[program:{section}]\n");
         let proxy = proxy.filter(|_| self.calls_proxy);
         if let Some(url) = proxy {
@@ -43,7 +48,7 @@ impl Program {
 
     /// The processes of `scope` in the group `real` of this priority. Where the daemon would make the
     /// same group of the program's section, that says it all: each section takes the daemon its time
-    /// (`supervisor/options.py`, `process_groups_from_parser`). `proxy` as in [`Program::render_told`].
+    /// (`supervisor/options.py`, `process_groups_from_parser`). `proxy` as in [`Program::render_with_proxy_url`].
     pub fn render_placed(
         &self,
         real: &str,
@@ -51,7 +56,7 @@ impl Program {
         priority: i64,
         proxy: Option<&str>,
     ) -> String {
-        let program = self.render_told(real, scope, proxy);
+        let program = self.render_with_proxy_url(real, scope, proxy);
         if self.is_whole_group(priority) {
             return program;
         }
@@ -263,7 +268,7 @@ mod tests {
             let mut options = vec![("command", "/bin/cat")];
             options.extend(sent.map(|text| ("serverurl", text)));
             let program = program(&options).calling_proxy();
-            let text = program.render_told("g~000001", Scope::Placed, Some(PROXY));
+            let text = program.render_with_proxy_url("g~000001", Scope::Placed, Some(PROXY));
             let mut lines = text.split_inclusive('\n');
             let line = lines.find(|line| line.starts_with("serverurl="));
             assert_eq!(line, expected, "{sent:?}");

@@ -4,8 +4,8 @@
 
 use thiserror::Error;
 
+use crate::marked_text::MarkedText;
 use crate::python::{is_space, repr};
-use crate::told::Told;
 
 /// Widths and precisions above this are refused: the daemon would build the padding in memory.
 const MAX_WIDTH: usize = 1000;
@@ -63,14 +63,14 @@ pub(super) enum FormatError {
 
 impl FormatError {
     /// The text with what it shows of a value marked.
-    pub(super) fn told(&self) -> Told {
+    pub(super) fn marked_text(&self) -> MarkedText {
         match self {
             // The first offender stands in it.
             FormatError::Bad(reason) if reason.starts_with(UNSUPPORTED) => {
-                Told::from("is badly formatted: ").value(reason)
+                MarkedText::from("is badly formatted: ").value(reason)
             }
-            FormatError::Bad(_) => Told::from(self),
-            FormatError::Name(name) => Told::from("contains names (")
+            FormatError::Bad(_) => MarkedText::from(self),
+            FormatError::Name(name) => MarkedText::from("contains names (")
                 .value(repr(name))
                 .and(") which cannot be expanded"),
         }

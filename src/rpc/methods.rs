@@ -326,7 +326,7 @@ fn add_program(group: &str, params: &[Value], main_file: &str) -> Request {
 fn parse_program(group: &Name, params: &[Value], main_file: &str) -> Result<Program, Fault> {
     let name = params[1].as_str().ok_or_else(wrong)?;
     Program::parse(group, name, &params[2], main_file)
-        .map_err(|error| fault(INCORRECT_PARAMETERS, error.into_told()))
+        .map_err(|error| fault(INCORRECT_PARAMETERS, error.into_marked_text()))
 }
 
 /// The daemon's level names in any case, long (`warn`) or as they stand in its log (`WARN`), or

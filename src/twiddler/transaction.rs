@@ -668,7 +668,7 @@ async fn names_from_daemon(
     }
     program
         .check_process_names(&names)
-        .map_err(|error| fault(INCORRECT_PARAMETERS, error.into_told()))?;
+        .map_err(|error| fault(INCORRECT_PARAMETERS, error.into_marked_text()))?;
     Ok(names)
 }
 

@@ -438,7 +438,7 @@ impl Updates {
         let name = Name::parse_group(group).map_err(|error| fault(INCORRECT_PARAMETERS, error))?;
         let main_file = self.twiddler.conf_file().display().to_string();
         let program = Program::parse(&name, program, options, &main_file);
-        program.map_err(|error| fault(INCORRECT_PARAMETERS, error.into_told()))
+        program.map_err(|error| fault(INCORRECT_PARAMETERS, error.into_marked_text()))
     }
 }
 

@@ -634,5 +634,5 @@ fn configured(program: &str) -> ChangeError {
 }
 
 fn failed(error: ProgramError) -> ChangeError {
-    ChangeError::Fault(fault(FAILED, error.into_told()))
+    ChangeError::Fault(fault(FAILED, error.into_marked_text()))
 }

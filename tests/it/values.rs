@@ -144,7 +144,7 @@ impl Sent {
         let options = Value::Struct(self.options.iter().map(member).collect());
         let group = Name::parse(&self.group)?;
         Ok(Program::parse(&group, &self.name, &options, main_file)
-            .map_err(|error| error.into_told().whole().to_owned()))
+            .map_err(|error| error.into_marked_text().whole().to_owned()))
     }
 
     fn request(&self) -> Json {

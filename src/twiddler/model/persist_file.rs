@@ -36,7 +36,7 @@ pub fn real_groups(registry: &Registry) -> BTreeSet<String> {
 }
 
 /// The file: every group that was added, and every member in the group where it lives. What is placed
-/// calls `proxy`, as in [`Program::render_told`](crate::program::Program::render_told).
+/// calls `proxy`, as in [`Program::render_with_proxy_url`](crate::program::Program::render_with_proxy_url).
 pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option<&str>) -> String {
     let mut text = HEADER.to_owned();
     // What the files define by now is theirs: a daemon must not start both.
@@ -150,7 +150,7 @@ fn render_real_group(
     {
         let scope = Scope::One(member.index);
         let section = member.rendered.text(real, scope, proxy, || {
-            program.render_told(real, scope, proxy)
+            program.render_with_proxy_url(real, scope, proxy)
         });
         let _ = write!(text, "\n{}", comment(member));
         if !program.is_whole_group(priority) {
@@ -223,7 +223,7 @@ fn member_program(member: &Member, section: &str, proxy: Option<&str>) -> Option
         return Some(format!("[program:{section}]\n{body}").into());
     };
     let scope = Scope::One(member.index);
-    let render = || program.render_told(section, scope, proxy);
+    let render = || program.render_with_proxy_url(section, scope, proxy);
     Some(member.rendered.text(section, scope, proxy, render))
 }
 

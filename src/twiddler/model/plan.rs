@@ -118,7 +118,7 @@ impl Plan {
     }
 
     /// The sections that the daemon must read for it. What is placed calls `proxy`, as in
-    /// [`Program::render_told`].
+    /// [`Program::render_with_proxy_url`].
     pub fn sections(&self, proxy: Option<&str>) -> String {
         match self {
             Plan::Create { group, priority }

@@ -11,12 +11,12 @@ const HIDDEN: &str = "…";
 ///
 /// It cannot be displayed, so that nobody takes one for the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct MarkedText {
     whole: String,
     without_values: String,
 }
 
-impl Told {
+impl MarkedText {
     /// Goes on with words of our own, or with names.
     #[must_use]
     pub fn and(mut self, words: impl Display) -> Self {
@@ -65,9 +65,9 @@ impl Told {
     }
 }
 
-impl<T: Display> From<T> for Told {
+impl<T: Display> From<T> for MarkedText {
     fn from(words: T) -> Self {
-        Told::default().and(words)
+        MarkedText::default().and(words)
     }
 }
 
@@ -77,12 +77,12 @@ mod tests {
 
     #[test]
     fn values_are_for_the_client_alone() {
-        let told = Told::from("Invalid user name ")
+        let text = MarkedText::from("Invalid user name ")
             .value("s3cret")
             .and(" of ")
-            .then(&Told::from("p"))
+            .then(&MarkedText::from("p"))
             .unlogged(" in section 'program:p'");
-        let (whole, logged) = told.into_parts();
+        let (whole, logged) = text.into_parts();
         assert_eq!(
             whole,
             "Invalid user name s3cret of p in section 'program:p'"
