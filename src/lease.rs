@@ -20,8 +20,8 @@ use crate::access::LEASE_PATH;
 use crate::audit::shown;
 use crate::failure::{Failure, HttpResult};
 use crate::fault::{BAD_NAME, NOT_RUNNING, STILL_RUNNING};
+use crate::registry::{Member, Registry};
 use crate::rpc::Rpc;
-use crate::twiddler::{Member, Registry};
 use crate::xmlrpc::{Fault, Value};
 
 /// The option of a program that names its lease.

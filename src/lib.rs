@@ -22,7 +22,9 @@
 //! - [`forward`]: a request on its way to the daemon, and the reply on its way back
 //! - [`failure`]: why a request gets no answer, and the response that says so
 //! - [`update`]: differences between the files and the daemon, judged by the daemon
-//! - [`twiddler`]: what was changed at run time, and how it is changed
+//! - [`twiddler`]: the core, which makes changes and recovers from those that were cut short
+//! - [`persist`]: the file of what outlives the daemon
+//! - [`registry`]: what was changed in one epoch of the daemon, in memory and on disk
 //! - [`audit`]: who did what, as the log says it
 //! - [`daemon`]: the supervisord on the other side, and its configuration file
 //! - [`include_dir`], [`program`]: generated files, program sections
@@ -55,8 +57,10 @@ pub mod logging;
 pub mod marked_text;
 pub mod namespec;
 pub mod pages;
+pub mod persist;
 pub mod program;
 mod python;
+pub mod registry;
 pub mod reload;
 pub mod request_log;
 pub mod routes;

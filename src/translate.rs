@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use crate::daemon::ProcessState;
 use crate::namespec::{namespec, split_namespec};
-use crate::twiddler::{self, Place, Registry};
+use crate::registry::{self, Place, Registry};
 use crate::xmlrpc::{Fault, Value};
 
 /// What a `supervisor.*` method takes or returns, as far as names go.
@@ -250,7 +250,7 @@ pub fn lacks_marker(registry: &Registry, reloaded: &Value) -> bool {
 pub fn is_still_hidden(info: &Value, start: i64) -> bool {
     let number = |member| info.get(member).and_then(Value::as_int);
     matches!((number("state"), number("start")), (Some(state), Some(started))
-        if twiddler::is_still_hidden(start, ProcessState::from_code(state), started))
+        if registry::is_still_hidden(start, ProcessState::from_code(state), started))
 }
 
 /// Whether clients do not see the process that this info struct of the daemon's is about.
@@ -282,7 +282,7 @@ pub fn rewrite_configs(registry: &Registry, value: &mut Value) {
             set(config, "group", group);
             return member.is_some_and(|member| member.real == real);
         }
-        let number = twiddler::number_of_real_name(&real);
+        let number = registry::number_of_real_name(&real);
         number.is_none_or(|number| number >= registry.next())
             && registry.hidden_start(&real, &process).is_none()
     });
@@ -322,7 +322,7 @@ fn set(value: &mut Value, member: &str, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::twiddler::registry_fixtures::{added, hidden, joined, marker, registry, two};
+    use crate::registry::tests::{added, hidden, joined, marker, registry, two};
 
     /// Two processes of one program in a real group; one of another that was hidden there; one in a group
     /// of the files that was taken out; a group that was added, with a process of its own; the marker.

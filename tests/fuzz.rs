@@ -18,8 +18,8 @@ use supervisor_twiddler::daemon::conf;
 use supervisor_twiddler::namespec::{namespec, split_namespec};
 use supervisor_twiddler::pages;
 use supervisor_twiddler::program::{Name, Program, Scope};
+use supervisor_twiddler::registry::{Event, Member, Registry};
 use supervisor_twiddler::translate;
-use supervisor_twiddler::twiddler::{Event, Member, Registry};
 use supervisor_twiddler::xmlrpc::{Fault, MethodCall, Value, read, write};
 
 fn number(name: &str) -> Option<u64> {

@@ -2,8 +2,8 @@
 
 use super::quote::{escape, quote, unquote};
 use crate::namespec::{namespec, split_namespec};
+use crate::registry::Registry;
 use crate::translate::Alias;
-use crate::twiddler::Registry;
 
 /// A page after it was looked through.
 #[derive(Debug, PartialEq, Eq)]

@@ -15,8 +15,9 @@ use crate::failure::Failure;
 use crate::fault::{ABNORMAL_TERMINATION, ALREADY_STARTED, BAD_NAME, SPAWN_ERROR, SUCCESS, fault};
 use crate::namespec::namespec;
 use crate::program::{DEFAULT_STARTSECS, DEFAULT_STOPWAITSECS, Program};
+use crate::registry::{Registry, number_of_real_name};
 use crate::translate::{BulkAction, is_hidden, is_still_hidden};
-use crate::twiddler::{ChangeError, Registry, number_of_real_name};
+use crate::twiddler::ChangeError;
 use crate::xmlrpc::{Fault, Value};
 
 /// How often states are looked at while processes start or stop: as often as the daemon itself

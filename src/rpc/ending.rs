@@ -13,8 +13,9 @@ use super::bulk::{BulkCall, STOPPED_STATES, Target, state};
 use super::{Answer, Caller, Rpc, Update};
 use crate::failure::Failure;
 use crate::fault::{SHUTDOWN_STATE, bare};
+use crate::registry::{Member, Registry};
 use crate::translate::{BulkAction, Ending};
-use crate::twiddler::{Epoch, Member, Registry};
+use crate::twiddler::Epoch;
 use crate::xmlrpc::Value;
 
 /// How long to wait before the first look at what stops, and longer each time.

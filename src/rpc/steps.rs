@@ -17,7 +17,8 @@ use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
 use crate::daemon::StatusEntry;
 use crate::failure::HttpResult;
 use crate::fault::SUCCESS;
-use crate::twiddler::{ChangeError, Epoch, Registry};
+use crate::registry::Registry;
+use crate::twiddler::{ChangeError, Epoch};
 use crate::xmlrpc::{self, MethodCall, Value};
 
 /// A call that may be a step of an update.

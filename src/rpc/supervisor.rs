@@ -11,8 +11,9 @@ use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
 use crate::failure::{Failure, HttpResult};
 use crate::fault::{ALREADY_ADDED, BAD_NAME, fault};
 use crate::namespec::split_namespec;
+use crate::registry::{Member, Place, Registry};
 use crate::translate::{self, Alias, BulkAction, Ending, MethodKind, method_kind};
-use crate::twiddler::{Change, ChangeError, Epoch, Member, Place, Registry, ReloadPause};
+use crate::twiddler::{Change, ChangeError, Epoch, ReloadPause};
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 
 /// Epochs of the daemon in which a call is looked at before it is given up.

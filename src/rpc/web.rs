@@ -11,8 +11,8 @@ use crate::daemon::Origin;
 use crate::failure::{Failure, HttpResult};
 use crate::forward::{self, Payload};
 use crate::pages::{self, Asked, Page, Rewritten};
+use crate::registry::Registry;
 use crate::translate::{self, Alias, BulkAction};
-use crate::twiddler::Registry;
 
 impl Rpc {
     /// Passes on a request that is no call, and puts its reply into the client's names.

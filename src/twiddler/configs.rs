@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::model::registry::{Event, Member, Registry};
 use crate::daemon::ConfigInfo;
+use crate::registry::{Event, Member, Registry};
 use crate::xmlrpc::Value;
 
 /// Group and process, as clients know them.

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 
 use super::engine::Engine;
 use super::model::change::ChangeError;
-use super::model::plan;
-use super::model::registry::Member;
 use crate::program::{self, Scope};
+use crate::registry::Member;
 use crate::xmlrpc::Value;
 
 /// Lets the daemon read the members whose structs are not known. While the user's own files are not
@@ -22,7 +21,7 @@ pub(super) async fn describe(engine: &mut Engine) -> Result<(), ChangeError> {
     }
     let configured = engine.configured();
     let (text, sections) = engine.look(|registry| {
-        let priority = |group: &str| plan::priority(registry, &configured, group);
+        let priority = |group: &str| registry.priority(&configured, group);
         sections(&members, priority)
     });
     if let (Ok(_), Ok(Value::Array(mut list))) = engine.read_and_list(text).await? {

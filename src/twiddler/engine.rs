@@ -19,17 +19,10 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::configs::Configs;
-use super::journal::Journal;
 use super::model::answers::{Answers, Query};
 use super::model::change::ChangeError;
-use super::model::losses::{self, Cause};
-use super::model::persist_file;
-use super::model::placement::{is_marker, real_name};
-use super::model::plan;
-use super::model::registry::{Event, Registry};
 use super::model::script::{ADD, Call, CallResult, REMOVE};
 use super::model::view::{Epoch, Status, View};
-use super::persist::{PersistFile, Prepared};
 use super::queries;
 use crate::audit::reason;
 use crate::daemon::conf::{self, ConfiguredGroup};
@@ -39,7 +32,13 @@ use crate::fault::{
     ALREADY_ADDED, BAD_NAME, CANT_REREAD, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault,
 };
 use crate::include_dir::{self, Delivery, IncludeDir, Staged, Withheld};
+use crate::persist;
+use crate::persist::{PersistFile, Prepared};
 use crate::program;
+use crate::registry::Journal;
+use crate::registry::losses::{self, Cause};
+use crate::registry::{DEFAULT_PRIORITY, Event, Registry};
+use crate::registry::{is_marker, real_name};
 use crate::xmlrpc::{Fault, Value};
 
 /// How often the connection by which the epoch is known is made again during a change. One that
@@ -535,7 +534,7 @@ impl Engine {
         };
         let configured = self.configured();
         let proxy = self.proxy_url();
-        let text = self.look(|registry| persist_file::render(registry, &configured, proxy));
+        let text = self.look(|registry| persist::render(registry, &configured, proxy));
         self.say_whether_kept(persist.write(&text));
     }
 
@@ -783,7 +782,7 @@ impl Engine {
 
 /// The section of an empty group that helps to add others.
 pub(super) fn empty_group(name: &str) -> String {
-    program::render_group(name, plan::DEFAULT_PRIORITY, &[])
+    program::render_group(name, DEFAULT_PRIORITY, &[])
 }
 
 /// Stops where the daemon says that it stops or restarts.

@@ -1,8 +1,8 @@
 //! What each change came to, in the proxy's own log.
 
 use super::model::change::{Change, ChangeError, Outcome};
-use super::model::losses::listed;
 use crate::audit::{Record, reason, shown};
+use crate::registry::losses::listed;
 
 /// Says what a change came to, and whose it was. Never with a value.
 pub(super) fn log_outcome(change: &Change, record: &Record, outcome: &Outcome) {

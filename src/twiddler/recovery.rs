@@ -8,17 +8,17 @@ use std::collections::BTreeSet;
 use super::engine::{Engine, Interrupted};
 use super::model::answers::{Answers, Query};
 use super::model::change::ChangeError;
-use super::model::defined::without_defined;
-use super::model::losses::{self, Cause};
-use super::model::persist_file::{self, KeptBefore, real_groups};
 use super::model::reconcile::{self, Known, Mode, Reconciliation, reconcile};
-use super::model::registry::{Event, Registry};
 use super::model::script::{ADD, Call};
 use super::model::view::Status;
 use crate::audit::reason;
 use crate::daemon::Reloaded;
 use crate::fault::{CANT_REREAD, SHUTDOWN_STATE};
+use crate::persist::{self, Contents, real_groups};
 use crate::program;
+use crate::registry::losses::{self, Cause};
+use crate::registry::without_defined;
+use crate::registry::{Event, Registry};
 
 /// Makes what is known current again, if it is not.
 ///
@@ -311,13 +311,13 @@ async fn make(engine: &mut Engine, now: &mut Registry) -> Result<(), ChangeError
     // Each time without one member.
     for _ in 0..=now.members().count() {
         if let Some(persist) = &engine.persist {
-            let text = persist_file::render(now, &configured, engine.proxy_url());
+            let text = persist::render(now, &configured, engine.proxy_url());
             let written = persist.write(&text);
             written.map_err(|error| engine.cannot_write(&error))?;
         }
         match add_kept(engine, now).await {
             Err(ChangeError::Fault(told)) if told.code == CANT_REREAD => {
-                let event = persist_file::refused_member(now, &told.text).ok_or(told.clone())?;
+                let event = persist::refused_member(now, &told.text).ok_or(told.clone())?;
                 tracing::error!(
                     fault = reason(&told),
                     ?event,
@@ -444,13 +444,13 @@ async fn ask(engine: &mut Engine, mode: Mode) -> Result<(Answers, Reconciliation
 }
 
 /// What the daemon may have read of what was kept, now or when this proxy started.
-fn kept(engine: &Engine, mode: Mode) -> KeptBefore {
+fn kept(engine: &Engine, mode: Mode) -> Contents {
     let before = engine.kept_before.as_deref().unwrap_or_default();
-    let mut kept = KeptBefore::read(before);
+    let mut kept = Contents::read(before);
     if mode == Mode::NewEpochPersistent
         && let Some(now) = engine.persist.as_ref().and_then(|persist| persist.read())
     {
-        kept.groups.extend(KeptBefore::read(&now).groups);
+        kept.groups.extend(Contents::read(&now).groups);
     }
     kept
 }

@@ -8,18 +8,18 @@
 use super::engine::{Engine, Executed, Interrupted, Reading, empty_group};
 use super::model::answers::{Answers, Query};
 use super::model::change::{Change, ChangeError, Outcome};
-use super::model::losses::Cause;
-use super::model::persist_file;
 use super::model::plan::{self, Draft, Plan, Planner};
-use super::model::registry::{Event, Registry};
 use super::model::script::{Repair, Script, Verdict};
-use super::persist::Prepared;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ConfigInfo, Reloaded};
 use crate::failpoint;
 use crate::fault::complaint::blames;
 use crate::fault::{CANT_REREAD, INCORRECT_PARAMETERS, fault};
+use crate::persist;
+use crate::persist::Prepared;
 use crate::program::{Program, Scope, log_files};
+use crate::registry::losses::Cause;
+use crate::registry::{DEFAULT_PRIORITY, Event, Registry};
 use crate::xmlrpc::Fault;
 
 /// Carries out `changes`. The view is current.
@@ -452,7 +452,7 @@ impl Transaction<'_> {
                 let texts: Vec<(String, String)> = engine.look(|registry| {
                     let text = |real: &String| {
                         let configured = self.configured;
-                        persist_file::stopped_group(registry, configured, real, proxy)
+                        persist::stopped_group(registry, configured, real, proxy)
                     };
                     let texts = reals.iter();
                     texts
@@ -647,7 +647,7 @@ async fn names_from_daemon(
     let text: String = (0..)
         .zip(&sections)
         .map(|(index, section)| {
-            program.render_placed(section, Scope::One(index), plan::DEFAULT_PRIORITY, None)
+            program.render_placed(section, Scope::One(index), DEFAULT_PRIORITY, None)
         })
         .collect();
     let (reloaded, configs) = engine.read_and_list(text).await?;

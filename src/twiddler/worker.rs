@@ -12,13 +12,13 @@ use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
 use super::engine::Engine;
 use super::model::change::{Authorized, Change, ChangeError, Outcome};
-use super::model::registry::Event;
 use super::model::view::{Epoch, Status};
 use super::outcome_log::log_outcome;
 use super::questions::QuestionPause;
 use super::seat::Seat;
 use super::{describe, recovery, transaction};
 use crate::audit::Record;
+use crate::registry::Event;
 
 /// How long those are waited for who were answered together and are likely to come back together. A
 /// change takes the daemon longer than this, and one for all takes it hardly more than one for each.

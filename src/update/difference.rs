@@ -11,7 +11,7 @@ use super::values::Values;
 use crate::daemon::ProcessState;
 use crate::daemon::conf::{Definitions, GroupDefinition, Kind, ProgramDefinition};
 use crate::program::{FromFiles, Program};
-use crate::twiddler::Member;
+use crate::registry::Member;
 
 /// A process as clients see it.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Updates;
 use crate::daemon::conf::{self, DaemonConf};
-use crate::twiddler::Registry;
+use crate::registry::Registry;
 
 /// How often the files are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

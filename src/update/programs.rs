@@ -14,7 +14,8 @@ use crate::daemon::ProcessInfo;
 use crate::daemon::conf::{Definitions, Kind, ProgramDefinition};
 use crate::fault::{BAD_NAME, FAILED, INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, ProgramError};
-use crate::twiddler::{Authorized, ChangeError, Epoch, Member};
+use crate::registry::Member;
+use crate::twiddler::{Authorized, ChangeError, Epoch};
 use crate::xmlrpc::Value;
 
 /// More processes of one program are refused.

@@ -12,7 +12,8 @@ use super::reply::Outcome;
 use super::stop::Whole;
 use crate::audit::Record;
 use crate::fault::BAD_NAME;
-use crate::twiddler::{Authorized, Change, ChangeError, Registry};
+use crate::registry::Registry;
+use crate::twiddler::{Authorized, Change, ChangeError};
 use crate::xmlrpc::Value;
 
 impl Updates {

@@ -10,7 +10,8 @@ use super::no_group;
 use super::probe::{Probe, Reply};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::Definitions;
-use crate::twiddler::{ChangeError, Epoch, QuestionPause, Registry, is_still_hidden};
+use crate::registry::{Registry, is_still_hidden};
+use crate::twiddler::{ChangeError, Epoch, QuestionPause};
 use crate::xmlrpc::Value;
 
 /// What is known of files and daemon at one moment.

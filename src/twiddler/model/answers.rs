@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::registry::Registry;
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::ConfiguredGroup;
+use crate::registry::Registry;
 
 /// Something that only the daemon knows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

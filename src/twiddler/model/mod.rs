@@ -2,14 +2,8 @@
 
 pub(super) mod answers;
 pub(super) mod change;
-pub(super) mod defined;
-pub(super) mod losses;
-pub(super) mod persist_file;
-pub(super) mod placement;
 pub(super) mod plan;
 pub(super) mod reconcile;
-pub(super) mod registry;
-mod rendered;
 pub(super) mod script;
 pub(super) mod view;
 

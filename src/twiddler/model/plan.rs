@@ -7,15 +7,12 @@ use std::sync::Arc;
 
 use super::answers::{Answers, Query};
 use super::change::{Change, ChangeError};
-use super::placement::real_name;
-use super::registry::{Event, Member, Place, Registry, is_still_hidden};
-use super::rendered::Rendered;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ProcessInfo, ProcessState, Reloaded};
 use crate::program::{self, Program, Scope};
-
-/// The daemon's default priority of a group (`supervisor/options.py`, `process_groups_from_parser`).
-pub const DEFAULT_PRIORITY: i64 = 999;
+use crate::registry::Rendered;
+use crate::registry::real_name;
+use crate::registry::{Event, Member, Place, Registry, is_still_hidden};
 
 /// Whether a stopped process is started by the daemon in the next turn of its loop, where `program`
 /// is what it was made from (`supervisor/process.py`, `transition`). None where that is not known.
@@ -403,7 +400,7 @@ impl<'a> Planner<'a> {
                 return Err(ChangeError::NameTaken(name.clone()));
             }
         }
-        let priority = priority(self.registry, self.configured, group);
+        let priority = self.registry.priority(self.configured, group);
         let program = Box::new(program.clone());
         if self.can_fill(group, names.len()) {
             self.filled.insert(group.to_owned());
@@ -488,7 +485,7 @@ impl<'a> Planner<'a> {
         let is_member = self.registry.member(group, process).is_some();
         if is_member && self.leaves_none(group, process) {
             return Ok(Plan::Reset {
-                priority: priority(self.registry, self.configured, group),
+                priority: self.registry.priority(self.configured, group),
                 group: group.to_owned(),
                 process: process.to_owned(),
             });
@@ -660,23 +657,13 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The priority of a group that clients know.
-pub fn priority(registry: &Registry, configured: &[ConfiguredGroup], group: &str) -> i64 {
-    registry.added_group(group).unwrap_or_else(|| {
-        configured
-            .iter()
-            .find(|configured| configured.name == group)
-            .map_or(DEFAULT_PRIORITY, |configured| configured.priority)
-    })
-}
-
 #[cfg(test)]
 pub mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::registry::tests::{hidden, joined, registry, two};
     use super::*;
     use crate::program::Name;
+    use crate::registry::tests::{hidden, joined, registry, two};
     use crate::xmlrpc::Value;
 
     use ProcessState::{Exited as EXITED, Running as RUNNING, Stopped as STOPPED};

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::answers::{Answers, Query};
-use super::persist_file::{KeptBefore, is_known, real_groups};
-use super::placement::{group_of_real_name, is_generated, number_of_real_name, real_name};
-use super::registry::{Event, Member, Registry};
-use super::rendered::Rendered;
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::ConfiguredGroup;
+use crate::persist::{Contents, real_groups};
+use crate::registry::Rendered;
+use crate::registry::{Event, Member, Registry};
+use crate::registry::{group_of_real_name, is_generated, number_of_real_name, real_name};
 
 /// What is known of the daemon's epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub struct Known<'a> {
     /// The steps that were under way.
     pub intent: &'a [Event],
     /// What the persist file has, and had when the proxy started.
-    pub kept: &'a KeptBefore,
+    pub kept: &'a Contents,
     /// What the user's files define.
     pub configured: &'a [ConfiguredGroup],
     /// Groups of the proxy's own: its marker, and one that it has the daemon read to try how.
@@ -278,7 +278,44 @@ impl Known<'_> {
             answers,
         );
         let groups: BTreeSet<String> = self.kept_groups().collect();
-        strays.extend(self.kept.strays(&groups, self.registry, answers));
+        strays.extend(self.added_strays(&groups, answers));
+        strays
+    }
+
+    /// Those of these groups that the daemon has, with the processes that they hold themselves.
+    fn added_strays(&self, groups: &BTreeSet<String>, answers: &Answers) -> Vec<Event> {
+        let is_there = |name: &String| groups.contains(name) && answers.is_active(name);
+        let mut strays = Vec::new();
+        for (name, priority) in &self.kept.groups {
+            if !is_there(name) {
+                continue;
+            }
+            strays.push(Event::Group {
+                name: name.clone(),
+                priority: *priority,
+            });
+            let processes: BTreeSet<&String> = answers
+                .processes
+                .values()
+                .filter(|info| info.group == *name)
+                .filter(|info| self.registry.hidden_start(name, &info.name).is_none())
+                .map(|info| &info.name)
+                .collect();
+            // One process is in one section; several in a section each, in the same order, or all
+            // in one that cannot be taken apart without its program.
+            for (number, process) in processes.into_iter().enumerate() {
+                let section = self.kept.own_section(name, number);
+                strays.push(Event::Joined(Arc::new(Member {
+                    group: name.clone(),
+                    process: process.clone(),
+                    real: name.clone(),
+                    index: 0,
+                    program: None,
+                    section,
+                    rendered: Rendered::default(),
+                })));
+            }
+        }
         strays
     }
 }
@@ -376,7 +413,7 @@ fn lost_groups(known: Known<'_>, answers: &Answers) -> Vec<(String, i64)> {
 fn strays(
     registry: &Registry,
     is_configured: impl Fn(&str) -> bool,
-    kept: &KeptBefore,
+    kept: &Contents,
     answers: &Answers,
 ) -> Vec<Event> {
     let mut found: Vec<&ProcessInfo> = answers
@@ -446,7 +483,7 @@ fn in_new_epoch(known: Known<'_>, answers: &Answers, persists: bool) -> Registry
     for member in before.members() {
         let there = answers.process(&member.real, &member.process).is_some();
         let is_to_be = persists && !known.is_leaving(member);
-        let can_be_made = is_to_be && is_known(member) && !member.is_in_files();
+        let can_be_made = is_to_be && member.is_reproducible() && !member.is_in_files();
         if !there && !can_be_made {
             continue;
         }
@@ -527,9 +564,9 @@ fn hide(found: &ProcessInfo) -> Event {
 
 #[cfg(test)]
 mod tests {
-    use super::super::registry::tests::{added, hidden, joined, registry, two};
     use super::*;
     use crate::daemon::ProcessState;
+    use crate::registry::tests::{added, hidden, joined, registry, two};
 
     fn answers(processes: &[(&str, &str)], groups: &[&str]) -> Answers {
         let mut answers = Answers::default();
@@ -604,7 +641,7 @@ mod tests {
             ("", &[("user~000001", "a")], vec![]),
         ];
         for (kept, processes, expected) in table {
-            let kept = KeptBefore::read(kept);
+            let kept = Contents::read(kept);
             let is_configured = |name: &str| name.starts_with("user");
             let answers = answers(processes, &[]);
             let strays = strays(&Registry::default(), is_configured, &kept, &answers);
@@ -660,7 +697,7 @@ mod tests {
         ];
         for (processes, members, hidden) in table {
             let answers = answers(processes, &["own"]);
-            let kept = KeptBefore::default();
+            let kept = Contents::default();
             let now = in_new_epoch(known(&before, &[], &kept, &[]), &answers, false);
             assert_eq!(there(&now), members, "{processes:?}");
             let mut covered = covered(&now);
@@ -674,7 +711,7 @@ mod tests {
 
     #[test]
     fn what_a_daemon_that_goes_on_has_no_more_is_lost() {
-        use super::super::registry::tests::left;
+        use crate::registry::tests::left;
         let own = |name: &str| Event::Group {
             name: name.to_owned(),
             priority: 5,
@@ -745,7 +782,7 @@ mod tests {
 
     #[test]
     fn what_persists_and_is_lacking_is_still_to_be() {
-        use super::super::registry::tests::left;
+        use crate::registry::tests::left;
         let with_section = |event: Event| match event {
             Event::Joined(mut member) => {
                 Arc::make_mut(&mut member).section = Some("command=x\n".to_owned());
@@ -765,7 +802,7 @@ mod tests {
         events.push(Event::Next(8));
         let before = registry(&events);
         let there = |answers: &Answers, intent: &[Event]| -> Vec<String> {
-            let kept = KeptBefore::default();
+            let kept = Contents::default();
             let now = in_new_epoch(known(&before, intent, &kept, &[]), answers, true);
             now.members().map(Member::real_namespec).collect()
         };
@@ -793,7 +830,7 @@ mod tests {
     fn known<'a>(
         registry: &'a Registry,
         intent: &'a [Event],
-        kept: &'a KeptBefore,
+        kept: &'a Contents,
         configured: &'a [ConfiguredGroup],
     ) -> Known<'a> {
         Known {
@@ -814,7 +851,7 @@ mod tests {
 
     #[test]
     fn an_intent_is_closed_by_what_the_daemon_has() {
-        use super::super::registry::tests::left;
+        use crate::registry::tests::left;
         let marker = || Event::Marker("m".to_owned());
         let gone = |name: &str| Event::GroupGone {
             name: name.to_owned(),
@@ -913,7 +950,7 @@ mod tests {
             ),
             (vec![gone("web")], &[], &["web", "web~000001"], vec![], &[]),
         ];
-        let kept = KeptBefore::default();
+        let kept = Contents::default();
         for (intent, processes, active, expected, restored) in table {
             let intent = if intent.is_empty() {
                 vec![Event::Next(1)]
@@ -968,7 +1005,7 @@ mod tests {
             (&[("pool", "p")], &[], &["pool"], &["pool"]),
             (&[("pool", "other")], &[], &[], &[]),
         ];
-        let kept = KeptBefore::default();
+        let kept = Contents::default();
         for (processes, active, removed, anew) in table {
             let answers = answers(processes, active);
             let known = known(&before, &intent, &kept, &configured);
@@ -993,7 +1030,7 @@ mod tests {
         let mut events: Vec<Event> = two().into_iter().map(with_section).collect();
         events.extend([own("own"), hidden("pool", "p")]);
         let before = registry(&events);
-        let kept = KeptBefore::read("[group:forgotten]\npriority=3\nprograms=\n");
+        let kept = Contents::read("[group:forgotten]\npriority=3\nprograms=\n");
         type Row<'a> = (
             &'a [(&'a str, &'a str)],
             &'a [&'a str],

@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use super::change::{ChangeError, Outcome};
-use super::persist_file;
 use super::plan::Plan;
-use super::registry::{Event, Registry};
 use crate::fault::{ALREADY_ADDED, BAD_NAME, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault};
+use crate::registry::{Event, Registry};
 use crate::xmlrpc::{Fault, Value};
 
 pub const ADD: &str = "supervisor.addProcessGroup";
@@ -195,7 +194,7 @@ impl Verdict {
         let reals: Vec<String> = gone.into_iter().map(|(real, _)| real.clone()).collect();
         let lost = reals
             .iter()
-            .flat_map(|real| persist_file::gone_with(registry, real));
+            .flat_map(|real| registry.lost_if_made_anew(real));
         self.events.extend(lost);
         self.repairs.push((index, Repair::AddBack { reals }));
         let held = registry.members_in(first).next();
@@ -265,10 +264,10 @@ fn addition_error(plan: &Plan, failed: &Fault, first: Option<&CallResult>) -> Ch
 #[cfg(test)]
 mod tests {
     use super::super::plan::tests::program;
-    use super::super::registry::Member;
-    use super::super::registry::tests::{hidden, joined, registry, two};
     use super::*;
     use crate::program::Program;
+    use crate::registry::Member;
+    use crate::registry::tests::{hidden, joined, registry, two};
 
     const FINE: CallResult = Ok(Value::Bool(true));
 

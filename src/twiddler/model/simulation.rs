@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::answers::{Answers, Query};
 use super::change::Change;
-use super::persist_file::KeptBefore;
-use super::placement::{is_generated, number_of_real_name};
 use super::plan::tests::{Dice, program, removal};
 use super::plan::{self, Draft, Plan, Planner};
 use super::reconcile::{self, Known, Mode, reconcile};
-use super::registry::{Event, Registry, is_still_hidden};
 use super::script::{ADD, Call, CallResult, REMOVE, Repair, Script};
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ProcessInfo, ProcessState};
 use crate::fault::{ALREADY_ADDED, BAD_NAME, STILL_RUNNING, fault};
+use crate::persist::Contents;
 use crate::program::Name;
+use crate::registry::{Event, Registry, is_still_hidden};
+use crate::registry::{is_generated, number_of_real_name};
 use crate::xmlrpc::Value;
 
 const STEPS: usize = 100_000;
@@ -150,7 +150,7 @@ struct World {
     told: BTreeSet<(String, String)>,
     numbers: BTreeSet<u64>,
     configured: Vec<ConfiguredGroup>,
-    kept: KeptBefore,
+    kept: Contents,
     programs: Vec<Change>,
     counts: BTreeMap<&'static str, usize>,
     /// Groups that somebody has removed straight on the daemon.
@@ -173,7 +173,7 @@ impl World {
             told: BTreeSet::new(),
             numbers: BTreeSet::new(),
             configured: configured(),
-            kept: KeptBefore::default(),
+            kept: Contents::default(),
             programs,
             counts: BTreeMap::new(),
             removed: BTreeSet::new(),
@@ -471,7 +471,7 @@ impl World {
                 || self
                     .registry
                     .members_of(name)
-                    .any(super::registry::Member::is_placed);
+                    .any(crate::registry::Member::is_placed);
             assert!(is_there, "{name} is not in the daemon");
         }
         for real in self.daemon.active.keys().filter(|name| *name != MARKER) {

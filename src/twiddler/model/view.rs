@@ -1,6 +1,6 @@
 //! What the worker publishes and everybody else reads.
 
-use super::registry::Registry;
+use crate::registry::Registry;
 
 /// One run of the daemon, from its start to its end. Each that is noticed has another number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

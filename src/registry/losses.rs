@@ -4,7 +4,7 @@
 //! daemon that starts again. It is said by name, and forgotten: what was said to be gone does not come
 //! back by itself.
 
-use super::registry::{Event, Member, Registry};
+use super::{Event, Member, Registry};
 use crate::daemon::conf::ConfiguredGroup;
 
 /// More names are not said in one line.
@@ -50,7 +50,7 @@ pub fn everything(registry: &Registry) -> Vec<Event> {
 
 fn is_in_files(registry: &Registry, group: &str, process: &str) -> bool {
     let member = registry.member(group, process);
-    member.is_some_and(super::registry::Member::is_in_files)
+    member.is_some_and(Member::is_in_files)
 }
 
 /// What goes with these, in words: programs with the names of their processes, and groups.
@@ -138,7 +138,7 @@ fn clashes(registry: &Registry, configured: &[ConfiguredGroup]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::registry::tests::{added, left, registry, two};
+    use super::super::tests::{added, left, registry, two};
     use super::*;
 
     #[test]

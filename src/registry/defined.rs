@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::registry::{Event, Member, Registry};
+use super::{Event, Member, Registry};
 use crate::daemon::conf::ConfiguredGroup;
 
 /// What was added, without what the files define by now. With the names of what is left out.

@@ -1,20 +1,33 @@
-//! What was changed in one life of the daemon: groups, members and where they live, hidden processes.
+//! What was changed in one epoch of the daemon: groups, members and where they live, hidden processes.
 //!
-//! Pure: it is told what happened and answers questions about names. A *real* name is the one the
+//! The registry is pure: it takes events and answers questions about names. [`journal`] has it on disk. A *real* name is the one the
 //! daemon knows; the others are those that clients use. A *real group* holds processes of one program
 //! that clients see in another group: some are members, and those that left before the last one are
 //! hidden.
+
+mod defined;
+mod journal;
+pub mod losses;
+mod real_name;
+mod rendered;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::placement::MAX_NUMBER;
-use super::rendered::Rendered;
-use crate::daemon::ProcessState;
-use crate::program::Program;
+pub use defined::without_defined;
+pub use journal::Journal;
+pub use real_name::{group_of_real_name, is_generated, is_marker, number_of_real_name, real_name};
+pub use rendered::Rendered;
 
+use crate::daemon::ProcessState;
+use crate::daemon::conf::ConfiguredGroup;
+use crate::program::Program;
+use real_name::MAX_NUMBER;
+
+/// The daemon's default priority of a group (`supervisor/options.py`, `process_groups_from_parser`).
+pub const DEFAULT_PRIORITY: i64 = 999;
 /// So many replies that speak of something gone are not under way at a time.
 const MAX_FORMER: usize = 64;
 
@@ -113,6 +126,11 @@ impl Member {
     pub fn is_in_files(&self) -> bool {
         let from = self.program.as_ref().and_then(Program::from_files);
         from.is_some_and(|from| !from.is_extra)
+    }
+
+    /// Whether its program or section is known, so that it can be made again.
+    pub fn is_reproducible(&self) -> bool {
+        self.program.is_some() || self.section.is_some()
     }
 
     /// What happens when it leaves.
@@ -262,6 +280,16 @@ impl Registry {
         self.groups.get(name).copied()
     }
 
+    /// The priority of a group that clients know: the one it was added with, or the one in the files.
+    pub fn priority(&self, configured: &[ConfiguredGroup], group: &str) -> i64 {
+        let in_files = || {
+            let mut groups = configured.iter();
+            let found = groups.find(|configured| configured.name == group);
+            found.map_or(DEFAULT_PRIORITY, |configured| configured.priority)
+        };
+        self.added_group(group).unwrap_or_else(in_files)
+    }
+
     /// Names of all groups that were added here.
     pub fn added_groups(&self) -> impl Iterator<Item = &str> {
         self.groups.keys().map(String::as_str)
@@ -327,6 +355,16 @@ impl Registry {
                 process: process.to_owned(),
             })
             .collect()
+    }
+
+    /// What is lost when the group `real` is removed from the daemon and added again: members that nobody
+    /// knows how to make, and that its hidden processes are hidden.
+    pub fn lost_if_made_anew(&self, real: &str) -> Vec<Event> {
+        let members = self.members_in(real);
+        let unknown = members.filter(|member| !member.is_reproducible());
+        let mut lost: Vec<Event> = unknown.map(Member::leaving).collect();
+        lost.extend(self.uncovered(real));
+        lost
     }
 
     /// Hidden processes: the daemon's group, process, when it last started.
@@ -475,7 +513,7 @@ impl Registry {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn joined(group: &str, process: &str, real: &str, index: u32) -> Event {

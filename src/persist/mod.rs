@@ -1,20 +1,24 @@
 //! What outlives the daemon, on disk: one file that it reads when it starts.
 
+mod format;
+
 use std::sync::Arc;
 
-use super::model::persist_file::{HEADER, KeptBefore, is_same_but_for_address, render};
-use super::model::registry::{Event, Registry};
+pub use format::{Contents, real_groups, refused_member, render, stopped_group};
+
 use crate::daemon::conf::ConfiguredGroup;
 use crate::failpoint;
 use crate::include_dir::{self, IncludeDir};
+use crate::registry::{Event, Registry};
+use format::{HEADER, is_same_but_for_address};
 
 /// The file, in the include directory.
-pub(super) struct PersistFile {
+pub struct PersistFile {
     include: Arc<IncludeDir>,
 }
 
 /// What the file will be after a change.
-pub(super) struct Prepared {
+pub struct Prepared {
     events: Vec<Event>,
     /// How often what is known had been changed before.
     changes: u64,
@@ -25,13 +29,13 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Whether this is what the file is after these events, where what was known before has been changed
     /// `changes` times.
-    pub(super) fn is_after(&self, changes: u64, events: &[Event]) -> bool {
+    pub fn is_after(&self, changes: u64, events: &[Event]) -> bool {
         let is_seen = |event: &&Event| !matches!(event, Event::Marker(_) | Event::Next(_));
         self.changes == changes && events.iter().filter(is_seen).eq(&self.events)
     }
 
     /// Has the disk begin with it.
-    pub(super) async fn sync(&self) {
+    pub async fn sync(&self) {
         if let Some(file) = &self.file {
             file.sync().await;
         }
@@ -39,14 +43,15 @@ impl Prepared {
 }
 
 impl PersistFile {
-    pub(super) fn new(include: Arc<IncludeDir>) -> Self {
+    /// The persist file of this directory.
+    pub fn new(include: Arc<IncludeDir>) -> Self {
         PersistFile { include }
     }
 
     /// Before a change: makes sure that what is to be kept after it can be written. What is to go is
     /// kept no longer from here on: a daemon that starts again once it has made the change must not
     /// bring it back. What does not go after all is kept again afterwards.
-    pub(super) fn prepare(
+    pub fn prepare(
         &self,
         mut registry: Registry,
         changes: u64,
@@ -76,12 +81,12 @@ impl PersistFile {
     }
 
     /// After a change: keeps what was prepared for it.
-    pub(super) fn keep(&self, prepared: Prepared) -> std::io::Result<()> {
+    pub fn keep(&self, prepared: Prepared) -> std::io::Result<()> {
         prepared.file.map_or(Ok(()), |file| self.include.keep(file))
     }
 
     /// Keeps `text`.
-    pub(super) fn write(&self, text: &str) -> std::io::Result<()> {
+    pub fn write(&self, text: &str) -> std::io::Result<()> {
         // What is not ours there is replaced.
         if self.include.kept().ok().flatten().as_deref() == Some(text) {
             return Ok(());
@@ -90,7 +95,7 @@ impl PersistFile {
     }
 
     /// What is kept now; nothing where that cannot be read.
-    pub(super) fn read(&self) -> Option<String> {
+    pub fn read(&self) -> Option<String> {
         self.include.kept().ok().flatten()
     }
 }
@@ -99,7 +104,7 @@ impl PersistFile {
 ///
 /// # Errors
 /// When the include directory does not allow it.
-pub(super) fn set_aside(include: &IncludeDir, kept: Option<&str>) -> std::io::Result<()> {
+pub fn set_aside(include: &IncludeDir, kept: Option<&str>) -> std::io::Result<()> {
     if let Some(path) = include.set_aside()? {
         let programs = programs_in(kept.unwrap_or_default());
         tracing::warn!(
@@ -112,23 +117,19 @@ pub(super) fn set_aside(include: &IncludeDir, kept: Option<&str>) -> std::io::Re
 }
 
 /// Whether a proxy has written this text.
-pub(super) fn is_ours(kept: &str) -> bool {
+pub fn is_ours(kept: &str) -> bool {
     kept.lines().next() == HEADER.lines().next()
 }
 
 /// How many programs a kept text has.
-pub(super) fn programs_in(kept: &str) -> usize {
-    KeptBefore::read(kept).programs()
+pub fn programs_in(kept: &str) -> usize {
+    Contents::read(kept).programs()
 }
 
 /// Keeps again what was put aside while nothing was to be kept, if it is what is known now to the
 /// letter but for the address of the proxy. Otherwise something has changed since: it stays aside,
 /// because what clients were told is gone must not come back.
-pub(super) fn take_up_aside(
-    include: &IncludeDir,
-    registry: &Registry,
-    configured: &[ConfiguredGroup],
-) {
+pub fn take_up_aside(include: &IncludeDir, registry: &Registry, configured: &[ConfiguredGroup]) {
     let Some(text) = include.read_aside() else {
         return;
     };

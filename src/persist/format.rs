@@ -7,15 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::answers::Answers;
-use super::defined::without_defined;
-use super::placement::group_of_real_name;
-use super::plan;
-use super::registry::{Event, Member, Registry};
-use super::rendered::Rendered;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::fault::complaint::blames;
 use crate::program::{self, Scope};
+use crate::registry::{
+    DEFAULT_PRIORITY, Event, Member, Registry, group_of_real_name, without_defined,
+};
 
 /// How each one begins.
 pub const HEADER: &str = "\
@@ -45,13 +42,13 @@ pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option
         let own = own_programs(registry, name);
         let sections = names(&own);
         text.push('\n');
-        text += &program::render_group(name, plan::priority(registry, configured, name), &sections);
+        text += &program::render_group(name, registry.priority(configured, name), &sections);
         text.extend(own.iter().map(|(_, _, program)| &**program));
     }
     for (real, mut members) in by_real_group(registry) {
         members.retain(|member| !member.is_in_files());
         let group = members.first().map_or(real, |member| &member.group);
-        let priority = plan::priority(registry, configured, group);
+        let priority = registry.priority(configured, group);
         text += &render_real_group(real, &members, priority, proxy);
     }
     text
@@ -77,7 +74,7 @@ pub fn stopped_group(
     if programs.is_empty() && group != real {
         return None;
     }
-    let priority = plan::priority(registry, configured, group);
+    let priority = registry.priority(configured, group);
     let mut text = program::render_group(real, priority, &names(&programs));
     for (_, _, program) in &programs {
         // Of an option that is there twice, the daemon takes the latter.
@@ -85,18 +82,6 @@ pub fn stopped_group(
         text += "autostart=false\n";
     }
     Some(text)
-}
-
-/// What is lost of a group of ours that is removed and added again: members that nobody knows how to
-/// make, and what was hidden.
-pub fn gone_with(registry: &Registry, real: &str) -> Vec<Event> {
-    let unknown = registry.members_in(real).filter(|member| !is_known(member));
-    let hidden = registry.hidden().filter(|(group, _, _)| *group == real);
-    let uncovered = hidden.map(|(group, process, _)| Event::Shown {
-        group: group.to_owned(),
-        process: process.to_owned(),
-    });
-    unknown.map(Member::leaving).chain(uncovered).collect()
 }
 
 /// Takes the member away whose section the daemon complains about.
@@ -116,11 +101,6 @@ pub fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
         .find(is_blamed)
         .or_else(|| own.into_iter().find(is_blamed))?;
     Some(member.leaving())
-}
-
-/// Whether it is known how to make this member again.
-pub fn is_known(member: &Member) -> bool {
-    member.program.is_some() || member.section.is_some()
 }
 
 /// Placed members by real group, those of one in the order of their numbers.
@@ -241,7 +221,7 @@ pub fn is_same_but_for_address(one: &str, other: &str) -> bool {
 
 /// What an earlier proxy kept, for the case that its journal is lost.
 #[derive(Debug, Default)]
-pub struct KeptBefore {
+pub struct Contents {
     /// Groups that were added, with their priorities.
     pub groups: BTreeMap<String, i64>,
     /// The bodies of programs' sections, by section name.
@@ -250,10 +230,10 @@ pub struct KeptBefore {
     placed: BTreeMap<(String, String), String>,
 }
 
-impl KeptBefore {
+impl Contents {
     /// Reads what [`render`] wrote, or version 0.1.0, which gave each process a real group.
     pub fn read(text: &str) -> Self {
-        let mut kept = KeptBefore::default();
+        let mut kept = Contents::default();
         let mut section: Option<&str> = None;
         let mut group: Option<&str> = None;
         let mut process: Option<(&str, &str)> = None;
@@ -262,7 +242,7 @@ impl KeptBefore {
                 section = header(line, "program");
                 group = header(line, "group").filter(|name| group_of_real_name(name).is_none());
                 if let Some(name) = group {
-                    let priority = plan::DEFAULT_PRIORITY;
+                    let priority = DEFAULT_PRIORITY;
                     kept.groups.entry(name.to_owned()).or_insert(priority);
                 }
                 if let Some(section) = section {
@@ -311,48 +291,9 @@ impl KeptBefore {
         self.placed.values().any(|section| belongs(section, real))
     }
 
-    /// Those of these groups that the daemon has, with the processes that they hold themselves.
-    pub fn strays(
-        &self,
-        groups: &BTreeSet<String>,
-        registry: &Registry,
-        answers: &Answers,
-    ) -> Vec<Event> {
-        let mut strays = Vec::new();
-        for (name, priority) in self
-            .groups
-            .iter()
-            .filter(|(name, _)| groups.contains(*name) && answers.is_active(name))
-        {
-            strays.push(Event::Group {
-                name: name.clone(),
-                priority: *priority,
-            });
-            let held: BTreeSet<&String> = answers
-                .processes
-                .values()
-                .filter(|found| found.group == *name)
-                .filter(|found| registry.hidden_start(name, &found.name).is_none())
-                .map(|found| &found.name)
-                .collect();
-            // One process is in one section; several in a section each, in the same order, or all
-            // in one that cannot be taken apart without its program.
-            let sections: Vec<Option<String>> = (0..held.len())
-                .map(|number| self.section(&own_section(name, number)))
-                .collect();
-            for (process, section) in held.into_iter().zip(sections) {
-                strays.push(Event::Joined(Arc::new(Member {
-                    group: name.clone(),
-                    process: process.clone(),
-                    real: name.clone(),
-                    index: 0,
-                    program: None,
-                    section,
-                    rendered: Rendered::default(),
-                })));
-            }
-        }
-        strays
+    /// The body of the section of the process with this number that an added group holds itself.
+    pub fn own_section(&self, group: &str, number: usize) -> Option<String> {
+        self.section(&own_section(group, number))
     }
 }
 
@@ -372,9 +313,10 @@ fn header<'l>(line: &'l str, kind: &str) -> Option<&'l str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::registry::tests::{hidden, left, registry};
     use super::*;
     use crate::program::{Name, Program};
+    use crate::registry::Rendered;
+    use crate::registry::tests::{hidden, left, registry};
     use crate::xmlrpc::Value;
 
     fn program(group: &str, name: &str, numprocs: i64) -> Program {
@@ -448,7 +390,7 @@ mod tests {
             known.apply(event);
         }
         known.apply(hidden("web~000007", "w_1"));
-        let kept = KeptBefore::read(&render(&known, &[], None));
+        let kept = Contents::read(&render(&known, &[], None));
         let table = [
             ("web~000007", "w_0", Some("numprocs_start=0")),
             ("web~000007", "w_1", None),
@@ -469,9 +411,7 @@ mod tests {
 
     #[test]
     fn the_file_of_the_first_version_is_read() {
-        let kept = KeptBefore::read(include_str!(
-            "../../../tests/it/fixtures/0.1.0/persist.conf"
-        ));
+        let kept = Contents::read(include_str!("../../tests/it/fixtures/0.1.0/persist.conf"));
         let groups: Vec<(&str, i64)> = kept
             .groups
             .iter()
@@ -521,7 +461,7 @@ mod tests {
             group: "web~000007".to_owned(),
             process: "w_1".to_owned(),
         };
-        assert_eq!(gone_with(&known, "web~000007"), [uncovered]);
+        assert_eq!(known.lost_if_made_anew("web~000007"), [uncovered]);
         assert_eq!(stopped_group(&known, &[], "web~000009", None), None);
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::model::registry::{Event, Registry};
+use super::{Event, Registry};
 use crate::include_dir::IncludeDir;
 
 /// Begins with a dot: the daemon's include pattern skips such names whatever it is.
@@ -34,7 +34,7 @@ enum Line {
 }
 
 /// The file, and the intent that is open.
-pub(super) struct Journal {
+pub struct Journal {
     intent: Vec<Event>,
     include: Arc<IncludeDir>,
     file: Option<File>,
@@ -49,7 +49,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub(super) fn open(include: Arc<IncludeDir>) -> io::Result<(Self, Registry)> {
+    pub fn open(include: Arc<IncludeDir>) -> io::Result<(Self, Registry)> {
         let mut registry = Registry::default();
         let mut intent = Vec::new();
         let file = include.read(FILE_NAME).map_err(or_remove)?;
@@ -68,7 +68,7 @@ impl Journal {
     }
 
     /// The steps of a change whose outcome is not known; none where that of each is.
-    pub(super) fn intent(&self) -> &[Event] {
+    pub fn intent(&self) -> &[Event] {
         &self.intent
     }
 
@@ -76,7 +76,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the disk does not take it; then it must not happen.
-    pub(super) fn begin(&mut self, events: Vec<Event>, registry: &Registry) -> io::Result<()> {
+    pub fn begin(&mut self, events: Vec<Event>, registry: &Registry) -> io::Result<()> {
         self.append(&Line::Begin(events.clone()), registry)?;
         self.intent = events;
         Ok(())
@@ -84,7 +84,7 @@ impl Journal {
 
     /// Writes down what happened and closes the intent, as well as the disk allows: it has happened
     /// anyway. `registry` is what is known after it.
-    pub(super) fn close(&mut self, events: Vec<Event>, registry: &Registry) {
+    pub fn close(&mut self, events: Vec<Event>, registry: &Registry) {
         let came_to_nothing = |event: &Event| is_addition(event) && !events.contains(event);
         let leaves_values = self.intent.iter().any(came_to_nothing);
         self.intent.clear();
@@ -92,19 +92,19 @@ impl Journal {
     }
 
     /// Writes down what happened, and leaves the intent open, in the same way.
-    pub(super) fn note(&mut self, events: Vec<Event>, registry: &Registry) {
+    pub fn note(&mut self, events: Vec<Event>, registry: &Registry) {
         self.write(&Line::Also(events), false, registry);
     }
 
     /// Forgets all but what is known now, and the intent with it. One line, so that a proxy that dies
     /// here has either epoch on disk and not a part of one.
-    pub(super) fn checkpoint(&mut self, registry: &Registry) {
+    pub fn checkpoint(&mut self, registry: &Registry) {
         self.intent.clear();
         self.write(&Line::Life(registry.snapshot()), true, registry);
     }
 
     /// Writes the journal anew if an earlier proxy has left more than what it says.
-    pub(super) fn tidy(&mut self, registry: &Registry) {
+    pub fn tidy(&mut self, registry: &Registry) {
         if self.is_long
             && let Err(error) = self.compact(registry)
         {
