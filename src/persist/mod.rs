@@ -51,6 +51,9 @@ impl PersistFile {
     /// Before a change: makes sure that what is to be kept after it can be written. What is to go is
     /// kept no longer from here on: a daemon that starts again once it has made the change must not
     /// bring it back. What does not go after all is kept again afterwards.
+    ///
+    /// # Errors
+    /// When the include directory or the disk does not allow it.
     pub fn prepare(
         &self,
         mut registry: Registry,
@@ -81,11 +84,17 @@ impl PersistFile {
     }
 
     /// After a change: keeps what was prepared for it.
+    ///
+    /// # Errors
+    /// When the include directory or the disk does not allow it.
     pub fn keep(&self, prepared: Prepared) -> std::io::Result<()> {
         prepared.file.map_or(Ok(()), |file| self.include.keep(file))
     }
 
     /// Keeps `text`.
+    ///
+    /// # Errors
+    /// When the include directory or the disk does not allow it.
     pub fn write(&self, text: &str) -> std::io::Result<()> {
         // What is not ours there is replaced.
         if self.include.kept().ok().flatten().as_deref() == Some(text) {

@@ -1,9 +1,11 @@
 //! What was changed in one epoch of the daemon: groups, members and where they live, hidden processes.
 //!
-//! The registry is pure: it takes events and answers questions about names. [`journal`] has it on disk. A *real* name is the one the
-//! daemon knows; the others are those that clients use. A *real group* holds processes of one program
-//! that clients see in another group: some are members, and those that left before the last one are
-//! hidden.
+//! The registry is pure: it takes events and answers questions about names. The [`Journal`] has it on
+//! disk.
+//!
+//! A *real* name is the one that the daemon knows; the others are those that clients use. A *real group*
+//! holds processes of one program that clients see in another group: some are members, and those that
+//! left before the last one are hidden.
 
 mod defined;
 mod journal;
