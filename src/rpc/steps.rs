@@ -153,7 +153,7 @@ impl Rpc {
             let statuses = StatusEntry::read_all(&statuses).into_iter();
             let stopped = statuses.filter(|entry| entry.status == SUCCESS);
             let stopped: BTreeSet<String> = stopped.map(|entry| entry.name).collect();
-            let mut ran = self.updates.added(group);
+            let mut ran = self.updates.added_processes(group);
             ran.retain(|process| stopped.contains(process));
             self.under_way.note_stopped(group, ran);
         }
@@ -177,7 +177,7 @@ impl Rpc {
         if how == Some(How::Own) || steps.is_some() && caller.update.covers(group) {
             return self.remove_own(caller, group, call, body).await;
         }
-        if !self.under_way.was_stopped(group) || self.updates.added(group).is_empty() {
+        if !self.under_way.was_stopped(group) || self.updates.added_processes(group).is_empty() {
             return self
                 .answer_supervisor(caller, "removeProcessGroup", call, body)
                 .await;
@@ -229,7 +229,9 @@ impl Rpc {
             if let Some(steps) = &put_by.steps {
                 steps.give_back(&group);
             }
-            let given_up = rpc.updates.give_up(&group, is_live, judged, &record);
+            let given_up = rpc
+                .updates
+                .complete_removal(&group, is_live, judged, &record);
             if let Err(error) = given_up.await {
                 tracing::warn!(group, reason = %error, "cannot carry out the removal of a group that was not added again");
             }
@@ -266,7 +268,7 @@ impl Rpc {
             return Ok(response);
         }
         if !is_ours {
-            self.updates.made(group);
+            self.updates.after_add(group);
         }
         if let Some(steps) = &steps {
             steps.give_back(group);

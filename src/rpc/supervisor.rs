@@ -81,7 +81,7 @@ impl Rpc {
         body: Bytes,
     ) -> HttpResult {
         if method_kind(name) == MethodKind::Reload {
-            self.updates.reading().await;
+            self.updates.before_reload().await;
         }
         let (translation, epoch) = self.translate(caller, name, &call.params).await?;
         // Nothing more is asked of the worker while it waits for the end of this.
@@ -331,8 +331,8 @@ impl Rpc {
         self.twiddler.show(epoch, shown).await;
         match (back, &mut value) {
             (Back::Reloaded, reloaded) => {
-                self.updates.without_applied(reloaded);
-                self.updates.with_defined(reloaded);
+                self.updates.omit_applied(reloaded);
+                self.updates.report_defined(reloaded);
                 self.under_way
                     .begin(caller.update, caller.place(), reloaded);
                 self.twiddler.warn_of_clashes();

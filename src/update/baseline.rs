@@ -1,7 +1,7 @@
-//! What the daemon's groups were made from, as far as it is known.
+//! The baseline: the sections that the daemon's groups were made from, as far as they are known.
 //!
-//! Kept in a file of its own beside the journal, so that it outlives the proxy. Nothing in it is
-//! believed before the daemon has confirmed it.
+//! It is stored in a file beside the journal, so that it outlives the proxy. The proxy uses nothing in it
+//! before the daemon has confirmed it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -12,13 +12,13 @@ use crate::daemon::conf::{Definitions, GroupDefinition};
 use crate::include_dir::IncludeDir;
 use crate::program::Program;
 
-/// Begins with a dot: the daemon's include pattern skips such names whatever it is.
+/// The name of the baseline file. No include pattern of the daemon matches names that begin with a dot.
 pub const FILE_NAME: &str = ".twiddler-baseline";
 
-/// What a group was made from.
+/// The sections that a group was made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
-    /// `[supervisord] environment` at that time, as it was written.
+    /// `[supervisord] environment` at that time, unexpanded.
     pub environment: Option<String>,
     /// The group's sections at that time.
     pub group: GroupDefinition,
@@ -27,64 +27,64 @@ pub struct Base {
 /// A program that runs with another number of processes than the files say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scale {
-    /// Its group.
+    /// The program's group.
     pub group: String,
-    /// Its name.
+    /// The program's name.
     pub program: String,
-    /// How many processes it is to have.
+    /// The number of processes that the client asked for.
     pub numprocs: i64,
-    /// How many the files said when it was scaled.
+    /// The number of processes in the files when the program was scaled.
     pub configured: i64,
-    /// What it is, where a client has added it and it has no process now.
+    /// The definition of a program that a client added, if it has no process now.
     #[serde(default)]
     pub added: Option<Program>,
 }
 
 impl Scale {
-    /// Whether a client has added the program.
+    /// Whether a client added the program.
     pub fn is_added(&self) -> bool {
         self.added.is_some()
     }
 }
 
-/// A process that is being replaced.
+/// A process that an update stopped and that is to run again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restart {
-    /// Its group.
+    /// The process's group.
     pub group: String,
-    /// Its name.
+    /// The process's name.
     pub process: String,
-    /// When it had last started before it was stopped.
+    /// Its last start before the update stopped it, in seconds since 1970.
     pub start: i64,
-    /// Its group is made anew, after which it has never started.
+    /// Whether the update removes and adds its group, which resets the time of the last start to 0.
     #[serde(default)]
     pub is_made_anew: bool,
 }
 
-/// All that is known.
+/// The contents of the baseline file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Baseline {
-    /// What the daemon's own groups were made from.
+    /// The sections that the daemon's own groups were made from, by group.
     pub groups: BTreeMap<String, Base>,
-    /// What the files said of a group when they were last put in force without making it anew.
+    /// The sections that an update last applied to a group without removing and adding it, by group.
     #[serde(default)]
     pub applied: BTreeMap<String, Base>,
-    /// Programs that were scaled.
+    /// Programs that a client scaled.
     #[serde(default)]
     pub scales: Vec<Scale>,
     /// Processes that ran when an update stopped them, until they run again.
     #[serde(default)]
     pub restarts: Vec<Restart>,
-    /// Added programs that are about to join their groups, in the place of others that leave.
+    /// Added programs that an update is about to add again with another definition.
     #[serde(default)]
     pub rejoining: Vec<Program>,
-    /// What marked the daemon's epoch that it is about, where something did.
+    /// The epoch marker of the daemon, if it had one.
     #[serde(default)]
     pub marker: Option<String>,
 }
 
 impl Base {
-    /// What the files say of this group.
+    /// The sections of this group in the files.
     pub fn of(files: &Definitions, group: &GroupDefinition) -> Self {
         Base {
             environment: files.environment.clone(),
@@ -94,7 +94,7 @@ impl Base {
 }
 
 impl Baseline {
-    /// Reads the file; what is not there or cannot be read is not known.
+    /// Reads the file. A file that does not exist or cannot be read gives an empty baseline.
     pub fn read(include: &IncludeDir) -> Self {
         let mut text = String::new();
         let read = match include.read(FILE_NAME) {
@@ -109,15 +109,15 @@ impl Baseline {
         })
     }
 
-    /// Whether the file is there.
+    /// Whether the file exists.
     pub fn is_written(include: &IncludeDir) -> bool {
         include.path().join(FILE_NAME).is_file()
     }
 
-    /// Writes the file in the place of the one that is there.
+    /// Replaces the file.
     ///
     /// # Errors
-    /// When the directory or the disk does not allow it; the file is as before then.
+    /// When the file cannot be written. The old file is then unchanged.
     pub fn write(&self, include: &IncludeDir) -> io::Result<()> {
         let text = serde_json::to_vec(self)?;
         include
@@ -128,8 +128,8 @@ impl Baseline {
             .map(drop)
     }
 
-    /// Takes note of a group that the daemon made from what the files say.
-    pub fn made(&mut self, files: &Definitions, name: &str) {
+    /// Records that the daemon made the group `name` from the files.
+    pub fn note_made(&mut self, files: &Definitions, name: &str) {
         self.applied.remove(name);
         match files.group(name) {
             Some(group) => drop(self.groups.insert(name.to_owned(), Base::of(files, group))),
@@ -137,20 +137,22 @@ impl Baseline {
         }
     }
 
-    /// The number that a program was scaled to, if the files still say what they said then.
+    /// The number of processes that a program was scaled to, if the number in the files is still
+    /// `configured`.
     pub fn scaled(&self, group: &str, program: &str, configured: i64) -> Option<i64> {
-        let is_it = |scale: &&Scale| scale.group == group && scale.program == program;
-        let scale = self.scales.iter().find(is_it)?;
+        let is_same = |scale: &&Scale| scale.group == group && scale.program == program;
+        let scale = self.scales.iter().find(is_same)?;
         (scale.configured == configured && scale.numprocs != configured).then_some(scale.numprocs)
     }
 
-    /// Forgets what a program was scaled to.
+    /// Forgets that a program was scaled.
     pub fn forget_scale(&mut self, group: &str, program: &str) {
         self.scales
             .retain(|scale| scale.group != group || scale.program != program);
     }
 
-    /// Forgets the numbers of programs whose number the files have changed, or that they have no more.
+    /// Forgets the scales of configured programs that the files no longer define, or whose `numprocs` has
+    /// changed in the files.
     pub fn forget_old_scales(&mut self, files: &Definitions) {
         self.scales.retain(|scale| {
             if scale.is_added() {

@@ -1,7 +1,7 @@
-//! The difference between what runs and what the files say, process by process.
+//! The difference between the daemon's processes and the files, process by process.
 //!
-//! Pure. First the texts are compared; what differs there is put to the daemon ([`Probe`]), and what
-//! the daemon made of it says who really changed.
+//! Pure. It compares the texts first. Where texts differ, the daemon reads both as a [`Probe`], and its
+//! reply says which processes really changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,104 +13,104 @@ use crate::daemon::conf::{Definitions, GroupDefinition, Kind, ProgramDefinition}
 use crate::program::{FromFiles, Program};
 use crate::registry::Member;
 
-/// A process as clients see it.
+/// A process as clients see it: hidden processes are left out, and members have their group's name.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct VisibleProcess {
     /// The group that clients know.
     pub group: String,
-    /// Its name.
-    pub process: String,
+    /// The name of the process.
+    pub name: String,
     /// The daemon's group that holds it.
-    pub real: String,
-    /// Its state.
+    pub real_group: String,
+    /// The state of the process.
     pub state: ProcessState,
-    /// When it last started.
+    /// When it last started, in seconds since 1970; 0 if it never did.
     pub start: i64,
-    /// What it was made from.
-    pub made: Made,
+    /// The definition that it was made from.
+    pub origin: Origin,
 }
 
-/// What a process was made from.
+/// The definition that a process was made from.
 #[derive(Clone, Debug)]
-pub enum Made {
-    /// From what the daemon's own group was made from.
+pub enum Origin {
+    /// The sections that the daemon's own group was made from.
     Base,
-    /// From the files, later than its group.
+    /// A section of the files, which an update put in force after the group was made.
     Update(Program),
-    /// A client has added it.
+    /// A client added the process. None if the proxy does not know its program.
     Added(Option<Program>),
 }
 
-impl Made {
-    /// What a member was made from.
-    pub fn member(member: &Member) -> Self {
+impl Origin {
+    /// The origin of a member of the registry.
+    pub fn of_member(member: &Member) -> Self {
         match &member.program {
-            Some(program) if program.from_files().is_some() => Made::Update(program.clone()),
-            program => Made::Added(program.clone()),
+            Some(program) if program.from_files().is_some() => Origin::Update(program.clone()),
+            program => Origin::Added(program.clone()),
         }
     }
 }
 
-impl Seen {
-    /// Whether it runs, or is about to.
+impl VisibleProcess {
+    /// Whether the process runs or is about to run.
     pub fn is_running(&self) -> bool {
         self.state.is_running()
     }
 
     fn program(&self) -> Option<&Program> {
-        match &self.made {
-            Made::Base => None,
-            Made::Update(program) => Some(program),
-            Made::Added(program) => program.as_ref(),
+        match &self.origin {
+            Origin::Base => None,
+            Origin::Update(program) => Some(program),
+            Origin::Added(program) => program.as_ref(),
         }
     }
 }
 
-/// What is compared.
+/// Everything that a comparison reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// What the files say.
+    /// The definitions in the files.
     pub files: &'a Definitions,
-    /// What the groups were made from.
+    /// The sections that the groups were made from.
     pub baseline: &'a Baseline,
     /// All processes that clients see.
-    pub seen: &'a [Seen],
-    /// Groups that the files do not define, and clients have added.
+    pub processes: &'a [VisibleProcess],
+    /// Groups that clients added and that the files do not define.
     pub added_groups: &'a BTreeSet<String>,
-    /// What the daemon said of the files as they are.
+    /// The daemon's reply to the files without a probe.
     pub plain: &'a Reply,
 }
 
 /// One process that differs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Process {
-    /// Its name.
+    /// The name of the process.
     pub name: String,
-    /// Its number.
+    /// Its process number (`%(process_num)`).
     pub number: i64,
     /// Whether it runs now.
     pub runs: bool,
-    /// Whether it is to be started by itself.
+    /// Whether the daemon starts it without a call (`autostart`).
     pub autostart: bool,
 }
 
 /// How a program differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The files have it, and it is not in force.
+    /// The files define the program, and the daemon does not have it.
     Added,
-    /// It is another one in the files.
+    /// The files define the program differently.
     Changed,
-    /// The files do not have it any more.
+    /// The files no longer define the program.
     Removed,
-    /// It runs with another number of processes than the files say.
+    /// The program has another number of processes than the files say, because a client scaled it.
     Scaled,
-    /// It cannot be told.
+    /// The proxy cannot find out.
     Unknown,
 }
 
 impl Change {
-    /// As clients are told.
+    /// The value of `change` in replies to clients.
     pub fn name(self) -> &'static str {
         match self {
             Change::Added => "added",
@@ -125,39 +125,39 @@ impl Change {
 /// One option that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionChange {
-    /// Its name.
+    /// The name of the option.
     pub name: String,
-    /// What is in force, as it is written.
+    /// The text in force, as it is written.
     pub old: String,
-    /// What the files say.
+    /// The text in the files.
     pub new: String,
 }
 
 /// How one program differs.
 #[derive(Clone, Debug)]
 pub struct ProgramDifference {
-    /// Its name; empty for the group itself.
+    /// The name of the program; empty for the group itself.
     pub program: String,
-    /// How it differs.
+    /// The kind of difference.
     pub change: Change,
     /// The options that differ.
     pub options: Vec<OptionChange>,
-    /// Processes whose definition is another one.
+    /// Processes whose definition changed.
     pub replaced: Vec<Process>,
-    /// Processes that come.
+    /// Processes that the update adds.
     pub joining: Vec<Process>,
-    /// Processes that go.
+    /// Processes that the update removes.
     pub leaving: Vec<Process>,
-    /// Processes that were added, and are from now on the files'.
+    /// Processes that a client added and that the files now define in the same way.
     pub adopted: Vec<Process>,
-    /// What it is to be.
-    pub new: Option<ProgramDefinition>,
-    /// A sentence, where it is not evident.
+    /// The new definition; none for a program that the update removes.
+    pub definition: Option<ProgramDefinition>,
+    /// A sentence about the cause, where it is not evident; empty otherwise.
     pub reason: String,
 }
 
 impl ProgramDifference {
-    /// One that concerns nobody yet.
+    /// A difference without processes.
     pub fn new(program: &str, change: Change) -> Self {
         ProgramDifference {
             program: program.to_owned(),
@@ -167,18 +167,18 @@ impl ProgramDifference {
             joining: Vec::new(),
             leaving: Vec::new(),
             adopted: Vec::new(),
-            new: None,
+            definition: None,
             reason: String::new(),
         }
     }
 
-    fn concerns_nobody(&self) -> bool {
+    fn has_no_processes(&self) -> bool {
         let all = [&self.replaced, &self.joining, &self.leaving, &self.adopted];
         all.into_iter().all(Vec::is_empty)
     }
 
-    /// A sentence, where it is not evident why it differs. `is_environment`: what differs is what every
-    /// program gets.
+    /// A sentence about the cause, where it is not evident; empty otherwise. `is_environment` says that
+    /// `[supervisord] environment` differs, which every program gets.
     fn explanation(&self, is_environment: bool) -> &'static str {
         if !self.adopted.is_empty() && self.replaced.is_empty() {
             "was added, and the files now define it"
@@ -193,19 +193,19 @@ impl ProgramDifference {
 /// How one group differs.
 #[derive(Clone, Debug)]
 pub struct GroupDifference {
-    /// Its name.
+    /// The name of the group.
     pub group: String,
-    /// Its programs, those that differ.
+    /// The programs of the group that differ.
     pub programs: Vec<ProgramDifference>,
-    /// It is not there yet.
-    pub comes: bool,
-    /// The files do not have it any more.
-    pub goes: bool,
-    /// Why it can only be replaced as a whole.
-    pub whole: Option<String>,
-    /// Why nothing can be told.
-    pub unknown: Option<String>,
-    /// The priority of its `[group:x]`, in force and in the files, where it is another one.
+    /// The daemon does not have the group yet.
+    pub is_new: bool,
+    /// The files no longer define the group.
+    pub is_removed: bool,
+    /// The reason why the group can only be replaced as a whole.
+    pub whole_reason: Option<String>,
+    /// The reason why the difference cannot be found out.
+    pub unknown_reason: Option<String>,
+    /// The priority of `[group:x]` in force and in the files, where they differ.
     pub priority: Option<(i64, i64)>,
 }
 
@@ -214,27 +214,27 @@ impl GroupDifference {
         GroupDifference {
             group: group.to_owned(),
             programs: Vec::new(),
-            comes: false,
-            goes: false,
-            whole: None,
-            unknown: None,
+            is_new: false,
+            is_removed: false,
+            whole_reason: None,
+            unknown_reason: None,
             priority: None,
         }
     }
 
-    /// Whether there is anything that an update would do.
+    /// Whether an update would do anything.
     pub fn is_pending(&self) -> bool {
         self.programs
             .iter()
             .any(|program| program.change != Change::Scaled)
-            || self.comes
-            || self.goes
-            || self.unknown.is_some()
-            || self.whole.is_some()
+            || self.is_new
+            || self.is_removed
+            || self.unknown_reason.is_some()
+            || self.whole_reason.is_some()
             || self.priority.is_some()
     }
 
-    /// The processes that are not as they are to be.
+    /// The processes that an update stops: those that it replaces and those that it removes.
     pub fn differing(&self) -> impl Iterator<Item = &Process> {
         self.programs
             .iter()
@@ -242,45 +242,46 @@ impl GroupDifference {
     }
 }
 
-/// Processes of one program that were made from one text, beside what the files say of them.
+/// Processes of one program that were made from one text, and the definition of them in the files.
 #[derive(Debug)]
 struct Comparison {
     group: String,
     program: String,
-    /// They live in the daemon's own group.
+    /// The processes are in the daemon's own group.
     is_base: bool,
-    /// A client has added them.
+    /// A client added the processes.
     is_added: bool,
     old: Vec<Program>,
     new: Vec<Program>,
     old_environment: Option<String>,
     is_same_text: bool,
-    old_asked: Option<Asked>,
-    new_asked: Option<Asked>,
+    old_ids: Option<ProbeIds>,
+    new_ids: Option<ProbeIds>,
 }
 
-/// What was put to the daemon about texts: in which probe, and by which numbers.
+/// Where the daemon's values of some texts are: the index of a probe, and the numbers in it.
 #[derive(Debug)]
-struct Asked {
+struct ProbeIds {
     probe: usize,
     ids: Vec<Id>,
 }
 
-/// What has to be asked, and what is known without.
+/// The questions to the daemon, and what the proxy knows without asking.
 #[derive(Debug)]
 pub struct Questions<'a> {
     input: Input<'a>,
     comparisons: Vec<Comparison>,
-    /// Groups that are looked into, with why they can only be replaced as a whole.
+    /// The groups that are compared, each with the reason if it can only be replaced as a whole.
     groups: BTreeMap<&'a str, Option<String>>,
-    /// One for each `[supervisord] environment` that is in force somewhere, or in the files.
+    /// One probe for each `[supervisord] environment`: that of the files, and those that processes
+    /// were made with.
     pub probes: Vec<Probe>,
 }
 
-/// The sections of the processes of `definition` in `group`, of all of them.
+/// The sections for all processes of `definition` in `group`.
 ///
 /// # Errors
-/// A sentence: it cannot be carried over to a generated section.
+/// A sentence that says why the definition cannot be written as a generated section.
 pub fn programs(
     group: &str,
     definition: &ProgramDefinition,
@@ -290,7 +291,7 @@ pub fn programs(
     part(group, definition, environment, numbers, definition.numprocs)
 }
 
-/// The same of those with these numbers.
+/// The sections for the processes with these `numbers`, where the program has `total` processes.
 ///
 /// # Errors
 /// As [`programs`].
@@ -316,7 +317,7 @@ pub fn part(
     .map_err(|error| error.to_string())
 }
 
-/// The names of processes and their numbers; none where only the daemon can tell.
+/// The names of processes and their numbers; none where only the daemon knows the names.
 pub fn names(programs: &[Program]) -> Option<BTreeMap<String, i64>> {
     let mut all = BTreeMap::new();
     for program in programs {
@@ -325,13 +326,13 @@ pub fn names(programs: &[Program]) -> Option<BTreeMap<String, i64>> {
     Some(all)
 }
 
-/// What a text says but for how many processes there are.
+/// Whether two texts are the same but for the number of processes.
 fn is_same_text(old: &[Program], new: &[Program]) -> bool {
     let counts = |name: &str| matches!(name, "numprocs" | "numprocs_start");
     let (Some(old), Some(new)) = (old.first(), new.first()) else {
         return old.is_empty() && new.is_empty();
     };
-    let told = |program: &Program| {
+    let uses_numprocs = |program: &Program| {
         let mut texts = program.options().values();
         texts.any(|text| text.contains("(numprocs)"))
     };
@@ -347,12 +348,12 @@ fn is_same_text(old: &[Program], new: &[Program]) -> bool {
         from.and_then(|from| from.environment.clone())
     };
     options(old) == options(new)
-        && (old.total() == new.total() || !told(old))
+        && (old.total() == new.total() || !uses_numprocs(old))
         && environment(old) == environment(new)
 }
 
 impl<'a> Questions<'a> {
-    /// What has to be asked about `groups`.
+    /// The questions about `groups`.
     pub fn new(input: Input<'a>, groups: &[&'a str]) -> Self {
         let mut questions = Questions {
             input,
@@ -361,17 +362,17 @@ impl<'a> Questions<'a> {
             probes: Vec::new(),
         };
         for group in groups {
-            let whole = questions.compare_group(group);
-            questions.groups.insert(group, whole.err());
+            let compared = questions.compare_group(group);
+            questions.groups.insert(group, compared.err());
         }
-        questions.ask();
+        questions.build_probes();
         questions
     }
 
-    /// Finds what is to be compared in a group.
+    /// Collects the comparisons of a group.
     ///
     /// # Errors
-    /// Why it can only be replaced as a whole.
+    /// The reason why the group can only be replaced as a whole.
     fn compare_group(&mut self, group: &'a str) -> Result<(), String> {
         let Some(new) = self.input.files.group(group) else {
             return Ok(());
@@ -391,11 +392,11 @@ impl<'a> Questions<'a> {
                 }
             }
         }
-        let mut found = Vec::new();
+        let mut comparisons = Vec::new();
         for program in &new.programs {
-            found.extend(self.compare_program(group, base, program)?);
+            comparisons.extend(self.compare_program(group, base, program)?);
         }
-        self.comparisons.extend(found);
+        self.comparisons.extend(comparisons);
         Ok(())
     }
 
@@ -412,7 +413,7 @@ impl<'a> Questions<'a> {
             .baseline
             .scaled(group, &program.name, program.numprocs)
             .is_some();
-        // Of a scaled program, those that came later keep what they were told of how many there are.
+        // The later processes of a scaled program keep the `numprocs` that their texts were written with.
         let new_for = |old: &Program| {
             let total = i64::from(old.total());
             part(group, program, environment, old.numbers(), total)
@@ -432,8 +433,8 @@ impl<'a> Questions<'a> {
                 old,
                 new,
                 old_environment,
-                old_asked: None,
-                new_asked: None,
+                old_ids: None,
+                new_ids: None,
             });
             Ok::<(), String>(())
         };
@@ -445,13 +446,13 @@ impl<'a> Questions<'a> {
             compare(old, true, false, base.environment.clone())?;
         }
         let mut known: Vec<&Program> = Vec::new();
-        for seen in self.input.of(group) {
-            let Some(old) = seen.program().filter(|old| old.name() == program.name) else {
+        for process in self.input.of(group) {
+            let Some(old) = process.program().filter(|old| old.name() == program.name) else {
                 continue;
             };
             if !known.contains(&old) {
                 known.push(old);
-                let is_added = matches!(seen.made, Made::Added(_));
+                let is_added = matches!(process.origin, Origin::Added(_));
                 let from = old.from_files();
                 let environment = match from {
                     Some(from) => from.environment.clone(),
@@ -463,7 +464,7 @@ impl<'a> Questions<'a> {
         Ok(comparisons)
     }
 
-    fn ask(&mut self) {
+    fn build_probes(&mut self) {
         let files = self.input.files.environment.as_deref();
         let mut comparisons = std::mem::take(&mut self.comparisons);
         for comparison in &mut comparisons {
@@ -472,13 +473,13 @@ impl<'a> Questions<'a> {
                 continue;
             }
             let old = comparison.old_environment.as_deref();
-            comparison.old_asked = Some(self.ask_for(old, &comparison.old));
-            comparison.new_asked = Some(self.ask_for(files, &comparison.new));
+            comparison.old_ids = Some(self.add_to_probe(old, &comparison.old));
+            comparison.new_ids = Some(self.add_to_probe(files, &comparison.new));
         }
         self.comparisons = comparisons;
         let groups: Vec<&str> = self.groups.keys().copied().collect();
         for group in groups {
-            if self.is_confirmable(group)
+            if self.can_confirm(group)
                 && let Some(base) = self.input.base(group)
                 && let Ok(old) = base_programs(base)
             {
@@ -488,39 +489,42 @@ impl<'a> Questions<'a> {
         }
     }
 
-    fn ask_for(&mut self, environment: Option<&str>, programs: &[Program]) -> Asked {
+    fn add_to_probe(&mut self, environment: Option<&str>, programs: &[Program]) -> ProbeIds {
         let probe = self.probe(environment);
         let ids = self.probes[probe].value(programs);
-        Asked { probe, ids }
+        ProbeIds { probe, ids }
     }
 
-    /// The probe in which every program gets this environment.
+    /// The index of the probe in which every program gets this environment.
     fn probe(&mut self, environment: Option<&str>) -> usize {
-        let is_it = |probe: &Probe| probe.environment() == environment;
-        self.probes.iter().position(is_it).unwrap_or_else(|| {
-            let files = self.input.files.environment.as_deref();
-            self.probes.push(Probe::new(environment, files));
-            self.probes.len() - 1
-        })
+        let has_environment = |probe: &Probe| probe.environment() == environment;
+        self.probes
+            .iter()
+            .position(has_environment)
+            .unwrap_or_else(|| {
+                let files = self.input.files.environment.as_deref();
+                self.probes.push(Probe::new(environment, files));
+                self.probes.len() - 1
+            })
     }
 
-    /// Whether the daemon is asked for what the group was made from.
-    fn is_confirmable(&self, group: &str) -> bool {
+    /// Whether a probe can ask the daemon if the group runs its base.
+    fn can_confirm(&self, group: &str) -> bool {
         let is_whole = self.groups.get(group).is_some_and(Option::is_some);
         self.input.plain.changed.contains(group) && !is_whole && !self.input.holds_own(group)
     }
 
-    /// The question whether all that did not change according to `replies` is really the same. Each
-    /// group is asked for with what is new of it in the places of those.
+    /// The probe that asks whether everything that did not change according to `replies` is really the
+    /// same. It defines each group with the new texts of the programs that did not change.
     pub fn completeness(&self, replies: &Replies) -> Probe {
         let files = self.input.files.environment.as_deref();
         let mut probe = Probe::new(files, files);
         for group in self.groups.keys() {
-            if self.is_confirmable(group)
-                && !replies.refute(group)
+            if self.can_confirm(group)
+                && !replies.refutes(group)
                 && let Some(base) = self.input.base(group)
                 && base.environment.as_deref() == files
-                && let Some(programs) = self.with_what_is_same(base, replies)
+                && let Some(programs) = self.with_unchanged_texts(base, replies)
             {
                 probe.confirm(group, base.group.priority, &programs);
             }
@@ -528,81 +532,86 @@ impl<'a> Questions<'a> {
         probe
     }
 
-    /// What the group was made from, with the new text of those that did not change by another one;
-    /// none where no text differs that means the same.
-    fn with_what_is_same(&self, base: &Base, replies: &Replies) -> Option<Vec<Program>> {
+    /// The sections that the group was made from, with the new text wherever the daemon takes it for the
+    /// same definition; none if no such text differs.
+    fn with_unchanged_texts(&self, base: &Base, replies: &Replies) -> Option<Vec<Program>> {
         let group = &base.group.name;
         let mut programs = Vec::new();
         let mut has_new = false;
         for definition in &base.group.programs {
             let old = self::programs(group, definition, base.environment.as_deref()).ok()?;
-            let found = self
+            let comparison = self
                 .comparisons
                 .iter()
                 .find(|one| one.is_base && one.group == *group && one.program == definition.name);
-            let same = match found {
-                Some(found) if !found.is_same_text => found.same(replies),
+            let same = match comparison {
+                Some(comparison) if !comparison.is_same_text => comparison.same(replies),
                 _ => BTreeSet::new(),
             };
-            let (Some(found), false) = (found, same.is_empty()) else {
+            let (Some(comparison), false) = (comparison, same.is_empty()) else {
                 programs.extend(old);
                 continue;
             };
             has_new = true;
-            let new_numbers = found.new_numbers(replies);
+            let new_numbers = comparison.new_numbers(replies);
             for (name, number) in names(&old)? {
-                let source = if same.contains(&name) {
-                    (&found.new, *new_numbers.get(&name)?)
+                let (source, number) = if same.contains(&name) {
+                    (&comparison.new, *new_numbers.get(&name)?)
                 } else {
                     (&old, number)
                 };
-                programs.extend(one(source.0, source.1)?);
+                programs.extend(single_process(source, number)?);
             }
         }
         has_new.then_some(programs)
     }
 
-    /// What differs, according to what the daemon said.
+    /// The differences, according to the daemon's replies.
     pub fn differences(&self, replies: &Replies) -> Vec<GroupDifference> {
         let groups = self.groups.iter();
         groups
-            .map(|(group, whole)| self.difference(group, whole.as_deref(), replies))
+            .map(|(group, whole_reason)| self.difference(group, whole_reason.as_deref(), replies))
             .filter(|difference| {
                 !difference.programs.is_empty()
-                    || difference.comes
-                    || difference.goes
-                    || difference.unknown.is_some()
-                    || difference.whole.is_some()
+                    || difference.is_new
+                    || difference.is_removed
+                    || difference.unknown_reason.is_some()
+                    || difference.whole_reason.is_some()
                     || difference.priority.is_some()
             })
             .collect()
     }
 
-    fn difference(&self, group: &str, whole: Option<&str>, replies: &Replies) -> GroupDifference {
+    fn difference(
+        &self,
+        group: &str,
+        whole_reason: Option<&str>,
+        replies: &Replies,
+    ) -> GroupDifference {
         let mut difference = GroupDifference::new(group);
         let input = self.input;
         let plain = input.plain;
         let Some(new) = input.files.group(group) else {
-            difference.goes = true;
+            difference.is_removed = true;
             difference.programs = self.all_leaving(group);
             return difference;
         };
-        // Processes of an update may be there without a group of the daemon's own.
-        let is_there = input
+        // Processes that an update added can exist without a group of this name in the daemon.
+        let has_processes = input
             .of(group)
-            .any(|seen| matches!(seen.made, Made::Update(_)));
-        difference.comes = plain.added.contains(group) && !is_there;
-        if let Some(reason) = whole {
+            .any(|process| matches!(process.origin, Origin::Update(_)));
+        difference.is_new = plain.added.contains(group) && !has_processes;
+        if let Some(reason) = whole_reason {
             if plain.changed.contains(group) {
-                difference.whole = Some(reason.to_owned());
-                difference.programs = self.replaced_as_a_whole(group, new);
-            } else if difference.comes {
+                difference.whole_reason = Some(reason.to_owned());
+                difference.programs = self.replacing_whole_group(group, new);
+            } else if difference.is_new {
                 difference.programs = self.all_joining(new);
             }
             return difference;
         }
-        let is_asked = self.is_confirmable(group) && !input.added_groups.contains(group);
-        if is_asked && (input.base(group).is_none() || replies.refute(group)) {
+        let is_asked = self.can_confirm(group) && !input.added_groups.contains(group);
+        if is_asked && (input.base(group).is_none() || replies.refutes(group)) {
             let edits_environment = input
                 .base(group)
                 .is_some_and(|base| base.environment != input.files.environment);
@@ -611,7 +620,7 @@ impl<'a> Questions<'a> {
             } else {
                 ""
             };
-            difference.unknown = Some(format!(
+            difference.unknown_reason = Some(format!(
                 "twiddler did not see what group {group} was started from{or_later}: `supervisorctl update {group}` restarts it as a whole"
             ));
             return difference;
@@ -621,7 +630,7 @@ impl<'a> Questions<'a> {
             .iter()
             .filter_map(|program| self.program(group, program, replies))
             .collect();
-        programs.extend(self.gone(group, new));
+        programs.extend(self.removed_programs(group, new));
         difference.programs = programs;
         difference.priority = self.changed_priority(group, new);
         difference
@@ -635,15 +644,15 @@ impl<'a> Questions<'a> {
         (is_section && old != new).then_some((old, new))
     }
 
-    /// How a program of the files differs from what runs.
+    /// How a program of the files differs from the daemon's processes.
     fn program(
         &self,
         group: &str,
         program: &ProgramDefinition,
         replies: &Replies,
     ) -> Option<ProgramDifference> {
-        let of_program = |one: &&Comparison| one.group == group && one.program == program.name;
-        let comparisons: Vec<&Comparison> = self.comparisons.iter().filter(of_program).collect();
+        let is_of_program = |one: &&Comparison| one.group == group && one.program == program.name;
+        let comparisons: Vec<&Comparison> = self.comparisons.iter().filter(is_of_program).collect();
         let baseline = self.input.baseline;
         let scaled = baseline.scaled(group, &program.name, program.numprocs);
         let environment = self.input.files.environment.as_deref();
@@ -656,22 +665,22 @@ impl<'a> Questions<'a> {
             }
         }
         let mut difference = ProgramDifference::new(&program.name, Change::Changed);
-        difference.new = Some(program.clone());
-        let mut there = BTreeSet::new();
+        difference.definition = Some(program.clone());
+        let mut present = BTreeSet::new();
         let mut is_environment = false;
         for comparison in &comparisons {
             let replaced = difference.replaced.len();
-            there.extend(self.compare(comparison, replies, autostart, &mut difference));
+            present.extend(self.compare(comparison, replies, autostart, &mut difference));
             let is_replaced = difference.replaced.len() > replaced;
             let has_changed = comparison.old_environment != self.input.files.environment;
             is_environment |= is_replaced && has_changed;
         }
-        let others = self.in_its_place(group, &wanted, &there, autostart);
-        there.extend(others.iter().map(|process| process.name.clone()));
+        let others = self.added_with_wanted_names(group, &wanted, &present, autostart);
+        present.extend(others.iter().map(|process| process.name.clone()));
         difference.replaced.extend(others);
-        let is_new = there.is_empty();
+        let is_new = present.is_empty();
         if scaled.is_none() {
-            let joining = wanted.iter().filter(|(name, _)| !there.contains(*name));
+            let joining = wanted.iter().filter(|(name, _)| !present.contains(*name));
             difference.joining.extend(joining.map(|(name, number)| {
                 Process {
                     name: name.clone(),
@@ -683,7 +692,7 @@ impl<'a> Questions<'a> {
                 }
             }));
         }
-        if difference.concerns_nobody() {
+        if difference.has_no_processes() {
             difference.change = Change::Scaled;
             difference.options.push(OptionChange {
                 name: "numprocs".to_owned(),
@@ -701,8 +710,9 @@ impl<'a> Questions<'a> {
         Some(difference)
     }
 
-    /// Sorts into `difference` what becomes of the processes that were made from the old text of a
-    /// comparison. Their names, but for those that were added and are not the files' after all.
+    /// Sorts the processes that were made from the old text of a comparison into `difference`: replaced,
+    /// leaving, or adopted. Returns their names, without those of added processes that the files do not
+    /// define.
     fn compare(
         &self,
         comparison: &Comparison,
@@ -712,53 +722,54 @@ impl<'a> Questions<'a> {
     ) -> Vec<String> {
         let numbers = comparison.new_numbers(replies);
         let same = comparison.same(replies);
-        let mut there = Vec::new();
-        for seen in self.input.made_by(comparison) {
-            if !comparison.holds(seen, replies) {
+        let mut present = Vec::new();
+        for visible in self.input.made_from(comparison) {
+            if !comparison.holds(visible, replies) {
                 continue;
             }
-            let number = numbers.get(&seen.process).copied();
+            let number = numbers.get(&visible.name).copied();
             let process = Process {
-                name: seen.process.clone(),
+                name: visible.name.clone(),
                 number: number.unwrap_or_default(),
-                runs: seen.is_running(),
-                autostart: comparison.autostart(&seen.process, replies, autostart),
+                runs: visible.is_running(),
+                autostart: comparison.autostart(&visible.name, replies, autostart),
             };
-            match (number, same.contains(&seen.process)) {
+            match (number, same.contains(&visible.name)) {
                 (None, _) if comparison.is_added => continue,
                 (None, _) => difference.leaving.push(process),
                 (Some(_), true) if comparison.is_added => difference.adopted.push(process),
                 (Some(_), true) => {}
                 (Some(_), false) => difference.replaced.push(process),
             }
-            there.push(seen.process.clone());
+            present.push(visible.name.clone());
         }
-        there
+        present
     }
 
-    /// Processes that were added under names that the program wants, and that it was not made of.
-    fn in_its_place(
+    /// Processes that clients added under names that the files give to this program, without those in
+    /// `present`.
+    fn added_with_wanted_names(
         &self,
         group: &str,
         wanted: &BTreeMap<String, i64>,
-        there: &BTreeSet<String>,
+        present: &BTreeSet<String>,
         autostart: bool,
     ) -> Vec<Process> {
         let others = self.input.of(group);
-        let others = others.filter(|seen| matches!(seen.made, Made::Added(_)));
-        let others = others.filter(|seen| !there.contains(&seen.process));
-        let process = |seen: &Seen| {
+        let others = others.filter(|process| matches!(process.origin, Origin::Added(_)));
+        let others = others.filter(|process| !present.contains(&process.name));
+        let process = |process: &VisibleProcess| {
             Some(Process {
-                name: seen.process.clone(),
-                number: *wanted.get(&seen.process)?,
-                runs: seen.is_running(),
+                name: process.name.clone(),
+                number: *wanted.get(&process.name)?,
+                runs: process.is_running(),
                 autostart,
             })
         };
         others.filter_map(process).collect()
     }
 
-    /// The options of what is in force, as far as they are known.
+    /// The options in force, as far as they are known.
     fn old_options(
         &self,
         group: &str,
@@ -767,8 +778,8 @@ impl<'a> Questions<'a> {
         replies: &Replies,
     ) -> Option<BTreeMap<String, String>> {
         let in_force = |one: &&&Comparison| {
-            let made = self.input.made_by(one);
-            made.into_iter().any(|seen| one.holds(seen, replies))
+            let made = self.input.made_from(one);
+            made.into_iter().any(|process| one.holds(process, replies))
         };
         let old = comparisons
             .iter()
@@ -789,40 +800,42 @@ impl<'a> Questions<'a> {
         }
     }
 
-    fn gone(&self, group: &str, new: &GroupDefinition) -> Vec<ProgramDifference> {
-        let mut gone: BTreeMap<String, Vec<Process>> = BTreeMap::new();
-        for seen in self.input.of(group) {
-            let program = match &seen.made {
-                Made::Added(_) => continue,
-                Made::Update(program) => program.name().to_owned(),
-                Made::Base => match self.input.base_program(group, &seen.process) {
+    fn removed_programs(&self, group: &str, new: &GroupDefinition) -> Vec<ProgramDifference> {
+        let mut leaving: BTreeMap<String, Vec<Process>> = BTreeMap::new();
+        for process in self.input.of(group) {
+            let program = match &process.origin {
+                Origin::Added(_) => continue,
+                Origin::Update(program) => program.name().to_owned(),
+                Origin::Base => match self.input.base_program(group, &process.name) {
                     Some(program) => program,
                     None => continue,
                 },
             };
             if new.program(&program).is_none() {
-                gone.entry(program).or_default().push(leaving(seen));
+                let process = leaving_process(process);
+                leaving.entry(program).or_default().push(process);
             }
         }
-        let removed = |(program, leaving): (String, _)| removed(&program, leaving);
-        gone.into_iter().map(removed).collect()
+        let removed = |(program, leaving): (String, _)| removed_program(&program, leaving);
+        leaving.into_iter().map(removed).collect()
     }
 
     fn all_leaving(&self, group: &str) -> Vec<ProgramDifference> {
-        let mut gone: BTreeMap<String, Vec<Process>> = BTreeMap::new();
-        for seen in self.input.of(group) {
-            let program = match &seen.made {
-                Made::Added(_) => continue,
-                Made::Update(program) => program.name().to_owned(),
-                Made::Base => self
+        let mut leaving: BTreeMap<String, Vec<Process>> = BTreeMap::new();
+        for process in self.input.of(group) {
+            let program = match &process.origin {
+                Origin::Added(_) => continue,
+                Origin::Update(program) => program.name().to_owned(),
+                Origin::Base => self
                     .input
-                    .base_program(group, &seen.process)
+                    .base_program(group, &process.name)
                     .unwrap_or_else(|| group.to_owned()),
             };
-            gone.entry(program).or_default().push(leaving(seen));
+            let process = leaving_process(process);
+            leaving.entry(program).or_default().push(process);
         }
-        let removed = |(program, leaving): (String, _)| removed(&program, leaving);
-        gone.into_iter().map(removed).collect()
+        let removed = |(program, leaving): (String, _)| removed_program(&program, leaving);
+        leaving.into_iter().map(removed).collect()
     }
 
     fn all_joining(&self, new: &GroupDefinition) -> Vec<ProgramDifference> {
@@ -831,64 +844,65 @@ impl<'a> Questions<'a> {
         new.programs.iter().filter_map(joining).collect()
     }
 
-    fn replaced_as_a_whole(&self, group: &str, new: &GroupDefinition) -> Vec<ProgramDifference> {
+    fn replacing_whole_group(&self, group: &str, new: &GroupDefinition) -> Vec<ProgramDifference> {
         let base = self.input.base(group);
         let environment = self.input.files.environment.as_deref();
-        let mut left: BTreeMap<&str, &Seen> = self
+        let mut remaining: BTreeMap<&str, &VisibleProcess> = self
             .input
             .of(group)
-            .filter(|seen| !matches!(seen.made, Made::Added(_)))
-            .map(|seen| (seen.process.as_str(), seen))
+            .filter(|process| !matches!(process.origin, Origin::Added(_)))
+            .map(|process| (process.name.as_str(), process))
             .collect();
         let mut differences = Vec::new();
         for program in &new.programs {
             let programs = programs(group, program, environment).unwrap_or_default();
             let autostart = programs.first().is_none_or(Program::autostarts);
             let mut difference = ProgramDifference::new(&program.name, Change::Changed);
-            difference.new = Some(program.clone());
+            difference.definition = Some(program.clone());
             let old = base.and_then(|base| base.group.program(&program.name));
             let old = old.map(|old| old.options.clone()).unwrap_or_default();
             difference.options = option_changes(&old, &program.options);
             for (name, number) in names(&programs).unwrap_or_default() {
-                let seen = left.remove(name.as_str());
+                let visible = remaining.remove(name.as_str());
                 let process = Process {
                     name,
                     number,
-                    runs: seen.is_some_and(Seen::is_running),
+                    runs: visible.is_some_and(VisibleProcess::is_running),
                     autostart,
                 };
-                match seen {
+                match visible {
                     Some(_) => difference.replaced.push(process),
                     None => difference.joining.push(process),
                 }
             }
             differences.push(difference);
         }
-        if !left.is_empty() {
-            let gone = left.into_values().map(leaving).collect();
-            differences.push(removed(group, gone));
+        if !remaining.is_empty() {
+            let leaving = remaining.into_values().map(leaving_process).collect();
+            differences.push(removed_program(group, leaving));
         }
         differences
     }
 }
 
-fn leaving(seen: &Seen) -> Process {
+fn leaving_process(process: &VisibleProcess) -> Process {
     Process {
-        name: seen.process.clone(),
+        name: process.name.clone(),
         number: 0,
-        runs: seen.is_running(),
+        runs: process.is_running(),
         autostart: false,
     }
 }
 
-fn removed(program: &str, leaving: Vec<Process>) -> ProgramDifference {
+fn removed_program(program: &str, leaving: Vec<Process>) -> ProgramDifference {
     ProgramDifference {
         leaving,
         ..ProgramDifference::new(program, Change::Removed)
     }
 }
 
-/// Options of a part of a program, with the numbers of `files`: those of a part are ours.
+/// The options of a part of a program, with `numprocs` and `numprocs_start` of `files`: in a part, the
+/// proxy has written its own.
 fn with_numbers_of(
     part: &BTreeMap<String, String>,
     files: &BTreeMap<String, String>,
@@ -903,7 +917,7 @@ fn with_numbers_of(
     options
 }
 
-/// The options that differ as they are written. Of `environment` only the names of variables.
+/// The options whose texts differ. Of `environment`, only the names of variables: values may be secrets.
 pub fn option_changes(
     old: &BTreeMap<String, String>,
     new: &BTreeMap<String, String>,
@@ -943,39 +957,38 @@ fn variable_changes(old: &str, new: &str) -> Vec<OptionChange> {
         .collect()
 }
 
-/// What the daemon said to each reading.
+/// The daemon's replies to the probes.
 #[derive(Debug, Default)]
 pub struct Replies {
-    /// To the probes, in their order.
-    pub told: Vec<Reply>,
-    /// To the question whether the others are the same.
-    pub same: Reply,
+    /// The replies to [`Questions::probes`], in their order.
+    pub probes: Vec<Reply>,
+    /// The reply to [`Questions::completeness`].
+    pub completeness: Reply,
 }
 
 impl Replies {
-    /// Whether a group does not run what was believed.
-    fn refute(&self, group: &str) -> bool {
-        let mut all = self.told.iter().chain([&self.same]);
+    /// Whether the group does not run what the proxy assumed.
+    fn refutes(&self, group: &str) -> bool {
+        let mut all = self.probes.iter().chain([&self.completeness]);
         all.any(|reply| reply.refuted.contains(group))
     }
 
-    fn values(&self, asked: Option<&Asked>) -> BTreeMap<String, Values> {
-        let told = asked.and_then(|asked| Some((self.told.get(asked.probe)?, &asked.ids)));
-        told.map(|(reply, ids)| reply.values(ids))
-            .unwrap_or_default()
+    fn values(&self, ids: Option<&ProbeIds>) -> BTreeMap<String, Values> {
+        let values = |ids: &ProbeIds| Some(self.probes.get(ids.probe)?.values(&ids.ids));
+        ids.and_then(values).unwrap_or_default()
     }
 }
 
 impl Comparison {
     fn old_values(&self, replies: &Replies) -> BTreeMap<String, Values> {
-        replies.values(self.old_asked.as_ref())
+        replies.values(self.old_ids.as_ref())
     }
 
     fn new_values(&self, replies: &Replies) -> BTreeMap<String, Values> {
-        replies.values(self.new_asked.as_ref())
+        replies.values(self.new_ids.as_ref())
     }
 
-    /// The processes that the files want, and their numbers.
+    /// The processes that the files define, and their numbers.
     fn new_numbers(&self, replies: &Replies) -> BTreeMap<String, i64> {
         names(&self.new).unwrap_or_else(|| {
             let values = self.new_values(replies);
@@ -983,9 +996,9 @@ impl Comparison {
         })
     }
 
-    /// The processes whose definition the daemon takes for the same.
+    /// The processes whose old and new definitions are the same to the daemon.
     fn same(&self, replies: &Replies) -> BTreeSet<String> {
-        if self.new_asked.is_none() && self.is_same_text {
+        if self.new_ids.is_none() && self.is_same_text {
             let old = names(&self.old).unwrap_or_default();
             let new = names(&self.new).unwrap_or_default();
             return old
@@ -1000,11 +1013,11 @@ impl Comparison {
             .collect()
     }
 
-    /// Whether a process was made from this.
-    fn holds(&self, seen: &Seen, replies: &Replies) -> bool {
+    /// Whether the process was made from the old text.
+    fn holds(&self, process: &VisibleProcess, replies: &Replies) -> bool {
         match names(&self.old) {
-            Some(names) => names.contains_key(&seen.process),
-            None => self.old_values(replies).contains_key(&seen.process),
+            Some(names) => names.contains_key(&process.name),
+            None => self.old_values(replies).contains_key(&process.name),
         }
     }
 
@@ -1017,17 +1030,19 @@ impl Comparison {
 }
 
 impl<'a> Input<'a> {
-    fn of(self, group: &str) -> impl Iterator<Item = &'a Seen> {
-        self.seen.iter().filter(move |seen| seen.group == group)
+    fn of(self, group: &str) -> impl Iterator<Item = &'a VisibleProcess> {
+        self.processes
+            .iter()
+            .filter(move |process| process.group == group)
     }
 
-    /// The processes that were made from the old text of a comparison, and maybe others of its group.
-    fn made_by(self, comparison: &Comparison) -> Vec<&'a Seen> {
-        let is_it = |seen: &&Seen| match &seen.made {
-            Made::Base => comparison.is_base,
-            _ => !comparison.is_base && seen.program() == comparison.old.first(),
+    /// The processes that were made from the old text of a comparison, and possibly others of its group.
+    fn made_from(self, comparison: &Comparison) -> Vec<&'a VisibleProcess> {
+        let is_candidate = |process: &&VisibleProcess| match &process.origin {
+            Origin::Base => comparison.is_base,
+            _ => !comparison.is_base && process.program() == comparison.old.first(),
         };
-        self.of(&comparison.group).filter(is_it).collect()
+        self.of(&comparison.group).filter(is_candidate).collect()
     }
 
     fn base(self, group: &str) -> Option<&'a Base> {
@@ -1038,9 +1053,11 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Whether processes that were added live in the daemon's own group.
+    /// Whether processes that were added are in the daemon's group of this name.
     fn holds_own(self, group: &str) -> bool {
-        let is_own = |seen: &Seen| seen.real == group && !matches!(seen.made, Made::Base);
+        let is_own = |process: &VisibleProcess| {
+            process.real_group == group && !matches!(process.origin, Origin::Base)
+        };
         self.of(group).any(is_own)
     }
 
@@ -1051,8 +1068,8 @@ impl<'a> Input<'a> {
             let names = programs.ok().and_then(|programs| names(&programs));
             names.is_some_and(|names| names.contains_key(process))
         };
-        let found = base.group.programs.iter().find(holds);
-        found.map(|definition| definition.name.clone())
+        let definition = base.group.programs.iter().find(holds)?;
+        Some(definition.name.clone())
     }
 }
 
@@ -1069,8 +1086,8 @@ pub fn base_programs(base: &Base) -> Result<Vec<Program>, String> {
     Ok(all)
 }
 
-/// The process with this number alone.
-fn one(programs: &[Program], number: i64) -> Option<Vec<Program>> {
+/// The sections for the process with this number alone.
+fn single_process(programs: &[Program], number: i64) -> Option<Vec<Program>> {
     let program = programs
         .iter()
         .find(|program| program.numbers().contains(&number))?;

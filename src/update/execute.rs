@@ -1,13 +1,14 @@
-//! An update on its way: all stops at once, then groups, then processes.
+//! The execution of an update: first all stops at once, then changes of groups, then of processes.
 //!
-//! Before the first stop the daemon has read and accepted all that is new. Which processes ran is
-//! written down before they are stopped, so that a proxy that takes over starts them again.
+//! The daemon has read and accepted all new definitions before the first stop. The baseline file lists the
+//! running processes before they are stopped. A proxy that starts after a crash reads this list and starts
+//! them again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Updates;
 use super::baseline::{Base, Restart};
-use super::difference::{Made, Seen, base_programs};
+use super::difference::{Origin, VisibleProcess, base_programs};
 use super::plan::{Name, Plan};
 use super::probe::Probe;
 use super::reply::Outcome;
@@ -26,19 +27,19 @@ use crate::twiddler::{self, Authorized, ChangeError, Epoch};
 use crate::xmlrpc::{Fault, Value};
 
 impl Restart {
-    fn is_about(&self, seen: &Seen) -> bool {
-        seen.group == self.group && seen.process == self.process
+    fn names(&self, process: &VisibleProcess) -> bool {
+        process.group == self.group && process.name == self.process
     }
 
-    /// Whether it has not run since.
-    fn was_left(&self, seen: &Seen) -> bool {
-        seen.start == self.start
-            || self.is_made_anew && seen.start == 0
-            || matches!(seen.made, Made::Update(_))
+    /// Whether the process has not started since the update stopped it.
+    fn is_undone(&self, process: &VisibleProcess) -> bool {
+        process.start == self.start
+            || self.is_made_anew && process.start == 0
+            || matches!(process.origin, Origin::Update(_))
     }
 }
 
-/// Faults of a definition that does not run, however often it is started.
+/// Faults of a definition that does not run, no matter how often it is started.
 const CANNOT_SPAWN: [i32; 4] = [NO_FILE, NOT_EXECUTABLE, ABNORMAL_TERMINATION, SPAWN_ERROR];
 
 impl Updates {
@@ -55,22 +56,23 @@ impl Updates {
         authorized: Authorized,
         record: &Record,
     ) -> Result<Value, ChangeError> {
-        let outcome = self.put_in_force(groups, authorized, record).await?;
+        let outcome = self.apply_files(groups, authorized, record).await?;
         tracing::info!(
             peer = %record.peer(),
             user = record.user(),
             ms = record.millis(),
-            "updated: {}", outcome.in_words()
+            "updated: {}", outcome.summary()
         );
         Ok(outcome.into_value())
     }
 
-    /// Finds what differs, and makes it as the files say. What fails is tried once more, because nobody is
-    /// to stay stopped for it; where it fails again, those that were stopped run again as they were.
+    /// Applies the files to `groups`, or to all groups where none is named. An update that fails is tried
+    /// once more, so that no process stays stopped because of a passing error. If it fails again, the
+    /// stopped processes are started with their old definitions.
     ///
     /// # Errors
     /// As [`Updates::survey`] and [`Updates::execute`].
-    pub(super) async fn put_in_force(
+    pub(super) async fn apply_files(
         &self,
         groups: &[String],
         authorized: Authorized,
@@ -78,34 +80,34 @@ impl Updates {
     ) -> Result<Outcome, ChangeError> {
         let survey = self.survey(groups).await?;
         let plan = self.plan(&survey, groups)?;
-        let told = |outcome: Outcome| outcome.of_plan(&plan, survey.seen.len());
-        let done = self.execute(&survey, &plan, authorized.clone(), record);
-        let refusal = match done.await {
-            Ok(outcome) => return Ok(told(self.by_now(&survey, &plan, outcome).await)),
-            Err(refusal) => refusal,
+        let complete = |outcome: Outcome| outcome.with_plan(&plan, survey.processes.len());
+        let first = self.execute(&survey, &plan, authorized.clone(), record);
+        let error = match first.await {
+            Ok(outcome) => return Ok(complete(self.after_restart(&survey, &plan, outcome).await)),
+            Err(error) => error,
         };
-        tracing::warn!(reason = %refusal, "trying an update once more");
-        let again = async {
-            let again = self.survey(groups).await?;
-            let rest = self.plan(&again, groups)?;
-            let outcome = self.execute(&again, &rest, authorized, record).await?;
-            Ok::<_, ChangeError>(self.by_now(&again, &plan, outcome).await)
+        tracing::warn!(reason = %error, "trying an update once more");
+        let second = async {
+            let survey = self.survey(groups).await?;
+            let rest = self.plan(&survey, groups)?;
+            let outcome = self.execute(&survey, &rest, authorized, record).await?;
+            Ok::<_, ChangeError>(self.after_restart(&survey, &plan, outcome).await)
         };
-        match again.await {
-            Ok(outcome) => Ok(told(outcome)),
+        match second.await {
+            Ok(outcome) => Ok(complete(outcome)),
             Err(_) => {
-                self.go_back(&survey, &plan).await;
-                Err(refusal)
+                self.roll_back(&survey, &plan).await;
+                Err(error)
             }
         }
     }
 
-    /// What an update has come to by now: a daemon that has started again meanwhile has put its files in
-    /// force by itself, whatever it had failed to do before.
-    async fn by_now(&self, survey: &Survey, plan: &Plan, outcome: Outcome) -> Outcome {
+    /// The outcome of an update if the daemon restarted during it: the daemon then applied its files by
+    /// itself, so only processes that do not run now have failed. Without a restart, `outcome` itself.
+    async fn after_restart(&self, survey: &Survey, plan: &Plan, outcome: Outcome) -> Outcome {
         let mut now = Outcome::default();
         match self.twiddler.current().await {
-            Ok(epoch) if epoch != survey.epoch => match self.look_after(plan, &mut now).await {
+            Ok(epoch) if epoch != survey.epoch => match self.check_started(plan, &mut now).await {
                 Ok(()) => now,
                 Err(_) => outcome,
             },
@@ -113,49 +115,52 @@ impl Updates {
         }
     }
 
-    /// Those that an update has stopped, and that the daemon still holds, run again as they were.
-    async fn go_back(&self, survey: &Survey, plan: &Plan) {
-        let mut left: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    /// Starts the processes that an update has stopped and that the daemon still has, with their old
+    /// definitions.
+    async fn roll_back(&self, survey: &Survey, plan: &Plan) {
+        let mut leaving: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for (group, process) in &plan.leave {
-            left.entry(group).or_default().push(process.clone());
+            leaving.entry(group).or_default().push(process.clone());
         }
-        for (group, names) in left {
-            self.put_back(survey, group, &names).await;
+        for (group, names) in leaving {
+            self.restore_processes(survey, group, &names).await;
         }
-        let _left_to_the_next = self.start(&plan.stop, &mut Outcome::default()).await;
+        // If this fails, the next update starts them.
+        let _ = self.start(&plan.stop, &mut Outcome::default()).await;
     }
 
-    /// What is to be done about what a survey has found, with what an update before has left undone in
-    /// these groups, or in all where none is named.
+    /// The plan for the differences of a survey, and for restarts that an earlier update did not finish in
+    /// `groups`, or in all groups where none is named.
     pub(super) fn plan(&self, survey: &Survey, groups: &[String]) -> Result<Plan, ChangeError> {
         let plan = Plan::new(
             &survey.differences,
             &survey.files,
-            &survey.seen,
+            &survey.processes,
             &survey.added_groups,
         );
         let mut plan = plan.map_err(|reason| ChangeError::Fault(fault(FAILED, reason)))?;
-        let ran = self.baseline().restarts.clone();
-        let is_meant = |one: &&Restart| groups.is_empty() || groups.contains(&one.group);
-        for one in ran.iter().filter(is_meant) {
-            let name: Name = (one.group.clone(), one.process.clone());
-            let mut there = survey
-                .seen
+        let restarts = self.baseline().restarts.clone();
+        let is_in_groups = |one: &&Restart| groups.is_empty() || groups.contains(&one.group);
+        for restart in restarts.iter().filter(is_in_groups) {
+            let name: Name = (restart.group.clone(), restart.process.clone());
+            let mut present = survey
+                .processes
                 .iter()
-                .filter(|seen| one.is_about(seen))
+                .filter(|process| restart.names(process))
                 .peekable();
-            let is_gone = there.peek().is_none();
-            if (is_gone || there.any(|seen| one.was_left(seen))) && !plan.start.contains(&name) {
+            let is_absent = present.peek().is_none();
+            let is_undone = is_absent || present.any(|process| restart.is_undone(process));
+            if is_undone && !plan.start.contains(&name) {
                 plan.start.push(name);
             }
         }
         Ok(plan)
     }
 
-    /// Does what is planned.
+    /// Executes a plan.
     ///
     /// # Errors
-    /// When the daemon goes away; what is left then is found by the next update.
+    /// When the daemon stops answering. The next update finds the rest of the differences.
     pub(super) async fn execute(
         &self,
         survey: &Survey,
@@ -164,13 +169,13 @@ impl Updates {
         record: &Record,
     ) -> Result<Outcome, ChangeError> {
         let mut outcome = Outcome::default();
-        self.intend(survey, plan)?;
+        self.write_intent(survey, plan)?;
         failpoint::hit("update intended");
         self.adopt(survey, plan).await;
-        let whole = self.whole(plan);
-        outcome.ran = self.stop(&plan.stop, &whole).await?;
+        let whole_groups = self.whole_groups(plan);
+        outcome.was_running = self.stop(&plan.stop, &whole_groups).await?;
         failpoint::hit("update stopped");
-        self.leave(plan, &whole, &authorized, record, &mut outcome)
+        self.remove_leaving(plan, &whole_groups, &authorized, record, &mut outcome)
             .await?;
         failpoint::hit("update left");
         self.make_groups(survey, plan, &mut outcome).await?;
@@ -180,13 +185,14 @@ impl Updates {
         let joined = self.twiddler.change(join, authorized, record).await;
         let mut rejoining = Vec::new();
         for (program, joined) in plan.join.iter().zip(joined) {
-            if let Err(refusal) = joined {
+            if let Err(error) = joined {
                 let names = program.process_names().unwrap_or_default();
-                self.put_back(survey, program.group(), &names).await;
+                self.restore_processes(survey, program.group(), &names)
+                    .await;
                 if program.from_files().is_none() {
                     rejoining.push(program.clone());
                 }
-                let reason = refusal.to_string();
+                let reason = error.to_string();
                 outcome
                     .skipped
                     .push((program.group().to_owned(), reason.clone()));
@@ -202,19 +208,22 @@ impl Updates {
         self.note_applied(survey, plan, &outcome);
         self.start(&plan.start, &mut outcome).await?;
         failpoint::hit("update started");
-        self.look_after(plan, &mut outcome).await?;
-        let done: BTreeSet<&Name> = plan.restarted.iter().chain(&plan.start).collect();
+        self.check_started(plan, &mut outcome).await?;
+        let planned: BTreeSet<&Name> = plan.restarted.iter().chain(&plan.start).collect();
         self.baseline().restarts.retain(|one| {
             let name = (one.group.clone(), one.process.clone());
-            let is_left = outcome.leaves(&name) || !done.contains(&name);
-            is_left && survey.files.group(&one.group).is_some()
+            let is_undone = outcome.leaves_undone(&name) || !planned.contains(&name);
+            is_undone && survey.files.group(&one.group).is_some()
         });
-        self.keep();
+        self.save();
         Ok(outcome)
     }
 
-    /// Writes down which processes are to run again.
-    pub(super) fn intend(&self, survey: &Survey, plan: &Plan) -> Result<(), ChangeError> {
+    /// Writes to the baseline file which processes are to run again and which programs join again.
+    ///
+    /// # Errors
+    /// When the include directory cannot be written.
+    pub(super) fn write_intent(&self, survey: &Survey, plan: &Plan) -> Result<(), ChangeError> {
         let again: BTreeSet<&Name> = plan.restarted.iter().chain(&plan.start).collect();
         let added = plan.join.iter();
         let added = added.filter(|program| program.from_files().is_none());
@@ -223,14 +232,14 @@ impl Updates {
             return Ok(());
         }
         let restarts = survey
-            .seen
+            .processes
             .iter()
-            .filter(|seen| again.contains(&(seen.group.clone(), seen.process.clone())))
-            .map(|seen| Restart {
-                group: seen.group.clone(),
-                process: seen.process.clone(),
-                start: seen.start,
-                is_made_anew: plan.add.contains(&seen.group),
+            .filter(|process| again.contains(&(process.group.clone(), process.name.clone())))
+            .map(|process| Restart {
+                group: process.group.clone(),
+                process: process.name.clone(),
+                start: process.start,
+                is_made_anew: plan.add.contains(&process.group),
             });
         let mut baseline = self.marked();
         baseline.rejoining = rejoining;
@@ -245,8 +254,11 @@ impl Updates {
         Ok(())
     }
 
-    /// Finishes what was cut short while programs that were added were out of the daemon: they join their
-    /// groups, and what ran runs.
+    /// Finishes an update that was interrupted after it had removed added programs from the daemon: adds
+    /// them to their groups again, and starts the processes that ran.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
     pub(super) async fn rejoin(
         &self,
         authorized: Authorized,
@@ -256,7 +268,7 @@ impl Updates {
         if programs.is_empty() {
             return Ok(());
         }
-        let (_, seen) = self.look().await?;
+        let (_, processes) = self.list_processes().await?;
         let names: BTreeSet<Name> = programs
             .iter()
             .flat_map(|program| {
@@ -264,12 +276,14 @@ impl Updates {
                 names.map(|name| (program.group().to_owned(), name))
             })
             .collect();
-        let is_there = |program: &Program| {
+        let is_present = |program: &Program| {
             let names = program.process_names().unwrap_or_default();
-            let mut of_group = seen.iter().filter(|seen| seen.group == program.group());
-            of_group.any(|seen| names.contains(&seen.process))
+            let mut of_group = processes
+                .iter()
+                .filter(|process| process.group == program.group());
+            of_group.any(|process| names.contains(&process.name))
         };
-        let missing = programs.iter().filter(|program| !is_there(program));
+        let missing = programs.iter().filter(|program| !is_present(program));
         for program in missing {
             let (group, name) = (program.group(), program.name());
             tracing::warn!(
@@ -290,21 +304,21 @@ impl Updates {
                 }
             }
         }
-        let ran = self.baseline().restarts.clone().into_iter();
-        let ran = ran.map(|one| (one.group, one.process));
-        let ran: Vec<Name> = ran.filter(|name| names.contains(name)).collect();
-        self.start(&ran, &mut Outcome::default()).await?;
+        let restarts = self.baseline().restarts.clone().into_iter();
+        let restarts = restarts.map(|one| (one.group, one.process));
+        let restarts: Vec<Name> = restarts.filter(|name| names.contains(name)).collect();
+        self.start(&restarts, &mut Outcome::default()).await?;
         let mut baseline = self.baseline();
         baseline.rejoining.clear();
         baseline
             .restarts
             .retain(|one| !names.contains(&(one.group.clone(), one.process.clone())));
         drop(baseline);
-        self.keep();
+        self.save();
         Ok(())
     }
 
-    /// What was added and stays is from now on the files'.
+    /// Marks added processes and groups that stay unchanged as defined by the files.
     async fn adopt(&self, survey: &Survey, plan: &Plan) {
         if plan.adopt.is_empty() && plan.adopt_groups.is_empty() {
             return;
@@ -323,7 +337,7 @@ impl Updates {
             .await;
     }
 
-    /// The daemon's names of processes.
+    /// The names of these processes in the daemon (`group:process`).
     pub(super) fn real_names(&self, names: &[Name]) -> Vec<String> {
         self.twiddler.with_registry(|registry| {
             let real = |(group, process): &Name| {
@@ -333,7 +347,7 @@ impl Updates {
         })
     }
 
-    /// Removes groups, and lets the daemon make others from what it has read.
+    /// Removes groups, and lets the daemon add groups from the files that it has read.
     async fn make_groups(
         &self,
         survey: &Survey,
@@ -351,40 +365,41 @@ impl Updates {
         let calls: Vec<_> = remove.chain(add).collect();
         let old = self.in_force_before(&plan.add);
         let pause = self.twiddler.pause_reloads().await;
-        // What was read last may be what a change has read meanwhile.
+        // A change in between may have made the daemon read its generated file, so the files are read again.
         let results = if plan.leave.is_empty() {
             self.twiddler.call_all(&calls).await?
         } else {
             let mut results = self.twiddler.read_files(&calls).await?;
-            // What was accepted before the first stop is added, whatever became of the files.
+            // The first result is about the files. The daemon accepted them before the first stop; the groups
+            // are added even if somebody has broken the files since.
             drop(results.drain(..1));
             results
         };
         drop(pause);
         let names = plan.remove.iter().chain(&plan.add);
-        for (at, (name, told)) in names.zip(results).enumerate() {
+        for (at, (name, result)) in names.zip(results).enumerate() {
             let removes = at < plan.remove.len();
-            match told {
+            match result {
                 Ok(_) if removes => {
-                    self.show_hidden(survey.epoch, name).await;
+                    self.unhide_processes(survey.epoch, name).await;
                     self.baseline().groups.remove(name);
                     self.baseline().applied.remove(name);
                 }
-                Ok(_) => self.baseline().made(&survey.files, name),
-                Err(told) if removes && told.code == BAD_NAME => {}
-                // It is still there, for it was not removed.
+                Ok(_) => self.baseline().note_made(&survey.files, name),
+                Err(fault) if removes && fault.code == BAD_NAME => {}
+                // The group cannot be added, because its removal failed.
                 Err(_) if outcome.skipped.iter().any(|(group, _)| group == name) => {}
-                Err(told) if removes => {
-                    outcome.skipped.push((name.clone(), told.text.clone()));
+                Err(fault) if removes => {
+                    outcome.skipped.push((name.clone(), fault.text.clone()));
                     let stopped = of_group(&plan.stop, name);
                     self.start(&stopped, &mut Outcome::default()).await?;
-                    outcome.failed.extend(hurt(plan, name, &told));
+                    outcome.failed.extend(failures_of(plan, name, &fault));
                 }
-                Err(told) => {
-                    outcome.skipped.push((name.clone(), told.text.clone()));
-                    let is_lost = plan.remove.contains(name);
-                    if let Some(old) = old.get(name).filter(|_| is_lost) {
-                        self.restore(plan, old, outcome, &told).await?;
+                Err(fault) => {
+                    outcome.skipped.push((name.clone(), fault.text.clone()));
+                    let was_removed = plan.remove.contains(name);
+                    if let Some(old) = old.get(name).filter(|_| was_removed) {
+                        self.restore_group(plan, old, outcome, &fault).await?;
                     }
                 }
             }
@@ -392,7 +407,7 @@ impl Updates {
         Ok(())
     }
 
-    /// What is in force of these groups.
+    /// The definitions in force of these groups, as far as they are known.
     fn in_force_before(&self, groups: &[String]) -> BTreeMap<String, Base> {
         let baseline = self.baseline();
         let known = groups.iter().filter_map(|name| {
@@ -403,18 +418,18 @@ impl Updates {
         known.collect()
     }
 
-    /// A group that was removed, and that the daemon does not make anew, runs again as it was: somebody
-    /// has let the daemon read other files meanwhile.
-    async fn restore(
+    /// Adds a group with its old definition, after the daemon has removed it and refused to add the new one:
+    /// the daemon read other files in between.
+    async fn restore_group(
         &self,
         plan: &Plan,
         old: &Base,
         outcome: &mut Outcome,
-        told: &Fault,
+        fault: &Fault,
     ) -> Result<(), ChangeError> {
         let name = &old.group.name;
-        let ran = of_group(&plan.restarted, name);
-        outcome.failed.extend(hurt(plan, name, told));
+        let restarted = of_group(&plan.restarted, name);
+        outcome.failed.extend(failures_of(plan, name, fault));
         let programs = &old.group.programs;
         let are_plain = programs.iter().all(|program| program.kind == Kind::Program);
         let (true, Ok(programs)) = (are_plain, base_programs(old)) else {
@@ -436,14 +451,14 @@ impl Updates {
         match added {
             Some(Ok(_)) => {
                 self.baseline().groups.insert(name.clone(), old.clone());
-                self.start(&ran, &mut Outcome::default()).await
+                self.start(&restarted, &mut Outcome::default()).await
             }
             _ => Ok(()),
         }
     }
 
-    /// What was hidden in a group that the daemon has removed is hidden no more.
-    async fn show_hidden(&self, epoch: Epoch, group: &str) {
+    /// Ends the hiding of processes in a group that the daemon has removed.
+    async fn unhide_processes(&self, epoch: Epoch, group: &str) {
         let hidden: Vec<_> = self.twiddler.with_registry(|registry| {
             let hidden = registry.hidden().filter(|(hidden, _, _)| *hidden == group);
             hidden
@@ -453,23 +468,28 @@ impl Updates {
         self.twiddler.show(epoch, hidden).await;
     }
 
-    /// Processes that were taken out and whose new definition was not taken run again as before, where
-    /// the daemon still holds them. What was taken out of its own group earlier is not what was there.
-    async fn put_back(&self, survey: &Survey, group: &str, names: &[String]) {
-        let was_own = |seen: &&Seen| {
-            seen.real == group && matches!(seen.made, Made::Base) && names.contains(&seen.process)
+    /// Starts removed processes with their old definition, where the daemon refused the new one and still
+    /// has them as hidden processes. Processes that an earlier update had moved out of the daemon's group
+    /// are not restored: the hidden process has an even older definition.
+    async fn restore_processes(&self, survey: &Survey, group: &str, names: &[String]) {
+        let was_own = |process: &&VisibleProcess| {
+            process.real_group == group
+                && matches!(process.origin, Origin::Base)
+                && names.contains(&process.name)
         };
-        let own: Vec<&Seen> = survey.seen.iter().filter(was_own).collect();
-        let held: Vec<&Seen> = self.twiddler.with_registry(|registry| {
-            let is_held = |seen: &&Seen| registry.hidden_start(group, &seen.process).is_some();
-            own.into_iter().filter(is_held).collect()
+        let own: Vec<&VisibleProcess> = survey.processes.iter().filter(was_own).collect();
+        let hidden: Vec<&VisibleProcess> = self.twiddler.with_registry(|registry| {
+            let is_hidden =
+                |process: &&VisibleProcess| registry.hidden_start(group, &process.name).is_some();
+            own.into_iter().filter(is_hidden).collect()
         });
-        let name = |seen: &&Seen| (group.to_owned(), seen.process.clone());
-        let shown: Vec<Name> = held.iter().map(name).collect();
-        self.twiddler.show(survey.epoch, shown).await;
-        let ran = held.iter().filter(|seen| seen.is_running()).map(name);
-        let ran: Vec<Name> = ran.collect();
-        let _told_already = self.start(&ran, &mut Outcome::default()).await;
+        let name = |process: &&VisibleProcess| (group.to_owned(), process.name.clone());
+        let names: Vec<Name> = hidden.iter().map(name).collect();
+        self.twiddler.show(survey.epoch, names).await;
+        let running = hidden.iter().filter(|process| process.is_running());
+        let running: Vec<Name> = running.map(name).collect();
+        // The outcome already reports these processes as failed.
+        let _ = self.start(&running, &mut Outcome::default()).await;
     }
 
     fn note_applied(&self, survey: &Survey, plan: &Plan, outcome: &Outcome) {
@@ -484,6 +504,10 @@ impl Updates {
         baseline.forget_old_scales(&survey.files);
     }
 
+    /// Starts processes without waiting for `startsecs`, and adds those that fail to `outcome`.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
     pub(super) async fn start(
         &self,
         names: &[Name],
@@ -497,14 +521,14 @@ impl Updates {
                 ("supervisor.startProcess", params)
             })
             .collect();
-        let told = self.twiddler.call_all(&calls).await?;
-        for (name, told) in names.iter().zip(told) {
-            match told {
-                Err(told) if told.code != ALREADY_STARTED => {
-                    if CANNOT_SPAWN.contains(&told.code) {
+        let results = self.twiddler.call_all(&calls).await?;
+        for (name, result) in names.iter().zip(results) {
+            match result {
+                Err(fault) if fault.code != ALREADY_STARTED => {
+                    if CANNOT_SPAWN.contains(&fault.code) {
                         outcome.unspawned.insert(name.clone());
                     }
-                    outcome.failed.push((name.clone(), told.text));
+                    outcome.failed.push((name.clone(), fault.text));
                 }
                 _ => {}
             }
@@ -512,9 +536,10 @@ impl Updates {
         Ok(())
     }
 
-    /// Looks once at those that were to come up. The daemon starts what was added in the next turn of
-    /// its loop, which is before it answers this.
-    async fn look_after(&self, plan: &Plan, outcome: &mut Outcome) -> Result<(), ChangeError> {
+    /// Checks once that the started processes run, and adds those that do not to `outcome`. The daemon
+    /// starts added processes in the next turn of its loop (`supervisor/supervisord.py`, `runforever`);
+    /// after its answer to `getState`, that turn is over.
+    async fn check_started(&self, plan: &Plan, outcome: &mut Outcome) -> Result<(), ChangeError> {
         let names: Vec<Name> = plan
             .restarted
             .iter()
@@ -532,15 +557,15 @@ impl Updates {
         self.twiddler
             .call_all(&[("supervisor.getState", vec![])])
             .await?;
-        let told = self.twiddler.call_all(&calls).await?;
-        for (name, told) in names.into_iter().zip(told) {
+        let results = self.twiddler.call_all(&calls).await?;
+        for (name, result) in names.into_iter().zip(results) {
             if outcome.failed.iter().any(|(failed, _)| *failed == name) {
                 continue;
             }
-            let info = match told {
+            let info = match result {
                 Ok(info) => ProcessInfo::read(&info),
-                Err(told) => {
-                    outcome.failed.push((name, told.text));
+                Err(fault) => {
+                    outcome.failed.push((name, fault.text));
                     continue;
                 }
             };
@@ -555,15 +580,15 @@ impl Updates {
     }
 }
 
-/// Of these, those of one group.
+/// The names that are in one group.
 fn of_group(names: &[Name], group: &str) -> Vec<Name> {
     let names = names.iter().filter(|(one, _)| one == group);
     names.cloned().collect()
 }
 
-/// The processes of a group that an update has not brought to where it was to bring them, and why.
-fn hurt(plan: &Plan, group: &str, told: &Fault) -> Vec<(Name, String)> {
+/// All processes of a group that the plan concerns, each with the text of the fault that made it fail.
+fn failures_of(plan: &Plan, group: &str, fault: &Fault) -> Vec<(Name, String)> {
     let names = [&plan.restarted, &plan.started, &plan.stopped];
     let names = names.into_iter().flat_map(|names| of_group(names, group));
-    names.map(|name| (name, told.text.clone())).collect()
+    names.map(|name| (name, fault.text.clone())).collect()
 }

@@ -1,4 +1,5 @@
-//! The user's files, watched: what they define by now must not come twice with the daemon's next start.
+//! Watches the user's files. A group that they define must not also be in the persist file when the daemon
+//! starts next.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -10,47 +11,49 @@ use super::Updates;
 use crate::daemon::conf::{self, DaemonConf};
 use crate::registry::Registry;
 
-/// How often the files are looked at.
+/// How often the files are checked.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What shows that a file is another one, by its path. None where it is not there.
-type Traces = BTreeMap<PathBuf, Option<(u64, i64, i64, u64)>>;
+/// Inode, time of change (seconds, nanoseconds) and length of each file by its path; none if it does not
+/// exist.
+type FileStamps = BTreeMap<PathBuf, Option<(u64, i64, i64, u64)>>;
 
-fn traces(paths: impl IntoIterator<Item = PathBuf>) -> Traces {
-    let trace = |path: PathBuf| {
-        let found = path.metadata().ok();
-        let found = found.map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()));
-        (path, found)
+fn file_stamps(paths: impl IntoIterator<Item = PathBuf>) -> FileStamps {
+    let stamp = |path: PathBuf| {
+        let metadata = path.metadata().ok();
+        let stamp = metadata.map(|meta| (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()));
+        (path, stamp)
     };
-    paths.into_iter().map(trace).collect()
+    paths.into_iter().map(stamp).collect()
 }
 
 impl Updates {
-    /// Takes what the files define out of what is kept for the daemon's next start, as soon as they do.
+    /// Rewrites the persist file, without the groups and programs that the files define, as soon as the
+    /// files define one of them.
     pub async fn watch_files(self: Arc<Self>) {
         if !self.twiddler.persists() {
             return;
         }
-        let mut known = Traces::new();
+        let mut known = FileStamps::new();
         loop {
             tokio::time::sleep(LOOK_AGAIN).await;
             if self.twiddler.with_registry(Registry::holds_nothing) {
                 known.clear();
                 continue;
             }
-            let now = traces(known.keys().cloned());
+            let now = file_stamps(known.keys().cloned());
             if now != known || known.is_empty() {
                 let main = self.twiddler.conf_file().to_owned();
-                let found = conf::inspect(&main, &conf::process_environment);
-                let conf = found.ok().map(|found| found.conf);
+                let inspection = conf::inspect(&main, &conf::process_environment);
+                let conf = inspection.ok().map(|inspection| inspection.conf);
                 let groups = conf.as_ref().map(|conf| conf.groups.as_slice());
                 let is_defined = self.twiddler.defines_added(groups.unwrap_or_default());
-                // What was edited since it was looked at is seen the next time, and so is a new path.
-                let trace = |path: PathBuf| {
-                    let seen = now.get(&path).copied().flatten();
-                    (path, seen)
+                // A file that was edited after `now`, and a new path, are noticed in the next round.
+                let stamp = |path: PathBuf| {
+                    let stamp = now.get(&path).copied().flatten();
+                    (path, stamp)
                 };
-                known = paths(main, conf).map(trace).collect();
+                known = paths(main, conf).map(stamp).collect();
                 if is_defined {
                     self.twiddler.persist_again().await;
                     self.twiddler.warn_of_clashes();

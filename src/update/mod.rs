@@ -1,9 +1,9 @@
-//! Live update: what supervisord's files say is put in force, and only what changed restarts.
+//! Live update: applies supervisord's files, and restarts only the processes that changed.
 //!
-//! Stands above `twiddler`, which does not know of it. What the groups were made from is kept in a
-//! baseline; what differs is found by a pure difference and judged by the daemon, which is
-//! asked by probes; the plan says what stops, starts and restarts, and [`Updates`] does it through
-//! changes like those of any client.
+//! The module is above `twiddler`, which does not know it. A baseline records the sections that the groups
+//! were made from. A pure comparison finds the differences, and the daemon answers probes where texts alone
+//! do not decide. The plan says which processes stop, start and restart. [`Updates`] executes it through
+//! the same changes as any client.
 
 mod baseline;
 mod difference;
@@ -39,13 +39,13 @@ use probe::Reply;
 
 pub use probe::PREFIX;
 
-/// How long a daemon that does not answer is left alone.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// The same at most for one that answers with a fault: its files are not valid, or it asks for
-/// credentials. Each time is twice as long as the time before.
-const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
+/// The pause before the daemon is asked again, after it did not answer.
+const RETRY: Duration = Duration::from_millis(500);
+/// The longest pause after a daemon answered with a fault, because its files are not valid or it requires
+/// credentials. The pause doubles each time.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// What a client wants of the files and programs.
+/// A client's request about files or programs.
 #[derive(Clone, Debug)]
 pub enum Request {
     /// `diffConfig(groups)`
@@ -76,30 +76,31 @@ pub enum Request {
         group: String,
         /// The program.
         program: String,
-        /// How many processes it is to have.
+        /// The number of processes that the program is to have.
         numprocs: i64,
     },
 }
 
-/// Puts what the files say in force.
+/// Applies the files, and changes programs.
 pub struct Updates {
     twiddler: Arc<Twiddler>,
     baseline: Mutex<Baseline>,
-    /// What of it was written last: the disk takes as long for it as the daemon for many calls.
+    /// The baseline that was written last. It is compared before a write, because a write takes as long as
+    /// many calls of the daemon.
     written: Mutex<Option<Baseline>>,
-    /// What the files said when the daemon read them last, as far as the proxy has seen it.
+    /// The definitions in the files at the daemon's last reading that the proxy knows of.
     last_read: Mutex<Option<Definitions>>,
-    /// What the variables hold that the files use.
-    variables: variables::Known,
-    /// The steps of `supervisorctl update` restart only what changed.
+    /// The values of the variables that the files use.
+    variables: variables::KnownVariables,
+    /// Whether the steps of `supervisorctl update` restart only the processes that changed.
     live: bool,
-    /// Held by an update, so that the next waits for it.
+    /// Locked during an update, so that updates run one after the other.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Updates {
-    /// Takes up what is known from before. With `live`, the steps of `supervisorctl update` restart only
-    /// what changed.
+    /// Reads the baseline file. With `live`, the steps of `supervisorctl update` restart only the processes
+    /// that changed.
     pub fn open(twiddler: Arc<Twiddler>, live: bool) -> Arc<Self> {
         let baseline = Baseline::read(twiddler.include_dir());
         Arc::new(Updates {
@@ -113,10 +114,10 @@ impl Updates {
         })
     }
 
-    /// Answers a request of a caller whom the daemon let in.
+    /// Answers the request of an authorized caller.
     ///
     /// # Errors
-    /// What the caller is told instead.
+    /// The fault or status for the caller.
     pub async fn answer(
         self: &Arc<Self>,
         request: Request,
@@ -124,15 +125,16 @@ impl Updates {
         record: &Record,
     ) -> Result<Value, ChangeError> {
         let (updates, record) = (self.clone(), record.clone());
-        self.on_its_own(authorized.presented(), async move {
+        self.detached(authorized.presented(), async move {
             updates.carry_out(request, authorized, &record).await
         })
         .await
     }
 
-    /// Does what presents these credentials to the daemon, to its end: a caller who hangs up leaves
-    /// nobody stopped, and no question in what the daemon has read last.
-    async fn on_its_own<T: Send + 'static>(
+    /// Runs `work` in a task of its own, which presents these credentials to the daemon. The work goes on if
+    /// the caller disconnects: otherwise processes could stay stopped, and a probe could stay the daemon's
+    /// last reading.
+    async fn detached<T: Send + 'static>(
         self: &Arc<Self>,
         presented: Option<HeaderValue>,
         work: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
@@ -151,7 +153,7 @@ impl Updates {
         authorized: Authorized,
         record: &Record,
     ) -> Result<Value, ChangeError> {
-        // What changes nothing waits for nobody's stops.
+        // Requests that change nothing do not wait for an update.
         let turn = async || self.turn.lock().await;
         match request {
             Request::Diff(groups) => self.diff(&groups).await,
@@ -184,77 +186,76 @@ impl Updates {
         }
     }
 
-    /// Takes note, whenever the daemon may have started again, of what its groups were made from.
+    /// Brings the baseline up to date whenever the daemon may have restarted. Never returns.
     pub async fn watch(self: Arc<Self>) {
-        let life = Liveness::default();
-        let mut pause = ASK_AGAIN;
+        let liveness = Liveness::default();
+        let mut pause = RETRY;
         let mut known = None;
         loop {
             let address = self.twiddler.daemon().address();
-            let noted = match life.watch(address).await {
+            let result = match liveness.watch(address).await {
                 Ok(()) => {
                     let _turn = self.turn.lock().await;
-                    self.take_up(&mut known).await
+                    self.resume_epoch(&mut known).await
                 }
                 Err(error) => Err(ChangeError::Unreachable(error.to_string())),
             };
-            pause = match &noted {
-                Err(ChangeError::Fault(_) | ChangeError::Status(_)) => {
-                    ASK_AGAIN_AT_MOST.min(pause * 2)
-                }
-                _ => ASK_AGAIN,
+            pause = match &result {
+                Err(ChangeError::Fault(_) | ChangeError::Status(_)) => LONGEST_RETRY.min(pause * 2),
+                _ => RETRY,
             };
-            match noted {
-                Ok(()) => life.broken().await,
-                Err(refusal) => {
-                    tracing::debug!(reason = %refusal, "what the groups were started from is not known yet");
+            match result {
+                Ok(()) => liveness.broken().await,
+                Err(error) => {
+                    tracing::debug!(reason = %error, "what the groups were started from is not known yet");
                 }
             }
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Finds out what runs, and makes of it what was promised. `known` is the epoch that was seen last.
-    async fn take_up(&self, known: &mut Option<Epoch>) -> Result<(), ChangeError> {
-        self.learn().await?;
+    /// Confirms the baseline, finishes an interrupted update, and scales again after a restart of the daemon.
+    /// `known` is the epoch of the last successful run, and is set to the current one.
+    async fn resume_epoch(&self, known: &mut Option<Epoch>) -> Result<(), ChangeError> {
+        self.confirm_baseline().await?;
         let epoch = self.twiddler.epoch();
-        let goes_on = match known {
+        let is_same_epoch = match known {
             Some(known) => *known == epoch,
             None => self.is_of_this_epoch(),
         };
-        if !goes_on && !self.twiddler.persists() {
+        if !is_same_epoch && !self.twiddler.persists() {
             let mut baseline = self.baseline();
             baseline.scales.clear();
             baseline.rejoining.clear();
         }
-        // The proxy's own: nobody asks for it.
+        // No client asks for these calls, so they have the proxy's own credentials.
         let own = self.twiddler.daemon().own_authorization().cloned();
         let (own, record) = (Authorized::Checked(own), Record::new(Peer::Unknown));
         self.rejoin(own.clone(), &record).await?;
-        self.finish(own.clone(), &record).await?;
-        if !goes_on {
+        self.finish_interrupted(own.clone(), &record).await?;
+        if !is_same_epoch {
             self.scale_again(own, &record).await?;
         }
         *known = Some(epoch);
         Ok(())
     }
 
-    /// Whether the daemon goes on since an earlier proxy has written down what it knew.
+    /// Whether the daemon is in the same epoch as when the baseline file was written.
     fn is_of_this_epoch(&self) -> bool {
         let marker = self.baseline().marker.clone();
         self.twiddler.with_registry(|registry| {
-            let is_it = |known: &str| marker.as_deref().is_none_or(|marker| marker == known);
-            registry.marker().is_some_and(is_it)
+            let is_same = |known: &str| marker.as_deref().is_none_or(|marker| marker == known);
+            registry.marker().is_some_and(is_same)
         })
     }
 
-    /// Lets the daemon say which groups are as the files are now, and keeps what those say.
-    async fn learn(&self) -> Result<(), ChangeError> {
+    /// Asks the daemon which groups are as the files define them, and records those definitions.
+    async fn confirm_baseline(&self) -> Result<(), ChangeError> {
         self.forget_variables();
         self.twiddler.current().await?;
         self.remove_probes().await?;
         let files = self.files_as_read_at_start().await?;
-        if self.knows(&files) {
+        if self.matches_files(&files) {
             return Ok(());
         }
         let _pause = self.twiddler.pause_reloads().await;
@@ -263,7 +264,7 @@ impl Updates {
         Ok(())
     }
 
-    /// Removes what a daemon has of questions that lay there when it started. None of it runs.
+    /// Removes the groups of a probe that was in place when the daemon started. Their processes do not run.
     async fn remove_probes(&self) -> Result<(), ChangeError> {
         let list = [("supervisor.getAllProcessInfo", vec![])];
         let infos = self.twiddler.call_all(&list).await?.pop();
@@ -279,8 +280,12 @@ impl Updates {
         self.twiddler.call_all(&calls).await.map(drop)
     }
 
-    /// Finishes an update that was cut short: what it had stopped runs again.
-    async fn finish(&self, own: Authorized, record: &Record) -> Result<(), ChangeError> {
+    /// Finishes an interrupted update, so that the processes that it had stopped run again.
+    async fn finish_interrupted(
+        &self,
+        own: Authorized,
+        record: &Record,
+    ) -> Result<(), ChangeError> {
         let restarts = self.baseline().restarts.clone();
         let mut groups: Vec<String> = restarts.into_iter().map(|one| one.group).collect();
         groups.dedup();
@@ -296,7 +301,8 @@ impl Updates {
         self.resume(&groups, own, record).await
     }
 
-    fn knows(&self, files: &Definitions) -> bool {
+    /// Whether the baseline equals the files.
+    fn matches_files(&self, files: &Definitions) -> bool {
         let baseline = self.baseline();
         files.groups.iter().all(|group| {
             let base = baseline.groups.get(&group.name);
@@ -304,7 +310,7 @@ impl Updates {
         })
     }
 
-    /// Lets the daemon read the files as they are.
+    /// Lets the daemon read the files without a probe.
     async fn read_plain(&self, files: &Definitions) -> Result<Reply, ChangeError> {
         let results = self.twiddler.read_files(&[]).await?;
         let reloaded = results.into_iter().next().unwrap_or(Ok(Value::Nil))?;
@@ -312,35 +318,35 @@ impl Updates {
         Ok(probe::Probe::new(None, None).interpret(&reloaded, None))
     }
 
-    /// Keeps what the files say of groups that the daemon found to be so.
+    /// Records the definitions of all groups that `reply` does not list as different.
     fn note_confirmed(&self, files: &Definitions, reply: &Reply) {
         let mut baseline = self.baseline();
         let before = baseline.clone();
         for group in &files.groups {
             let name = &group.name;
             if !reply.added.contains(name) && !reply.changed.contains(name) {
-                // The daemon's own group is as the files are; others of its processes may not be.
+                // The daemon's own group is as the files define it. Placed processes can differ.
                 let applied = baseline.applied.get(name).cloned();
                 let applied = applied.filter(|_| self.holds_updated(name));
-                baseline.made(files, name);
+                baseline.note_made(files, name);
                 let applied = applied.map(|applied| (name.clone(), applied));
                 baseline.applied.extend(applied);
             }
         }
-        let is_gone = |name: &String| {
+        let is_absent = |name: &String| {
             reply.added.contains(name) || {
                 files.group(name).is_none() && !reply.removed.contains(name)
             }
         };
-        baseline.groups.retain(|name, _| !is_gone(name));
-        // Processes of an update may be there without a group of the daemon's own.
+        baseline.groups.retain(|name, _| !is_absent(name));
+        // Processes that an update added can exist without a group of this name in the daemon.
         baseline
             .applied
-            .retain(|name, _| !is_gone(name) || self.holds_updated(name));
+            .retain(|name, _| !is_absent(name) || self.holds_updated(name));
         let changed = *baseline != before;
         drop(baseline);
         if changed {
-            self.keep();
+            self.save();
         }
     }
 
@@ -352,7 +358,7 @@ impl Updates {
         lock(&self.last_read)
     }
 
-    /// What is known, with what marks the epoch that it is about.
+    /// The baseline with the current epoch marker.
     fn marked(&self) -> Baseline {
         let mut baseline = self.baseline();
         baseline.marker = self
@@ -361,15 +367,15 @@ impl Updates {
         baseline.clone()
     }
 
-    /// Keeps what is known for the next proxy.
-    fn keep(&self) {
+    /// Writes the baseline file, so that the next proxy can read it. A failure is logged.
+    fn save(&self) {
         if let Err(error) = self.write(&self.marked()) {
             let dir = self.twiddler.include_dir().path().display();
             tracing::warn!(%error, %dir, "what the groups were started from is known until this proxy ends");
         }
     }
 
-    /// Writes what is known, where something else was written last or somebody has removed the file.
+    /// Writes the baseline file, if the baseline has changed since the last write or the file is missing.
     fn write(&self, baseline: &Baseline) -> io::Result<()> {
         let include = self.twiddler.include_dir();
         let mut written = lock(&self.written);
@@ -381,24 +387,25 @@ impl Updates {
         Ok(())
     }
 
-    /// The daemon is about to read its files for somebody.
-    pub async fn reading(&self) {
+    /// Prepares a `reloadConfig` call of a client: rewrites the persist file, and records the definitions in
+    /// the files.
+    pub async fn before_reload(&self) {
         self.twiddler.persist_again().await;
         *self.last_read() = Some(self.files());
     }
 
-    /// The daemon has made a group from what it read last.
-    pub fn made(&self, group: &str) {
-        let read = self.last_read().clone();
-        if let Some(files) = read {
-            self.baseline().made(&files, group);
-            self.keep();
+    /// Records that the daemon added a group from its last reading of the files.
+    pub fn after_add(&self, group: &str) {
+        let files = self.last_read().clone();
+        if let Some(files) = files {
+            self.baseline().note_made(&files, group);
+            self.save();
         }
     }
 
-    /// Takes groups out of a reply of `reloadConfig` that differ only because an update has put the
-    /// files in force without making them anew.
-    pub fn without_applied(&self, reloaded: &mut Value) {
+    /// Removes groups from a reply of `reloadConfig` that differ only because an update has applied the
+    /// files without removing and adding the daemon's group.
+    pub fn omit_applied(&self, reloaded: &mut Value) {
         let files = self.last_read().clone().unwrap_or_default();
         let baseline = self.baseline().clone();
         let is_applied = |name: &str| {
@@ -414,7 +421,7 @@ impl Updates {
         let Some(Value::Array(lists)) = outer.first_mut() else {
             return;
         };
-        // Those that the daemon lacks, and those that are another there.
+        // One test for the list `added`, one for the list `changed`.
         let in_force: [&dyn Fn(&str) -> bool; 2] = [
             &|name| is_applied(name) && self.holds_updated(name),
             &is_applied,
@@ -426,7 +433,7 @@ impl Updates {
         }
     }
 
-    /// Whether an update has put processes of a group in force that live outside it.
+    /// Whether the group has placed processes that an update added.
     fn holds_updated(&self, group: &str) -> bool {
         self.twiddler.with_registry(|registry| {
             let mut members = registry.members_of(group);
@@ -434,7 +441,10 @@ impl Updates {
         })
     }
 
-    /// Reads a program's options as a client sent them.
+    /// Parses a program's options as a client sent them.
+    ///
+    /// # Errors
+    /// A fault that says which option is not valid.
     fn parse(&self, group: &str, program: &str, options: &Value) -> Result<Program, Fault> {
         let name = Name::parse_group(group).map_err(|error| fault(INCORRECT_PARAMETERS, error))?;
         let main_file = self.twiddler.conf_file().display().to_string();

@@ -1,14 +1,16 @@
-//! What an update does: who stops, which groups are made anew, which processes leave and join.
+//! The plan of an update: which processes stop, leave and join, and which groups are recreated.
 //!
-//! Pure: from differences to steps.
+//! Pure: it turns differences into steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::difference::{Change, GroupDifference, Made, Process, ProgramDifference, Seen, part};
+use super::difference::{
+    Change, GroupDifference, Origin, Process, ProgramDifference, VisibleProcess, part,
+};
 use crate::daemon::conf::Definitions;
 use crate::program::Program;
 
-/// A process by the names that clients use.
+/// The group and name of a process, as clients know them.
 pub(super) type Name = (String, String);
 
 /// Everything that an update does.
@@ -16,45 +18,46 @@ pub(super) type Name = (String, String);
 pub(super) struct Plan {
     /// Processes that are stopped, all at once.
     pub stop: Vec<Name>,
-    /// Members that leave.
+    /// Processes that are removed.
     pub leave: Vec<Name>,
     /// Groups that are removed from the daemon.
     pub remove: Vec<String>,
-    /// Groups that the daemon makes from what it has read.
+    /// Groups that the daemon adds from the files that it has read.
     pub add: Vec<String>,
     /// Programs that join their groups.
     pub join: Vec<Program>,
-    /// Processes that are started afterwards, because the daemon does not by itself.
+    /// Processes that are started at the end, because the daemon does not start them by itself.
     pub start: Vec<Name>,
-    /// Processes that were added and are from now on the files', with what these say.
+    /// Processes that a client added and that the files now define, with the definition in the files.
     pub adopt: Vec<(Name, Program)>,
-    /// Added groups that are from now on the files'.
+    /// Groups that a client added and that the files now define.
     pub adopt_groups: Vec<String>,
-    /// Groups whose files are then in force although the daemon's own group was not made from them.
+    /// Groups whose sections in the files are in force after the update, although the daemon's own group
+    /// was made from other sections.
     pub applied: Vec<String>,
-    /// For the answer: who comes, comes back and goes.
+    /// Processes that the reply lists as started.
     pub started: Vec<Name>,
-    /// See [`Plan::started`].
+    /// Processes that the reply lists as restarted.
     pub restarted: Vec<Name>,
-    /// See [`Plan::started`].
+    /// Processes that the reply lists as stopped.
     pub stopped: Vec<Name>,
-    /// Groups that were not there.
+    /// Groups that the reply lists as added.
     pub added_groups: Vec<String>,
-    /// Groups that are not there any more.
+    /// Groups that the reply lists as removed.
     pub removed_groups: Vec<String>,
-    /// Groups that are left alone, and why.
+    /// Groups that the update does not change, each with the reason.
     pub skipped: Vec<(String, String)>,
 }
 
 impl Plan {
-    /// What makes the differences go away.
+    /// The steps that remove the differences.
     ///
     /// # Errors
-    /// A sentence: a program cannot be carried over.
+    /// A sentence that says which program cannot be written as a generated section, and why.
     pub fn new(
         differences: &[GroupDifference],
         files: &Definitions,
-        seen: &[Seen],
+        processes: &[VisibleProcess],
         added_groups: &BTreeSet<String>,
     ) -> Result<Self, String> {
         let mut plan = Plan::default();
@@ -62,9 +65,9 @@ impl Plan {
             let group = Group {
                 difference,
                 files,
-                seen: seen
+                processes: processes
                     .iter()
-                    .filter(|seen| seen.group == difference.group)
+                    .filter(|process| process.group == difference.group)
                     .collect(),
                 is_added: added_groups.contains(&difference.group),
             };
@@ -76,14 +79,14 @@ impl Plan {
     fn group(&mut self, group: &Group<'_>) -> Result<(), String> {
         let difference = group.difference;
         let name = &difference.group;
-        if let Some(reason) = &difference.unknown {
+        if let Some(reason) = &difference.unknown_reason {
             self.skipped.push((name.clone(), reason.clone()));
             return Ok(());
         }
-        if difference.comes {
+        if difference.is_new {
             self.added_groups.push(name.clone());
         }
-        if difference.goes {
+        if difference.is_removed {
             self.removed_groups.push(name.clone());
         }
         if group.is_added && group.files.group(name).is_some() {
@@ -92,8 +95,8 @@ impl Plan {
         for program in &difference.programs {
             self.report(name, program);
         }
-        if group.is_made_anew() {
-            self.make_anew(group)
+        if group.is_recreated() {
+            self.recreate(group)
         } else {
             self.change(group)
         }
@@ -114,30 +117,30 @@ impl Plan {
         self.stopped.extend(leaving.map(name));
     }
 
-    /// The daemon's own group goes, and comes back as the files say.
-    fn make_anew(&mut self, group: &Group<'_>) -> Result<(), String> {
+    /// Plans the removal of the daemon's group, and its addition where the files define it.
+    fn recreate(&mut self, group: &Group<'_>) -> Result<(), String> {
         let difference = group.difference;
         let name = &difference.group;
-        for seen in group.of_files() {
-            let process = (name.clone(), seen.process.clone());
-            if seen.is_running() {
-                self.stop.push(process.clone());
+        for process in group.of_files() {
+            let process_name = (name.clone(), process.name.clone());
+            if process.is_running() {
+                self.stop.push(process_name.clone());
             }
-            if matches!(seen.made, Made::Update(_)) {
-                self.leave.push(process);
+            if matches!(process.origin, Origin::Update(_)) {
+                self.leave.push(process_name);
             }
         }
-        if !difference.comes {
+        if !difference.is_new {
             self.remove.push(name.clone());
         }
         if group.files.group(name).is_some() {
             self.add.push(name.clone());
         }
-        self.start_those_that_ran(group);
+        self.start_replaced(group);
         Ok(())
     }
 
-    fn start_those_that_ran(&mut self, group: &Group<'_>) {
+    fn start_replaced(&mut self, group: &Group<'_>) {
         let name = &group.difference.group;
         for program in &group.difference.programs {
             let ran = program
@@ -149,7 +152,7 @@ impl Plan {
         }
     }
 
-    /// Only processes leave and join; the daemon's own group stays as it was made.
+    /// Plans the changes of single processes. The daemon's own group keeps its definition.
     fn change(&mut self, group: &Group<'_>) -> Result<(), String> {
         let name = &group.difference.group;
         for program in &group.difference.programs {
@@ -165,17 +168,17 @@ impl Plan {
             }
             let joining = program.replaced.iter().chain(&program.joining);
             let numbers: BTreeSet<i64> = joining.map(|process| process.number).collect();
-            if let Some(definition) = &program.new {
+            if let Some(definition) = &program.definition {
                 let environment = group.files.environment.as_deref();
-                for run in runs(&numbers) {
+                for range in ranges(&numbers) {
                     let total = definition.numprocs;
                     self.join
-                        .extend(part(name, definition, environment, run, total)?);
+                        .extend(part(name, definition, environment, range, total)?);
                 }
                 for process in &program.adopted {
                     let number = process.number;
-                    let run = number..number + 1;
-                    let one = part(name, definition, environment, run, definition.numprocs)?;
+                    let range = number..number + 1;
+                    let one = part(name, definition, environment, range, definition.numprocs)?;
                     let one = one
                         .into_iter()
                         .map(|one| ((name.clone(), process.name.clone()), one));
@@ -183,39 +186,39 @@ impl Plan {
                 }
             }
         }
-        self.start_those_that_ran(group);
+        self.start_replaced(group);
         self.applied.push(name.clone());
         Ok(())
     }
 
-    /// How many processes are not left alone.
-    pub fn gone_or_replaced(&self) -> usize {
+    /// How many processes the plan stops or removes.
+    pub fn count_stopped(&self) -> usize {
         let leaving: BTreeSet<&Name> = self.stop.iter().chain(&self.leave).collect();
         leaving.len()
     }
 }
 
-/// What is known of one group.
+/// One group of a plan.
 struct Group<'a> {
     difference: &'a GroupDifference,
     files: &'a Definitions,
-    seen: Vec<&'a Seen>,
-    /// Clients have added it.
+    processes: Vec<&'a VisibleProcess>,
+    /// Whether a client added the group.
     is_added: bool,
 }
 
 impl Group<'_> {
-    /// The processes that come from the files.
-    fn of_files(&self) -> impl Iterator<Item = &&Seen> {
-        self.seen
+    /// The processes that the files define or defined.
+    fn of_files(&self) -> impl Iterator<Item = &&VisibleProcess> {
+        self.processes
             .iter()
-            .filter(|seen| !matches!(seen.made, Made::Added(_)))
+            .filter(|process| !matches!(process.origin, Origin::Added(_)))
     }
 
-    /// Whether the daemon's own group is made anew: because nothing else is possible, or because nobody
-    /// of it goes on anyway, and nobody notices.
-    fn is_made_anew(&self) -> bool {
-        if self.difference.whole.is_some() || self.difference.goes {
+    /// Whether the daemon's own group is removed and added again: because it can only be replaced as a
+    /// whole, or because the update replaces or removes all of its processes anyway.
+    fn is_recreated(&self) -> bool {
+        if self.difference.whole_reason.is_some() || self.difference.is_removed {
             return true;
         }
         let programs = &self.difference.programs;
@@ -225,30 +228,31 @@ impl Group<'_> {
             .differing()
             .map(|process| (process.name.as_str(), process))
             .collect();
-        let is_added = |seen: &&&Seen| matches!(seen.made, Made::Added(_));
-        let holds_added = |seen: &&Seen| {
-            is_added(&seen)
-                && (seen.real == seen.group || differing.contains_key(seen.process.as_str()))
+        let is_added = |process: &&&VisibleProcess| matches!(process.origin, Origin::Added(_));
+        let holds_added = |process: &&VisibleProcess| {
+            is_added(&process)
+                && (process.real_group == process.group
+                    || differing.contains_key(process.name.as_str()))
         };
         !adopts
             && !self.is_added
-            && !self.seen.iter().any(holds_added)
+            && !self.processes.iter().any(holds_added)
             && self
                 .of_files()
-                .all(|seen| differing.contains_key(seen.process.as_str()))
+                .all(|process| differing.contains_key(process.name.as_str()))
     }
 }
 
-/// Numbers that follow each other.
-pub(super) fn runs(numbers: &BTreeSet<i64>) -> Vec<std::ops::Range<i64>> {
-    let mut runs: Vec<std::ops::Range<i64>> = Vec::new();
+/// Splits numbers into ranges of consecutive numbers.
+pub(super) fn ranges(numbers: &BTreeSet<i64>) -> Vec<std::ops::Range<i64>> {
+    let mut ranges: Vec<std::ops::Range<i64>> = Vec::new();
     for number in numbers {
-        match runs.last_mut() {
-            Some(run) if run.end == *number => run.end += 1,
-            _ => runs.push(*number..*number + 1),
+        match ranges.last_mut() {
+            Some(range) if range.end == *number => range.end += 1,
+            _ => ranges.push(*number..*number + 1),
         }
     }
-    runs
+    ranges
 }
 
 #[cfg(test)]
@@ -256,16 +260,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_follow_each_other_go_together() {
+    fn consecutive_numbers_form_one_range() {
         let table = [
             (vec![], vec![]),
             (vec![3], vec![(3, 4)]),
             (vec![0, 1, 2, 5, 7, 8], vec![(0, 3), (5, 6), (7, 9)]),
         ];
         for (numbers, expected) in table {
-            let found = runs(&numbers.into_iter().collect()).into_iter();
-            let found: Vec<(i64, i64)> = found.map(|run| (run.start, run.end)).collect();
-            assert_eq!(found, expected);
+            let ranges = ranges(&numbers.into_iter().collect()).into_iter();
+            let ranges: Vec<(i64, i64)> = ranges.map(|range| (range.start, range.end)).collect();
+            assert_eq!(ranges, expected);
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Questions to the daemon about definitions: a file that it reads beside the user's, and what its
-//! answer says.
+//! Probes: questions to the daemon about definitions. A probe is a generated file that the daemon reads
+//! beside the user's files, and an interpretation of its reply.
 //!
-//! A group that is defined once more, from sections of ours, is once more in `changed` of `reloadConfig`
-//! exactly if what the group runs is not what those sections say (`supervisor/options.py`,
+//! If a probe defines a group a second time, `reloadConfig` lists the group a second time in `changed`
+//! exactly if the running group differs from the sections of the probe (`supervisor/options.py`,
 //! `ProcessGroupConfig.__eq__`; `supervisord.py`, `diff_to_active`).
-//! A program under the name of a probe shows in `getAllConfigInfo` what the daemon makes of its options.
-//! Pure: the text goes out and the answer comes in as values.
+//! If a probe defines a program under a name of its own, `getAllConfigInfo` lists the values that the daemon
+//! derives from its options. Pure: the file and the replies are values.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -16,58 +16,63 @@ use crate::fault::{INCORRECT_PARAMETERS, fault};
 use crate::program::{Program, carried, render_group};
 use crate::xmlrpc::{Fault, Value};
 
-/// What the names of all probes begin with.
+/// The prefix of the names of all groups and programs in probes.
 pub const PREFIX: &str = "twiddler~";
-/// Takes the user's own programs out of groups of their names while those are redefined.
+/// A group that lists the user's own programs while a probe redefines the groups of their names, because
+/// the daemon makes a group of each program that no other group lists.
 const CLAIMED: &str = "twiddler~probe";
-/// Shows what `[supervisord] environment` comes to.
+/// A program whose command shows the expanded `[supervisord] environment`.
 const ENVIRONMENT: &str = "twiddler~environment";
 
-/// Which of the programs that were asked about: a number that [`Probe::value`] has given.
+/// The number of a program in a probe, as [`Probe::value`] returns it.
 pub type Id = usize;
 
-/// Whether a group of the daemon's is that of a probe, which it met when it started.
+/// Whether a group of the daemon is from a probe, which it read when it started at that moment.
 pub fn is_probe(group: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
     group == CLAIMED || group == ENVIRONMENT || group.strip_prefix(PREFIX).is_some_and(is_number)
 }
 
-/// Questions that go out together.
+/// Questions that the daemon answers with one reading.
 #[derive(Debug, Default)]
 pub struct Probe {
     sections: String,
+    /// How many names were given out.
     next: usize,
+    /// Two sections for each program, by its [`Id`]: one whose values `getAllConfigInfo` lists, and one whose
+    /// command holds the options that the list lacks.
     values: Vec<(String, String)>,
+    /// The user's programs in groups that the probe redefines.
     claimed: BTreeSet<(Kind, String)>,
-    /// Sections that show what a variable of the daemon's environment holds, by its name.
+    /// Sections that show an environment variable of the daemon, each with the variable's name.
     variables: Vec<(String, String)>,
-    /// The groups that are defined once more.
+    /// The groups that the probe defines a second time.
     confirmed: BTreeSet<String>,
-    /// What every program gets for `[supervisord] environment`.
+    /// The `[supervisord] environment` that every program gets.
     environment: Option<String>,
-    /// The files have another one.
+    /// Whether the files have another `[supervisord] environment`.
     overrides: bool,
 }
 
-/// What the daemon said.
+/// The daemon's reply to a probe.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
-    /// Groups that are in the files and not in the daemon.
+    /// Groups that the files define and the daemon does not have.
     pub added: BTreeSet<String>,
-    /// Groups that are not as the daemon has read them.
+    /// Groups that differ from the sections that the daemon has read.
     pub changed: BTreeSet<String>,
-    /// Of these, those that do not run what was believed.
+    /// Those of `changed` that also differ from the sections of the probe.
     pub refuted: BTreeSet<String>,
-    /// Groups that only the daemon has.
+    /// Groups that the daemon has and the files do not define.
     pub removed: BTreeSet<String>,
-    /// What the daemon's variables hold.
+    /// The values of the daemon's environment variables, by name.
     pub variables: BTreeMap<String, String>,
     values: HashMap<Id, BTreeMap<String, Values>>,
 }
 
 impl Probe {
-    /// Asks nothing yet. Every program gets this `[supervisord] environment`, where the files have
-    /// `written`.
+    /// A probe without questions. Every program gets this `[supervisord] environment`; `written` is the one
+    /// in the files.
     pub fn new(environment: Option<&str>, written: Option<&str>) -> Self {
         Probe {
             environment: environment.map(str::to_owned),
@@ -76,17 +81,17 @@ impl Probe {
         }
     }
 
-    /// What every program gets for `[supervisord] environment`.
+    /// The `[supervisord] environment` that every program gets.
     pub fn environment(&self) -> Option<&str> {
         self.environment.as_deref()
     }
 
-    /// Whether nothing is asked but what the files say.
+    /// Whether the probe has no question.
     pub fn is_empty(&self) -> bool {
         self.sections.is_empty()
     }
 
-    /// Asks what the daemon makes of `programs`, which have processes of different names.
+    /// Asks for the values that the daemon derives from `programs`, whose processes have different names.
     pub fn value(&mut self, programs: &[Program]) -> Vec<Id> {
         let mut ids = Vec::new();
         for program in programs {
@@ -99,7 +104,7 @@ impl Probe {
         ids
     }
 
-    /// Asks what these variables of the daemon's environment hold.
+    /// Asks for the values of these environment variables of the daemon.
     pub fn variables(&mut self, names: impl IntoIterator<Item = String>) {
         for name in names {
             let section = self.name();
@@ -111,22 +116,22 @@ impl Probe {
         }
     }
 
-    /// Asks whether the group `name` runs what `programs` say, in this order.
+    /// Asks whether the running group `name` was made from `programs`, in this order.
     ///
-    /// The daemon strips the names of groups, so sections whose headers are spelt in another way define
-    /// the group once more, whatever the user's files say before and after them. There are two of them:
-    /// what is in `changed` at least twice does not run what they say, whether the user's own section
-    /// is in it or not.
+    /// The daemon strips the names of groups. A section whose header has white space around the name
+    /// therefore defines the group a second time, independent of the user's files. The probe has two such
+    /// sections: the group differs from them if it is at least twice in `changed`, no matter if the user's
+    /// own section differs too.
     pub fn confirm(&mut self, name: &str, priority: i64, programs: &[Program]) {
         let sections = self.render(programs);
-        for spelt in [format!("\t{name}"), format!("{name}\t")] {
-            self.sections += &render_group(&spelt, priority, &as_strs(&sections));
+        for header in [format!("\t{name}"), format!("{name}\t")] {
+            self.sections += &render_group(&header, priority, &as_strs(&sections));
         }
         self.confirmed.insert(name.to_owned());
     }
 
-    /// Defines the group `name` by `programs`, in this order, for the daemon to make it. The user's own
-    /// programs in it are `claimed`.
+    /// Defines the group `name` from `programs`, in this order, so that `addProcessGroup` adds it. `claimed`
+    /// are the user's own programs in the group.
     pub fn group<'p>(
         &mut self,
         name: &str,
@@ -141,7 +146,7 @@ impl Probe {
             .extend(claimed.map(|(kind, name)| (kind, name.to_owned())));
     }
 
-    /// Puts programs in, and tells the names of their sections.
+    /// Adds the sections of programs, and returns the sections' names.
     fn render(&mut self, programs: &[Program]) -> Vec<String> {
         let render = |program: &Program| {
             let section = self.name();
@@ -156,38 +161,39 @@ impl Probe {
         format!("{PREFIX}{}", self.next)
     }
 
-    /// The daemon's complaint about the program with this number, in words about what a client sent.
+    /// Rewrites the daemon's `complaint` about the program with this number, so that it names what the client
+    /// sent. A fault about something else is returned unchanged.
     pub fn in_client_words(
         &self,
-        told: Fault,
+        complaint: Fault,
         program: &Program,
         id: Id,
         main_file: &str,
     ) -> Fault {
-        let blamed = self.values.get(id).map(|(shown, unshown)| [shown, unshown]);
-        let blamed = blamed.into_iter().flatten();
-        let section = blamed
-            .filter(|section| told.text.contains(&format!("program:{section}'")))
+        let sections = self.values.get(id).map(|(shown, unshown)| [shown, unshown]);
+        let sections = sections.into_iter().flatten();
+        let section = sections
+            .filter(|section| complaint.text.contains(&format!("program:{section}'")))
             .chain(self.values.get(id).map(|(shown, _)| shown))
             .next();
-        let is_about_it = |section: &&String| told.text.contains(&format!("program:{section}"));
-        let Some(section) = section.filter(is_about_it) else {
-            return told;
+        let is_named = |section: &&String| complaint.text.contains(&format!("program:{section}"));
+        let Some(section) = section.filter(is_named) else {
+            return complaint;
         };
-        let reason = told
+        let reason = complaint
             .text
             .strip_prefix("CANT_REREAD: ")
-            .unwrap_or(&told.text);
+            .unwrap_or(&complaint.text);
         let reason = program.in_client_words(reason, section, main_file);
         fault(INCORRECT_PARAMETERS, reason)
     }
 
-    /// Whether definitions are asked for.
+    /// Whether the reply needs `getAllConfigInfo`.
     pub fn asks_for_values(&self) -> bool {
         !self.values.is_empty() || !self.variables.is_empty()
     }
 
-    /// The file.
+    /// The text of the generated file.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let environment = carried(self.environment.as_deref().unwrap_or_default());
@@ -202,7 +208,7 @@ impl Probe {
             );
         }
         if !self.claimed.is_empty() {
-            // A daemon that starts at this moment must not start them here too.
+            // A daemon that starts at this moment must not start the programs in this group too.
             for (kind, name) in &self.claimed {
                 let section = kind.section();
                 let _infallible = writeln!(text, "[{section}:{name}]\nautostart=false");
@@ -213,7 +219,7 @@ impl Probe {
         text
     }
 
-    /// Reads what `reloadConfig` and `getAllConfigInfo` said.
+    /// Interprets the replies of `reloadConfig` and, if it was called, `getAllConfigInfo`.
     pub fn interpret(&self, reloaded: &Value, configs: Option<&Value>) -> Reply {
         let lists = reloaded.as_array().and_then(|outer| outer.first());
         let lists = lists.and_then(Value::as_array).unwrap_or_default();
@@ -238,8 +244,8 @@ impl Probe {
     fn read_variables(&self, configs: &Configs<'_>) -> BTreeMap<String, String> {
         let read = |(section, variable): &(String, String)| {
             let text = command(configs.of(section).first()?)?;
-            let held = text.split_once('|')?.1.strip_suffix('|')?;
-            Some((variable.clone(), held.to_owned()))
+            let value = text.split_once('|')?.1.strip_suffix('|')?;
+            Some((variable.clone(), value.to_owned()))
         };
         self.variables.iter().filter_map(read).collect()
     }
@@ -265,7 +271,7 @@ impl Probe {
     }
 }
 
-/// The structs of `getAllConfigInfo` about probes, by their groups.
+/// The structs of `getAllConfigInfo` that are about probes, by group.
 struct Configs<'a>(HashMap<&'a str, Vec<&'a Value>>);
 
 impl<'a> Configs<'a> {
@@ -286,7 +292,7 @@ impl<'a> Configs<'a> {
 }
 
 impl Reply {
-    /// What the daemon made of the programs with these numbers, by the names of processes.
+    /// The values of the programs with these numbers, by the names of processes.
     pub fn values(&self, ids: &[Id]) -> BTreeMap<String, Values> {
         let maps = ids.iter().filter_map(|id| self.values.get(id));
         maps.flat_map(|map| {

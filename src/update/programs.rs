@@ -1,13 +1,13 @@
-//! The programs that there are, and changes of one of them.
+//! The list of programs, and changes of one program: new options, and another number of processes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::baseline::Scale;
-use super::difference::{Made, Seen, names, part, programs};
-use super::plan::{Name, Plan, runs};
+use super::difference::{Origin, VisibleProcess, names, part, programs};
+use super::plan::{Name, Plan, ranges};
 use super::probe::Probe;
 use super::reply::{count, object, scaled, strings};
-use super::survey::{Survey, put};
+use super::survey::{Survey, read_probe};
 use super::{Updates, no_program};
 use crate::audit::Record;
 use crate::daemon::ProcessInfo;
@@ -18,21 +18,21 @@ use crate::registry::Member;
 use crate::twiddler::{Authorized, ChangeError, Epoch};
 use crate::xmlrpc::Value;
 
-/// More processes of one program are refused.
+/// The largest number of processes that `scaleProgram` accepts for one program.
 pub const MAX_SCALE: i64 = 10_000;
 
-/// The key by which programs are sorted: group, name, and whether it was added.
+/// The sort key of a program: group, name, and whether a client added it.
 type Key = (String, String, bool);
 
 impl Updates {
     /// `getAllProgramInfo`
     pub(super) async fn all_programs(&self) -> Result<Value, ChangeError> {
-        let (files, seen) = self.look().await?;
+        let (files, processes) = self.list_processes().await?;
         let mut programs: BTreeMap<Key, BTreeSet<String>> = BTreeMap::new();
-        for one in &seen {
+        for one in &processes {
             let (program, is_added) = self.program_of(one, &files);
             let key = (one.group.clone(), program, is_added);
-            programs.entry(key).or_default().insert(one.process.clone());
+            programs.entry(key).or_default().insert(one.name.clone());
         }
         for scale in self
             .baseline()
@@ -68,13 +68,13 @@ impl Updates {
         group: &str,
         program: &str,
     ) -> Result<Value, ChangeError> {
-        let (files, seen) = self.look().await?;
-        let of_program = seen
+        let (files, processes) = self.list_processes().await?;
+        let of_program = processes
             .iter()
             .filter(|one| one.group == group && self.program_of(one, &files).0 == program);
-        let of_program: Vec<&Seen> = of_program.collect();
-        let added = of_program.iter().find_map(|one| match &one.made {
-            Made::Added(added) => Some(added.clone()),
+        let of_program: Vec<&VisibleProcess> = of_program.collect();
+        let added = of_program.iter().find_map(|one| match &one.origin {
+            Origin::Added(added) => Some(added.clone()),
             _ => None,
         });
         let options = match added.or_else(|| self.scaled_away(group, program).map(Some)) {
@@ -108,8 +108,8 @@ impl Updates {
         authorized: Authorized,
         record: &Record,
     ) -> Result<Value, ChangeError> {
-        let (files, seen) = self.look().await?;
-        let (old, is_configured) = self.members(group, program, &files, &seen);
+        let (files, processes) = self.list_processes().await?;
+        let (old, is_configured) = self.members(group, program, &files, &processes);
         if old.is_empty() {
             return Err(if is_configured {
                 configured(program)
@@ -124,23 +124,26 @@ impl Updates {
             new
         };
         let epoch = self.twiddler.current().await?;
-        let survey = survey_of(epoch, files.clone(), seen.clone());
+        let survey = survey_without_differences(epoch, files.clone(), processes.clone());
         let plan = self.replacement(&old, &new).await?;
         let outcome = self
             .execute(&survey, &plan, authorized, record)
             .await?
-            .of_plan(&plan, 0);
+            .with_plan(&plan, 0);
         match outcome.failed.into_iter().next() {
             Some((_, reason)) => Err(ChangeError::Fault(fault(FAILED, reason))),
             None => Ok(Value::Bool(true)),
         }
     }
 
-    /// Who leaves and who joins where a program that was added is to be `new`. The daemon says whose
-    /// definition is the same, and refuses what it does not take.
+    /// The plan that replaces the processes `old` of an added program by the definition `new`. Processes
+    /// whose definition is the same to the daemon stay.
+    ///
+    /// # Errors
+    /// The daemon's complaint about `new`, in words about what the client sent.
     async fn replacement(
         &self,
-        old: &[(&Seen, &Program)],
+        old: &[(&VisibleProcess, &Program)],
         new: &Program,
     ) -> Result<Plan, ChangeError> {
         let mut probe = Probe::new(None, None);
@@ -155,13 +158,13 @@ impl Updates {
         let new_ids = probe.value(std::slice::from_ref(new));
         let reply = {
             let pause = self.twiddler.pause_for_questions().await?;
-            let reply = put(&pause, &probe).await;
+            let reply = read_probe(&pause, &probe).await;
             self.read_plain(&self.files()).await?;
             reply
         };
-        let reply = reply.map_err(|refusal| match refusal {
-            ChangeError::Fault(told) => ChangeError::Fault(probe.in_client_words(
-                told,
+        let reply = reply.map_err(|error| match error {
+            ChangeError::Fault(complaint) => ChangeError::Fault(probe.in_client_words(
+                complaint,
                 new,
                 new_ids[0],
                 &self.twiddler.conf_file().display().to_string(),
@@ -173,13 +176,13 @@ impl Updates {
             .unwrap_or_else(|| after.keys().cloned().zip(new.numbers()).collect());
         let mut plan = Plan::default();
         let mut joining = numbers.clone();
-        for (seen, _) in old {
-            let name: Name = (seen.group.clone(), seen.process.clone());
+        for (process, _) in old {
+            let name: Name = (process.group.clone(), process.name.clone());
             let is_same = before
-                .get(&seen.process)
-                .zip(after.get(&seen.process))
+                .get(&process.name)
+                .zip(after.get(&process.name))
                 .is_some_and(|(before, after)| before.equals(after));
-            if is_same && let Some(number) = joining.remove(&seen.process) {
+            if is_same && let Some(number) = joining.remove(&process.name) {
                 let one = new.part(number..number + 1, i64::from(new.numprocs()));
                 let one = one.map_err(failed)?;
                 plan.adopt
@@ -187,9 +190,9 @@ impl Updates {
                 continue;
             }
             plan.leave.push(name.clone());
-            if seen.is_running() {
+            if process.is_running() {
                 plan.stop.push(name.clone());
-                if numbers.contains_key(&seen.process) {
+                if numbers.contains_key(&process.name) {
                     plan.restarted.push(name.clone());
                     if !new.autostarts() {
                         plan.start.push(name);
@@ -199,14 +202,14 @@ impl Updates {
                 }
             }
         }
-        // Of one that joins as a whole, the options stay as they were given.
+        // If all processes join, the program keeps its options as the client sent them, not split by number.
         if joining.len() == numbers.len() {
             plan.join.push(new.clone());
             return Ok(plan);
         }
         let joining: BTreeSet<i64> = joining.into_values().collect();
-        for run in runs(&joining) {
-            let parts = new.part(run, i64::from(new.numprocs()));
+        for range in ranges(&joining) {
+            let parts = new.part(range, i64::from(new.numprocs()));
             plan.join.extend(parts.map_err(failed)?);
         }
         Ok(plan)
@@ -230,16 +233,16 @@ impl Updates {
         let (members, own) = self.processes_of(group, program, &files).await?;
         let added = members
             .iter()
-            .filter_map(|member| match Made::member(member) {
-                Made::Added(added) => added,
+            .filter_map(|member| match Origin::of_member(member) {
+                Origin::Added(added) => added,
                 _ => None,
             });
         let lowest = added.min_by_key(|added| added.numbers().start);
         let source = match lowest.or_else(|| self.scaled_away(group, program)) {
             Some(added) => Source::Added(added),
             None => {
-                let is_there = !members.is_empty() || !own.is_empty();
-                self.configured_source(group, program, &files, is_there)?
+                let has_processes = !members.is_empty() || !own.is_empty();
+                self.configured_source(group, program, &files, has_processes)?
             }
         };
         let current = source.numbers(&members, own);
@@ -256,8 +259,9 @@ impl Updates {
             .filter(|number| !current.contains_key(number))
             .take(more)
             .collect();
-        for run in runs(&joining) {
-            plan.join.extend(source.part(group, run, numprocs, &files)?);
+        for range in ranges(&joining) {
+            plan.join
+                .extend(source.part(group, range, numprocs, &files)?);
         }
         let surplus = current.into_values().skip(wanted);
         plan.leave = surplus.map(|name| (group.to_owned(), name)).collect();
@@ -267,31 +271,29 @@ impl Updates {
             .flat_map(|program| program.process_names().unwrap_or_default())
             .map(|name| (group.to_owned(), name))
             .collect();
-        let survey = survey_of(epoch, files, Vec::new());
+        let survey = survey_without_differences(epoch, files, Vec::new());
         let before = self.baseline().scales.clone();
         self.note_scale(&source, group, program, numprocs);
         let outcome = self.execute(&survey, &plan, authorized, record).await;
-        let is_made = matches!(&outcome, Ok(outcome) if outcome.skipped.is_empty());
-        if !is_made {
+        let is_successful = matches!(&outcome, Ok(outcome) if outcome.skipped.is_empty());
+        if !is_successful {
             self.baseline().scales = before;
-            self.keep();
+            self.save();
         }
         let outcome = outcome?;
         let mut reasons = outcome.skipped.iter().map(|(_, reason)| reason);
-        let stay = outcome
-            .failed
-            .iter()
-            .filter(|(name, _)| plan.leave.contains(name));
-        let mut stay = stay.map(|(_, reason)| reason);
-        match reasons.next().or_else(|| stay.next()) {
+        let not_removed = outcome.failed.iter();
+        let not_removed = not_removed.filter(|(name, _)| plan.leave.contains(name));
+        let mut not_removed = not_removed.map(|(_, reason)| reason);
+        match reasons.next().or_else(|| not_removed.next()) {
             Some(reason) => Err(ChangeError::Fault(fault(FAILED, reason.clone()))),
-            None => Ok(scaled(&plan.started, &outcome.ran)),
+            None => Ok(scaled(&plan.started, &outcome.was_running)),
         }
     }
 
-    /// The members that a program has, and those of its processes that live in the daemon's own group,
-    /// with their numbers as far as they are known. The daemon is asked about these, and about one of each
-    /// of its groups that hold members: its list of all takes longer than a stop.
+    /// The members of a program, and its processes in the daemon's own group with their numbers as far as
+    /// they are known. The daemon is asked about each of the latter and about one member of each real group,
+    /// because `getAllProcessInfo` takes longer than a stop.
     async fn processes_of(
         &self,
         group: &str,
@@ -301,40 +303,41 @@ impl Updates {
         let mut members: Vec<Member> = self
             .twiddler
             .with_registry(|registry| registry.members_of(group).cloned().collect());
-        let mut own = self.named(group, program, files);
+        let mut own = self.possible_names(group, program, files);
         for member in &members {
             own.remove(&member.process);
         }
         members.retain(|member| match &member.program {
-            Some(made) => made.name() == program,
+            Some(definition) => definition.name() == program,
             None => member.process == program,
         });
-        // One tells of all in its group of the daemon's, which somebody may have removed straight on it.
+        // One member stands for all in its real group: a client of the daemon itself can only have removed
+        // the whole group.
         let mut reals: BTreeMap<String, String> = BTreeMap::new();
         for member in &members {
             let first = reals.entry(member.real.clone());
             first.or_insert_with(|| member.real_namespec());
         }
-        let look = |name: String| ("supervisor.getProcessInfo", vec![Value::from(name)]);
+        let query = |name: String| ("supervisor.getProcessInfo", vec![Value::from(name)]);
         let names = own.keys().map(|name| format!("{group}:{name}"));
-        let calls: Vec<_> = names.chain(reals.values().cloned()).map(look).collect();
-        let mut told = self.twiddler.call_all(&calls).await?;
-        for (real, told) in reals.into_keys().zip(told.split_off(own.len())) {
-            if told.is_err_and(|told| told.code == BAD_NAME) {
+        let calls: Vec<_> = names.chain(reals.values().cloned()).map(query).collect();
+        let mut results = self.twiddler.call_all(&calls).await?;
+        for (real, result) in reals.into_keys().zip(results.split_off(own.len())) {
+            if result.is_err_and(|fault| fault.code == BAD_NAME) {
                 members.retain(|member| member.real != real);
             }
         }
-        let infos = told.into_iter().filter_map(Result::ok);
+        let infos = results.into_iter().filter_map(Result::ok);
         let infos: Vec<ProcessInfo> = infos.filter_map(|info| ProcessInfo::read(&info)).collect();
-        let there = self
+        let visible = self
             .twiddler
-            .with_registry(|registry| super::survey::seen(registry, &infos));
-        own.retain(|name, _| there.iter().any(|seen| seen.process == *name));
+            .with_registry(|registry| super::survey::visible_processes(registry, &infos));
+        own.retain(|name, _| visible.iter().any(|process| process.name == *name));
         Ok((members, own.into_iter().collect()))
     }
 
-    /// What processes of a program in the daemon's own group may be called, and their numbers.
-    fn named(
+    /// The possible names of a program's processes in the daemon's own group, with their numbers.
+    fn possible_names(
         &self,
         group: &str,
         program: &str,
@@ -352,16 +355,19 @@ impl Updates {
                 owner.or_insert((&definition.name, Some(number)));
             }
         }
-        // Where nothing is known, a process is called as its program is.
+        // Where no definition is known, the process has the name of its program.
         let owner = owners.entry(program.to_owned());
         owner.or_insert((program, None));
         owners.retain(|_, (owner, _)| *owner == program);
-        let named = owners.into_iter();
-        named.map(|(name, (_, number))| (name, number)).collect()
+        let names = owners.into_iter();
+        names.map(|(name, (_, number))| (name, number)).collect()
     }
 
-    /// A daemon that has started again has as many processes as its files say: of programs that were
-    /// scaled to fewer, the others go.
+    /// Removes the surplus processes of scaled programs after a restart of the daemon, which starts as many
+    /// processes as the files say.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or refuses a change.
     pub(super) async fn scale_again(
         &self,
         authorized: Authorized,
@@ -396,14 +402,14 @@ impl Updates {
             Source::Configured(definition) if definition.numprocs != numprocs => {
                 baseline.scales.push(scale(definition.numprocs, None));
             }
-            // Its options would be forgotten with its last process.
+            // Without this, the program's options would be forgotten with its last process.
             Source::Added(added) if numprocs == 0 => {
                 baseline.scales.push(scale(0, Some(added.clone())));
             }
             _ => {}
         }
         drop(baseline);
-        self.keep();
+        self.save();
     }
 
     fn configured_source(
@@ -411,11 +417,11 @@ impl Updates {
         group: &str,
         program: &str,
         files: &Definitions,
-        is_there: bool,
+        has_processes: bool,
     ) -> Result<Source, ChangeError> {
         let definition = self.in_force(group, program, files);
         let definition = definition
-            .filter(|_| is_there || self.is_scaled(group, program))
+            .filter(|_| has_processes || self.is_scaled(group, program))
             .ok_or_else(|| no_program(program))?;
         let is_alone = files
             .group(group)
@@ -433,53 +439,61 @@ impl Updates {
         }
     }
 
-    /// The processes of a program that was added, and whether there are some of the files.
+    /// The processes of an added program with their definitions, and whether a program of the files with
+    /// this name has processes.
     fn members<'s>(
         &self,
         group: &str,
         program: &str,
         files: &Definitions,
-        seen: &'s [Seen],
-    ) -> (Vec<(&'s Seen, &'s Program)>, bool) {
+        processes: &'s [VisibleProcess],
+    ) -> (Vec<(&'s VisibleProcess, &'s Program)>, bool) {
         let mut added = Vec::new();
         let mut is_configured = false;
-        for one in seen.iter().filter(|one| one.group == group) {
-            match &one.made {
-                Made::Added(Some(made)) if made.name() == program => added.push((one, made)),
-                Made::Added(_) => {}
+        for one in processes.iter().filter(|one| one.group == group) {
+            match &one.origin {
+                Origin::Added(Some(definition)) if definition.name() == program => {
+                    added.push((one, definition));
+                }
+                Origin::Added(_) => {}
                 _ => is_configured |= self.program_of(one, files).0 == program,
             }
         }
         (added, is_configured)
     }
 
-    /// What the daemon runs, and what the files say. Nothing is read for it.
-    pub(super) async fn look(&self) -> Result<(Definitions, Vec<Seen>), ChangeError> {
+    /// The definitions in the files, and the daemon's processes. The daemon does not read its files for it.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub(super) async fn list_processes(
+        &self,
+    ) -> Result<(Definitions, Vec<VisibleProcess>), ChangeError> {
         self.twiddler.current().await?;
         let calls = [("supervisor.getAllProcessInfo", vec![])];
-        let told = self.twiddler.call_all(&calls).await?;
-        let infos = told.into_iter().next().unwrap_or(Ok(Value::Nil))?;
+        let results = self.twiddler.call_all(&calls).await?;
+        let infos = results.into_iter().next().unwrap_or(Ok(Value::Nil))?;
         let infos = ProcessInfo::read_all(&infos);
-        let seen = self
+        let processes = self
             .twiddler
-            .with_registry(|registry| super::survey::seen(registry, &infos));
-        Ok((self.files(), seen))
+            .with_registry(|registry| super::survey::visible_processes(registry, &infos));
+        Ok((self.files(), processes))
     }
 
-    /// The program that a process belongs to, and whether it was added.
-    fn program_of(&self, seen: &Seen, files: &Definitions) -> (String, bool) {
-        match &seen.made {
-            Made::Added(Some(program)) => (program.name().to_owned(), true),
-            Made::Added(None) => (seen.process.clone(), true),
-            Made::Update(program) => (program.name().to_owned(), false),
-            Made::Base => {
+    /// The program that a process belongs to, and whether a client added it.
+    fn program_of(&self, process: &VisibleProcess, files: &Definitions) -> (String, bool) {
+        match &process.origin {
+            Origin::Added(Some(program)) => (program.name().to_owned(), true),
+            Origin::Added(None) => (process.name.clone(), true),
+            Origin::Update(program) => (program.name().to_owned(), false),
+            Origin::Base => {
                 let baseline = self.baseline();
-                let base = baseline.groups.get(&seen.group).map(|base| &base.group);
-                let found = [base, files.group(&seen.group)].into_iter().flatten();
-                let found = found
+                let base = baseline.groups.get(&process.group).map(|base| &base.group);
+                let groups = [base, files.group(&process.group)].into_iter().flatten();
+                let program = groups
                     .flat_map(|group| &group.programs)
-                    .find(|program| holds(&seen.group, program, &seen.process));
-                let name = found.map_or(&seen.process, |program| &program.name);
+                    .find(|program| holds(&process.group, program, &process.name));
+                let name = program.map_or(&process.name, |program| &program.name);
                 (name.clone(), false)
             }
         }
@@ -493,7 +507,7 @@ impl Updates {
         definition.map_or(Kind::Program, |definition| definition.kind)
     }
 
-    /// The definition that is in force; where that is not known, what the files say.
+    /// The definition in force; where it is not known, the definition in the files.
     fn in_force(
         &self,
         group: &str,
@@ -503,10 +517,10 @@ impl Updates {
         let baseline = self.baseline();
         let bases = [baseline.applied.get(group), baseline.groups.get(group)];
         let groups = bases.into_iter().flatten().map(|base| &base.group);
-        let mut found = groups
+        let mut definitions = groups
             .chain(files.group(group))
             .filter_map(|group| group.program(program));
-        found.next().cloned()
+        definitions.next().cloned()
     }
 
     fn is_scaled(&self, group: &str, program: &str) -> bool {
@@ -515,7 +529,7 @@ impl Updates {
         scales.any(|scale| scale.group == group && scale.program == program)
     }
 
-    /// The program that was added and scaled to none.
+    /// The definition of an added program that was scaled to 0 processes.
     fn scaled_away(&self, group: &str, program: &str) -> Option<Program> {
         let baseline = self.baseline();
         let mut scales = baseline.scales.iter();
@@ -524,16 +538,16 @@ impl Updates {
     }
 }
 
-/// What a program's processes are made from.
+/// The definition that a program's processes are made from.
 enum Source {
-    /// What the files say, or said.
+    /// A definition in the files, now or earlier.
     Configured(ProgramDefinition),
-    /// What a client sent.
+    /// A definition that a client sent.
     Added(Program),
 }
 
 impl Source {
-    /// The number of its first process.
+    /// The number of the program's first process.
     fn first(&self) -> i64 {
         match self {
             Source::Configured(definition) => definition.numprocs_start,
@@ -550,8 +564,8 @@ impl Source {
         name.is_some_and(|name| name.contains("%(process_num)"))
     }
 
-    /// The names of its processes by their numbers: of its members, and of those in the daemon's `own`
-    /// group.
+    /// The names of the program's processes by number. `own` are those in the daemon's own group; one without
+    /// a known number gets its position.
     fn numbers(
         &self,
         members: &[Member],
@@ -567,7 +581,8 @@ impl Source {
         own.chain(members).collect()
     }
 
-    /// Its processes with these numbers, of `total`.
+    /// The sections for the processes with these numbers, where the program has `total` processes. Processes
+    /// beyond the `numprocs` of the files are marked as extra.
     fn part(
         &self,
         group: &str,
@@ -595,19 +610,23 @@ impl Source {
     }
 }
 
-/// For changes that no file is the cause of.
-fn survey_of(epoch: Epoch, files: Definitions, seen: Vec<Seen>) -> Survey {
+/// A survey for changes that do not come from the files.
+fn survey_without_differences(
+    epoch: Epoch,
+    files: Definitions,
+    processes: Vec<VisibleProcess>,
+) -> Survey {
     Survey {
         epoch,
         files,
-        seen,
+        processes,
         added_groups: BTreeSet::new(),
         bases: BTreeMap::new(),
         differences: Vec::new(),
     }
 }
 
-/// Whether a process of this name is one of a program's, whatever its number.
+/// Whether a program has a process of this name, with any number.
 fn holds(group: &str, definition: &ProgramDefinition, process: &str) -> bool {
     let first = definition.numprocs_start;
     let count = definition.numprocs.max(1);
@@ -616,7 +635,7 @@ fn holds(group: &str, definition: &ProgramDefinition, process: &str) -> bool {
     names.is_some_and(|names| names.contains_key(process))
 }
 
-/// Of `environment`, only which variables are set: whoever may list programs need not know their
+/// Reduces `environment` to the names of its variables: a client that may list programs must not see their
 /// secrets.
 fn without_secrets(mut options: BTreeMap<String, String>) -> BTreeMap<String, String> {
     if let Some(environment) = options.get_mut("environment") {

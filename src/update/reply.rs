@@ -1,4 +1,4 @@
-//! Differences and outcomes as clients are told of them.
+//! The replies about differences and outcomes, as XML-RPC values.
 
 use std::collections::BTreeSet;
 
@@ -7,17 +7,17 @@ use super::plan::{Name, Plan};
 use super::survey::Survey;
 use crate::xmlrpc::Value;
 
-/// What became of an update, beside what was planned.
+/// The outcome of an update.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// Groups that are as before, and why.
+    /// Groups that the update did not change, each with the reason.
     pub skipped: Vec<(String, String)>,
-    /// Processes that did not come up or could not be added, and why.
+    /// Processes that did not start or could not be added, each with the reason.
     pub failed: Vec<(Name, String)>,
-    /// Of these, those that supervisord cannot spawn as they are defined.
+    /// Those of `failed` that supervisord cannot spawn with their definition.
     pub unspawned: BTreeSet<Name>,
-    /// Those that ran when they were stopped.
-    pub ran: Vec<Name>,
+    /// Processes that were running when they were stopped.
+    pub was_running: Vec<Name>,
     added: Vec<String>,
     removed: Vec<String>,
     started: Vec<Name>,
@@ -27,26 +27,26 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// Whether a process is still to be brought to where it is to be.
-    pub fn leaves(&self, name: &Name) -> bool {
-        let is_it = |(failed, _): &(Name, String)| failed == name;
-        self.failed.iter().any(is_it) && !self.unspawned.contains(name)
+    /// Whether the next update has to try this process again.
+    pub fn leaves_undone(&self, name: &Name) -> bool {
+        let is_same = |(failed, _): &(Name, String)| failed == name;
+        self.failed.iter().any(is_same) && !self.unspawned.contains(name)
     }
 
-    /// The whole outcome of a plan with `all` processes before.
-    pub fn of_plan(mut self, plan: &Plan, all: usize) -> Self {
+    /// Completes the outcome with the groups and processes of its plan. `all` is the number of processes
+    /// before the update.
+    pub fn with_plan(mut self, plan: &Plan, all: usize) -> Self {
         self.skipped.extend(plan.skipped.iter().cloned());
-        let failed =
-            |name: &Name, failed: &[(Name, String)]| failed.iter().any(|(one, _)| one == name);
-        let done = |names: &[Name], failures: &[(Name, String)]| {
-            let done = names.iter().filter(|name| !failed(name, failures));
-            let mut done: Vec<Name> = done.cloned().collect();
-            done.sort();
-            done
+        let has_failed = |name: &Name| self.failed.iter().any(|(failed, _)| failed == name);
+        let successful = |names: &[Name]| {
+            let names = names.iter().filter(|name| !has_failed(name));
+            let mut names: Vec<Name> = names.cloned().collect();
+            names.sort();
+            names
         };
-        self.started = done(&plan.started, &self.failed);
-        self.restarted = done(&plan.restarted, &self.failed);
-        self.stopped = done(&plan.stopped, &self.failed);
+        let (started, restarted) = (successful(&plan.started), successful(&plan.restarted));
+        let stopped = successful(&plan.stopped);
+        (self.started, self.restarted, self.stopped) = (started, restarted, stopped);
         let is_skipped = |name: &String| self.skipped.iter().any(|(group, _)| group == name);
         let groups = |names: &[String]| {
             let names = names.iter().filter(|name| !is_skipped(name));
@@ -54,7 +54,7 @@ impl Outcome {
         };
         self.added = groups(&plan.added_groups);
         self.removed = groups(&plan.removed_groups);
-        self.untouched = all.saturating_sub(plan.gone_or_replaced());
+        self.untouched = all.saturating_sub(plan.count_stopped());
         self
     }
 
@@ -80,7 +80,7 @@ impl Outcome {
     }
 
     /// One line for the log.
-    pub fn in_words(&self) -> String {
+    pub fn summary(&self) -> String {
         format!(
             "{} restarted, {} started, {} stopped, {} untouched, {} failed, {} groups skipped",
             self.restarted.len(),
@@ -93,7 +93,7 @@ impl Outcome {
     }
 }
 
-/// What `scaleProgram` returns.
+/// The struct that `scaleProgram` returns.
 pub(super) fn scaled(started: &[Name], stopped: &[Name]) -> Value {
     object([
         ("started", namespecs(started)),
@@ -101,7 +101,7 @@ pub(super) fn scaled(started: &[Name], stopped: &[Name]) -> Value {
     ])
 }
 
-/// What `diffConfig` returns.
+/// The array that `diffConfig` returns.
 pub(super) fn differences(survey: &Survey) -> Value {
     let structs = survey
         .differences
@@ -112,10 +112,10 @@ pub(super) fn differences(survey: &Survey) -> Value {
 
 fn group(survey: &Survey, difference: &GroupDifference) -> Vec<Value> {
     let name = &difference.group;
-    if let Some(reason) = &difference.unknown {
+    if let Some(reason) = &difference.unknown_reason {
         return vec![entry(name, &unknown(reason), None)];
     }
-    let whole = difference.whole.as_deref();
+    let whole = difference.whole_reason.as_deref();
     let mut structs = Vec::new();
     if let Some(own) = own(survey, difference) {
         structs.push(entry(name, &own, whole));
@@ -129,13 +129,13 @@ fn group(survey: &Survey, difference: &GroupDifference) -> Vec<Value> {
     structs
 }
 
-/// The struct of a `[group:x]` itself, which comes, goes or gets another priority.
+/// The difference of a `[group:x]` itself, if it is added, removed, or gets another priority.
 fn own(survey: &Survey, difference: &GroupDifference) -> Option<ProgramDifference> {
     let defined = survey.files.group(&difference.group);
     let has_section = defined.is_some_and(|group| group.has_section);
     let change = match () {
-        () if difference.comes && has_section => Change::Added,
-        () if difference.goes && survey.had_section(&difference.group) => Change::Removed,
+        () if difference.is_new && has_section => Change::Added,
+        () if difference.is_removed && survey.had_section(&difference.group) => Change::Removed,
         () => {
             let (old, new) = difference.priority?;
             let mut own = plain(Change::Changed, "a priority restarts nobody".to_owned());
@@ -196,7 +196,7 @@ fn entry(group: &str, program: &ProgramDifference, whole: Option<&str>) -> Value
     ])
 }
 
-/// A struct of these members.
+/// A struct with these members.
 pub(super) fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
     let members = members.into_iter();
     Value::Struct(
@@ -206,12 +206,12 @@ pub(super) fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
     )
 }
 
-/// An array of these strings.
+/// An array with these strings.
 pub(super) fn strings(names: Vec<String>) -> Value {
     Value::Array(names.into_iter().map(Value::from).collect())
 }
 
-/// A number of processes.
+/// A count as an XML-RPC integer.
 pub(super) fn count(number: usize) -> Value {
     Value::Int(i64::try_from(number).unwrap_or(i64::MAX))
 }

@@ -1,15 +1,17 @@
-//! `supervisorctl update` and others that stop, remove and add groups after `reloadConfig`.
+//! The steps of `supervisorctl update` and of other clients that stop, remove and add groups after
+//! `reloadConfig`.
 //!
-//! What a live update has put in force lives in groups of its own, so that a group which is made anew
-//! as a whole takes that along. With `live_update` the steps themselves restart only what changed.
+//! A live update places processes in groups of their own. If a client stops, removes and adds the whole
+//! group, these processes are stopped, removed and added with it. With the option `live_update`, the steps
+//! themselves restart only the processes that changed.
 
 use std::sync::Arc;
 
 use super::Updates;
-use super::difference::{Made, Seen};
+use super::difference::{Origin, VisibleProcess};
 use super::plan::{Name, Plan};
 use super::reply::Outcome;
-use super::stop::Whole;
+use super::stop::WholeGroups;
 use crate::audit::Record;
 use crate::fault::BAD_NAME;
 use crate::registry::Registry;
@@ -17,12 +19,12 @@ use crate::twiddler::{Authorized, Change, ChangeError};
 use crate::xmlrpc::Value;
 
 impl Updates {
-    /// Whether the steps of an update restart only what changed.
+    /// Whether the steps of an update restart only the processes that changed.
     pub fn is_live(&self) -> bool {
         self.live
     }
 
-    /// Groups that are there, and that an update would change.
+    /// The groups that exist and that an update would change.
     ///
     /// # Errors
     /// When the daemon does not answer, or the files are not valid.
@@ -31,17 +33,17 @@ impl Updates {
         authorized: Authorized,
     ) -> Result<Vec<String>, ChangeError> {
         let updates = self.clone();
-        self.on_its_own(authorized.presented(), async move {
+        self.detached(authorized.presented(), async move {
             let survey = updates.survey(&[]).await?;
             let pending = survey.differences.into_iter();
-            let pending = pending.filter(|one| one.is_pending() && !one.comes && !one.goes);
+            let pending = pending.filter(|one| one.is_pending() && !one.is_new && !one.is_removed);
             Ok(pending.map(|one| one.group).collect())
         })
         .await
     }
 
-    /// Stops what an update of this group has to stop, and says who that was; none where the group can
-    /// only be stopped as a whole.
+    /// Stops the processes that an update of this group has to stop, and returns their groups and names;
+    /// none if the group can only be stopped as a whole.
     ///
     /// # Errors
     /// When the daemon does not answer, or the files are not valid.
@@ -51,15 +53,18 @@ impl Updates {
         authorized: Authorized,
     ) -> Result<Option<Vec<(String, String)>>, ChangeError> {
         let (updates, group) = (self.clone(), group.to_owned());
-        self.on_its_own(authorized.presented(), async move {
+        self.detached(authorized.presented(), async move {
             let _turn = updates.turn.lock().await;
             let survey = updates.survey(std::slice::from_ref(&group)).await?;
             let differences = &survey.differences;
-            if let Some(reason) = differences.iter().find_map(|one| one.unknown.as_ref()) {
+            if let Some(reason) = differences
+                .iter()
+                .find_map(|one| one.unknown_reason.as_ref())
+            {
                 tracing::warn!(group, "restarting the group as a whole: {reason}");
             }
             let is_whole = |one: &super::difference::GroupDifference| {
-                one.unknown.is_some() || one.whole.is_some() || one.goes
+                one.unknown_reason.is_some() || one.whole_reason.is_some() || one.is_removed
             };
             if differences.iter().any(is_whole) {
                 return Ok(None);
@@ -67,21 +72,23 @@ impl Updates {
             let plan = Plan::new(
                 differences,
                 &survey.files,
-                &survey.seen,
+                &survey.processes,
                 &survey.added_groups,
             );
             let Ok(plan) = plan else { return Ok(None) };
-            // The stop comes before the change that the rest of the steps ask for.
-            updates.intend(&survey, &plan)?;
-            updates.stop(&plan.stop, &updates.whole(&plan)).await?;
+            // A crash before the later steps must not leave these processes stopped.
+            updates.write_intent(&survey, &plan)?;
+            updates
+                .stop(&plan.stop, &updates.whole_groups(&plan))
+                .await?;
             Ok(Some(plan.stop))
         })
         .await
     }
 
-    /// Puts groups that were added, and that the files define now, among those that have changed: the
-    /// files count, as soon as somebody puts them in force.
-    pub fn with_defined(&self, reloaded: &mut Value) {
+    /// Adds groups to the list `changed` of a `reloadConfig` reply that clients added and that the files now
+    /// define. `supervisorctl update` then replaces them by the group of the files.
+    pub fn report_defined(&self, reloaded: &mut Value) {
         if self
             .twiddler
             .with_registry(|registry| registry.added_groups().next().is_none())
@@ -105,8 +112,8 @@ impl Updates {
         }
     }
 
-    /// Whether what was added here stands where the files define something, so that the daemon must not
-    /// add this group by itself.
+    /// Whether clients have added this group, or processes in it, under names that the files define. The
+    /// daemon must then not add the group by itself.
     pub fn has_clashes(&self, group: &str) -> bool {
         let holds = |registry: &Registry| {
             registry.added_group(group).is_some() || registry.members_of(group).next().is_some()
@@ -125,8 +132,8 @@ impl Updates {
         })
     }
 
-    /// Processes of this group that clients have added.
-    pub fn added(&self, group: &str) -> Vec<String> {
+    /// The names of the processes that clients added to this group.
+    pub fn added_processes(&self, group: &str) -> Vec<String> {
         self.twiddler.with_registry(|registry| {
             let members = registry.members_of(group);
             let members = members.filter(|member| !member.is_in_files());
@@ -134,7 +141,7 @@ impl Updates {
         })
     }
 
-    /// Whether the daemon's own group of this name was added, or holds what was.
+    /// Whether a client added the daemon's own group of this name, or a process in it.
     pub fn holds_added(&self, group: &str) -> bool {
         self.twiddler.with_registry(|registry| {
             let mut members = registry.members_of(group);
@@ -152,7 +159,7 @@ impl Updates {
         authorized: Authorized,
     ) -> Result<(), ChangeError> {
         let updates = self.clone();
-        self.on_its_own(authorized.presented(), async move {
+        self.detached(authorized.presented(), async move {
             let mut outcome = Outcome::default();
             updates.start(&names, &mut outcome).await?;
             for ((group, process), reason) in outcome.failed {
@@ -163,12 +170,13 @@ impl Updates {
         .await
     }
 
-    /// Carries out the removal of a group that was to be added again, and was not. What is not `live`
-    /// has been removed from the daemon already, but for what was added.
+    /// Completes the removal of a group that a client removed and, unlike `supervisorctl update`, did not
+    /// add again. Without `live`, the daemon has removed the group already, and only the processes that
+    /// clients added remain.
     ///
     /// # Errors
     /// When the daemon does not answer.
-    pub async fn give_up(
+    pub async fn complete_removal(
         self: &Arc<Self>,
         group: &str,
         live: bool,
@@ -176,26 +184,26 @@ impl Updates {
         record: &Record,
     ) -> Result<(), ChangeError> {
         let (updates, group, record) = (self.clone(), group.to_owned(), record.clone());
-        self.on_its_own(authorized.presented(), async move {
+        self.detached(authorized.presented(), async move {
             let _turn = updates.turn.lock().await;
-            let (_, seen) = updates.look().await?;
-            let of_group = seen.iter().filter(|seen| seen.group == group);
-            let is_added = |seen: &&Seen| matches!(seen.made, Made::Added(_));
-            let is_own = |seen: &Seen| seen.real == group && matches!(seen.made, Made::Base);
+            let (_, processes) = updates.list_processes().await?;
+            let of_group = processes.iter().filter(|process| process.group == group);
+            let is_added = |process: &&VisibleProcess| matches!(process.origin, Origin::Added(_));
+            let is_own = |process: &VisibleProcess| process.real_group == group && matches!(process.origin, Origin::Base);
             if !live && of_group.clone().any(is_own) {
-                // Somebody has added it on the daemon itself.
+                // A client of the daemon itself has added the group.
                 return Ok(());
             }
-            let name = |seen: &Seen| (seen.group.clone(), seen.process.clone());
-            let running = of_group.clone().filter(|seen| seen.is_running()).map(name);
+            let name = |process: &VisibleProcess| (process.group.clone(), process.name.clone());
+            let running = of_group.clone().filter(|process| process.is_running()).map(name);
             let running: Vec<Name> = running.collect();
-            updates.stop(&running, &Whole::new()).await?;
-            let lost = of_group.filter(is_added);
-            let mut lost: Vec<String> = lost
-                .map(|seen| format!("{group}:{}", seen.process))
+            updates.stop(&running, &WholeGroups::new()).await?;
+            let losses = of_group.filter(is_added);
+            let mut losses: Vec<String> = losses
+                .map(|process| format!("{group}:{}", process.name))
                 .collect();
-            lost.sort();
-            let lost = lost.join(", ");
+            losses.sort();
+            let lost = losses.join(", ");
             let removal = Change::RemoveGroup { name: group.clone() };
             for removed in updates.twiddler.change(vec![removal], authorized, &record).await {
                 removed?;
@@ -207,18 +215,18 @@ impl Updates {
         .await
     }
 
-    /// Forgets a group that is gone.
+    /// Removes a group from the baseline.
     fn forget(&self, group: &str) {
         let mut baseline = self.baseline();
         baseline.groups.remove(group);
         baseline.applied.remove(group);
         baseline.restarts.retain(|one| one.group != group);
         drop(baseline);
-        self.keep();
+        self.save();
     }
 
-    /// Processes of this group that came from the files after the group was made.
-    pub fn placed(&self, group: &str) -> Vec<(String, String)> {
+    /// The processes of this group that an update placed in groups of their own.
+    pub fn placed_processes(&self, group: &str) -> Vec<(String, String)> {
         let placed = |registry: &Registry| {
             let members = registry.members_of(group);
             let members = members.filter(|member| member.is_in_files());
@@ -229,7 +237,7 @@ impl Updates {
         self.twiddler.with_registry(placed)
     }
 
-    /// Stops those of [`Updates::placed`] that run.
+    /// Stops the running processes of [`Updates::placed_processes`].
     ///
     /// # Errors
     /// When the daemon does not answer.
@@ -239,10 +247,10 @@ impl Updates {
         authorized: Authorized,
     ) -> Result<(), ChangeError> {
         let plan = Plan {
-            stop: self.placed(group),
+            stop: self.placed_processes(group),
             ..Plan::default()
         };
-        let work = async { self.stop(&plan.stop, &self.whole(&plan)).await };
+        let work = async { self.stop(&plan.stop, &self.whole_groups(&plan)).await };
         let daemon = self.twiddler.daemon();
         daemon
             .presenting(authorized.presented(), work)
@@ -250,17 +258,17 @@ impl Updates {
             .map(drop)
     }
 
-    /// Takes those of [`Updates::placed`] out, because the group itself is removed.
+    /// Removes the processes of [`Updates::placed_processes`], because the group itself is removed.
     ///
     /// # Errors
-    /// When the daemon does not answer, or one of them runs.
+    /// When the daemon does not answer, or one of the processes runs.
     pub async fn remove_placed(
         &self,
         group: &str,
         authorized: Authorized,
         record: &Record,
     ) -> Result<(), ChangeError> {
-        let changes = self.placed(group).into_iter();
+        let changes = self.placed_processes(group).into_iter();
         let changes = changes.map(|(group, process)| Change::RemoveProcess { group, process });
         let removed = self
             .twiddler
@@ -275,7 +283,7 @@ impl Updates {
         Ok(())
     }
 
-    /// Puts the files of one group in force, as the last step of an update.
+    /// Applies the files to one group, as the last step of an update.
     ///
     /// # Errors
     /// When the daemon does not answer, or the files are not valid.
@@ -286,25 +294,28 @@ impl Updates {
         record: &Record,
     ) -> Result<(), ChangeError> {
         let (updates, group, record) = (self.clone(), group.to_owned(), record.clone());
-        self.on_its_own(authorized.presented(), async move {
+        self.detached(authorized.presented(), async move {
             let _turn = updates.turn.lock().await;
             updates.resume(&[group], authorized, &record).await
         })
         .await
     }
 
-    /// Finishes an update that has stopped its processes already: those that ran run again.
+    /// Finishes an update that has already stopped its processes, and starts those that were running.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or the files are not valid.
     pub(super) async fn resume(
         &self,
         groups: &[String],
         authorized: Authorized,
         record: &Record,
     ) -> Result<(), ChangeError> {
-        let outcome = self.put_in_force(groups, authorized, record).await?;
+        let outcome = self.apply_files(groups, authorized, record).await?;
         tracing::info!(
             peer = %record.peer(),
             user = record.user(),
-            "finished an update: {}", outcome.in_words()
+            "finished an update: {}", outcome.summary()
         );
         Ok(())
     }

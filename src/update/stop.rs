@@ -1,4 +1,4 @@
-//! Processes that stop and leave: all at once, and many of one group of the daemon's by one call.
+//! How an update stops and removes processes: all at once, and many of one group in one call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,64 +14,68 @@ use crate::fault::{BAD_NAME, NOT_RUNNING, SUCCESS};
 use crate::twiddler::{Authorized, Change, ChangeError};
 use crate::xmlrpc::{Fault, Value};
 
-/// How often processes that stop are looked at.
+/// How often the state of stopping processes is queried.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// How long the stop of one process is waited for at most; the daemon kills it long before.
+/// The longest wait for a process to stop. The daemon kills it after `stopwaitsecs`, which is far shorter.
 const STOP_LIMIT: Duration = Duration::from_secs(3600);
-/// From so many on, the processes of a group that goes are stopped and taken out by one call for all:
-/// to say how one of them is takes the daemon longer than to stop it.
+/// The smallest number of processes for which a group is stopped and removed in one call: the daemon takes
+/// longer to describe one process than to stop it.
 const MANY: usize = 10;
-/// So many groups at most, because each such call has a connection of its own while it waits.
+/// The largest number of groups that are stopped this way: each such call occupies a connection while it
+/// waits.
 const AT_ONCE: usize = 8;
 
-/// The daemon's groups that go as a whole, and who leaves with each.
-pub(super) type Whole = BTreeMap<String, Vec<Name>>;
+/// The daemon's groups that are stopped and removed as a whole, each with its processes.
+pub(super) type WholeGroups = BTreeMap<String, Vec<Name>>;
 
 impl Updates {
-    /// Groups of which a plan leaves nobody, where they hold many.
-    pub(super) fn whole(&self, plan: &Plan) -> Whole {
-        let mut whole = Whole::new();
+    /// The groups that a plan empties and that have at least [`MANY`] processes.
+    pub(super) fn whole_groups(&self, plan: &Plan) -> WholeGroups {
+        let mut whole_groups = WholeGroups::new();
         let names: BTreeSet<&Name> = plan.leave.iter().chain(&plan.stop).collect();
         self.twiddler.with_registry(|registry| {
             for name @ (group, process) in names {
                 let real = registry.real_group(group, process).to_owned();
-                whole.entry(real).or_default().push(name.clone());
+                whole_groups.entry(real).or_default().push(name.clone());
             }
-            whole.retain(|real, names| {
+            whole_groups.retain(|real, names| {
                 let members = registry.members_in(real).count();
-                let goes = if plan.remove.contains(real) {
+                let is_emptied = if plan.remove.contains(real) {
                     members == 0
                 } else {
                     registry.owner(real).is_some() && members == names.len()
                 };
-                goes && names.len() >= MANY
+                is_emptied && names.len() >= MANY
             });
         });
-        whole.into_iter().take(AT_ONCE).collect()
+        whole_groups.into_iter().take(AT_ONCE).collect()
     }
 
-    /// Stops processes, all at once, and waits for them. Those that ran.
+    /// Stops processes, all at once, and waits for them. Returns those that were running.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or does not stop a process.
     pub(super) async fn stop(
         &self,
         names: &[Name],
-        whole: &Whole,
+        whole_groups: &WholeGroups,
     ) -> Result<Vec<Name>, ChangeError> {
-        let together: BTreeSet<&Name> = whole.values().flatten().collect();
+        let together: BTreeSet<&Name> = whole_groups.values().flatten().collect();
         let (groups, alone): (Vec<&Name>, Vec<&Name>) =
             names.iter().partition(|name| together.contains(name));
         let alone: Vec<Name> = alone.into_iter().cloned().collect();
         let stops = |(_, of_group): &(&String, &Vec<Name>)| {
             groups.iter().any(|name| of_group.contains(name))
         };
-        let groups = whole.iter().filter(stops);
+        let groups = whole_groups.iter().filter(stops);
         let groups = groups.map(|(real, names)| self.stop_group(real, names));
         let stopping = try_join(try_join_all(groups), self.stop_each(&alone));
-        let (mut ran, alone) = stopping.await?;
-        ran.push(alone);
-        Ok(ran.concat())
+        let (mut stopped, alone) = stopping.await?;
+        stopped.push(alone);
+        Ok(stopped.concat())
     }
 
-    /// Stops all of a group of the daemon's, where `names` are to go.
+    /// Stops all processes of a group of the daemon. Returns those of `names` that were running.
     async fn stop_group(&self, real: &str, names: &[Name]) -> Result<Vec<Name>, ChangeError> {
         let daemon = self.twiddler.daemon();
         let group = [real.into()];
@@ -79,24 +83,25 @@ impl Updates {
         let entries = match stop.await {
             Ok(Some(entries)) => StatusEntry::read_all(&entries),
             Ok(None) => return self.stop_each(names).await,
-            Err(CallError::Fault(told)) if told.code == BAD_NAME => return Ok(Vec::new()),
+            Err(CallError::Fault(fault)) if fault.code == BAD_NAME => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        let mut ran = BTreeSet::new();
+        let mut stopped = BTreeSet::new();
         for entry in entries {
             match entry.status {
-                SUCCESS => drop(ran.insert(entry.name)),
+                SUCCESS => drop(stopped.insert(entry.name)),
                 NOT_RUNNING | BAD_NAME => {}
                 code => return Err(Fault::received(code, entry.description).into()),
             }
         }
-        let (ran, others): (Vec<&Name>, Vec<&Name>) =
-            names.iter().partition(|(_, process)| ran.contains(process));
-        // The call passes over who stops already, and waits for none of those.
+        let (stopped, others): (Vec<&Name>, Vec<&Name>) = names
+            .iter()
+            .partition(|(_, process)| stopped.contains(process));
+        // The call skips processes that were already stopping and does not wait for them.
         let others = others.into_iter();
         let others = others.map(|(_, process)| format!("{real}:{process}"));
         self.wait_until_stopped(others.collect()).await?;
-        Ok(ran.into_iter().cloned().collect())
+        Ok(stopped.into_iter().cloned().collect())
     }
 
     async fn stop_each(&self, names: &[Name]) -> Result<Vec<Name>, ChangeError> {
@@ -106,47 +111,54 @@ impl Updates {
             ("supervisor.stopProcess", params)
         };
         let calls: Vec<_> = real_names.iter().map(stop).collect();
-        let mut ran = Vec::new();
-        for (name, told) in names.iter().zip(self.twiddler.call_all(&calls).await?) {
-            match told {
-                Ok(_) => ran.push(name.clone()),
-                Err(told) if [NOT_RUNNING, BAD_NAME].contains(&told.code) => {}
-                Err(told) => return Err(told.into()),
+        let mut stopped = Vec::new();
+        for (name, result) in names.iter().zip(self.twiddler.call_all(&calls).await?) {
+            match result {
+                Ok(_) => stopped.push(name.clone()),
+                Err(fault) if [NOT_RUNNING, BAD_NAME].contains(&fault.code) => {}
+                Err(fault) => return Err(fault.into()),
             }
         }
         self.wait_until_stopped(real_names).await?;
-        Ok(ran)
+        Ok(stopped)
     }
 
-    /// Waits for processes that stop, by the daemon's names. Who is not there is not waited for.
-    async fn wait_until_stopped(&self, mut left: Vec<String>) -> Result<(), ChangeError> {
+    /// Waits until processes have stopped, by their names in the daemon. A process that does not exist
+    /// counts as stopped.
+    async fn wait_until_stopped(&self, mut stopping: Vec<String>) -> Result<(), ChangeError> {
         let deadline = tokio::time::Instant::now() + STOP_LIMIT;
-        while !left.is_empty() && tokio::time::Instant::now() < deadline {
-            let look = |name: &String| ("supervisor.getProcessInfo", vec![name.as_str().into()]);
-            let calls: Vec<_> = left.iter().map(look).collect();
+        while !stopping.is_empty() && tokio::time::Instant::now() < deadline {
+            let query = |name: &String| ("supervisor.getProcessInfo", vec![name.as_str().into()]);
+            let calls: Vec<_> = stopping.iter().map(query).collect();
             let mut infos = self.twiddler.call_all(&calls).await?.into_iter();
-            left.retain(|_| {
+            stopping.retain(|_| {
                 let info = infos.next().and_then(Result::ok);
                 let info = info.as_ref().and_then(ProcessInfo::read);
                 info.is_some_and(|info| !info.state.is_stopped())
             });
-            if !left.is_empty() {
+            if !stopping.is_empty() {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
         Ok(())
     }
 
-    /// Takes out who leaves in a plan. Where a whole group does not go, each goes for itself.
-    pub(super) async fn leave(
+    /// Removes the processes that leave according to a plan. Where the removal of a whole group fails, its
+    /// processes are removed one by one.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub(super) async fn remove_leaving(
         &self,
         plan: &Plan,
-        whole: &Whole,
+        whole_groups: &WholeGroups,
         authorized: &Authorized,
         record: &Record,
         outcome: &mut Outcome,
     ) -> Result<(), ChangeError> {
-        let placed = whole.iter().filter(|(real, _)| !plan.remove.contains(real));
+        let placed = whole_groups
+            .iter()
+            .filter(|(real, _)| !plan.remove.contains(real));
         let (removals, names): (Vec<_>, Vec<_>) = placed
             .map(|(real, names)| {
                 let removal = Change::RemovePlaced {
@@ -158,28 +170,26 @@ impl Updates {
             })
             .unzip();
         let change = |changes| self.twiddler.change(changes, authorized.clone(), record);
-        let mut gone: BTreeSet<&Name> = BTreeSet::new();
+        let mut removed_names: BTreeSet<&Name> = BTreeSet::new();
         for (names, removed) in names.into_iter().zip(change(removals).await) {
             match removed.map_err(|error| (error.fault(), error)) {
-                Ok(()) => gone.extend(names),
+                Ok(()) => removed_names.extend(names),
                 Err((Some(_), _)) => {}
                 Err((None, error)) => return Err(error),
             }
         }
-        let left: Vec<&Name> = plan
-            .leave
-            .iter()
-            .filter(|name| !gone.contains(name))
-            .collect();
+        let remaining = plan.leave.iter();
+        let remaining = remaining.filter(|name| !removed_names.contains(name));
+        let remaining: Vec<&Name> = remaining.collect();
         let removal = |(group, process): &&Name| Change::RemoveProcess {
             group: group.clone(),
             process: process.clone(),
         };
-        let removed = change(left.iter().map(removal).collect()).await;
-        for (name, removed) in left.into_iter().zip(removed) {
+        let removed = change(remaining.iter().map(removal).collect()).await;
+        for (name, removed) in remaining.into_iter().zip(removed) {
             match removed.map_err(|error| (error.fault(), error)) {
                 Ok(()) => {}
-                // Somebody else was faster.
+                // Another client has removed it.
                 Err((Some(fault), _)) if fault.code == BAD_NAME => {}
                 Err((Some(fault), _)) => outcome.failed.push((name.clone(), fault.text)),
                 Err((None, error)) => return Err(error),

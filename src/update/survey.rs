@@ -1,11 +1,11 @@
-//! What runs, what the files say, and what the daemon says of both: everything that a difference is
-//! made from, in at most four readings of the files.
+//! The state that differences are computed from: the daemon's processes, the files, and the daemon's
+//! replies about both. It takes at most four `reloadConfig` calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Updates;
 use super::baseline::Base;
-use super::difference::{GroupDifference, Input, Made, Questions, Replies, Seen};
+use super::difference::{GroupDifference, Input, Origin, Questions, Replies, VisibleProcess};
 use super::no_group;
 use super::probe::{Probe, Reply};
 use crate::daemon::ProcessInfo;
@@ -14,24 +14,24 @@ use crate::registry::{Registry, is_still_hidden};
 use crate::twiddler::{ChangeError, Epoch, QuestionPause};
 use crate::xmlrpc::Value;
 
-/// What is known of files and daemon at one moment.
+/// The state of files and daemon at one moment.
 pub(super) struct Survey {
-    /// The daemon's life that it is about.
+    /// The daemon's epoch at that moment.
     pub(super) epoch: Epoch,
-    /// What the files say.
+    /// The definitions in the files.
     pub(super) files: Definitions,
     /// All processes that clients see.
-    pub(super) seen: Vec<Seen>,
-    /// Groups that clients have added.
+    pub(super) processes: Vec<VisibleProcess>,
+    /// Groups that clients added.
     pub(super) added_groups: BTreeSet<String>,
-    /// What the groups were made from.
+    /// The sections that the groups were made from.
     pub(super) bases: BTreeMap<String, Base>,
-    /// What differs.
+    /// The differences between files and daemon.
     pub(super) differences: Vec<GroupDifference>,
 }
 
 impl Survey {
-    /// Whether a `[group:x]` of its own made a group.
+    /// Whether the group was made from a `[group:x]` section.
     pub(super) fn had_section(&self, group: &str) -> bool {
         let base = self.bases.get(group);
         base.is_some_and(|base| base.group.has_section)
@@ -39,8 +39,8 @@ impl Survey {
 }
 
 impl Updates {
-    /// Finds what differs in `groups`, or in all where none is named. At the end the daemon has read
-    /// the files as they are.
+    /// Finds the differences in `groups`, or in all groups where none is named. Afterwards the daemon's last
+    /// reading is of the files without a probe.
     ///
     /// # Errors
     /// When the files are not valid, a group is not known, or the daemon does not answer.
@@ -48,8 +48,8 @@ impl Updates {
         let epoch = self.twiddler.current().await?;
         let pause = self.twiddler.pause_for_questions().await?;
         let files = self.files_as_read(&pause).await?;
-        let (plain, seen) = self.read_and_look(&files).await?;
-        self.note_confirmed_by(&files, &plain, &seen);
+        let (plain, processes) = self.read_and_list(&files).await?;
+        self.note_confirmed_by(&files, &plain, &processes);
         let added_groups: BTreeSet<String> = self
             .twiddler
             .with_registry(|registry| registry.added_groups().map(str::to_owned).collect());
@@ -58,7 +58,7 @@ impl Updates {
             .iter()
             .map(|group| group.name.as_str())
             .collect();
-        known.extend(seen.iter().map(|seen| seen.group.as_str()));
+        known.extend(processes.iter().map(|process| process.group.as_str()));
         known.extend(plain.removed.iter().map(String::as_str));
         known.extend(added_groups.iter().map(String::as_str));
         if let Some(unknown) = groups.iter().find(|name| !known.contains(name.as_str())) {
@@ -68,7 +68,7 @@ impl Updates {
         let input = Input {
             files: &files,
             baseline: &baseline,
-            seen: &seen,
+            processes: &processes,
             added_groups: &added_groups,
             plain: &plain,
         };
@@ -88,41 +88,48 @@ impl Updates {
             epoch,
             bases: baseline.groups,
             files,
-            seen,
+            processes,
             added_groups,
             differences,
         })
     }
 
-    /// Lets the daemon read the files, and lists what it runs.
-    pub(super) async fn read_and_look(
+    /// Lets the daemon read the files, and lists its processes.
+    ///
+    /// # Errors
+    /// When the files are not valid, or the daemon does not answer.
+    pub(super) async fn read_and_list(
         &self,
         files: &Definitions,
-    ) -> Result<(Reply, Vec<Seen>), ChangeError> {
-        let look = [("supervisor.getAllProcessInfo", vec![])];
-        let mut results = self.twiddler.read_files(&look).await?.into_iter();
+    ) -> Result<(Reply, Vec<VisibleProcess>), ChangeError> {
+        let list = [("supervisor.getAllProcessInfo", vec![])];
+        let mut results = self.twiddler.read_files(&list).await?.into_iter();
         let reloaded = results.next().unwrap_or(Ok(Value::Nil))?;
         let infos = results.next().unwrap_or(Ok(Value::Nil))?;
         *self.last_read() = Some(files.clone());
         let mut reply = Probe::new(None, None).interpret(&reloaded, None);
-        let seen = self.twiddler.with_registry(|registry| {
-            reply.removed.retain(|name| !is_ours(registry, name));
-            seen(registry, &ProcessInfo::read_all(&infos))
+        let processes = self.twiddler.with_registry(|registry| {
+            reply
+                .removed
+                .retain(|name| !belongs_to_twiddler(registry, name));
+            visible_processes(registry, &ProcessInfo::read_all(&infos))
         });
-        Ok((reply, seen))
+        Ok((reply, processes))
     }
 
-    fn note_confirmed_by(&self, files: &Definitions, plain: &Reply, seen: &[Seen]) {
+    fn note_confirmed_by(&self, files: &Definitions, plain: &Reply, processes: &[VisibleProcess]) {
         let mut reply = plain.clone();
-        // What was added stands where no base can be confirmed.
-        let own = seen
-            .iter()
-            .filter(|seen| seen.real == seen.group && !matches!(seen.made, Made::Base));
-        reply.changed.extend(own.map(|seen| seen.group.clone()));
+        // A group that holds added processes differs from the files anyway, so its base is not confirmed.
+        let own = processes.iter().filter(|process| {
+            process.real_group == process.group && !matches!(process.origin, Origin::Base)
+        });
+        reply
+            .changed
+            .extend(own.map(|process| process.group.clone()));
         self.note_confirmed(files, &reply);
     }
 
-    /// Puts what cannot be told from texts to the daemon.
+    /// Finds the differences in `groups`, and asks the daemon where the texts alone do not answer.
     async fn judge(
         &self,
         pause: &QuestionPause,
@@ -135,12 +142,12 @@ impl Updates {
             return Ok(questions.differences(&replies));
         }
         for probe in &questions.probes {
-            replies.told.push(put(pause, probe).await?);
+            replies.probes.push(read_probe(pause, probe).await?);
         }
         if questions.probes.len() == 1 {
             let completeness = questions.completeness(&replies);
             if !completeness.is_empty() {
-                replies.same = put(pause, &completeness).await?;
+                replies.completeness = read_probe(pause, &completeness).await?;
             }
         }
         self.read_plain(input.files).await?;
@@ -148,8 +155,11 @@ impl Updates {
     }
 }
 
-/// Lets the daemon read a probe, and reads its answer.
-pub(super) async fn put(pause: &QuestionPause, probe: &Probe) -> Result<Reply, ChangeError> {
+/// Lets the daemon read a probe, and interprets its reply.
+///
+/// # Errors
+/// The daemon's fault about the probe, or that it does not answer.
+pub(super) async fn read_probe(pause: &QuestionPause, probe: &Probe) -> Result<Reply, ChangeError> {
     let list = [("supervisor.getAllConfigInfo", vec![])];
     let calls = if probe.asks_for_values() {
         &list[..]
@@ -159,28 +169,32 @@ pub(super) async fn put(pause: &QuestionPause, probe: &Probe) -> Result<Reply, C
     let text = probe.text();
     let results = pause.read(Some(&text), calls).await;
     let mut results = results?.into_iter();
-    let mut told = || results.next().unwrap_or(Ok(Value::Nil));
-    match (told(), told()) {
+    let mut next = || results.next().unwrap_or(Ok(Value::Nil));
+    match (next(), next()) {
         (Ok(reloaded), Ok(configs)) => Ok(probe.interpret(&reloaded, Some(&configs))),
         (Err(fault), _) | (_, Err(fault)) => {
-            // Nobody is to meet the probe in what was read last.
+            // Without this reading, the next `addProcessGroup` would use the definitions of the probe.
             let _ = pause.read(None, &[]).await;
             Err(fault.into())
         }
     }
 }
 
-/// Whether a group may differ: all others are as the files are, because the daemon says so.
+/// Whether a group may differ. According to the daemon, all other groups are as the files define them.
 fn is_suspect(input: Input<'_>, name: &str) -> bool {
     let plain = input.plain;
-    let is_made_later = |seen: &Seen| seen.group == name && matches!(seen.made, Made::Update(_));
+    let is_made_later = |process: &VisibleProcess| {
+        process.group == name && matches!(process.origin, Origin::Update(_))
+    };
     let is_configured = input.files.group(name).is_some();
-    let is_added = |seen: &Seen| seen.group == name && matches!(seen.made, Made::Added(_));
+    let is_added = |process: &VisibleProcess| {
+        process.group == name && matches!(process.origin, Origin::Added(_))
+    };
     plain.added.contains(name)
         || plain.changed.contains(name)
         || plain.removed.contains(name)
-        || input.seen.iter().any(is_made_later)
-        || is_configured && input.seen.iter().any(is_added)
+        || input.processes.iter().any(is_made_later)
+        || is_configured && input.processes.iter().any(is_added)
         || is_configured && input.added_groups.contains(name)
         || input
             .baseline
@@ -190,26 +204,27 @@ fn is_suspect(input: Input<'_>, name: &str) -> bool {
         || is_configured && lacks_processes(input, name)
 }
 
-/// Whether a process of the files is not there: somebody has taken it out.
+/// Whether the daemon lacks a process that the files define, because a client has removed it.
 fn lacks_processes(input: Input<'_>, name: &str) -> bool {
     let Some(group) = input.files.group(name) else {
         return false;
     };
     let wanted: i64 = group.programs.iter().map(|program| program.numprocs).sum();
-    let there = input.seen.iter().filter(|seen| seen.group == name).count();
-    i64::try_from(there).unwrap_or(i64::MAX) < wanted
+    let present = input.processes.iter();
+    let present = present.filter(|process| process.group == name).count();
+    i64::try_from(present).unwrap_or(i64::MAX) < wanted
 }
 
-/// Whether the daemon's group of this name is of our making.
-fn is_ours(registry: &Registry, real: &str) -> bool {
+/// Whether twiddler added the daemon's group of this name.
+fn belongs_to_twiddler(registry: &Registry, real: &str) -> bool {
     registry.marker() == Some(real)
         || registry.owner(real).is_some()
         || registry.added_group(real).is_some()
 }
 
-/// The daemon's processes as clients see them, with what they were made from.
-pub(super) fn seen(registry: &Registry, infos: &[ProcessInfo]) -> Vec<Seen> {
-    let look = |info: &ProcessInfo| {
+/// The daemon's processes as clients see them, each with its origin.
+pub(super) fn visible_processes(registry: &Registry, infos: &[ProcessInfo]) -> Vec<VisibleProcess> {
+    let visible = |info: &ProcessInfo| {
         let group = registry.owner(&info.group).unwrap_or(&info.group);
         let member = registry.member(group, &info.name);
         let member = member.filter(|member| member.real == info.group);
@@ -221,14 +236,14 @@ pub(super) fn seen(registry: &Registry, infos: &[ProcessInfo]) -> Vec<Seen> {
                 return None;
             }
         }
-        Some(Seen {
+        Some(VisibleProcess {
             group: group.to_owned(),
-            process: info.name.clone(),
-            real: info.group.clone(),
+            name: info.name.clone(),
+            real_group: info.group.clone(),
             state: info.state,
             start: info.start,
-            made: member.map_or(Made::Base, Made::member),
+            origin: member.map_or(Origin::Base, Origin::of_member),
         })
     };
-    infos.iter().filter_map(look).collect()
+    infos.iter().filter_map(visible).collect()
 }

@@ -1,7 +1,7 @@
-//! What the daemon makes of a program's options, process by process, and whether two of that are the
-//! same to it.
+//! The values that the daemon derives from a program's options for each process, and whether two such
+//! sets of values are the same to it.
 //!
-//! The values are the daemon's own: it has read probes and listed them. Pure.
+//! The values come from the daemon: it reads a probe and lists its definitions. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,31 @@ use crate::daemon::conf::variables;
 use crate::program::SEPARATOR;
 use crate::xmlrpc::Value;
 
-/// What the daemon shows of a log that it names itself. Where the new text leaves it so, the daemon
-/// takes any log for the same (`supervisor/options.py`, `ProcessConfig.__eq__`).
+/// The value that the daemon lists for a log file that it names itself. If the new definition has it, the
+/// daemon treats every old log file as equal (`supervisor/options.py`, `ProcessConfig.__eq__`).
 const AUTOMATIC: &str = "auto";
-/// What `getAllConfigInfo` says of a process beside its definition, and what is asked in another way.
-const NOT_DEFINED: [&str; 5] = ["group", "group_prio", "inuse", "name", "autostart"];
+/// Members of the structs of `getAllConfigInfo` that are not compared: they are not part of the definition,
+/// or, as `autostart`, are compared separately.
+const NOT_COMPARED: [&str; 5] = ["group", "group_prio", "inuse", "name", "autostart"];
 
-/// What the daemon makes of the options for one process.
+/// The values of one process's options, as the daemon reads them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Values {
-    /// What `getAllConfigInfo` shows, by name.
+    /// The values that `getAllConfigInfo` lists, by option.
     shown: BTreeMap<String, Value>,
     umask: String,
     autorestart: String,
-    /// Whether the daemon starts it by itself.
+    /// Whether the daemon starts the process without a call.
     pub autostart: bool,
     stopasgroup: bool,
     environment: BTreeMap<String, String>,
 }
 
 impl Values {
-    /// Reads the struct of the probe with the values, and the text of the one whose command holds
-    /// what is not shown; `environment` is what `[supervisord]` gives to all.
+    /// Reads the values of one process. `shown` is the struct that `getAllConfigInfo` lists for it.
+    /// `unshown` is the command of a probe process, which holds the options that the list lacks.
+    /// `environment` is the `[supervisord] environment`, which every program gets. None if `unshown` is
+    /// not readable.
     pub fn read(
         shown: &Value,
         unshown: &str,
@@ -52,7 +55,7 @@ impl Values {
         })
     }
 
-    /// Whether the daemon takes `new` for the same definition as this one, which is in force.
+    /// Whether `new` is the same definition to the daemon as this one, which is in force.
     pub fn equals(&self, new: &Self) -> bool {
         self.equals_as_shown(new)
             && self.umask == new.umask
@@ -62,7 +65,7 @@ impl Values {
             && self.environment == new.environment
     }
 
-    /// The same as far as the daemon's list of definitions shows it.
+    /// Whether the values that the daemon lists are the same.
     fn equals_as_shown(&self, new: &Self) -> bool {
         let names = self.shown.keys().chain(new.shown.keys());
         names.into_iter().all(|name| {
@@ -83,7 +86,7 @@ fn definition(shown: &Value) -> BTreeMap<String, Value> {
     };
     let members = members.iter();
     members
-        .filter(|(name, _)| !NOT_DEFINED.contains(&name.as_str()))
+        .filter(|(name, _)| !NOT_COMPARED.contains(&name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
@@ -126,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_daemon_does_not_show_is_compared_as_it_reads_it() {
+    fn options_that_the_daemon_does_not_list_are_compared_by_its_rules() {
         let table = [
             (
                 ["022", "", "", "", ""],
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_the_new_text_leaves_to_the_daemon_equals_any() {
+    fn an_automatic_log_file_in_the_new_definition_equals_every_old_one() {
         let log = |text| values(&[("stdout_logfile", text), ("name", text)], [""; 5], &[]);
         assert!(log("/a").equals(&log("auto")));
         assert!(log("auto").equals(&log("auto")));

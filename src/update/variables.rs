@@ -1,21 +1,21 @@
-//! Variables of the daemon's environment, by which the files say how many processes there are, what they
-//! are called and who belongs to a group. The proxy may have others, so the daemon is asked.
+//! Variables of the daemon's environment. The files can use them in `numprocs`, in names of processes and in
+//! lists of programs. The proxy's environment can differ, so the daemon is asked for their values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use super::Updates;
 use super::probe::Probe;
-use super::survey::put;
+use super::survey::read_probe;
 use crate::daemon::conf::{self, Definitions};
 use crate::twiddler::{ChangeError, QuestionPause};
 
-/// What the daemon's variables hold, as long as it goes on. They may be secrets.
-pub(super) type Known = Mutex<BTreeMap<String, String>>;
+/// The values of the daemon's environment variables in this epoch, by name. Values may be secrets.
+pub(super) type KnownVariables = Mutex<BTreeMap<String, String>>;
 
 impl Updates {
-    /// What the files say now, and the variables in them that the daemon was not asked for yet. Files
-    /// that cannot be read say nothing.
+    /// The definitions in the files now, and the variables in them whose values in the daemon are not known
+    /// yet. Files that cannot be read define nothing.
     fn files_and_unknown(&self) -> (Definitions, BTreeSet<String>) {
         let known = super::lock(&self.variables).clone();
         let unknown = Mutex::new(BTreeSet::new());
@@ -30,13 +30,14 @@ impl Updates {
         (files.unwrap_or_default(), super::lock(&unknown).clone())
     }
 
-    /// What the files say now, as far as that is known.
+    /// The definitions in the files now. The proxy's own environment stands in for variables whose values in
+    /// the daemon are not known.
     pub(super) fn files(&self) -> Definitions {
         self.files_and_unknown().0
     }
 
-    /// What the files say now, where the daemon says what its variables hold. It reads the files twice
-    /// for those that are new.
+    /// The definitions in the files now, with the values of variables from the daemon. For variables that are
+    /// not known yet, the daemon reads the files twice.
     ///
     /// # Errors
     /// When the daemon does not answer.
@@ -50,9 +51,9 @@ impl Updates {
         }
         let mut probe = Probe::default();
         probe.variables(unknown);
-        match put(pause, &probe).await {
+        match read_probe(pause, &probe).await {
             Ok(reply) => super::lock(&self.variables).extend(reply.variables),
-            // It says so as well when it reads the files alone.
+            // The files are not valid. The next reading of the files alone reports this.
             Err(ChangeError::Fault(_)) => return Ok(files),
             Err(error) => return Err(error),
         }
@@ -61,8 +62,8 @@ impl Updates {
         Ok(files)
     }
 
-    /// The same where nothing else is to be asked. Where questions cannot be put, the proxy's own variables
-    /// count.
+    /// As [`Updates::files_as_read`], but pauses reloads itself. Where probes are not possible, the proxy's
+    /// own environment is used.
     ///
     /// # Errors
     /// When the daemon does not answer.
@@ -77,7 +78,7 @@ impl Updates {
         }
     }
 
-    /// The daemon has started again, maybe with another environment.
+    /// Forgets the values of variables, because a restarted daemon can have another environment.
     pub(super) fn forget_variables(&self) {
         super::lock(&self.variables).clear();
     }
