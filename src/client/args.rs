@@ -1,4 +1,4 @@
-//! What can be typed after `twiddler` beside `serve` and `check`.
+//! The verbs of the command line and their options, except `serve` and `check`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::complete::{group_names, process_names, program_names, scalable_names}
 
 const HEADING: &str = "Client options";
 
-/// The options of every verb; they may stand before the verb, too.
+/// The options that every verb takes, before or after its name.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ClientOptions {
     /// The server: http://HOST:PORT, https://HOST:PORT or unix:///PATH [env: TWIDDLER_SERVER]
@@ -43,7 +43,8 @@ pub struct ClientOptions {
 }
 
 impl ClientOptions {
-    /// These options, completed by `before`, which stood before the verb.
+    /// These options, which follow the verb; an option that is missing is taken from `before`, the
+    /// options in front of the verb.
     #[must_use]
     pub fn or(self, before: ClientOptions) -> Self {
         ClientOptions {
@@ -80,12 +81,12 @@ pub enum Format {
     Name,
 }
 
-/// What the client can do.
+/// A verb with its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Show processes and their states
     #[command(after_help = "\
-Exit status: 0 all of them run, 3 one of them does not, 4 a name is unknown.
+Exit status: 0 all processes run, 3 a process does not run, 4 a name is unknown.
 
 Examples:
   twiddler status
@@ -129,7 +130,7 @@ Examples:
 
     /// Wait until processes have reached a state
     #[command(after_help = "\
-Exit status: 0 all of them have, 124 the time is up.
+Exit status: 0 all processes reached the state, 124 the timeout passed.
 
 Example:
   twiddler wait web:api --for running --timeout 30")]
@@ -137,7 +138,7 @@ Example:
 
     /// Add a program to a group of the running supervisord
     #[command(after_help = "\
-The words after -- arrive in the process as they are: nothing in them is expanded.
+The process gets the words after -- unchanged: supervisord expands nothing in them.
 
 Examples:
   twiddler add web:api -O user=www-data -O stopwaitsecs=30 -- /usr/bin/api --port 8080
@@ -182,7 +183,7 @@ Example:
 
     /// Change options of a program that was added, and keep the others
     #[command(after_help = "\
-The processes that run are stopped and started again, nobody else's. KEY= unsets an option.
+Only running processes of this program are restarted. KEY= unsets an option.
 
 Examples:
   twiddler set web:api stopwaitsecs=30 'environment=LEVEL=\"debug\"'
@@ -191,8 +192,8 @@ Examples:
 
     /// Change how many processes programs have
     #[command(after_help = "\
-Processes that stay are not restarted. A program of supervisord's files has the number that its file \
-says again when supervisord restarts, or when that number is edited and updated.
+Processes that stay are not restarted. A program of supervisord's files returns to the number in its \
+file when supervisord restarts, or when somebody edits that number and runs update.
 
 Examples:
   twiddler scale jobs:worker=8
@@ -201,10 +202,10 @@ Examples:
 
     /// Show where supervisord's files differ from what runs
     #[command(after_help = "\
-Changes nothing. Variables of environment are named, and their values not shown.
+Changes nothing. Names the variables of environment that differ, and does not show their values.
 
 Exit status: 0 nothing differs, or only numbers of processes that were scaled; 1 something differs; 2 \
-it cannot be told.
+the comparison failed.
 
 Examples:
   twiddler diff
@@ -264,7 +265,7 @@ Examples:
 }
 
 impl Verb {
-    /// The client options that stand after the verb; none where the verb talks to no server.
+    /// The client options after the verb's name; `None` for a verb that talks to no server.
     pub fn options(&self) -> Option<&ClientOptions> {
         match self {
             Verb::Status(args) => Some(&args.client),
@@ -364,7 +365,7 @@ pub struct LogsArgs {
     pub client: ClientOptions,
 }
 
-/// A state that can be waited for.
+/// A state that `wait` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Awaited {
     /// RUNNING
@@ -384,7 +385,7 @@ pub struct WaitArgs {
     /// The state to wait for
     #[arg(long = "for", value_name = "STATE")]
     pub state: Awaited,
-    /// Give up after so many seconds
+    /// Give up after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
     /// Where the server is, and how to print.
@@ -422,7 +423,7 @@ pub struct RunArgs {
     /// An option as in a `[program:x]` section; repeatable
     #[arg(short = 'O', long = "option", value_name = "KEY=VALUE", value_parser = key_value)]
     pub options: Vec<(String, String)>,
-    /// The group to run it in [default: one of its own, which goes with it]
+    /// The group to run it in [default: a group of its own, which is removed with the program]
     #[arg(long, value_name = "GROUP", add = ArgValueCompleter::new(group_names))]
     pub group: Option<String>,
     /// Leave the program in supervisord when it has ended; it also runs on when this command is
@@ -501,10 +502,10 @@ pub struct SetArgs {
 /// How many processes a program is to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
-    /// So many.
-    Is(i64),
-    /// So many more than now; fewer where it is negative.
-    More(i64),
+    /// This number.
+    Absolute(i64),
+    /// This many more than now; fewer where it is negative.
+    Relative(i64),
 }
 
 /// Arguments of `scale`.
@@ -589,7 +590,7 @@ pub struct CallArgs {
     pub client: ClientOptions,
 }
 
-/// A shell that can be completed in.
+/// A shell for which `completions` writes a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shell {
     /// bash
@@ -603,7 +604,7 @@ pub enum Shell {
 }
 
 impl Shell {
-    /// What writes the script for it.
+    /// clap's writer of the script for this shell.
     pub fn completer(self) -> &'static dyn EnvCompleter {
         match self {
             Shell::Bash => &Bash,
@@ -646,8 +647,8 @@ fn scaled(text: &str) -> Result<(String, Number), String> {
     let is_relative = number.starts_with(['+', '-']);
     match (name, is_relative) {
         ("", _) => Err(wrong()),
-        (name, true) => Ok((name.to_owned(), Number::More(count))),
-        (name, false) => Ok((name.to_owned(), Number::Is(count))),
+        (name, true) => Ok((name.to_owned(), Number::Relative(count))),
+        (name, false) => Ok((name.to_owned(), Number::Absolute(count))),
     }
 }
 
@@ -665,10 +666,10 @@ mod tests {
     #[test]
     fn numbers_are_absolute_or_relative() {
         for (text, expected) in [
-            ("web:api=3", Some(("web:api", Number::Is(3)))),
-            ("web:api=+2", Some(("web:api", Number::More(2)))),
-            ("web:api=-1", Some(("web:api", Number::More(-1)))),
-            ("a=b=0", Some(("a=b", Number::Is(0)))),
+            ("web:api=3", Some(("web:api", Number::Absolute(3)))),
+            ("web:api=+2", Some(("web:api", Number::Relative(2)))),
+            ("web:api=-1", Some(("web:api", Number::Relative(-1)))),
+            ("a=b=0", Some(("a=b", Number::Absolute(0)))),
             ("web:api", None),
             ("web:api=", None),
             ("=3", None),

@@ -1,4 +1,4 @@
-//! Live names for completion in a shell.
+//! Completion in a shell: the names of the server's processes, groups and programs.
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use super::{Connection, Output};
 use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 
-/// Nobody waits longer for a completion.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The server has this long to answer; the shell waits meanwhile.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Processes and whole groups that begin as what was typed.
+/// Processes (`group:process`) and groups (`group:*`) whose names begin with `current`.
 pub fn process_names(current: &OsStr) -> Vec<CompletionCandidate> {
-    let found = ask(async |session| {
+    let names = query(async |session| {
         let (table, _) = session.table().await.ok()?;
         let mut names = Vec::new();
         for info in &table {
@@ -31,34 +31,34 @@ pub fn process_names(current: &OsStr) -> Vec<CompletionCandidate> {
         }
         Some(names)
     });
-    beginning_as(current, found)
+    beginning_with(current, names)
 }
 
-/// Groups that begin as what was typed.
+/// Groups whose names begin with `current`.
 pub fn group_names(current: &OsStr) -> Vec<CompletionCandidate> {
-    let names = ask(async |session| {
+    let names = query(async |session| {
         let method = "twiddler.getGroupNames";
         let names = session.server.call(method, &[], method).await.ok()?;
         let names = names.as_array().unwrap_or_default().iter();
         let names = names.filter_map(Value::as_str);
         Some(names.map(|name| (name.to_owned(), String::new())).collect())
     });
-    beginning_as(current, names)
+    beginning_with(current, names)
 }
 
-/// Programs that begin as what was typed.
+/// Programs whose names begin with `current`.
 pub fn program_names(current: &OsStr) -> Vec<CompletionCandidate> {
-    let names = ask(async |session| {
+    let names = query(async |session| {
         let (programs, _) = programs::all(session).await.ok()?;
         let named = |info: &ProgramInfo| (info.namespec(), info.origin.clone());
         Some(programs.iter().map(named).collect())
     });
-    beginning_as(current, names)
+    beginning_with(current, names)
 }
 
-/// The same with the number of their processes.
+/// Programs whose names begin with `current`, as `group:program=numprocs`.
 pub fn scalable_names(current: &OsStr) -> Vec<CompletionCandidate> {
-    let names = ask(async |session| {
+    let names = query(async |session| {
         let (programs, _) = programs::all(session).await.ok()?;
         let named = |info: &ProgramInfo| {
             let name = format!("{}={}", info.namespec(), info.numprocs);
@@ -66,11 +66,12 @@ pub fn scalable_names(current: &OsStr) -> Vec<CompletionCandidate> {
         };
         Some(programs.iter().map(named).collect())
     });
-    beginning_as(current, names)
+    beginning_with(current, names)
 }
 
-/// Candidates of the names, with what the shell says beside each.
-fn beginning_as(current: &OsStr, names: Vec<(String, String)>) -> Vec<CompletionCandidate> {
+/// The pairs of name and help whose name begins with `current`, as candidates. The shell shows the help
+/// beside the name.
+fn beginning_with(current: &OsStr, names: Vec<(String, String)>) -> Vec<CompletionCandidate> {
     let current = current.to_string_lossy();
     names
         .into_iter()
@@ -82,8 +83,9 @@ fn beginning_as(current: &OsStr, names: Vec<(String, String)>) -> Vec<Completion
         .collect()
 }
 
-/// Asks the server that the words typed so far name; nothing where it does not answer at once.
-fn ask<F>(question: F) -> Vec<(String, String)>
+/// Runs `query` against the server that the words of the command line name. The result is empty where
+/// the server does not answer within [`TIMEOUT`].
+fn query<F>(query: F) -> Vec<(String, String)>
 where
     F: AsyncFnOnce(&Session) -> Option<Vec<(String, String)>>,
 {
@@ -93,19 +95,19 @@ where
     else {
         return Vec::new();
     };
-    let Ok((address, authorization)) = server::resolve(&typed()) else {
+    let Ok((address, authorization)) = server::resolve(&typed_options()) else {
         return Vec::new();
     };
     let session = Session {
         server: Connection::new(address, authorization),
         output: Output::new(None, None),
     };
-    let asking = async { tokio::time::timeout(PATIENCE, question(&session)).await };
-    runtime.block_on(asking).ok().flatten().unwrap_or_default()
+    let limited = async { tokio::time::timeout(TIMEOUT, query(&session)).await };
+    runtime.block_on(limited).ok().flatten().unwrap_or_default()
 }
 
-/// The client options among the words of the command line that is being completed.
-fn typed() -> ClientOptions {
+/// The client options among the words of the command line that the shell completes.
+fn typed_options() -> ClientOptions {
     #[derive(Parser)]
     #[command(no_binary_name = true, ignore_errors = true, disable_help_flag = true)]
     struct Words {
@@ -119,12 +121,12 @@ fn typed() -> ClientOptions {
         .skip(2)
         .collect();
     let mut options = ClientOptions::default();
-    // Options may stand before or after the verb, and half a word anywhere.
+    // Options may stand before or after the verb, and any word may be incomplete.
     for start in 0..words.len() {
         if words[start].starts_with('-')
-            && let Ok(found) = Words::try_parse_from(&words[start..])
+            && let Ok(parsed) = Words::try_parse_from(&words[start..])
         {
-            options = options.or(found.client);
+            options = options.or(parsed.client);
         }
     }
     options

@@ -24,10 +24,10 @@ use super::error::Error;
 use crate::lease;
 use crate::xmlrpc::{self, Fault, Value};
 
-/// There is no limit on an answer: stopping takes as long as the process does.
+/// How long connecting may take. A reply has no limit: `stopProcess` answers when the process has ended.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const OWN_NAME: &str = concat!("twiddler/", env!("CARGO_PKG_VERSION"));
-/// What may not stand in a path as it is.
+const USER_AGENT_NAME: &str = concat!("twiddler/", env!("CARGO_PKG_VERSION"));
+/// The characters that are percent-encoded in a segment of a path.
 const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'?').add(b'#').add(b'%').add(b'/');
 
 /// Where a server is. Displays as its URL.
@@ -63,11 +63,12 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// A server, and what is presented to it.
+/// A server, with the credentials that requests present to it.
 pub struct Connection {
     address: Address,
+    /// The value of the header `Authorization`.
     authorization: Option<HeaderValue>,
-    /// A connection that can take the next request.
+    /// The HTTP connection of an earlier call, for the next one.
     idle: Mutex<Option<Sender>>,
 }
 
@@ -77,7 +78,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Connection {
-    /// Prepares requests to `address`; nothing is connected yet.
+    /// A server at `address`. The first request connects.
     pub fn new(address: Address, authorization: Option<HeaderValue>) -> Self {
         Connection {
             address,
@@ -86,10 +87,11 @@ impl Connection {
         }
     }
 
-    /// Calls `method`; `subject` is the name that the call is about, for the text of a fault.
+    /// Calls `method` and returns its result; `subject` is the name that the call is about, for the text
+    /// of a fault.
     ///
     /// # Errors
-    /// When there is no answer, or a fault.
+    /// When the server does not answer, or answers with a fault.
     pub async fn call(
         &self,
         method: &str,
@@ -98,13 +100,13 @@ impl Connection {
     ) -> Result<Value, Error> {
         self.try_call(method, params)
             .await?
-            .map_err(|fault| Error::of(fault, method, subject))
+            .map_err(|fault| Error::from_fault(fault, method, subject))
     }
 
-    /// Calls `method`, and leaves a fault to the caller.
+    /// Calls `method` and returns its result or its fault.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// When the server does not answer.
     pub async fn try_call(
         &self,
         method: &str,
@@ -129,8 +131,8 @@ impl Connection {
             .await
             .map_err(|error| self.unreachable(&error))?
             .to_bytes();
-        self.judge(status, &body)?;
-        self.keep(sender);
+        self.check_status(status, &body)?;
+        *self.idle() = Some(sender);
         xmlrpc::read::response(&body).map_err(|error| self.unreadable(&error))
     }
 
@@ -145,16 +147,16 @@ impl Connection {
             .await
     }
 
-    /// Holds a lease until the stream is dropped.
+    /// Holds the lease `name` until the returned stream is dropped.
     ///
     /// # Errors
-    /// When the server cannot be reached, or knows no leases.
+    /// When the server cannot be reached, or has no leases (HTTP 404 or 405).
     pub async fn hold_lease(&self, name: &str) -> Result<Incoming, Error> {
         let name = utf8_percent_encode(name, IN_PATH);
         self.open_stream(&format!("{}{name}", lease::PATH)).await
     }
 
-    /// Opens a stream, on a connection of its own.
+    /// Opens a stream on a new connection: the stream occupies it to its end.
     async fn open_stream(&self, path: &str) -> Result<Incoming, Error> {
         let request = self
             .request(Method::GET, path)
@@ -171,8 +173,8 @@ impl Connection {
             return Ok(body);
         }
         let text = body.collect().await.map(|body| body.to_bytes());
-        self.judge(status, &text.unwrap_or_default())?;
-        Err(self.unreadable(&"a stream has no status of its own"))
+        self.check_status(status, &text.unwrap_or_default())?;
+        Err(self.unreadable(&"the stream does not begin with HTTP status 200"))
     }
 
     fn request(&self, method: Method, path: &str) -> http::request::Builder {
@@ -185,15 +187,16 @@ impl Connection {
             .method(method)
             .uri(path)
             .header(HOST, host)
-            .header(USER_AGENT, OWN_NAME);
+            .header(USER_AGENT, USER_AGENT_NAME);
         match &self.authorization {
             Some(authorization) => request.header(AUTHORIZATION, authorization),
             None => request,
         }
     }
 
-    /// Tells a status that is no answer.
-    fn judge(&self, status: StatusCode, body: &[u8]) -> Result<(), Error> {
+    /// The error for any status but 200. The first line of `body` is its reason, unless the body is a
+    /// page.
+    fn check_status(&self, status: StatusCode, body: &[u8]) -> Result<(), Error> {
         let server = self.address.to_string();
         let text = String::from_utf8_lossy(body);
         let is_page = text.trim_start().starts_with('<');
@@ -213,7 +216,7 @@ impl Connection {
         }
     }
 
-    /// The connection of an earlier call, or a new one.
+    /// The idle connection, or a new one.
     async fn sender(&self) -> Result<Sender, Error> {
         let idle = self.idle().take();
         if let Some(mut sender) = idle
@@ -222,10 +225,6 @@ impl Connection {
             return Ok(sender);
         }
         self.connect().await
-    }
-
-    fn keep(&self, sender: Sender) {
-        *self.idle() = Some(sender);
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Option<Sender>> {
@@ -247,14 +246,15 @@ impl Connection {
         Ok(sender)
     }
 
-    /// Why no connection came about; what does not speak TLS answers with bytes that make no sense.
+    /// The error for a connection that failed. rustls reports `InvalidMessage` where the server does not
+    /// speak TLS.
     fn not_connected(&self, error: &std::io::Error) -> Error {
         let is_tls = matches!(self.address, Address::Tcp { tls: true, .. });
-        let is_plain = |error: &tokio_rustls::rustls::Error| {
+        let is_not_tls_message = |error: &tokio_rustls::rustls::Error| {
             matches!(error, tokio_rustls::rustls::Error::InvalidMessage(_))
         };
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-        if inner.is_some_and(is_plain) && is_tls {
+        if inner.is_some_and(is_not_tls_message) && is_tls {
             self.unreachable(&"it does not speak TLS: write http://")
         } else {
             self.unreachable(error)
@@ -287,14 +287,14 @@ async fn open(address: &Address) -> std::io::Result<Box<dyn Stream>> {
                 return Ok(Box::new(stream));
             }
             let name = ServerName::try_from(host.clone()).map_err(std::io::Error::other)?;
-            let connector = TlsConnector::from(Arc::new(trusting_the_system()?));
+            let connector = TlsConnector::from(Arc::new(tls_config()?));
             Ok(Box::new(connector.connect(name, stream).await?))
         }
     }
 }
 
-/// Trusts the certificates that the system trusts, or those in the file that SSL_CERT_FILE names.
-fn trusting_the_system() -> std::io::Result<ClientConfig> {
+/// Trusts the certificates that the system trusts, or the ones in the file that SSL_CERT_FILE names.
+fn tls_config() -> std::io::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_shown_as_they_are_typed() {
+    fn addresses_display_as_urls() {
         let tcp = |host: &str, tls| Address::Tcp {
             host: host.to_owned(),
             port: 9002,

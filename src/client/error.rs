@@ -1,4 +1,4 @@
-//! What can go wrong for a verb: one sentence each, and an exit status.
+//! The errors of the verbs: each is one sentence and has an exit status.
 
 use crate::fault::{
     BAD_NAME, CANT_REREAD, INCORRECT_PARAMETERS, NO_FILE, NOT_IN_WHITELIST, SHUTDOWN_STATE,
@@ -6,24 +6,24 @@ use crate::fault::{
 };
 use crate::xmlrpc::Fault;
 
-/// Something that was asked for did not happen.
+/// A part of the verb's work failed.
 pub const NOT_DONE: u8 = 1;
 /// Bad usage.
 pub const USAGE: u8 = 2;
-/// `diff`: it cannot be told whether something differs.
-pub const TROUBLE: u8 = 2;
+/// `diff`: the comparison failed, as for diff(1).
+pub const COMPARISON_FAILED: u8 = 2;
 /// `status`: a process does not run.
 pub const NOT_RUNNING: u8 = 3;
 /// `status`: a name is unknown.
 pub const UNKNOWN_NAME: u8 = 4;
-/// The server cannot be reached.
+/// The server cannot be reached: `EX_UNAVAILABLE` of sysexits.h.
 pub const UNREACHABLE: u8 = 69;
-/// The server refused the credentials.
+/// The server refused the credentials: `EX_NOPERM` of sysexits.h.
 pub const REFUSED: u8 = 77;
-/// `wait`: the time is up.
-pub const TIME_IS_UP: u8 = 124;
+/// `wait`: the timeout has passed, as for timeout(1).
+pub const TIMED_OUT: u8 = 124;
 
-/// Why a verb did not do what it should.
+/// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server cannot be reached.
@@ -31,20 +31,20 @@ pub enum Error {
     Unreachable {
         /// The server's URL.
         server: String,
-        /// What the system said.
+        /// The operating system's error.
         reason: String,
         /// What to do.
         advice: &'static str,
     },
-    /// The server is there, and supervisord behind it is not.
+    /// The server answers, and cannot reach supervisord.
     #[error("supervisord behind {server} cannot be reached: {reason}")]
     NoSupervisord {
         /// The server's URL.
         server: String,
-        /// What the server said.
+        /// The first line of the server's reply.
         reason: String,
     },
-    /// The server refused the credentials, or wants some.
+    /// The server refused the credentials, or requires credentials and got none.
     #[error(
         "{server} refused the credentials: pass -u and -p, set TWIDDLER_CLIENT_USERNAME and \
          TWIDDLER_CLIENT_PASSWORD, or write username and password in [supervisorctl]"
@@ -60,23 +60,23 @@ pub enum Error {
         server: String,
         /// The status.
         status: u16,
-        /// What the server said, if it did.
+        /// The first line of the server's reply; empty for a page.
         reason: String,
     },
-    /// The answer cannot be read.
+    /// The reply is no XML-RPC response.
     #[error("{server} does not answer as a supervisord does: {reason}")]
     Unreadable {
         /// The server's URL.
         server: String,
-        /// What is wrong with the answer.
+        /// What is wrong with the reply.
         reason: String,
     },
     /// The server has no such method.
     #[error("{}", without_method(.0))]
     NoMethod(String),
-    /// What a comparison could not find out, and why: its status is not the one for a difference.
+    /// An error of `diff`, whose exit status differs from the one for a difference.
     #[error("{0}")]
-    Trouble(Box<Error>),
+    ComparisonFailed(Box<Error>),
     /// The server answered with a fault.
     #[error("{}", explain(.fault, .subject))]
     Fault {
@@ -85,31 +85,31 @@ pub enum Error {
         /// The name that the call was about; empty for none.
         subject: String,
     },
-    /// A sentence of a verb's own.
+    /// A sentence that the verb has written itself.
     #[error("{0}")]
     NotDone(String),
     /// Bad usage.
     #[error("{0}")]
     Usage(String),
-    /// A name that nobody has.
+    /// A name that no process, group or program has.
     #[error("{0}")]
     UnknownName(String),
-    /// A signal asked the command to end before it had done what it should.
+    /// A signal asked the command to end before its work was done.
     #[error("{text}")]
     Interrupted {
-        /// What is left, and what becomes of it.
+        /// What may be left in supervisord, and who removes it.
         text: String,
         /// The exit status.
         status: u8,
     },
-    /// Standard output is gone, such as a pipe to `head`.
+    /// Standard output cannot be written, such as a pipe whose reader has exited.
     #[error("cannot print: {0}")]
     Output(#[from] std::io::Error),
 }
 
 impl Error {
     /// The error for a fault of `method`; `subject` is the name that the call was about.
-    pub fn of(fault: Fault, method: &str, subject: &str) -> Self {
+    pub fn from_fault(fault: Fault, method: &str, subject: &str) -> Self {
         match fault.code {
             UNKNOWN_METHOD => Error::NoMethod(method.to_owned()),
             _ => Error::Fault {
@@ -119,7 +119,7 @@ impl Error {
         }
     }
 
-    /// The exit status for it.
+    /// The exit status of a command that ends with this error.
     pub fn status(&self) -> u8 {
         match self {
             Error::Unreachable { .. } | Error::NoSupervisord { .. } | Error::Unreadable { .. } => {
@@ -127,7 +127,7 @@ impl Error {
             }
             Error::Refused { .. } => REFUSED,
             Error::Usage(_) => USAGE,
-            Error::Trouble(_) => TROUBLE,
+            Error::ComparisonFailed(_) => COMPARISON_FAILED,
             Error::Interrupted { status, .. } => *status,
             Error::Status { .. }
             | Error::NoMethod(_)
@@ -150,7 +150,7 @@ fn without_method(method: &str) -> String {
     }
 }
 
-/// What supervisord and a twiddler answer to no verb.
+/// The advice for a status that neither supervisord nor twiddler answers to a verb.
 fn advice(status: u16) -> &'static str {
     match status {
         300..=400 | 404 | 405 | 411 | 501 => {
@@ -167,7 +167,8 @@ fn after_colon(reason: &str) -> String {
     }
 }
 
-/// A fault in one sentence, with what to do.
+/// The sentence for a fault, with what to do about it; `subject` is the name that the call was about, or
+/// empty.
 pub fn explain(fault: &Fault, subject: &str) -> String {
     let detail = fault
         .text

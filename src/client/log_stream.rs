@@ -1,4 +1,4 @@
-//! The stream of a process's log, and how one goes on where the one before broke off.
+//! The stream of a process's log, and how a new stream continues where the previous one broke off.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,13 +7,14 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-/// What a stream begins with, at most (`supervisor/http.py`, `tail_f_producer`).
+/// A stream begins with the end of the log, this many bytes at most (`supervisor/http.py`,
+/// `tail_f_producer`).
 pub const BURST: usize = 1024;
-/// The beginning of a stream has come when nothing more does for so long.
+/// The burst is complete when the server sends nothing for this long.
 const BURST_PAUSE: Duration = Duration::from_millis(150);
 
-/// What a stream begins with.
-pub async fn burst(stream: &mut Incoming) -> Vec<u8> {
+/// Reads the end of the log that `stream` begins with.
+pub async fn read_burst(stream: &mut Incoming) -> Vec<u8> {
     let mut burst = Vec::new();
     while burst.len() < BURST
         && let Ok(Some(Ok(frame))) = timeout(BURST_PAUSE, stream.frame()).await
@@ -25,26 +26,26 @@ pub async fn burst(stream: &mut Incoming) -> Vec<u8> {
     burst
 }
 
-/// The last bytes that were read, to know them again at the beginning of the next stream.
+/// The last bytes that were read of a log, [`BURST`] at most. The next stream may begin with them.
 #[derive(Debug, Default)]
-pub struct Seen(VecDeque<u8>);
+pub struct LastRead(VecDeque<u8>);
 
-impl Seen {
-    /// Takes note of what was read.
-    pub fn remember(&mut self, data: &[u8]) {
+impl LastRead {
+    /// Records bytes that were read.
+    pub fn push(&mut self, data: &[u8]) {
         self.0.extend(data);
         let surplus = self.0.len().saturating_sub(BURST);
         self.0.drain(..surplus);
     }
 
-    /// The part of a stream's beginning that was not read before. Nothing in common means that more
-    /// was written meanwhile than a stream begins with: then half a line at the start is left out.
-    pub fn fresh<'b>(&self, burst: &'b [u8]) -> &'b [u8] {
-        let seen: Vec<u8> = self.0.iter().copied().collect();
-        let known = (1..=burst.len().min(seen.len()))
+    /// The part of a new stream's burst that was not read before. A full burst that shares nothing with
+    /// the bytes read lost lines in between; its first line may be incomplete and is left out.
+    pub fn new_part<'b>(&self, burst: &'b [u8]) -> &'b [u8] {
+        let last_read: Vec<u8> = self.0.iter().copied().collect();
+        let overlap = (1..=burst.len().min(last_read.len()))
             .rev()
-            .find(|length| seen.ends_with(&burst[..*length]));
-        match known {
+            .find(|length| last_read.ends_with(&burst[..*length]));
+        match overlap {
             Some(length) => &burst[length..],
             None if burst.len() < BURST => burst,
             None => {
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_goes_on_behind_what_was_read() {
+    fn bytes_that_were_read_before_are_skipped() {
         let long = "x".repeat(BURST - 4) + "\nabc";
         for (read, burst, expected) in [
             ("a\nb\n", "b\nc\n", "c\n"),
@@ -69,9 +70,10 @@ mod tests {
             ("a\n", "b\n", "b\n"),
             ("a\n", long.as_str(), "abc"),
         ] {
-            let mut seen = Seen::default();
-            seen.remember(read.as_bytes());
-            assert_eq!(seen.fresh(burst.as_bytes()), expected.as_bytes(), "{read}");
+            let mut last_read = LastRead::default();
+            last_read.push(read.as_bytes());
+            let new_part = last_read.new_part(burst.as_bytes());
+            assert_eq!(new_part, expected.as_bytes(), "{read}");
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The command line's verbs: a client of the proxy, and of any supervisord.
 //!
-//! Talks XML-RPC to a server like any other client. Knows nothing of the proxy's inside.
+//! It talks XML-RPC like any other client and knows nothing of the proxy's internals.
 
-/// Writes a line to standard error. Nobody may read it any more: a terminal that was closed does not
-/// keep a verb from ending what it has begun.
+/// Writes a line to standard error and ignores an error: a verb whose terminal was closed still finishes
+/// its work.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write as _;
-        let _nobody_reads_it = writeln!(std::io::stderr(), $($text)*);
+        let _ = writeln!(std::io::stderr(), $($text)*);
     }};
 }
 
@@ -36,15 +36,15 @@ use verbs::{
     wait,
 };
 
-/// Carries out a verb; `before` are the options that stood before it. The manual is made of `all`, the
-/// whole command line.
-pub fn main(before: ClientOptions, verb: Verb, all: Command) -> ExitCode {
+/// Carries out `verb` and returns the exit status of the command. `before` has the options in front of
+/// the verb. `man` writes its pages from `command`, the definition of the whole command line.
+pub fn main(before: ClientOptions, verb: Verb, command: Command) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     match runtime {
         Ok(runtime) => {
-            let status = runtime.block_on(perform(before, verb, all));
+            let status = runtime.block_on(perform(before, verb, command));
             runtime.shutdown_background();
             ExitCode::from(status)
         }
@@ -55,10 +55,10 @@ pub fn main(before: ClientOptions, verb: Verb, all: Command) -> ExitCode {
     }
 }
 
-async fn perform(before: ClientOptions, verb: Verb, all: Command) -> u8 {
-    match carry_out(before, verb, all).await {
+async fn perform(before: ClientOptions, verb: Verb, command: Command) -> u8 {
+    match carry_out(before, verb, command).await {
         Ok(status) => status,
-        // Whoever reads has seen enough, as with `| head`.
+        // The reader needs no more output, as with `| head`.
         Err(Error::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
             say!("twiddler: {error}");
@@ -67,10 +67,10 @@ async fn perform(before: ClientOptions, verb: Verb, all: Command) -> u8 {
     }
 }
 
-async fn carry_out(before: ClientOptions, verb: Verb, all: Command) -> Result<u8, Error> {
+async fn carry_out(before: ClientOptions, verb: Verb, command: Command) -> Result<u8, Error> {
     let options = match &verb {
         Verb::Completions(args) => return generated::completions(args),
-        Verb::Man(args) => return generated::man(args, all),
+        Verb::Man(args) => return generated::man(args, command),
         verb => verb.options().cloned().unwrap_or_default().or(before),
     };
     let (address, authorization) = server::resolve(&options)?;
@@ -79,19 +79,21 @@ async fn carry_out(before: ClientOptions, verb: Verb, all: Command) -> Result<u8
         output: Output::new(options.output, options.color),
     };
     match carry_out_with(&session, &verb).await {
-        Err(Error::NoMethod(method)) => Err(missing(&session, method).await),
-        Err(Error::Trouble(error)) => match *error {
-            Error::NoMethod(method) => {
-                Err(Error::Trouble(Box::new(missing(&session, method).await)))
-            }
-            error => Err(Error::Trouble(Box::new(error))),
-        },
+        Err(Error::NoMethod(method)) => Err(missing_method(&session, method).await),
+        Err(Error::ComparisonFailed(error)) => {
+            let error = match *error {
+                Error::NoMethod(method) => missing_method(&session, method).await,
+                error => error,
+            };
+            Err(Error::ComparisonFailed(Box::new(error)))
+        }
         outcome => outcome,
     }
 }
 
-/// A method that a twiddler does not have is another matter than a supervisord without any of them.
-async fn missing(session: &Session, method: String) -> Error {
+/// The error for a method that the server lacks: a twiddler proxy may be older than this command, and a
+/// supervisord has none of the `twiddler.*` methods.
+async fn missing_method(session: &Session, method: String) -> Error {
     let version = session.server.try_call("twiddler.getAPIVersion", &[]);
     if method.starts_with("twiddler.") && matches!(version.await, Ok(Ok(_))) {
         return Error::NotDone(format!(

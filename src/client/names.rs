@@ -1,4 +1,4 @@
-//! The names that people type: namespecs and globs, held against the server's table of processes.
+//! The names in arguments: namespecs and globs, matched against the server's processes.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use super::error::Error;
 use crate::daemon::ProcessInfo;
 use crate::namespec::{namespec, split_namespec};
 
-/// Letters of a name that may be wrong for another to be suggested: a third of it.
+/// A suggested name may differ from the typed one in one letter out of this many.
 const LETTERS_PER_MISTAKE: usize = 3;
 
-/// One name as it was typed.
+/// A name in an argument.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Selector {
     /// `all`.
@@ -30,11 +30,10 @@ pub enum Selector {
 }
 
 impl Selector {
-    /// Reads a name. The daemon takes no `*`, `?` or `[` in names that its own tools could not
-    /// reach, so a name with one of these is a glob, but for `group:*`.
+    /// Parses a name. A name with `*`, `?` or `[` is a glob, except `group:*`.
     ///
     /// # Errors
-    /// A glob that is not valid.
+    /// The glob is not valid.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let is_glob = |text: &str| text.contains(['*', '?', '[']);
         match split_namespec(text) {
@@ -50,7 +49,8 @@ impl Selector {
         }
     }
 
-    /// Whether the process is meant. A glob may match the long or the short form of its name.
+    /// Whether this name selects the process. A glob is matched against `group:process` and against the
+    /// namespec, which is `name` for `name:name`.
     pub fn matches(&self, info: &ProcessInfo) -> bool {
         match self {
             Selector::All => true,
@@ -66,10 +66,11 @@ impl Selector {
     }
 }
 
-/// The processes that `names` mean, in the table's order, each once; all where none is given.
+/// The processes of `table` that `names` select, in the table's order, each once; all where `names` is
+/// empty.
 ///
 /// # Errors
-/// A name that means none, with the nearest one that does.
+/// A name selects no process. The error suggests the nearest name.
 pub fn select(table: &[ProcessInfo], names: &[String]) -> Result<Vec<ProcessInfo>, Error> {
     if names.is_empty() {
         return Ok(table.to_vec());
@@ -78,11 +79,11 @@ pub fn select(table: &[ProcessInfo], names: &[String]) -> Result<Vec<ProcessInfo
     for name in names {
         let selector = Selector::parse(name)?;
         let matching = |index: &usize| selector.matches(&table[*index]);
-        let found: Vec<usize> = (0..table.len()).filter(matching).collect();
-        if found.is_empty() && selector != Selector::All {
+        let matches: Vec<usize> = (0..table.len()).filter(matching).collect();
+        if matches.is_empty() && selector != Selector::All {
             return Err(Error::UnknownName(unknown(table, name)));
         }
-        chosen.extend(found);
+        chosen.extend(matches);
     }
     Ok(chosen
         .into_iter()
@@ -90,7 +91,7 @@ pub fn select(table: &[ProcessInfo], names: &[String]) -> Result<Vec<ProcessInfo
         .collect())
 }
 
-/// The sentence about a name that nobody has.
+/// The error text for a name that selects no process, with the nearest name.
 pub fn unknown(table: &[ProcessInfo], name: &str) -> String {
     match nearest(table, name) {
         Some(other) => format!("no such process or group: {name}; did you mean {other}?"),
@@ -101,15 +102,15 @@ pub fn unknown(table: &[ProcessInfo], name: &str) -> String {
 fn nearest(table: &[ProcessInfo], name: &str) -> Option<String> {
     let specs = table.iter().map(|info| namespec(&info.group, &info.name));
     let groups = table.iter().map(|info| format!("{}:*", info.group));
-    let within = table.iter().filter(|info| info.name == name);
-    // A group is named with a star, and a process whose group was left out is nearer than any other.
+    // `web` for the group `web:*`.
     if table.iter().any(|info| info.group == name) {
         return Some(format!("{name}:*"));
     }
-    if let Some(info) = within.into_iter().next() {
+    // `api` for the process `web:api`.
+    if let Some(info) = table.iter().find(|info| info.name == name) {
         return Some(namespec(&info.group, &info.name));
     }
-    // Numbers are what is left out of the names of a program's processes.
+    // `web:worker` for the process `web:worker_0`.
     let is_numbered = |spec: &String| {
         let rest = spec.strip_prefix(name);
         rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit() || "_-".contains(c)))
@@ -118,17 +119,17 @@ fn nearest(table: &[ProcessInfo], name: &str) -> Option<String> {
     if let Some(first) = numbered.next() {
         return Some(numbered.next().map_or(first, |_| format!("{name}*")));
     }
-    // Whoever names one process does not mean all of its group.
+    // A whole group is suggested only for a name with a star.
     let groups = groups.filter(|_| name.contains('*'));
     nearest_of(name, specs.chain(groups))
 }
 
-/// The name that `name` was most likely meant for, if any is near.
+/// The name of `others` with the smallest edit distance to `name`, if that is small enough.
 pub fn nearest_of(name: &str, others: impl Iterator<Item = String>) -> Option<String> {
-    let most = (name.chars().count() / LETTERS_PER_MISTAKE).max(1);
+    let max_distance = (name.chars().count() / LETTERS_PER_MISTAKE).max(1);
     others
         .map(|other| (strsim::levenshtein(name, &other), other))
-        .filter(|(distance, _)| *distance <= most)
+        .filter(|(distance, _)| *distance <= max_distance)
         .min()
         .map(|(_, other)| other)
 }

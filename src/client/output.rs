@@ -1,4 +1,4 @@
-//! What is printed: results on standard output, everything else on standard error.
+//! Printing: results go to standard output, everything else to standard error.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -14,17 +14,17 @@ use crate::daemon::{ProcessInfo, ProcessState};
 use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 
-/// What takes longer than this says who is being waited for.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// A spinner appears after this time of waiting.
+const SPINNER_DELAY: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(100);
-/// What stands where there is nothing to say.
-const NOTHING_TO_SAY: &str = "-";
-/// So many letters of a note stand in a table; `-o json` has the whole.
+/// The text of a cell without a value.
+const NO_VALUE: &str = "-";
+/// A table shows this many letters of a note; `-o json` has all of them.
 const MAX_NOTE: usize = 200;
 /// Spaces between columns.
-const BETWEEN: usize = 2;
-/// A column that has to be broken into lines is as wide as this at least.
-const LEAST_WIDTH: usize = 10;
+const COLUMN_GAP: usize = 2;
+/// The smallest width of a column whose text is wrapped.
+const MIN_WRAPPED_WIDTH: usize = 10;
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +36,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// Decides by what was typed, `NO_COLOR` (<https://no-color.org>) and what standard output is: a
-    /// terminal, and none that is dumb.
+    /// Colours are on by `ColorChoice::Always`, and by default where standard output is a terminal,
+    /// `TERM` is not `dumb` and `NO_COLOR` is not set (<https://no-color.org>).
     pub fn new(format: Option<Format>, color: Option<ColorChoice>) -> Self {
         let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
@@ -107,13 +107,13 @@ impl Output {
         self.table(&header, programs.iter().map(row).collect())
     }
 
-    /// Prints a table whose last column takes the room that is left. On a terminal, columns go from the
-    /// right where they would be too narrow to be read.
+    /// Prints a table. On a terminal, the last column is wrapped into the remaining width, and columns on
+    /// the right are dropped where it would be too narrow.
     fn table(self, header: &[&str], mut rows: Vec<Vec<Cell>>) -> io::Result<()> {
         let mut table = Table::new();
-        let room = table.width().filter(|_| io::stdout().is_terminal());
-        let count = room.map_or(header.len(), |room| {
-            columns_that_fit(&widths(header, &rows), usize::from(room))
+        let terminal_width = table.width().filter(|_| io::stdout().is_terminal());
+        let count = terminal_width.map_or(header.len(), |width| {
+            columns_that_fit(&widths(header, &rows), usize::from(width))
         });
         let header = &header[..count];
         rows.iter_mut().for_each(|row| row.truncate(count));
@@ -124,7 +124,7 @@ impl Output {
             .set_constraints(vec![ColumnConstraint::ContentWidth; header.len() - 1]);
         if self.colored {
             table.enforce_styling();
-            // It was decided already what NO_COLOR means here.
+            // `Output::new` has taken NO_COLOR into account.
             crossterm::style::force_color_output(true);
         }
         if !io::stdout().is_terminal() {
@@ -135,7 +135,7 @@ impl Output {
         }
         table.add_rows(rows);
         for column in table.column_iter_mut() {
-            column.set_padding((0, u16::try_from(BETWEEN).unwrap_or_default()));
+            column.set_padding((0, u16::try_from(COLUMN_GAP).unwrap_or_default()));
         }
         table
             .lines()
@@ -153,20 +153,20 @@ impl Output {
             &info.description
         };
         let pid = match info.pid {
-            0 => NOTHING_TO_SAY.to_owned(),
+            0 => NO_VALUE.to_owned(),
             pid => pid.to_string(),
         };
         vec![
             Cell::new(namespec(&info.group, &info.name)),
             Cell::new(&info.state_name).fg(color(info.state)),
             Cell::new(pid),
-            Cell::new(uptime.unwrap_or(NOTHING_TO_SAY)),
+            Cell::new(uptime.unwrap_or(NO_VALUE)),
             Cell::new(shortened(note)),
         ]
     }
 }
 
-/// How wide the columns of a table are.
+/// The widths of a table's columns, in letters.
 fn widths(header: &[&str], rows: &[Vec<Cell>]) -> Vec<usize> {
     let width = |(index, name): (usize, &&str)| {
         let cells = rows.iter().filter_map(|row| row.get(index));
@@ -176,18 +176,19 @@ fn widths(header: &[&str], rows: &[Vec<Cell>]) -> Vec<usize> {
     header.iter().enumerate().map(width).collect()
 }
 
-/// How many columns of these widths, two at least, have their place side by side: the last may be
-/// broken into lines that can still be read.
-fn columns_that_fit(widths: &[usize], room: usize) -> usize {
+/// How many columns of these widths fit into `terminal_width`, two at least. The last of them may be
+/// wrapped.
+fn columns_that_fit(widths: &[usize], terminal_width: usize) -> usize {
     let fits = |count: &usize| {
         let (last, others) = widths[..*count].split_last().unwrap_or((&0, &[]));
-        let others: usize = others.iter().map(|width| width + BETWEEN).sum();
-        others + (*last).min(LEAST_WIDTH) <= room
+        let others: usize = others.iter().map(|width| width + COLUMN_GAP).sum();
+        others + (*last).min(MIN_WRAPPED_WIDTH) <= terminal_width
     };
     (2..=widths.len()).rev().find(fits).unwrap_or(2)
 }
 
-/// A note for one row of a table: why a program could not be started may hold its whole command.
+/// The first letters of a note. The note of a program that could not be started may contain its whole
+/// command.
 fn shortened(note: &str) -> String {
     match note.char_indices().nth(MAX_NOTE) {
         None => note.to_owned(),
@@ -204,38 +205,38 @@ fn color(state: ProcessState) -> Color {
     }
 }
 
-/// Says on a terminal who is being waited for, once that takes longer than half a second, until it
-/// is dropped.
+/// A spinner on the terminal for a wait of more than [`SPINNER_DELAY`]; it goes away when this is
+/// dropped.
 pub struct Waiting {
     bar: ProgressBar,
-    showing: tokio::task::JoinHandle<()>,
+    show_later: tokio::task::JoinHandle<()>,
 }
 
 impl Waiting {
-    /// Waits for `text`, such as `web:api to stop`.
+    /// Shows `waiting for {text}`; `text` is for instance `web:api to stop`.
     pub fn on(text: &str) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
         bar.set_message(format!("waiting for {text}"));
-        let shown = bar.clone();
-        let showing = tokio::spawn(async move {
-            tokio::time::sleep(PATIENCE).await;
-            shown.set_draw_target(ProgressDrawTarget::stderr());
-            shown.enable_steady_tick(TICK);
+        let spinner = bar.clone();
+        let show_later = tokio::spawn(async move {
+            tokio::time::sleep(SPINNER_DELAY).await;
+            spinner.set_draw_target(ProgressDrawTarget::stderr());
+            spinner.enable_steady_tick(TICK);
         });
-        Waiting { bar, showing }
+        Waiting { bar, show_later }
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.showing.abort();
+        self.show_later.abort();
         self.bar.finish_and_clear();
     }
 }
 
-/// An XML-RPC value as JSON; a point in time in the form of ISO 8601 that JSON uses.
+/// An XML-RPC value as JSON. JSON has no dates: a `dateTime.iso8601` becomes a string with dashes.
 pub fn json(value: &Value) -> Json {
     match value {
         Value::Nil => Json::Null,
@@ -254,7 +255,7 @@ pub fn json(value: &Value) -> Json {
     }
 }
 
-/// `20261126T20:00:00` with its dashes.
+/// XML-RPC's `20261126T20:00:00` as `2026-11-26T20:00:00`.
 fn iso_8601(text: &str) -> String {
     match (text.get(..4), text.get(4..6), text.get(6..)) {
         (Some(year), Some(month), Some(rest)) if rest.get(2..3) == Some("T") => {
@@ -264,7 +265,7 @@ fn iso_8601(text: &str) -> String {
     }
 }
 
-/// A word of the command line as a value: JSON where it can be read as such, else a string.
+/// A word of the command line as a value: JSON if it is valid JSON, else a string.
 pub fn value(word: &str) -> Value {
     serde_json::from_str(word).map_or_else(|_| word.into(), |json: Json| from_json(&json))
 }
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_go_from_the_right_where_there_is_no_room() {
+    fn columns_on_the_right_are_dropped_on_a_narrow_terminal() {
         let widths = [13, 7, 5, 7, 50];
         for (room, expected) in [
             (200, 5),

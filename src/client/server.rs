@@ -1,4 +1,4 @@
-//! Which server a verb talks to, and what it presents there.
+//! The address of the server that a verb calls, and the credentials for it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
@@ -17,10 +17,11 @@ use super::error::Error;
 use crate::config::{Draft, ListenAddr, ServeArgs};
 use crate::daemon::conf::Credentials;
 
-/// Decides from the options, the environment and supervisord's file.
+/// The server's address and the value of the header `Authorization`. Both come from the options, else
+/// from the environment, else from supervisord's configuration file.
 ///
 /// # Errors
-/// A URL that is not valid, or no server to be found.
+/// The URL is not valid, no source names a server, or the socket's owner may not see the credentials.
 pub fn resolve(options: &ClientOptions) -> Result<(Address, Option<HeaderValue>), Error> {
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let config = options.config.iter();
@@ -49,7 +50,7 @@ pub fn resolve(options: &ClientOptions) -> Result<(Address, Option<HeaderValue>)
     Ok((address, credentials.as_ref().map(basic)))
 }
 
-/// Where `twiddler serve` listens by this configuration, a socket first.
+/// Where `twiddler serve` listens by this configuration: a unix socket if there is one.
 fn address_of(draft: &Draft) -> Result<Address, Error> {
     let listen = &draft.settings.listen;
     let is_socket = |address: &&ListenAddr| matches!(address, ListenAddr::Unix(_));
@@ -71,7 +72,7 @@ fn address_of(draft: &Draft) -> Result<Address, Error> {
     }
 }
 
-/// An address that stands for all of the machine is one to listen on, not to call.
+/// The address to connect to for an address to listen on: the loopback address for `0.0.0.0` and `::`.
 fn reachable(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -86,14 +87,14 @@ fn parse(url: &str) -> Result<(Address, Option<Credentials>), Error> {
         return if path.starts_with('/') {
             Ok((Address::Unix(path.into()), None))
         } else {
-            Err(wrong(
+            Err(invalid_url(
                 url,
                 "the socket's path is not absolute; write unix:///PATH",
             ))
         };
     }
     let uri: Uri = url.parse().map_err(|_| {
-        wrong(
+        invalid_url(
             url,
             "write http://HOST:PORT, https://HOST:PORT or unix:///PATH",
         )
@@ -101,10 +102,18 @@ fn parse(url: &str) -> Result<(Address, Option<Credentials>), Error> {
     let tls = match uri.scheme() {
         Some(scheme) if *scheme == Scheme::HTTP => false,
         Some(scheme) if *scheme == Scheme::HTTPS => true,
-        _ => return Err(wrong(url, "write http://, https:// or unix:// in front")),
+        _ => {
+            return Err(invalid_url(
+                url,
+                "write http://, https:// or unix:// in front",
+            ));
+        }
     };
     if !matches!(uri.path(), "" | "/" | "/RPC2") {
-        return Err(wrong(url, "a server has no path; write http://HOST:PORT"));
+        return Err(invalid_url(
+            url,
+            "a server has no path; write http://HOST:PORT",
+        ));
     }
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
     let credentials = authority.rsplit_once('@').map(|(pair, _)| {
@@ -121,8 +130,8 @@ fn parse(url: &str) -> Result<(Address, Option<Credentials>), Error> {
     Ok((address, credentials))
 }
 
-/// A URL is not repeated: it may hold a password.
-fn wrong(url: &str, reason: &str) -> Error {
+/// The error for a URL. A URL with `@` may contain a password and is not shown.
+fn invalid_url(url: &str, reason: &str) -> Error {
     let shown = if url.contains('@') {
         "the server's URL".to_owned()
     } else {
@@ -131,28 +140,30 @@ fn wrong(url: &str, reason: &str) -> Error {
     Error::Usage(format!("{shown} cannot be used: {reason}"))
 }
 
+/// The value of the header `Authorization` for HTTP basic authentication.
 fn basic(credentials: &Credentials) -> HeaderValue {
     let pair = format!("{}:{}", credentials.username, credentials.password);
     let text = format!("Basic {}", STANDARD.encode(pair));
-    // Base64 always fits into a header.
+    // Base64 is always a valid header value.
     let mut value = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("Basic"));
     value.set_sensitive(true);
     value
 }
 
-/// Credentials go to nobody who merely put a socket where the proxy's should be.
+/// Requires that root or this user owns the socket. Another user could have put a socket in the place of
+/// the proxy's to collect credentials.
 fn require_trusted(socket: &Path) -> Result<(), Error> {
-    let Ok(found) = socket.metadata() else {
-        return Ok(()); // connecting says what is wrong
+    let Ok(metadata) = socket.metadata() else {
+        return Ok(()); // the error of connecting says what is wrong
     };
-    let own = geteuid().as_raw();
-    if [0, own].contains(&found.uid()) {
+    let uid = metadata.uid();
+    if [0, geteuid().as_raw()].contains(&uid) {
         return Ok(());
     }
-    let owner = User::from_uid(found.uid().into())
+    let owner = User::from_uid(uid.into())
         .ok()
         .flatten()
-        .map_or_else(|| found.uid().to_string(), |user| user.name);
+        .map_or_else(|| uid.to_string(), |user| user.name);
     Err(Error::NotDone(format!(
         "{} belongs to {owner}, not to root or to you, so it gets no credentials: name the server \
          with -s if it is the right one",
@@ -165,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_read() {
+    fn urls_are_parsed() {
         let tcp = |host: &str, port, tls| Address::Tcp {
             host: host.to_owned(),
             port,
@@ -186,9 +197,9 @@ mod tests {
             ),
             ("http://a:b%40c@h:1", tcp("h", 1, false), Some(("a", "b@c"))),
         ] {
-            let (read, credentials) = parse(url).unwrap();
-            assert_eq!(read, address);
-            let credentials = credentials.map(|known| (known.username, known.password));
+            let (parsed, credentials) = parse(url).unwrap();
+            assert_eq!(parsed, address);
+            let credentials = credentials.map(|parsed| (parsed.username, parsed.password));
             let pair = pair.map(|(name, word): (&str, &str)| (name.to_owned(), word.to_owned()));
             assert_eq!(credentials, pair, "{url}");
         }

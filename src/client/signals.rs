@@ -1,4 +1,4 @@
-//! The signals that ask a verb to end: Ctrl-C, SIGTERM, and the end of its terminal.
+//! The signals that ask a verb to end: SIGINT (Ctrl-C), SIGTERM and SIGHUP (its terminal was closed).
 
 use std::future::pending;
 use std::io;
@@ -10,26 +10,29 @@ use tokio::time::sleep;
 
 use super::error::Error;
 
-/// A server may take this long to answer somebody who wants to leave.
-const LAST_CHANCE: Duration = Duration::from_secs(1);
-/// A shell's status for a process that a signal ended is this and the signal's number.
+/// After a signal, the server has this long to answer a call.
+const GRACE: Duration = Duration::from_secs(1);
+/// A shell reports the end by a signal as this number plus the signal's number.
 const SIGNALLED: u8 = 128;
 
-/// Counts the signals from its making on. They end the process no more. Those that whoever started the
-/// command has it ignore (`nohup`, `&` in a script) stay ignored.
-pub struct Signals(watch::Receiver<Seen>);
+/// Counts the signals that arrive. It catches them, so that they do not end the process. A signal that
+/// the process ignored at its start (`nohup`, `&` in a script) stays ignored.
+pub struct Signals(watch::Receiver<Received>);
 
 #[derive(Clone, Copy, Default)]
-struct Seen {
+struct Received {
     count: u32,
+    /// The number of the last signal.
     last: u8,
 }
 
 impl Signals {
+    /// Begins to catch and count.
+    ///
     /// # Errors
-    /// When the system does not let signals be caught.
+    /// When the system does not install a signal handler.
     pub fn new() -> Result<Self, Error> {
-        let (seen, signals) = watch::channel(Seen::default());
+        let (sender, signals) = watch::channel(Received::default());
         let kinds = [
             SignalKind::interrupt(),
             SignalKind::terminate(),
@@ -39,13 +42,13 @@ impl Signals {
             let Some(mut arrivals) = unless_ignored(kind)? else {
                 continue;
             };
-            let seen = seen.clone();
+            let sender = sender.clone();
             let last = u8::try_from(kind.as_raw_value()).unwrap_or_default();
             tokio::spawn(async move {
                 while arrivals.recv().await.is_some() {
-                    seen.send_modify(|seen| {
-                        seen.count += 1;
-                        seen.last = last;
+                    sender.send_modify(|received| {
+                        received.count += 1;
+                        received.last = last;
                     });
                 }
             });
@@ -53,22 +56,22 @@ impl Signals {
         Ok(Signals(signals))
     }
 
-    /// How many have come.
+    /// How many signals have arrived.
     pub fn count(&self) -> u32 {
         self.0.borrow().count
     }
 
-    /// The exit status of a command that the last one ended.
+    /// The exit status of a command that the last signal ended.
     pub fn status(&self) -> u8 {
         SIGNALLED + self.0.borrow().last
     }
 
-    /// Waits until more than `count` have come.
+    /// Waits until more than `count` signals have arrived.
     pub async fn more_than(&self, count: u32) {
         if self
             .0
             .clone()
-            .wait_for(|seen| seen.count > count)
+            .wait_for(|received| received.count > count)
             .await
             .is_err()
         {
@@ -76,25 +79,25 @@ impl Signals {
         }
     }
 
-    /// What `call` comes to; none where it takes another second after more than `count` signals have
-    /// come.
+    /// The output of `call`. `None` if more than `count` signals have arrived and `call` takes another
+    /// [`GRACE`].
     pub async fn limit<T>(&self, count: u32, call: impl Future<Output = T>) -> Option<T> {
-        let given_up = async {
+        let expiry = async {
             self.more_than(count).await;
-            sleep(LAST_CHANCE).await;
+            sleep(GRACE).await;
         };
         tokio::select! {
             biased;
             outcome = call => Some(outcome),
-            () = given_up => None,
+            () = expiry => None,
         }
     }
 }
 
-/// The arrivals of a signal; none where the process began with the signal ignored.
+/// Catches a signal; `None` where the process started with the signal ignored.
 ///
 /// # Errors
-/// When the system does not let signals be caught.
+/// When the system does not install a signal handler.
 pub fn unless_ignored(kind: SignalKind) -> io::Result<Option<Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     if is_ignored(&status, kind.as_raw_value()) {
@@ -118,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_system_says_what_is_ignored() {
+    fn proc_status_shows_ignored_signals() {
         for (status, signal, expected) in [
             (
                 "SigBlk:\tffff\nSigIgn:\t0000000000000001\nSigCgt:\t0\n",

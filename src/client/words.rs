@@ -1,4 +1,5 @@
-//! Words of a command line as a `command` that supervisord splits into the same words again.
+//! Quotes the words of a command line for the option `command`, which supervisord splits into the same
+//! words.
 
 use std::borrow::Cow;
 
@@ -10,8 +11,8 @@ pub fn command(words: &[String]) -> String {
     quoted.join(" ").replace('%', "%%")
 }
 
-/// One word, in single quotes where it needs any. Nothing inside single quotes means anything to
-/// `shlex`, so only the single quote itself has to stand outside of them.
+/// One word, in single quotes where `shlex` would change it. `shlex` takes everything inside single
+/// quotes literally, except the single quote, which stands outside of them.
 fn quote(word: &str) -> Cow<'_, str> {
     if !word.is_empty() && word.bytes().all(is_plain) {
         return Cow::Borrowed(word);
@@ -28,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_where_they_need_it() {
+    fn words_are_quoted_where_shlex_would_change_them() {
         for (words, expected) in [
             (&["/bin/api", "--port=80"][..], "/bin/api --port=80"),
             (&["a b"], "'a b'"),

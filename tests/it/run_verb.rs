@@ -167,7 +167,7 @@ fn groups_options_and_names_are_judged_before_anything_runs() -> Result<()> {
         (
             &["-O", "numprocs=2", "--", "true"],
             2,
-            "run settles numprocs itself",
+            "run sets numprocs itself",
         ),
         (
             &["-O", "user=a", "-O", "USER=b", "--", "true"],

@@ -1,4 +1,4 @@
-//! `call`: any method.
+//! `call`: calls any method.
 
 use super::Session;
 use crate::client::args::{CallArgs, Format};
@@ -7,7 +7,7 @@ use crate::client::output::value;
 use crate::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST};
 use crate::xmlrpc::Value;
 
-/// Calls the method and prints what it returned: a string as it is, anything else as JSON.
+/// Calls the method and prints its result: a string unchanged, any other value as JSON.
 ///
 /// # Errors
 /// When the server does not answer, or with a fault.
@@ -15,11 +15,11 @@ pub async fn run(session: &Session, args: &CallArgs) -> Result<u8, Error> {
     let params: Vec<Value> = args.arguments.iter().map(|word| value(word)).collect();
     let result = match session.server.try_call(&args.method, &params).await? {
         Ok(result) => result,
-        // A fault about a name has that name in its text.
+        // The text of a fault about a name contains the name.
         Err(fault) => {
             let is_about_call = matches!(fault.code, INCORRECT_PARAMETERS | NOT_IN_WHITELIST);
             let subject = if is_about_call { &args.method } else { "" };
-            return Err(Error::of(fault, &args.method, subject));
+            return Err(Error::from_fault(fault, &args.method, subject));
         }
     };
     match (&result, session.output.format) {

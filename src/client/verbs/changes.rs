@@ -17,15 +17,15 @@ use crate::namespec::{namespec, split_namespec};
 use crate::xmlrpc::{Fault, Value};
 
 const DEFAULT_PRIORITY: i64 = 999;
-/// Tells the processes of a program apart where the options do not say how.
+/// The default of `process_name` for a program with several processes.
 const PROCESS_NAME: &str = "%(program_name)s_%(process_num)02d";
 
-/// A process that has ended is started again within this time, or not at all.
-const STARTS_AGAIN: Duration = Duration::from_secs(10);
-/// Between looks whether it was.
-const LOOK: Duration = Duration::from_millis(20);
+/// The daemon restarts a process that has exited within this time, or not at all.
+const RESTART_TIME: Duration = Duration::from_secs(10);
+/// The pause before the next attempt to stop and remove.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// `add`. A group that was added for the program goes again when the program cannot be added.
+/// `add`. If the server refuses the program, the group that `--create-group` added is removed.
 ///
 /// # Errors
 /// When the server does not answer, or refuses the program or the group.
@@ -38,20 +38,20 @@ pub async fn add(session: &Session, args: &AddArgs) -> Result<u8, Error> {
     let params = [group.into(), name.into(), options];
     let created = args.create_group && create(session, group).await?;
     let method = "twiddler.addProcessToGroup";
-    let added = session.server.try_call(method, &params).await;
-    let refused = match added {
+    let error = match session.server.try_call(method, &params).await {
         Ok(Ok(_)) => return report(session, "added", &namespec(group, name)),
-        Ok(Err(fault)) => not_added(fault, method, group, name),
+        Ok(Err(fault)) => add_error(fault, method, group, name),
         Err(error) => error,
     };
     if created {
-        remove_group_again(session, group).await;
+        remove_created_group(session, group).await;
     }
-    Err(refused)
+    Err(error)
 }
 
-/// Why a program was not added. The one fault for names means two things.
-fn not_added(fault: Fault, method: &str, group: &str, name: &str) -> Error {
+/// The error for a program that the server refused. `BAD_NAME` means that the group does not exist, or
+/// that the process does.
+fn add_error(fault: Fault, method: &str, group: &str, name: &str) -> Error {
     match (fault.code, fault.text.contains("group: ")) {
         (BAD_NAME, true) => Error::NotDone(format!(
             "no such group: {group}; add it too with --create-group"
@@ -60,11 +60,11 @@ fn not_added(fault: Fault, method: &str, group: &str, name: &str) -> Error {
             "there is a process {} already: remove it first, or change it with set",
             namespec(group, name)
         )),
-        _ => Error::of(fault, method, method),
+        _ => Error::from_fault(fault, method, method),
     }
 }
 
-/// The options of the program, as XML-RPC wants them.
+/// The options of the program as members of the struct that `addProcessToGroup` takes.
 fn options(args: &AddArgs) -> Result<Vec<(String, Value)>, Error> {
     let mut options: Vec<(String, Value)> = Vec::new();
     let mut set = |key: &str, value: &str| {
@@ -93,7 +93,7 @@ fn options(args: &AddArgs) -> Result<Vec<(String, Value)>, Error> {
     Ok(options)
 }
 
-/// Adds the group unless it is there; whether it was added.
+/// Adds the group if it does not exist. Returns whether it was added.
 async fn create(session: &Session, group: &str) -> Result<bool, Error> {
     let params = [group.into(), DEFAULT_PRIORITY.into()];
     match session
@@ -103,16 +103,20 @@ async fn create(session: &Session, group: &str) -> Result<bool, Error> {
     {
         Ok(_) => Ok(true),
         Err(fault) if fault.code == BAD_NAME => Ok(false),
-        Err(fault) => Err(Error::of(fault, "twiddler.addGroup", "twiddler.addGroup")),
+        Err(fault) => Err(Error::from_fault(
+            fault,
+            "twiddler.addGroup",
+            "twiddler.addGroup",
+        )),
     }
 }
 
-async fn remove_group_again(session: &Session, group: &str) {
-    let removed = session
+async fn remove_created_group(session: &Session, group: &str) {
+    let result = session
         .server
         .call("twiddler.removeGroup", &[group.into()], group)
         .await;
-    if let Err(error) = removed {
+    if let Err(error) = result {
         say!("twiddler: the new group {group} is still there: {error}");
     }
 }
@@ -127,7 +131,7 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
     if args.stop && !stop(session, &chosen).await? {
         return Ok(NOT_DONE);
     }
-    let (mut status, mut unprinted) = (0, None);
+    let (mut status, mut print_error) = (0, None);
     for info in &chosen {
         let spec = namespec(&info.group, &info.name);
         let params = [info.group.as_str().into(), info.name.as_str().into()];
@@ -137,11 +141,12 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
             subject: &spec,
             stops: args.stop,
         };
-        let is_meant = |one: &ProcessInfo| (&one.group, &one.name) == (&info.group, &info.name);
-        match removal.carry_out(session, is_meant).await {
+        let is_target = |one: &ProcessInfo| (&one.group, &one.name) == (&info.group, &info.name);
+        match removal.carry_out(session, is_target).await {
             Ok(()) => match report(session, "removed", &spec) {
-                Err(Error::Output(error)) => unprinted = Some(error),
-                reported => drop(reported?),
+                // The other processes are removed all the same.
+                Err(Error::Output(error)) => print_error = Some(error),
+                result => drop(result?),
             },
             Err(error @ Error::Fault { .. }) => {
                 say!("twiddler: {error}");
@@ -150,46 +155,50 @@ pub async fn remove(session: &Session, args: &RemoveArgs) -> Result<u8, Error> {
             Err(error) => return Err(error),
         }
     }
-    match unprinted {
+    match print_error {
         Some(error) if status == 0 => Err(error.into()),
         _ => Ok(status),
     }
 }
 
-/// A process or a group that is to be removed.
+/// The call that removes a process or a group.
 struct Removal<'a> {
     method: &'a str,
     params: &'a [Value],
+    /// The name that the call is about.
     subject: &'a str,
+    /// Whether to stop processes that the daemon restarts meanwhile.
     stops: bool,
 }
 
 impl Removal<'_> {
-    /// Removes it. What has ended and is about to be started again can be stopped only once it was.
+    /// Calls the method, and with `stops` again while a process that `is_target` is still running. A
+    /// process that has exited and that the daemon is about to restart cannot be stopped before the
+    /// daemon has restarted it.
     async fn carry_out(
         &self,
         session: &Session,
-        is_meant: impl Fn(&ProcessInfo) -> bool,
+        is_target: impl Fn(&ProcessInfo) -> bool,
     ) -> Result<(), Error> {
-        let begun = Instant::now();
+        let start = Instant::now();
         loop {
-            let removed = session.server.call(self.method, self.params, self.subject);
-            match removed.await {
+            let call = session.server.call(self.method, self.params, self.subject);
+            match call.await {
                 Err(Error::Fault { fault, .. })
                     if self.stops
                         && fault.code == STILL_RUNNING
-                        && begun.elapsed() < STARTS_AGAIN => {}
-                removed => return removed.map(drop),
+                        && start.elapsed() < RESTART_TIME => {}
+                result => return result.map(drop),
             }
-            sleep(LOOK).await;
+            sleep(RETRY_PAUSE).await;
             let (table, _) = session.table().await?;
-            let meant: Vec<ProcessInfo> = table.into_iter().filter(&is_meant).collect();
-            stop(session, &meant).await?;
+            let targets: Vec<ProcessInfo> = table.into_iter().filter(&is_target).collect();
+            stop(session, &targets).await?;
         }
     }
 }
 
-/// Stops those that run; whether all are stopped.
+/// Stops the running ones of `processes`. Returns whether all of `processes` are stopped.
 async fn stop(session: &Session, processes: &[ProcessInfo]) -> Result<bool, Error> {
     let running: Vec<ProcessInfo> = processes
         .iter()
@@ -204,16 +213,16 @@ async fn stop(session: &Session, processes: &[ProcessInfo]) -> Result<bool, Erro
         .map(|info| namespec(&info.group, &info.name))
         .collect();
     let _waiting = Waiting::on(&format!("{} to stop", names.join(", ")));
-    let mut all = true;
+    let mut all_stopped = true;
     for entry in on_processes(session, &Action::Stop, &running).await {
         let entry = entry?;
         if !matches!(entry.status, SUCCESS | NOT_RUNNING) {
             let name = namespec(&entry.group, &entry.name);
             say!("twiddler: {name} did not stop: {}", entry.description);
-            all = false;
+            all_stopped = false;
         }
     }
-    Ok(all)
+    Ok(all_stopped)
 }
 
 /// `add-group`.
@@ -232,7 +241,11 @@ pub async fn add_group(session: &Session, args: &AddGroupArgs) -> Result<u8, Err
             "there is a group {} already",
             args.name
         ))),
-        Err(fault) => Err(Error::of(fault, "twiddler.addGroup", "twiddler.addGroup")),
+        Err(fault) => Err(Error::from_fault(
+            fault,
+            "twiddler.addGroup",
+            "twiddler.addGroup",
+        )),
     }
 }
 
@@ -281,13 +294,14 @@ pub async fn groups(session: &Session) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// Says what was done to `name`.
+/// Prints `{name}: {outcome}`, the name alone, or `true`, depending on the format. Returns the exit
+/// status 0.
 ///
 /// # Errors
-/// When standard output is gone.
-pub fn report(session: &Session, done: &str, name: &str) -> Result<u8, Error> {
+/// When standard output cannot be written.
+pub fn report(session: &Session, outcome: &str, name: &str) -> Result<u8, Error> {
     match session.output.format {
-        Format::Table => session.output.line(&format!("{name}: {done}"))?,
+        Format::Table => session.output.line(&format!("{name}: {outcome}"))?,
         Format::Name => session.output.line(name)?,
         Format::Json => session.output.json(&Value::Bool(true))?,
     }

@@ -1,6 +1,6 @@
-# Completes twiddler in bash: verbs, options, and live names of processes and groups.
-# bash takes words apart at : and =, which stand in the names of processes and in options. They are
-# put together again for the program, and what is in front of the last of them is taken off again.
+# Completes twiddler in bash: verbs, options, and the names of the server's processes and groups.
+# bash splits words at : and =, which names of processes and options contain. This function joins the
+# parts for twiddler, and removes everything up to the last : or = from the candidates.
 _twiddler() {
     local line=${COMP_LINE:0:COMP_POINT} words=() word i
     for ((i = 0; i <= COMP_CWORD; i++)); do
@@ -15,7 +15,7 @@ _twiddler() {
     done
     local current=${words[${#words[@]} - 1]} prefix="" candidate
     case $current in
-        [\'\"]*) # A quoted word is one to bash, too.
+        [\'\"]*) # bash does not split a quoted word.
             current=${current:1}
             words[${#words[@]} - 1]=$current
             ;;

@@ -1,5 +1,5 @@
-//! `start`, `stop`, `restart` and `signal`, in the words of supervisorctl (`supervisorctl.py`,
-//! `do_start` and its like).
+//! `start`, `stop`, `restart` and `signal`, with the texts of supervisorctl (`supervisorctl.py`,
+//! `do_start`, `do_stop`, `do_restart`, `do_signal`).
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -17,21 +17,22 @@ use crate::fault::{
 use crate::namespec::namespec;
 use crate::xmlrpc::{Fault, Value};
 
-/// Calls that are under way at a time for the processes that one glob means.
-const AT_A_TIME: usize = 16;
+/// How many calls for the processes of one glob run at a time.
+const MAX_CALLS: usize = 16;
 
-/// What is done to processes.
+/// An action on processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start.
+    /// Starts them.
     Start,
-    /// Stop.
+    /// Stops them.
     Stop,
-    /// Send this signal.
+    /// Sends them this signal, a name or a number.
     Signal(String),
 }
 
 impl Action {
+    /// The beginning of the daemon's methods for the action.
     fn method(&self) -> &'static str {
         match self {
             Action::Start => "start",
@@ -40,7 +41,8 @@ impl Action {
         }
     }
 
-    fn done(&self) -> &'static str {
+    /// The word for a process on which the action succeeded.
+    fn outcome(&self) -> &'static str {
         match self {
             Action::Start => "started",
             Action::Stop => "stopped",
@@ -56,7 +58,7 @@ impl Action {
         params
     }
 
-    /// The outcome for which supervisorctl exits with zero although nothing was done.
+    /// Whether supervisorctl exits with 0 for this status although the action did nothing.
     fn is_harmless(&self, status: i32) -> bool {
         match self {
             Action::Start => status == ALREADY_STARTED,
@@ -71,7 +73,7 @@ impl Action {
 /// # Errors
 /// When the server does not answer.
 pub async fn start(session: &Session, args: &NamesArgs) -> Result<u8, Error> {
-    one(session, &Action::Start, &args.names).await
+    perform(session, &Action::Start, &args.names).await
 }
 
 /// `stop`.
@@ -79,7 +81,7 @@ pub async fn start(session: &Session, args: &NamesArgs) -> Result<u8, Error> {
 /// # Errors
 /// When the server does not answer.
 pub async fn stop(session: &Session, args: &NamesArgs) -> Result<u8, Error> {
-    one(session, &Action::Stop, &args.names).await
+    perform(session, &Action::Stop, &args.names).await
 }
 
 /// `signal`.
@@ -87,10 +89,11 @@ pub async fn stop(session: &Session, args: &NamesArgs) -> Result<u8, Error> {
 /// # Errors
 /// When the server does not answer.
 pub async fn signal(session: &Session, args: &SignalArgs) -> Result<u8, Error> {
-    one(session, &Action::Signal(args.signal.clone()), &args.names).await
+    perform(session, &Action::Signal(args.signal.clone()), &args.names).await
 }
 
-/// `restart` without `--rolling`: stops all that are named, then starts them, as supervisorctl does.
+/// `restart` without `--rolling`: stops all processes that `names` select, then starts them, as
+/// supervisorctl does.
 ///
 /// # Errors
 /// When the server does not answer.
@@ -102,19 +105,20 @@ pub async fn restart(session: &Session, names: &[String]) -> Result<u8, Error> {
     report.finish(session)
 }
 
-async fn one(session: &Session, action: &Action, names: &[String]) -> Result<u8, Error> {
+async fn perform(session: &Session, action: &Action, names: &[String]) -> Result<u8, Error> {
     let mut report = Report::default();
     report.carry_out(session, action, names).await?;
     report.finish(session)
 }
 
-/// What came of the actions of one command.
+/// The results of one command's actions.
 #[derive(Default)]
 struct Report {
     entries: Vec<StatusEntry>,
-    done: Vec<(&'static str, usize)>,
+    /// The word of each action, and for how many processes it succeeded.
+    succeeded: Vec<(&'static str, usize)>,
     failed: usize,
-    unprinted: Option<std::io::Error>,
+    print_error: Option<std::io::Error>,
 }
 
 impl Report {
@@ -124,21 +128,22 @@ impl Report {
         action: &Action,
         names: &[String],
     ) -> Result<(), Error> {
-        let mut done = 0;
+        let mut succeeded = 0;
         for name in names {
-            for entry in perform(session, action, name).await? {
-                done += usize::from(entry.status == SUCCESS);
+            for entry in on_name(session, action, name).await? {
+                succeeded += usize::from(entry.status == SUCCESS);
                 self.failed +=
                     usize::from(entry.status != SUCCESS && !action.is_harmless(entry.status));
-                // Who has no output any more still wants all of it done, such as the start after a stop.
+                // Without a standard output, the remaining actions are carried out all the same: a
+                // restart must not end between stop and start.
                 match print(session, action, &entry).await {
-                    Err(Error::Output(error)) => self.unprinted = Some(error),
-                    printed => printed?,
+                    Err(Error::Output(error)) => self.print_error = Some(error),
+                    result => result?,
                 }
                 self.entries.push(entry);
             }
         }
-        self.done.push((action.done(), done));
+        self.succeeded.push((action.outcome(), succeeded));
         Ok(())
     }
 
@@ -147,9 +152,9 @@ impl Report {
             Format::Json => session.output.json(&structs(&self.entries))?,
             Format::Table if self.entries.len() > 1 => {
                 let mut parts: Vec<String> = self
-                    .done
+                    .succeeded
                     .iter()
-                    .map(|(done, count)| format!("{count} {done}"))
+                    .map(|(outcome, count)| format!("{count} {outcome}"))
                     .collect();
                 if self.failed > 0 {
                     parts.push(format!("{} failed", self.failed));
@@ -158,15 +163,15 @@ impl Report {
             }
             Format::Table | Format::Name => {}
         }
-        match self.unprinted {
+        match self.print_error {
             Some(error) if self.failed == 0 => Err(error.into()),
             _ => Ok(if self.failed > 0 { NOT_DONE } else { 0 }),
         }
     }
 }
 
-/// Carries out an action for one name as it was typed.
-async fn perform(
+/// Carries out an action for one name of the arguments.
+async fn on_name(
     session: &Session,
     action: &Action,
     name: &str,
@@ -202,8 +207,8 @@ async fn perform(
     }
 }
 
-/// Carries out an action for several processes side by side. The results come in their order; an error
-/// is one that the server did not answer.
+/// Carries out an action for several processes concurrently. The results are in the order of `processes`;
+/// an error means that the server did not answer.
 pub async fn on_processes(
     session: &Session,
     action: &Action,
@@ -212,7 +217,7 @@ pub async fn on_processes(
     let calls = processes
         .iter()
         .map(|info| on_process(session, action, &info.group, &info.name));
-    stream::iter(calls).buffered(AT_A_TIME).collect().await
+    stream::iter(calls).buffered(MAX_CALLS).collect().await
 }
 
 async fn on_process(
@@ -241,47 +246,34 @@ fn entry(group: &str, name: &str, result: Result<Value, Fault>) -> StatusEntry {
 }
 
 async fn print(session: &Session, action: &Action, entry: &StatusEntry) -> Result<(), Error> {
-    let name = shown(entry);
+    let name = display_name(entry);
     if entry.status != SUCCESS {
         say!("{name}: ERROR ({})", reason(session, entry).await?);
         return Ok(());
     }
     match session.output.format {
-        Format::Table => session.output.line(&format!("{name}: {}", action.done()))?,
+        Format::Table => {
+            let line = format!("{name}: {}", action.outcome());
+            session.output.line(&line)?;
+        }
         Format::Name => session.output.line(&name)?,
         Format::Json => {}
     }
     Ok(())
 }
 
-/// The name in the short form of supervisorctl; a group's own result bears the group's name.
-fn shown(entry: &StatusEntry) -> String {
+/// The namespec of the process; the group's name for the result of a call on a group.
+fn display_name(entry: &StatusEntry) -> String {
     match entry.name.as_str() {
         "*" => entry.group.clone(),
         name => namespec(&entry.group, name),
     }
 }
 
-/// Why an action failed, in the words of supervisorctl, with a suggestion for an unknown name.
+/// Why an action failed, in the texts of supervisorctl, with a suggestion for an unknown name.
 async fn reason(session: &Session, entry: &StatusEntry) -> Result<String, Error> {
-    let words = match entry.status {
-        BAD_NAME => {
-            let what = if entry.name == "*" {
-                "group"
-            } else {
-                "process"
-            };
-            let (table, _) = session.table().await?;
-            let typed = match entry.name.as_str() {
-                "*" => format!("{}:*", entry.group),
-                _ => shown(entry),
-            };
-            let sentence = unknown(&table, &typed);
-            return Ok(match sentence.split_once("; ") {
-                Some((_, suggestion)) => format!("no such {what}; {suggestion}"),
-                None => format!("no such {what}"),
-            });
-        }
+    let reason = match entry.status {
+        BAD_NAME => return bad_name(session, entry).await,
         NOT_IN_WHITELIST => {
             let fault = Fault::received(entry.status, entry.description.clone());
             return Ok(explain(&fault, ""));
@@ -295,10 +287,23 @@ async fn reason(session: &Session, entry: &StatusEntry) -> Result<String, Error>
         NOT_RUNNING => "not running",
         _ => &entry.description,
     };
-    Ok(words.to_owned())
+    Ok(reason.to_owned())
 }
 
-/// The results in the daemon's own form (`supervisor/rpcinterface.py`, `make_allfunc`).
+async fn bad_name(session: &Session, entry: &StatusEntry) -> Result<String, Error> {
+    let (kind, name) = match entry.name.as_str() {
+        "*" => ("group", format!("{}:*", entry.group)),
+        _ => ("process", display_name(entry)),
+    };
+    let (table, _) = session.table().await?;
+    let sentence = unknown(&table, &name);
+    Ok(match sentence.split_once("; ") {
+        Some((_, suggestion)) => format!("no such {kind}; {suggestion}"),
+        None => format!("no such {kind}"),
+    })
+}
+
+/// The results as the daemon's structs (`supervisor/rpcinterface.py`, `make_allfunc`).
 fn structs(entries: &[StatusEntry]) -> Value {
     let value = |entry: &StatusEntry| {
         Value::Struct(vec![

@@ -1,5 +1,5 @@
-//! `diff` and `update`: where supervisord's files differ from what is in force, and putting them in
-//! force.
+//! `diff` and `update`: shows where supervisord's files differ from the configuration in force, and puts
+//! the files in force.
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
@@ -14,22 +14,21 @@ use crate::daemon::ProcessInfo;
 use crate::namespec::{namespec, split_namespec};
 use crate::xmlrpc::Value;
 
-/// A program's number of processes is not what its file says, on purpose.
+/// The change of a program whose number of processes `scale` has set.
 const SCALED: &str = "scaled";
-/// Nobody knows what is in force.
+/// The change of a group whose configuration in force is not known.
 const UNKNOWN: &str = "unknown";
 const DIFF: &str = "twiddler.diffConfig";
 const UPDATE: &str = "twiddler.updateConfig";
 
-/// `diff`. Ends with 0 where nothing differs but the number of processes, and with 1 where something
-/// does.
+/// `diff`. Returns 1 where something differs beside the number of processes of scaled programs, else 0.
 ///
 /// # Errors
-/// When the server does not answer, or cannot tell. Their status is not 1.
+/// When the server does not answer, or cannot compare. The status of the error is not 1.
 pub async fn diff(session: &Session, args: &DiffArgs) -> Result<u8, Error> {
-    let answer = differences(session, &args.groups).await;
-    let (value, differences) = answer.map_err(|error| match error.status() {
-        NOT_DONE => Error::Trouble(Box::new(error)),
+    let result = differences(session, &args.groups).await;
+    let (value, differences) = result.map_err(|error| match error.status() {
+        NOT_DONE => Error::ComparisonFailed(Box::new(error)),
         _ => error,
     })?;
     match session.output.format {
@@ -60,22 +59,22 @@ fn print(session: &Session, differences: &[Difference]) -> io::Result<()> {
     }
 }
 
-/// `update`. With `--dry-run` prints what it would print, and changes nothing.
+/// `update`. With `--dry-run` it prints the same output and changes nothing.
 ///
 /// # Errors
 /// When the server does not answer, or refuses the files.
 pub async fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
     if args.dry_run {
-        return rehearse(session, args).await;
+        return dry_run(session, args).await;
     }
-    // Who is being waited for is known before it is done, and matters to people alone.
+    // Only a terminal shows which processes the verb waits for, so only a terminal is worth the call.
     let plan = if io::stderr().is_terminal() {
         Plan::of(&differences(session, &args.groups).await?.1)
     } else {
         Plan::default()
     };
     let (before, _) = session.table().await?;
-    let waiting = Waiting::on(&plan.awaited());
+    let waiting = Waiting::on(&plan.waiting_text());
     let result = session
         .server
         .call(UPDATE, &[names(&args.groups)], "")
@@ -83,7 +82,7 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
     drop(waiting);
     match session.output.format {
         Format::Json => session.output.json(&result)?,
-        _ => Plan::done(&result).print(session, &before, &args.groups)?,
+        _ => Plan::from_result(&result).print(session, &before, &args.groups)?,
     }
     let mut status = 0;
     for (member, name) in [("skipped", "group"), ("failed", "name")] {
@@ -97,7 +96,7 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
     Ok(status)
 }
 
-async fn rehearse(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
+async fn dry_run(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
     let (value, differences) = differences(session, &args.groups).await?;
     match session.output.format {
         Format::Json => session.output.json(&value)?,
@@ -122,7 +121,7 @@ async fn rehearse(session: &Session, args: &UpdateArgs) -> Result<u8, Error> {
     Ok(status)
 }
 
-/// What differs, beside the value that it was read from.
+/// The result of `diffConfig`, as the server returned it and parsed.
 async fn differences(
     session: &Session,
     groups: &[String],
@@ -134,11 +133,12 @@ async fn differences(
 }
 
 fn names(groups: &[String]) -> Value {
-    Value::Array(groups.iter().map(|group| bare(group).into()).collect())
+    let names = groups.iter().map(|group| group_name(group).into());
+    Value::Array(names.collect())
 }
 
-/// A group as it was typed: `web`, `web:` and `web:*` are one.
-fn bare(group: &str) -> &str {
+/// The name of a group in an argument: `web` for `web`, `web:` and `web:*`.
+fn group_name(group: &str) -> &str {
     group.trim_end_matches('*').trim_end_matches(':')
 }
 
@@ -146,14 +146,14 @@ fn bare(group: &str) -> &str {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Difference {
     group: String,
-    /// The program as it is called, or `group NAME`.
+    /// The program's namespec, or `group NAME`.
     name: String,
     change: String,
     /// Name, old and new value of each option.
     options: Vec<(String, String, String)>,
     plan: Plan,
-    /// The group can only be replaced as a whole.
-    whole: bool,
+    /// Whether the update replaces the whole group.
+    replaces_group: bool,
     reason: String,
 }
 
@@ -177,7 +177,7 @@ impl Difference {
             change: text(value, "change"),
             options: options.unwrap_or_default().iter().map(option).collect(),
             plan: Plan::read(value, ["stop", "restart", "start"]),
-            whole: value.get("whole").and_then(Value::as_bool) == Some(true),
+            replaces_group: value.get("whole").and_then(Value::as_bool) == Some(true),
             reason: text(value, "reason"),
             group,
         }
@@ -187,7 +187,7 @@ impl Difference {
         let mut lines = vec![Line::Title(format!("{} {}", self.change, self.name))];
         if !self.reason.is_empty() {
             lines.push(Line::Note(self.reason.clone()));
-        } else if self.whole {
+        } else if self.replaces_group {
             let group = &self.group;
             lines.push(Line::Note(format!("group {group} is replaced as a whole")));
         }
@@ -206,14 +206,14 @@ impl Difference {
     }
 }
 
-/// One line of what differs; further lines of a value are indented.
+/// One line of the output of `diff`. A value of several lines continues indented.
 #[derive(Clone, Debug, PartialEq)]
 enum Line {
     Title(String),
     Note(String),
     Old(String),
     New(String),
-    /// A variable whose values nobody is shown.
+    /// A variable of the environment: its values may be secret.
     Hidden(String),
 }
 
@@ -242,7 +242,7 @@ impl Line {
     }
 }
 
-/// What becomes of processes, by the names that supervisorctl has for them.
+/// The namespecs of the processes that an update stops, restarts and starts.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Plan {
     stop: BTreeSet<String>,
@@ -251,7 +251,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Reads the members `[stop, restart, start]` of a struct.
+    /// Reads the three `members` of a struct, in the order stop, restart, start.
     fn read(value: &Value, members: [&str; 3]) -> Self {
         let [stop, restart, start] = members.map(|member| {
             let names = value
@@ -267,12 +267,12 @@ impl Plan {
         }
     }
 
-    /// What `updateConfig` has done.
-    fn done(result: &Value) -> Self {
+    /// The processes in a result of `updateConfig`.
+    fn from_result(result: &Value) -> Self {
         Plan::read(result, ["stopped", "restarted", "started"])
     }
 
-    /// What `updateConfig` would do.
+    /// The processes that `updateConfig` would stop, restart and start.
     fn of(differences: &[Difference]) -> Self {
         let mut all = Plan::default();
         for difference in differences {
@@ -289,15 +289,15 @@ impl Plan {
     }
 
     fn lines(&self) -> Vec<String> {
-        let line = |done: &'static str| move |name: &String| format!("{name}: {done}");
+        let line = |outcome: &'static str| move |name: &String| format!("{name}: {outcome}");
         let stopped = self.stop.iter().map(line("stopped"));
         let restarted = self.restart.iter().map(line("restarted"));
         let started = self.start.iter().map(line("started"));
         stopped.chain(restarted).chain(started).collect()
     }
 
-    /// Prints names, or lines and a summary. What is planned and what was done count the processes
-    /// of `before` alike that nothing happens to.
+    /// Prints names, or lines and a summary. `before` has the processes before the update: the summary
+    /// counts the untouched ones among them, with and without `--dry-run`.
     fn print(
         &self,
         session: &Session,
@@ -319,10 +319,10 @@ impl Plan {
         ))
     }
 
-    /// How many processes of these groups, or of all, nothing happens to.
+    /// How many processes of `groups`, or of all groups, the update does not touch.
     fn untouched(&self, before: &[ProcessInfo], groups: &[String]) -> usize {
         let touched: BTreeSet<&str> = self.processes().collect();
-        let groups: BTreeSet<&str> = groups.iter().map(|group| bare(group)).collect();
+        let groups: BTreeSet<&str> = groups.iter().map(|group| group_name(group)).collect();
         before
             .iter()
             .filter(|info| groups.is_empty() || groups.contains(info.group.as_str()))
@@ -330,7 +330,7 @@ impl Plan {
             .count()
     }
 
-    /// What `update` would do, in one sentence.
+    /// The last line of `diff`.
     fn sentence(&self) -> String {
         let parts: Vec<String> = [
             ("stop", &self.stop),
@@ -347,8 +347,8 @@ impl Plan {
         }
     }
 
-    /// Who is being waited for.
-    fn awaited(&self) -> String {
+    /// The text of the spinner.
+    fn waiting_text(&self) -> String {
         let stopping: BTreeSet<String> = self.stop.union(&self.restart).cloned().collect();
         if stopping.is_empty() {
             "supervisord to read its files".to_owned()
@@ -363,7 +363,7 @@ fn joined(names: &BTreeSet<String>) -> String {
     names.join(", ")
 }
 
-/// supervisorctl's short form of a name.
+/// The namespec of a name: `name` for `name:name`.
 fn short(name: &str) -> String {
     match split_namespec(name) {
         (group, Some(process)) => namespec(group, process),
@@ -392,7 +392,7 @@ mod tests {
         Value::Array(names.iter().map(|name| Value::from(*name)).collect())
     }
 
-    fn changed() -> Difference {
+    fn changed_program() -> Difference {
         let option = |name: &str, old: &str, new: &str| {
             entry(&[
                 ("name", name.into()),
@@ -424,7 +424,7 @@ mod tests {
 
     #[test]
     fn a_program_that_differs_is_a_block() {
-        let text: Vec<String> = changed().lines().iter().map(Line::text).collect();
+        let text: Vec<String> = changed_program().lines().iter().map(Line::text).collect();
         let expected = [
             "changed web:api",
             "- command = api -p 80",
@@ -440,15 +440,15 @@ mod tests {
     }
 
     #[test]
-    fn a_group_says_why_all_of_it_restarts() {
-        let whole = Difference {
+    fn a_replaced_group_has_a_note() {
+        let group = Difference {
             group: "fast".to_owned(),
             name: "group fast".to_owned(),
             change: "changed".to_owned(),
-            whole: true,
+            replaces_group: true,
             ..Difference::default()
         };
-        let text: Vec<String> = whole.lines().iter().map(Line::text).collect();
+        let text: Vec<String> = group.lines().iter().map(Line::text).collect();
         assert_eq!(
             text,
             ["changed group fast", "  group fast is replaced as a whole"]
@@ -456,8 +456,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_planned_and_what_was_done_are_told_in_the_same_words() {
-        let mut other = changed();
+    fn a_plan_and_its_result_are_printed_alike() {
+        let mut other = changed_program();
         other.plan = Plan::read(
             &entry(&[
                 ("start", names(&["new:new"])),
@@ -466,15 +466,15 @@ mod tests {
             ]),
             ["stop", "restart", "start"],
         );
-        let planned = Plan::of(&[changed(), other]);
-        let done = Plan::done(&entry(&[
+        let plan = Plan::of(&[changed_program(), other]);
+        let result = Plan::from_result(&entry(&[
             ("stopped", names(&["a:b", "web:old"])),
             ("restarted", names(&["web:api"])),
             ("started", names(&["new:new"])),
         ]));
-        assert_eq!(planned, done);
+        assert_eq!(plan, result);
         assert_eq!(
-            planned.lines(),
+            plan.lines(),
             [
                 "a:b: stopped",
                 "web:old: stopped",
@@ -483,7 +483,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            planned.sentence(),
+            plan.sentence(),
             "update would stop a:b, web:old; restart web:api; start new"
         );
         assert_eq!(

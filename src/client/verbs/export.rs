@@ -1,4 +1,4 @@
-//! `export`: what was added, as sections that can be pasted into supervisord.conf.
+//! `export`: prints the added programs as sections for supervisord.conf.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -13,10 +13,10 @@ use crate::program;
 use crate::xmlrpc::Value;
 
 const ADDED: &str = "added";
-/// What supervisord takes for a missing priority.
-const PRIORITY: i64 = 999;
+/// supervisord's default of `priority`.
+const DEFAULT_PRIORITY: i64 = 999;
 
-/// Prints the sections, or with `-o json` and `-o name` the programs that they are of.
+/// Prints the sections; with `-o json` and `-o name` the programs.
 ///
 /// # Errors
 /// When the server does not answer, or has no such method.
@@ -28,11 +28,11 @@ pub async fn run(session: &Session, args: &ExportArgs) -> Result<u8, Error> {
     let mut exported = Vec::new();
     for info in all.iter().filter(|info| is_wanted(info)) {
         let options = match programs::options(session, &info.group, &info.program).await {
-            // It was removed after it was listed.
+            // Another client removed it after `all` had listed it.
             Err(Error::UnknownName(_)) => continue,
             options => options?,
         };
-        // A program on a lease goes by itself.
+        // The proxy removes a program with a lease when its client ends.
         if options.iter().all(|(name, _)| name != lease::OPTION) {
             let text = |(name, value): (String, Value)| Some((name, value.as_str()?.to_owned()));
             exported.push(Exported {
@@ -70,7 +70,7 @@ pub async fn run(session: &Session, args: &ExportArgs) -> Result<u8, Error> {
     Ok(status)
 }
 
-/// A program that was added.
+/// A program to export.
 #[derive(Debug)]
 struct Exported {
     group: String,
@@ -84,7 +84,7 @@ impl Exported {
     }
 }
 
-/// The server's own structs of the programs that are exported.
+/// The server's structs for the exported programs.
 fn only(value: Value, exported: &[Exported]) -> Value {
     let is_exported = |info: &Value| {
         exported.iter().any(|program| {
@@ -98,7 +98,7 @@ fn only(value: Value, exported: &[Exported]) -> Value {
     }
 }
 
-/// The priority of each group, which the daemon says of its processes.
+/// The priority of each group. `getAllConfigInfo` has it in the entries of the group's processes.
 async fn priorities(session: &Session) -> Result<BTreeMap<String, i64>, Error> {
     let configs = session
         .server
@@ -110,7 +110,7 @@ async fn priorities(session: &Session) -> Result<BTreeMap<String, i64>, Error> {
         .collect())
 }
 
-/// The sections, each of a name that no other has.
+/// The sections. A program whose name another program has gets the section name `GROUP-PROGRAM`.
 fn sections(
     exported: &[Exported],
     configured: &[&ProgramInfo],
@@ -130,7 +130,7 @@ fn sections(
     }
     let mut text = String::new();
     for (group, programs) in groups {
-        let priority = priorities.get(group).copied().unwrap_or(PRIORITY);
+        let priority = priorities.get(group).copied().unwrap_or(DEFAULT_PRIORITY);
         text += &group_section(group, priority, &programs, configured);
         for (name, program) in programs {
             text += &program_section(&name, program);
@@ -139,7 +139,8 @@ fn sections(
     text
 }
 
-/// The group's section, unless its one program makes the same group by itself.
+/// The section `[group:x]`. It is empty where supervisord makes the same group from the section of its
+/// only program, and a comment where a configured group has the name.
 fn group_section(
     group: &str,
     priority: i64,
@@ -158,17 +159,18 @@ fn group_section(
         return String::new();
     }
     let mut text = format!("[group:{group}]\nprograms={names}\n");
-    if priority != PRIORITY {
+    if priority != DEFAULT_PRIORITY {
         let _infallible = writeln!(text, "priority={priority}");
     }
     text + "\n"
 }
 
 impl Exported {
-    /// Its own priority, which is also that of a group of its own.
+    /// Its priority; `None` if that is no number. A group that supervisord makes for one program has the
+    /// program's priority.
     fn priority(&self) -> Option<i64> {
         match self.options.get("priority") {
-            None => Some(PRIORITY),
+            None => Some(DEFAULT_PRIORITY),
             Some(text) => text.trim().parse().ok(),
         }
     }
@@ -178,7 +180,7 @@ fn program_section(name: &str, program: &Exported) -> String {
     let mut text = format!("[program:{name}]\n");
     let mut options = program.options.clone();
     if name != program.program {
-        // The processes keep the names that they have.
+        // The processes keep their names.
         options
             .entry("process_name".to_owned())
             .or_insert_with(|| "%(program_name)s".to_owned());
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn sections_can_be_read_by_supervisord() {
+    fn sections_name_groups_programs_and_options() {
         let web = configured("web", "api");
         let exported = [
             exported(

@@ -1,4 +1,4 @@
-//! `completions` and `man`, which are made from the definition of the command line.
+//! `completions` and `man`: output that clap generates from the definition of the command line.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,15 +12,15 @@ use crate::client::args::{CompletionsArgs, ManArgs, Shell};
 use crate::client::error::Error;
 
 const NAME: &str = "twiddler";
-/// clap's own script takes the words of bash as they are, which end at a colon.
+/// Replaces clap's script for bash, which does not join the words that bash splits at a colon.
 const BASH: &str = include_str!("completions.bash");
-/// The one option that has no key.
+/// The only option of `serve` without a key in `[twiddler]`.
 const CONFIG: &str = "config";
 
-/// Prints the script that completes in a shell. It calls this program for live names.
+/// Prints the completion script of a shell. The script calls this program for the names of processes.
 ///
 /// # Errors
-/// When standard output is gone.
+/// When standard output cannot be written.
 pub fn completions(args: &CompletionsArgs) -> Result<u8, Error> {
     let mut out = io::stdout();
     match args.shell {
@@ -33,11 +33,11 @@ pub fn completions(args: &CompletionsArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// Prints the manual page of the program, or writes the pages for it, each of its verbs and the
-/// configuration. `command` is the whole command line.
+/// Prints the manual page twiddler(1). With `--dir` it writes the pages of the program, of each verb and
+/// of the configuration instead. `command` is the definition of the whole command line.
 ///
 /// # Errors
-/// When standard output is gone, or the directory cannot be written.
+/// When standard output or the directory cannot be written.
 pub fn man(args: &ManArgs, command: Command) -> Result<u8, Error> {
     let Some(dir) = &args.dir else {
         Man::new(command).render(&mut io::stdout())?;
@@ -62,7 +62,7 @@ fn write(dir: &Path, section: u8, name: &str, page: &[u8]) -> Result<(), Error> 
         .map_err(|error| Error::NotDone(format!("cannot write {}: {error}", path.display())))
 }
 
-/// The program and each of its verbs, with the names of their pages.
+/// The name and the command of each page: the program and its verbs.
 fn pages(mut command: Command) -> Vec<(String, Command)> {
     command.build();
     let mut pages = vec![(NAME.to_owned(), command.clone())];
@@ -72,7 +72,7 @@ fn pages(mut command: Command) -> Vec<(String, Command)> {
     pages
 }
 
-/// The page about the section `[twiddler]`: a key for each option of `serve`.
+/// The page twiddler.conf(5), which lists a key of `[twiddler]` for each option of `serve`.
 fn configuration(command: &Command) -> String {
     let mut page = Roff::new();
     page.control("TH", ["twiddler.conf", "5"]);

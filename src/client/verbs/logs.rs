@@ -1,4 +1,4 @@
-//! `logs`: the last lines of processes' logs, and what follows.
+//! `logs`: prints the last lines of processes' logs, and follows the logs.
 
 use std::future::pending;
 use std::io::{self, Write};
@@ -14,25 +14,25 @@ use tokio::time::{Instant, sleep};
 use super::Session;
 use crate::client::args::{Format, LogsArgs};
 use crate::client::error::{Error, NOT_DONE};
-use crate::client::log_stream::{BURST, Seen, burst};
+use crate::client::log_stream::{BURST, LastRead, read_burst};
 use crate::client::names::select;
 use crate::client::signals::unless_ignored;
 use crate::fault::NO_FILE;
 use crate::namespec::namespec;
 
-/// Lines that are printed first, as `tail` does.
+/// The default of `--lines`, as of tail(1).
 const LINES: usize = 10;
-/// How much of a log is read at first for its last lines.
+/// How many bytes the first call reads to find the last lines.
 const FIRST_READ: i64 = 16 * 1024;
-/// A line without an end is printed when it is so long.
-const LONGEST_LINE: usize = 64 * 1024;
-/// Pauses between attempts to connect again.
+/// A line of this many bytes is printed before its end arrives.
+const MAX_LINE: usize = 64 * 1024;
+/// The first and the longest pause between attempts to connect again.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// A log that stays missing for so long on a server that answers is gone for good.
-const MISSING: Duration = Duration::from_secs(10);
-/// Lines that wait to be printed.
-const WAITING: usize = 256;
+/// The verb stops following a log for which the server answers 404 for this long.
+const MISSING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many lines the channel to the printer holds.
+const LINE_BUFFER: usize = 256;
 
 const COLORS: [AnsiColor; 6] = [
     AnsiColor::Cyan,
@@ -43,7 +43,7 @@ const COLORS: [AnsiColor; 6] = [
     AnsiColor::BrightCyan,
 ];
 
-/// Prints the last lines; with `-f` goes on until Ctrl-C.
+/// Prints the last lines of each log; with `-f` follows the logs until Ctrl-C.
 ///
 /// # Errors
 /// When the server does not answer at the start, or a name is unknown.
@@ -83,7 +83,8 @@ pub async fn run(session: &Session, args: &LogsArgs) -> Result<u8, Error> {
     Ok(status)
 }
 
-/// The last lines of a log. A log that is not UTF-8 cannot be read by a call; its stream can.
+/// The last lines of a log. The daemon cannot return a log that is not UTF-8 from a call; then the
+/// beginning of its stream is used.
 async fn last_lines(
     session: &Session,
     name: &str,
@@ -106,20 +107,20 @@ async fn last_lines(
                 });
             }
             Err(Error::Status { .. }) => {
-                let burst = burst(&mut session.server.follow(name, channel).await?).await;
+                let burst = read_burst(&mut session.server.follow(name, channel).await?).await;
                 return Ok(tail(&String::from_utf8_lossy(&burst), lines).to_owned());
             }
             Err(error) => return Err(error),
         };
-        let is_whole = i64::try_from(text.len()).is_ok_and(|read| read < size);
-        if is_whole || text.lines().count() > lines {
+        let is_complete = i64::try_from(text.len()).is_ok_and(|length| length < size);
+        if is_complete || text.lines().count() > lines {
             return Ok(tail(&text, lines).to_owned());
         }
         size = size.saturating_mul(4);
     }
 }
 
-/// The file that a process writes to.
+/// The path of a process's log file.
 async fn log_path(session: &Session, name: &str, channel: &str) -> Option<String> {
     let method = "supervisor.getProcessInfo";
     let info = session.server.try_call(method, &[name.into()]).await;
@@ -139,17 +140,18 @@ fn tail(text: &str, lines: usize) -> &str {
     }
 }
 
-/// As much of a log as was there when a stream began with `burst`, whose first line may lack its
-/// beginning; the burst alone where the log does not have it any more.
+/// The part of `log` up to the end of `burst`: the stream that began with `burst` continues there. The
+/// first line of `burst` may be incomplete and is not compared. Returns `burst` if `log` does not contain
+/// it, for instance after a rotation.
 fn up_to<'t>(log: &'t str, burst: &'t str) -> &'t str {
-    let whole = burst.split_once('\n').map_or("", |(_, whole)| whole);
-    match log.rfind(whole) {
-        Some(at) if !whole.is_empty() => &log[..at + whole.len()],
+    let lines = burst.split_once('\n').map_or("", |(_, lines)| lines);
+    match log.rfind(lines) {
+        Some(at) if !lines.is_empty() => &log[..at + lines.len()],
         _ => burst,
     }
 }
 
-/// Follows all logs side by side until Ctrl-C, or until all of them are gone.
+/// Follows all logs concurrently until Ctrl-C, or until the last of them is gone.
 async fn follow_all(
     session: &Session,
     names: &[String],
@@ -158,7 +160,7 @@ async fn follow_all(
     printer: Printer,
 ) -> Result<u8, Error> {
     let mut interrupt = unless_ignored(SignalKind::interrupt())?;
-    let (out, mut waiting) = mpsc::channel::<(usize, Vec<u8>)>(WAITING);
+    let (out, mut received) = mpsc::channel::<(usize, Vec<u8>)>(LINE_BUFFER);
     let mut followers = Vec::new();
     for (index, name) in names.iter().enumerate() {
         let follower = Follower {
@@ -167,7 +169,7 @@ async fn follow_all(
             channel,
             index,
             out: out.clone(),
-            seen: Seen::default(),
+            last_read: LastRead::default(),
             path: log_path(session, name, channel).await,
             line: Vec::new(),
         };
@@ -176,20 +178,20 @@ async fn follow_all(
     drop(out);
     let following = futures_util::future::join_all(followers);
     let printing = async {
-        while let Some((index, line)) = waiting.recv().await {
+        while let Some((index, line)) = received.recv().await {
             printer.print(index, &line)?;
         }
         Ok::<(), io::Error>(())
     };
-    let interrupted = async {
+    let ctrl_c = async {
         match &mut interrupt {
             Some(interrupt) => interrupt.recv().await,
             None => pending().await,
         }
     };
     tokio::select! {
-        _ = interrupted => Ok(0),
-        printed = printing => printed.map(|()| NOT_DONE).map_err(Error::from),
+        _ = ctrl_c => Ok(0),
+        result = printing => result.map(|()| NOT_DONE).map_err(Error::from),
         results = following => {
             results.into_iter().find_map(Result::err).map_or(Ok(NOT_DONE), Err)
         }
@@ -203,15 +205,16 @@ struct Follower<'a> {
     channel: &'a str,
     index: usize,
     out: mpsc::Sender<(usize, Vec<u8>)>,
-    seen: Seen,
-    /// The file that it was read from.
+    last_read: LastRead,
+    /// The path of the log file that the stream reads.
     path: Option<String>,
-    /// A line that has not ended yet.
+    /// The beginning of a line whose end has not arrived.
     line: Vec<u8>,
 }
 
 impl Follower<'_> {
-    /// Goes on until the log is gone for good.
+    /// Prints the last lines, then follows the log until it is missing for [`MISSING_TIMEOUT`] or the
+    /// server refuses the credentials.
     async fn run(mut self, lines: usize) -> Result<(), Error> {
         let mut stream = self.session.server.follow(self.name, self.channel).await;
         if let Err(Error::Status { status: 404, .. }) = stream {
@@ -234,37 +237,39 @@ impl Follower<'_> {
                 None => return Ok(()),
             };
             if let Ok(stream) = &mut stream {
-                let burst = burst(stream).await;
-                // supervisord begins a new file when it starts, unless the program names one.
+                let burst = read_burst(stream).await;
+                // supervisord creates a new log file at its start, unless the program names one.
                 let path = log_path(self.session, self.name, self.channel).await;
                 if path != self.path {
-                    self.seen = Seen::default();
+                    self.last_read = LastRead::default();
                     self.path = path;
                 }
-                let fresh = self.seen.fresh(&burst).to_vec();
-                self.take(&fresh).await;
+                let new_part = self.last_read.new_part(&burst).to_vec();
+                self.take(&new_part).await;
             }
         }
     }
 
-    /// Prints the last lines of what was there when the stream began, which goes on behind them.
+    /// Prints the last lines of the log as it was when the stream began. The stream continues behind them.
     async fn begin(&mut self, stream: &mut Incoming, lines: usize) -> Result<(), Error> {
-        let first = burst(stream).await;
-        self.seen.remember(&first);
-        let text = String::from_utf8_lossy(&first);
-        let last = if first.len() < BURST || text.lines().count() > lines {
+        let burst = read_burst(stream).await;
+        self.last_read.push(&burst);
+        let text = String::from_utf8_lossy(&burst);
+        let last = if burst.len() < BURST || text.lines().count() > lines {
             tail(&text, lines).to_owned()
         } else {
-            // With what was written since the stream began, which it brings too.
+            // The log may have grown since the stream began. `up_to` cuts off the lines that the stream
+            // brings, too, so more lines than `lines` are read.
             let more = lines.saturating_add(BURST);
-            let longer = last_lines(self.session, self.name, self.channel, more).await?;
-            tail(up_to(&longer, &text), lines).to_owned()
+            let log = last_lines(self.session, self.name, self.channel, more).await?;
+            tail(up_to(&log, &text), lines).to_owned()
         };
         self.print(last.as_bytes()).await;
         Ok(())
     }
 
-    /// The stream after the daemon or the connection has come back; nothing if the log is gone.
+    /// Opens the stream again, after the daemon has restarted or the connection has broken. `None` if the
+    /// log is gone or the server refuses the credentials.
     async fn connect_again(&self) -> Option<Incoming> {
         let mut pause = FIRST_PAUSE;
         let mut missing_since: Option<Instant> = None;
@@ -275,7 +280,7 @@ impl Follower<'_> {
                 Ok(stream) => return Some(stream),
                 Err(Error::Status { status: 404, .. }) => {
                     let since = *missing_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > MISSING {
+                    if since.elapsed() > MISSING_TIMEOUT {
                         say!("twiddler: {} is gone", self.name);
                         return None;
                     }
@@ -290,24 +295,24 @@ impl Follower<'_> {
     }
 
     async fn take(&mut self, data: &[u8]) {
-        self.seen.remember(data);
+        self.last_read.push(data);
         self.print(data).await;
     }
 
     async fn print(&mut self, data: &[u8]) {
         for piece in data.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || self.line.len() > LONGEST_LINE {
+            if piece.ends_with(b"\n") || self.line.len() > MAX_LINE {
                 let mut line = std::mem::take(&mut self.line);
                 line.truncate(line.trim_ascii_end().len());
-                // Nobody prints any more: the command is ending.
+                // Without a receiver the command is about to end.
                 let _ = self.out.send((self.index, line)).await;
             }
         }
     }
 }
 
-/// Prints lines with the names of their processes in front.
+/// Prints lines with a prefix that names their process.
 struct Printer {
     format: Format,
     names: Vec<String>,
@@ -315,8 +320,8 @@ struct Printer {
 }
 
 impl Printer {
-    /// A name stands in front only where there are several.
-    fn new(session: &Session, names: &[String], is_plain: bool) -> Self {
+    /// With one process, or with `no_prefix`, the prefixes are empty.
+    fn new(session: &Session, names: &[String], no_prefix: bool) -> Self {
         let width = names.iter().map(|name| name.chars().count()).max();
         let width = width.unwrap_or_default();
         let prefix = |(index, name): (usize, &String)| {
@@ -327,7 +332,7 @@ impl Printer {
             };
             format!("{style}{name:width$} |{style:#} ")
         };
-        let prefixes = if names.len() > 1 && !is_plain {
+        let prefixes = if names.len() > 1 && !no_prefix {
             names.iter().enumerate().map(prefix).collect()
         } else {
             vec![String::new(); names.len()]
@@ -360,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_stream_brings_too_is_left_to_it() {
+    fn lines_that_the_stream_brings_are_cut_off() {
         for (log, burst, expected) in [
             ("a\nb\nc\nd\n", "b\nc\n", "a\nb\nc\n"),
             ("a\nb\nc\nd\n", "x\nc\n", "a\nb\nc\n"),
@@ -372,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_are_whole_lines() {
+    fn tail_returns_complete_lines() {
         for (text, lines, expected) in [
             ("a\nb\nc\n", 2, "b\nc\n"),
             ("a\nb\nc", 2, "b\nc"),

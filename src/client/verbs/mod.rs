@@ -1,4 +1,4 @@
-//! The verbs, each of which turns its arguments into calls and their results into text.
+//! The verbs. A verb turns its arguments into calls, and the results into output.
 
 pub mod call;
 pub mod changes;
@@ -19,7 +19,7 @@ use super::output::Output;
 use crate::daemon::ProcessInfo;
 use crate::xmlrpc::Value;
 
-/// What every verb works with.
+/// The server and the output of one command.
 pub struct Session {
     /// The server.
     pub server: Connection,
@@ -28,10 +28,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// All processes, in the server's order, beside the value that they were read from.
+    /// All processes in the server's order, parsed and as the server returned them.
     ///
     /// # Errors
-    /// When the server does not answer with a table.
+    /// When the server does not answer, or answers with a fault.
     pub async fn table(&self) -> Result<(Vec<ProcessInfo>, Value), Error> {
         let infos = self
             .server

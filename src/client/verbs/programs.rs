@@ -1,4 +1,4 @@
-//! `programs`, `set` and `scale`: programs as wholes, configured and added ones.
+//! `programs`, `set` and `scale`: lists programs, changes their options and their numbers of processes.
 
 use super::Session;
 use super::changes::report;
@@ -10,7 +10,7 @@ use crate::fault::BAD_NAME;
 use crate::namespec::{namespec, split_namespec};
 use crate::xmlrpc::Value;
 
-/// A program, as `getAllProgramInfo` has it.
+/// An entry of `getAllProgramInfo`.
 #[derive(Clone, Debug)]
 pub struct ProgramInfo {
     /// Its group.
@@ -45,13 +45,13 @@ impl ProgramInfo {
         })
     }
 
-    /// Its name in supervisorctl's form.
+    /// Its namespec: `name` for `name:name`.
     pub fn namespec(&self) -> String {
         namespec(&self.group, &self.program)
     }
 }
 
-/// All programs, beside the value that they were read from.
+/// All programs, parsed and as the server returned them.
 ///
 /// # Errors
 /// When the server does not answer, or has no such method.
@@ -63,7 +63,7 @@ pub async fn all(session: &Session) -> Result<(Vec<ProgramInfo>, Value), Error> 
     Ok((programs, value))
 }
 
-/// The options that a program was defined with.
+/// The options of a program's definition.
 ///
 /// # Errors
 /// When the server does not answer, or there is no such program.
@@ -78,11 +78,11 @@ pub async fn options(
         Ok(Value::Struct(options)) => Ok(options),
         Ok(_) => Ok(Vec::new()),
         Err(fault) if fault.code == BAD_NAME => Err(unknown(session, group, program).await?),
-        Err(fault) => Err(Error::of(fault, method, &namespec(group, program))),
+        Err(fault) => Err(Error::from_fault(fault, method, &namespec(group, program))),
     }
 }
 
-/// The sentence about a program that nobody has.
+/// The error for a program that does not exist, with the nearest name.
 async fn unknown(session: &Session, group: &str, program: &str) -> Result<Error, Error> {
     let name = namespec(group, program);
     let (programs, _) = all(session).await?;
@@ -91,7 +91,7 @@ async fn unknown(session: &Session, group: &str, program: &str) -> Result<Error,
     Ok(Error::UnknownName(format!("no such program: {name}{tip}")))
 }
 
-/// Group and program of a name as it is typed.
+/// Splits an argument `GROUP:PROGRAM` or `NAME`.
 fn parse(name: &str) -> Result<(&str, &str), Error> {
     match split_namespec(name) {
         (group, Some(program)) if !group.is_empty() => Ok((group, program)),
@@ -145,8 +145,8 @@ pub async fn set(session: &Session, args: &SetArgs) -> Result<u8, Error> {
 /// `scale`.
 ///
 /// # Errors
-/// When the server does not answer, or a program cannot have so many processes. Those before it are
-/// scaled, and printed.
+/// When the server does not answer, or refuses the number of a program. The programs before it are scaled
+/// and printed.
 pub async fn scale(session: &Session, args: &ScaleArgs) -> Result<u8, Error> {
     let (mut started, mut stopped) = (Vec::new(), Vec::new());
     let mut outcome = Ok(0);
@@ -177,13 +177,13 @@ pub async fn scale(session: &Session, args: &ScaleArgs) -> Result<u8, Error> {
     outcome
 }
 
-/// What the server did to give a program its number of processes.
+/// Scales one program and returns the result of `scaleProgram`.
 async fn scale_one(session: &Session, name: &str, number: &Number) -> Result<Value, Error> {
     let (group, program) = parse(name)?;
     let name = namespec(group, program);
     let count = match number {
-        Number::Is(count) => *count,
-        Number::More(more) => (numprocs(session, group, program).await? + more).max(0),
+        Number::Absolute(count) => *count,
+        Number::Relative(more) => (numprocs(session, group, program).await? + more).max(0),
     };
     let _waiting = Waiting::on(&format!("{name} to have {count} processes"));
     let params = [group.into(), program.into(), count.into()];
@@ -191,33 +191,33 @@ async fn scale_one(session: &Session, name: &str, number: &Number) -> Result<Val
     match session.server.try_call(method, &params).await? {
         Ok(result) => Ok(result),
         Err(fault) if fault.code == BAD_NAME => Err(unknown(session, group, program).await?),
-        Err(fault) => Err(Error::of(fault, method, &name)),
+        Err(fault) => Err(Error::from_fault(fault, method, &name)),
     }
 }
 
 /// How many processes a program has now.
 async fn numprocs(session: &Session, group: &str, program: &str) -> Result<i64, Error> {
     let (programs, _) = all(session).await?;
-    let found = programs
+    let info = programs
         .iter()
         .find(|info| info.group == group && info.program == program);
-    match found {
+    match info {
         Some(info) => Ok(info.numprocs),
         None => Err(unknown(session, group, program).await?),
     }
 }
 
-/// Prints the processes in one member of the result, and gives them.
-fn print(session: &Session, result: &Value, done: &str) -> Result<Vec<Value>, Error> {
+/// Prints the processes in the member `outcome` of a result of `scaleProgram`, and returns their names.
+fn print(session: &Session, result: &Value, outcome: &str) -> Result<Vec<Value>, Error> {
     let names = result
-        .get(done)
+        .get(outcome)
         .and_then(Value::as_array)
         .unwrap_or_default();
     for name in names.iter().filter_map(Value::as_str) {
         let (group, process) = split_namespec(name);
         let name = namespec(group, process.unwrap_or_default());
         match session.output.format {
-            Format::Table => session.output.line(&format!("{name}: {done}"))?,
+            Format::Table => session.output.line(&format!("{name}: {outcome}"))?,
             Format::Name => session.output.line(&name)?,
             Format::Json => {}
         }

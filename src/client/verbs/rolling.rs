@@ -1,4 +1,4 @@
-//! `restart --rolling N`: N processes at a time.
+//! `restart --rolling N`: restarts N processes at a time.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -15,9 +15,10 @@ use crate::fault::{NOT_RUNNING, SUCCESS};
 use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 
-/// Restarts the processes that `names` mean in batches of `size`. A batch begins when all of the one
-/// before run, that is, have been up for their `startsecs`. Ends at the first process that does not
-/// come up, and, after Ctrl-C, when the batch under way is done; a second Ctrl-C does not wait for that.
+/// Restarts the processes that `names` select, in batches of `size`. A batch begins when all processes of
+/// the previous one are RUNNING, that is, have been up for their `startsecs`. Ends after the batch in
+/// which a process does not come up, and after the batch during which Ctrl-C is pressed; a second Ctrl-C
+/// does not wait for the batch.
 ///
 /// # Errors
 /// When the server does not answer, or a name is unknown.
@@ -31,7 +32,7 @@ pub async fn restart(session: &Session, names: &[String], size: u32) -> Result<u
     for batch in batches.by_ref() {
         let outcome = tokio::select! {
             outcome = signals.limit(1, progress.batch(session, batch)) => outcome,
-            never = announce_the_end(&signals) => match never {},
+            never = announce_end(&signals) => match never {},
         };
         error = outcome.and_then(Result::err);
         if error.is_some() || !progress.failed.is_empty() || signals.count() > 0 {
@@ -43,8 +44,8 @@ pub async fn restart(session: &Session, names: &[String], size: u32) -> Result<u
     error.map_or(Ok(status), Err)
 }
 
-/// Says what the first signal brings.
-async fn announce_the_end(signals: &Signals) -> Infallible {
+/// Waits for the first signal and prints its effect. Never returns.
+async fn announce_end(signals: &Signals) -> Infallible {
     signals.more_than(0).await;
     if signals.count() == 1 {
         say!("twiddler: ending when these run; Ctrl-C again does not wait for them");
@@ -52,11 +53,13 @@ async fn announce_the_end(signals: &Signals) -> Infallible {
     pending().await
 }
 
+/// The namespecs of the processes, by what the restart has done with them.
 #[derive(Default)]
 struct Progress {
     restarted: Vec<String>,
+    /// Processes that did not stop or did not start, with the reason.
     failed: Vec<(String, String)>,
-    /// Those of the batch under way of which is not known yet whether they run.
+    /// Processes of the current batch whose outcome is not known yet.
     in_doubt: Vec<String>,
     untouched: Vec<String>,
 }
@@ -65,27 +68,27 @@ impl Progress {
     async fn batch(&mut self, session: &Session, batch: &[ProcessInfo]) -> Result<(), Error> {
         self.in_doubt = batch.iter().map(spec).collect();
         let _waiting = Waiting::on(&format!("{} to restart", self.in_doubt.join(", ")));
-        let stopped = on_processes(session, &Action::Stop, batch).await;
-        for entry in stopped.into_iter().collect::<Result<Vec<_>, _>>()? {
+        let results = on_processes(session, &Action::Stop, batch).await;
+        for entry in results.into_iter().collect::<Result<Vec<_>, _>>()? {
             if !matches!(entry.status, SUCCESS | NOT_RUNNING) {
-                self.settle(session, &entry)?;
+                self.record(session, &entry)?;
             }
         }
-        // Those that did stop are not left behind where another one did not.
+        // The processes that did stop are started again, even if another one did not stop.
         let mut outcome = Ok(());
-        for started in on_processes(session, &Action::Start, batch).await {
-            outcome = outcome.and(match started {
-                Ok(entry) => self.settle(session, &entry),
+        for result in on_processes(session, &Action::Start, batch).await {
+            outcome = outcome.and(match result {
+                Ok(entry) => self.record(session, &entry),
                 Err(error) => Err(error),
             });
         }
         outcome
     }
 
-    /// Takes note of how a process in doubt has come out of it.
-    fn settle(&mut self, session: &Session, entry: &StatusEntry) -> Result<(), Error> {
+    /// Moves a process from `in_doubt` to `restarted` or `failed`, and prints a restarted one.
+    fn record(&mut self, session: &Session, entry: &StatusEntry) -> Result<(), Error> {
         let name = namespec(&entry.group, &entry.name);
-        let Some(index) = self.in_doubt.iter().position(|doubted| *doubted == name) else {
+        let Some(index) = self.in_doubt.iter().position(|other| *other == name) else {
             return Ok(());
         };
         self.in_doubt.remove(index);
@@ -102,6 +105,7 @@ impl Progress {
         Ok(())
     }
 
+    /// Prints the summary and returns the exit status.
     fn finish(self, session: &Session, signals: &Signals) -> Result<u8, Error> {
         if session.output.format == Format::Json {
             session.output.json(&self.value())?;
@@ -113,12 +117,12 @@ impl Progress {
         if !self.failed.is_empty() {
             summary += &format!(", {} did not come up", self.failed.len());
         }
-        for (what, names) in [
+        for (outcome, names) in [
             ("may be stopped", &self.in_doubt),
             ("not restarted", &self.untouched),
         ] {
             if !names.is_empty() {
-                summary += &format!(", {} {what}: {}", names.len(), names.join(" "));
+                summary += &format!(", {} {outcome}: {}", names.len(), names.join(" "));
             }
         }
         say!("{summary}");

@@ -1,4 +1,4 @@
-//! `status`: the table of processes, with supervisorctl's exit statuses.
+//! `status`: prints the table of processes and returns supervisorctl's exit statuses.
 
 use super::Session;
 use crate::client::args::{Format, StatusArgs};
@@ -8,7 +8,7 @@ use crate::daemon::ProcessInfo;
 use crate::namespec::namespec;
 use crate::xmlrpc::Value;
 
-/// Prints the processes that are named, or all.
+/// Prints the processes that the arguments select, or all.
 ///
 /// # Errors
 /// When the server does not answer.
@@ -39,14 +39,15 @@ pub async fn run(session: &Session, args: &StatusArgs) -> Result<u8, Error> {
         Format::Table if chosen.is_empty() => {}
         Format::Table => session.output.processes(&chosen)?,
     }
-    // supervisorctl lets a process that does not run win over an unknown name (`do_status`).
+    // As in supervisorctl, the status for a process that does not run wins over the one for an unknown
+    // name (`do_status`).
     if chosen.iter().any(|info| info.state.is_stopped()) {
         status = NOT_RUNNING;
     }
     Ok(status)
 }
 
-/// The server's own structs of the processes that were chosen.
+/// The server's structs for the chosen processes.
 fn only(value: Value, chosen: &[ProcessInfo]) -> Value {
     match value {
         Value::Array(infos) => Value::Array(

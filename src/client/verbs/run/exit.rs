@@ -1,4 +1,4 @@
-//! How a process ended, and the exit status that says so.
+//! How a process ended, and the exit status of the command for it.
 
 use std::str::FromStr;
 
@@ -6,25 +6,26 @@ use nix::sys::signal::Signal;
 
 use crate::client::error::NOT_DONE;
 
-/// How much of the end of the daemon's log is looked through, in bytes.
+/// How many bytes at the end of the daemon's log are searched for the signal.
 pub const LOG_END: i64 = 16 * 1024;
 
-/// A shell's status for a program that is not found, and for one that cannot be executed.
+/// A shell's exit status for a program that does not exist.
 const NOT_FOUND: u8 = 127;
+/// A shell's exit status for a program that cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
-/// A shell's status for a process that a signal ended is this and the signal's number.
+/// A shell reports the end by a signal as this number plus the signal's number.
 const SIGNALLED: u8 = 128;
-/// The status of this command when nobody reads what it prints, as for `SIGPIPE`.
+/// The exit status of this command when the reader of its output has exited, as for `SIGPIPE`.
 pub const BROKEN_PIPE: u8 = SIGNALLED + 13;
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// By itself, with this status.
+    /// By itself, with this exit status.
     Exited(u8),
-    /// By a signal, with this number where that is known.
+    /// By the signal of this number; `None` if the daemon's log does not name it.
     Killed(Option<u8>),
-    /// It was not up for `startsecs`; what the daemon says of it.
+    /// It is FATAL: it was not up for `startsecs`. The text is the daemon's `spawnerr`.
     Fatal(String),
     /// There is no such program file.
     NotFound,
@@ -32,12 +33,12 @@ pub enum End {
     NotExecutable,
     /// The daemon has no such process any more.
     Gone,
-    /// A signal came before the process was started, for which this is the status.
+    /// A signal ended the command before it started the process. The number is the exit status.
     NotStarted(u8),
 }
 
 impl End {
-    /// Says on standard error what the status cannot, and gives the status.
+    /// Prints on standard error what the exit status does not show, and returns the exit status.
     pub fn report(&self, name: &str) -> u8 {
         if let Some(text) = self.text() {
             say!("twiddler: {name} {text}");
@@ -77,7 +78,7 @@ impl End {
 /// SIGSEGV (core dumped); not expected)`, or the same with `stopped` (`supervisor/process.py`,
 /// `finish`).
 pub fn signal_in(log: &str, name: &str) -> Option<u8> {
-    let ended = [
+    let prefixes = [
         format!(" exited: {name} (terminated by "),
         format!(" stopped: {name} (terminated by "),
     ];
@@ -85,9 +86,9 @@ pub fn signal_in(log: &str, name: &str) -> Option<u8> {
         .lines()
         .rev()
         .find_map(|line| {
-            ended
+            prefixes
                 .iter()
-                .find_map(|words| line.split_once(words.as_str()))
+                .find_map(|prefix| line.split_once(prefix.as_str()))
         })
         .map(|(_, signal)| signal)?;
     if let Some(number) = signal.strip_prefix("signal ") {
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_names_the_signal() {
+    fn the_signal_is_read_from_the_log() {
         for (line, expected) in [
             (
                 "INFO exited: x (terminated by SIGTERM; not expected)",
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_are_those_of_a_shell() {
+    fn exit_statuses_are_those_of_a_shell() {
         for (end, expected) in [
             (End::Exited(7), 7),
             (End::Killed(Some(15)), 143),

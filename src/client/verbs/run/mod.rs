@@ -1,7 +1,7 @@
-//! `run`: a command that supervisord runs and that goes when it has ended.
+//! `run`: supervisord runs a command, which is removed when it has ended.
 //!
-//! The program is added with a lease, which this command holds by an open request: whatever becomes
-//! of the command, the proxy stops and removes what nobody holds any more.
+//! The program is added with a lease, which this command holds by an open request. If this command is
+//! killed, the request ends, and the proxy stops and removes the program.
 
 mod exit;
 mod output;
@@ -27,20 +27,20 @@ use exit::End;
 use output::Output;
 use program::Program;
 
-/// How often the process is looked at, at first and later: a call costs the daemon a quarter of a
-/// millisecond.
+/// The first and the longest pause between two calls of `getProcessInfo`. A call costs the daemon a
+/// quarter of a millisecond.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// A server that is away for so long does not come back soon.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// A process that supervisord would start again has ended for good when it stays so for so long.
-const STARTS_AGAIN: Duration = Duration::from_secs(2);
-/// Between attempts to hold the lease again.
+/// How long the command waits for a server that does not answer.
+const OUTAGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A process with `autorestart` has ended for good when it stays EXITED for this long.
+const RESTART_TIME: Duration = Duration::from_secs(2);
+/// The pause between attempts to hold the lease again.
 const LEASE_PAUSE: Duration = Duration::from_millis(500);
-/// The server knows no leases.
+/// The HTTP statuses of a server that has no leases.
 const NO_LEASES: [u16; 2] = [404, 405];
 
-/// Adds the program, starts it, prints what it writes until it has ended, and removes it.
+/// Adds the program, starts it, prints its output until it has ended, and removes it.
 ///
 /// # Errors
 /// When the server does not answer, or refuses the program.
@@ -52,8 +52,8 @@ pub async fn run(session: &Session, args: &RunArgs) -> Result<u8, Error> {
         signals,
         program,
         keep: args.keep,
-        heeded: Cell::new(0),
-        ended: Cell::new(None),
+        handled_signals: Cell::new(0),
+        exited: Cell::new(None),
     };
     let outcome = run.carry_out().await;
     if !run.keep && !matches!(outcome, Err(Error::Interrupted { .. })) {
@@ -70,16 +70,16 @@ struct Run<'a> {
     signals: Signals,
     program: Program,
     keep: bool,
-    /// So many signals have had their effect; one more means that nobody wants to wait.
-    heeded: Cell<u32>,
-    /// Which of its lives the process was last seen at the end of, and since when.
-    ended: Cell<Option<(i64, Instant)>>,
+    /// How many signals have had their effect. One more limits the time of a call.
+    handled_signals: Cell<u32>,
+    /// The start time (Unix) of the process that was last seen EXITED, and since when it is.
+    exited: Cell<Option<(i64, Instant)>>,
 }
 
 impl Run<'_> {
     async fn carry_out(&self) -> Result<End, Error> {
         let (session, namespec) = (self.session, &self.program.namespec);
-        // Until all is printed: the log goes with the program.
+        // The lease is held until the output is complete: the log is removed with the program.
         let mut holding = pin!(self.hold_lease());
         let opening = async {
             Ok::<_, Error>((
@@ -88,7 +88,7 @@ impl Run<'_> {
             ))
         };
         let (stdout, stderr) = tokio::select! {
-            opened = self.in_time(opening) => opened?,
+            outputs = self.in_time(opening) => outputs?,
             never = &mut holding => match never {},
         };
         if self.signals.count() > 0 {
@@ -101,18 +101,18 @@ impl Run<'_> {
             }
             self.until_ended().await
         };
-        let ended = tokio::select! {
-            ended = ending => ended,
-            Err(broken) = &mut copying => Err(broken),
+        let result = tokio::select! {
+            result = ending => result,
+            Err(error) = &mut copying => Err(error),
             never = &mut holding => match never {},
         };
-        // They have done what they were for.
-        self.heeded.set(self.signals.count());
-        let end = ended?;
-        let printed = async { tokio::join!(stdout.completed(), stderr.completed()) };
+        // The signals were to end the process, and it has ended.
+        self.handled_signals.set(self.signals.count());
+        let end = result?;
+        let completing = async { tokio::join!(stdout.completed(), stderr.completed()) };
         tokio::select! {
-            _ = self.signals.limit(self.heeded.get(), printed) => Ok(end),
-            Err(broken) = copying => Err(broken),
+            _ = self.signals.limit(self.handled_signals.get(), completing) => Ok(end),
+            Err(error) = copying => Err(error),
             never = holding => match never {},
         }
     }
@@ -123,14 +123,14 @@ impl Run<'_> {
             .await
     }
 
-    /// What `call` comes to; an error where the server takes its time and a signal comes.
+    /// The output of `call`; an error if another signal arrives and the server does not answer in time.
     async fn in_time<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let outcome = self.signals.limit(self.heeded.get(), call).await;
-        outcome.unwrap_or_else(|| Err(self.given_up()))
+        let outcome = self.signals.limit(self.handled_signals.get(), call).await;
+        outcome.unwrap_or_else(|| Err(self.interruption()))
     }
 
-    /// A signal came, and it is not known what becomes of the process.
-    fn given_up(&self) -> Error {
+    /// The error for a command that a signal ends while the process may run.
+    fn interruption(&self) -> Error {
         let name = &self.program.namespec;
         let then = if self.keep {
             format!("`twiddler remove --stop {name}` ends it")
@@ -138,19 +138,20 @@ impl Run<'_> {
             "the proxy stops and removes it, because nobody holds its lease".to_owned()
         };
         Error::Interrupted {
-            text: format!("{name} may still run, and is not waited for; {then}"),
+            text: format!("{name} may still run, and this command does not wait for it; {then}"),
             status: self.signals.status(),
         }
     }
 
-    /// Starts the process; how it ended, where it could not be started.
+    /// Starts the process. Returns the end of a process that could not be started.
     async fn start(&self) -> Result<Option<End>, Error> {
-        // Not waited for: one that ends at once would be told as a fault.
+        // The call does not wait for the start: it would answer with a fault for a process that ends at
+        // once.
         let params = [self.program.namespec.as_str().into(), false.into()];
         match self.call("supervisor.startProcess", &params).await? {
             Ok(_) => Ok(None),
-            // Also said of one that ran, and has ended with a status of its own before the daemon
-            // looked (`supervisor/rpcinterface.py`, `startProcess`): its state tells.
+            // The daemon answers so, too, for a process that ran and exited before the daemon checked it
+            // (`supervisor/rpcinterface.py`, `startProcess`). `poll` finds out by the process's state.
             Err(fault) if fault.code == SPAWN_ERROR => Ok(None),
             Err(fault) if fault.code == NO_FILE => Ok(Some(End::NotFound)),
             Err(fault) if fault.code == NOT_EXECUTABLE => Ok(Some(End::NotExecutable)),
@@ -158,72 +159,71 @@ impl Run<'_> {
         }
     }
 
-    /// Waits until the process has ended, and stops it when a signal asks for it.
+    /// Waits until the process has ended. The first signal stops it, the second kills it, and the third
+    /// ends the wait.
     async fn until_ended(&self) -> Result<End, Error> {
-        let (mut said, mut done) = (false, 0);
+        let (mut announced, mut stops) = (false, 0);
         let mut pause = FIRST_PAUSE;
-        let mut away_since = None;
+        let mut outage_start = None;
         loop {
-            let asked = self.signals.count();
-            match asked {
+            let signals = self.signals.count();
+            match signals {
                 0 | 2 => {}
-                1 if said => {}
+                1 if announced => {}
                 1 => {
                     let name = &self.program.namespec;
                     say!("twiddler: stopping {name}; Ctrl-C again kills it");
-                    said = true;
+                    announced = true;
                 }
-                _ => return Err(self.given_up()),
+                _ => return Err(self.interruption()),
             }
             let step = async {
-                while done < asked && self.stop(done).await? {
-                    done += 1;
+                while stops < signals && self.stop(stops).await? {
+                    stops += 1;
                 }
-                self.look().await
+                self.poll().await
             };
             match step.await {
                 Ok(Some(end)) => return Ok(end),
-                Ok(None) => away_since = None,
+                Ok(None) => outage_start = None,
                 Err(error) if !may_pass(&error) => return Err(error),
                 Err(error) => {
-                    let since = *away_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > PATIENCE {
+                    let start = *outage_start.get_or_insert_with(Instant::now);
+                    if start.elapsed() > OUTAGE_TIMEOUT {
                         return Err(error);
                     }
-                    // Nor does somebody who wants to leave wait for it.
-                    if asked > 0 && since.elapsed() > LONGEST_PAUSE {
-                        return Err(self.given_up());
+                    // After a signal, the command does not wait for the server.
+                    if signals > 0 && start.elapsed() > LONGEST_PAUSE {
+                        return Err(self.interruption());
                     }
                 }
             }
-            if done < asked {
-                // It is about to be started again, and can be stopped once it was.
+            if stops < signals {
+                // The process is about to be restarted, and cannot be stopped before.
                 pause = FIRST_PAUSE;
             }
             tokio::select! {
                 () = sleep(pause) => pause = (pause * 5 / 4).min(LONGEST_PAUSE),
-                () = self.signals.more_than(asked) => pause = FIRST_PAUSE,
+                () = self.signals.more_than(signals) => pause = FIRST_PAUSE,
             }
         }
     }
 
-    /// Looks whether the process has ended.
-    async fn look(&self) -> Result<Option<End>, Error> {
+    /// How the process ended; `None` while it runs or may be restarted.
+    async fn poll(&self) -> Result<Option<End>, Error> {
         let Some(info) = self.info().await? else {
             return Ok(Some(End::Gone));
         };
         match info.state {
             ProcessState::Stopped if info.start == 0 => Ok(Some(End::Gone)),
             ProcessState::Fatal => Ok(Some(End::Fatal(info.spawn_error))),
-            ProcessState::Exited if self.program.starts_again && !self.stays_ended(&info) => {
-                Ok(None)
-            }
+            ProcessState::Exited if self.program.restarts && !self.stays_exited(&info) => Ok(None),
             ProcessState::Stopped | ProcessState::Exited => self.end_of(&info).await.map(Some),
             _ => Ok(None),
         }
     }
 
-    /// What is known of the process; nothing where there is none of its name.
+    /// The daemon's information about the process; `None` if the daemon has no such process.
     async fn info(&self) -> Result<Option<ProcessInfo>, Error> {
         let params = [self.program.namespec.as_str().into()];
         match self.call("supervisor.getProcessInfo", &params).await? {
@@ -233,23 +233,23 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the process was not started again for a moment.
-    fn stays_ended(&self, info: &ProcessInfo) -> bool {
-        let (start, since) = self.ended.get().unwrap_or((info.start, Instant::now()));
+    /// Whether the process has been EXITED for [`RESTART_TIME`] without a restart.
+    fn stays_exited(&self, info: &ProcessInfo) -> bool {
+        let (start, since) = self.exited.get().unwrap_or((info.start, Instant::now()));
         let since = if start == info.start {
             since
         } else {
             Instant::now()
         };
-        self.ended.set(Some((info.start, since)));
-        since.elapsed() >= STARTS_AGAIN
+        self.exited.set(Some((info.start, since)));
+        since.elapsed() >= RESTART_TIME
     }
 
     async fn end_of(&self, info: &ProcessInfo) -> Result<End, Error> {
         if let Ok(status) = u8::try_from(info.exit_status) {
             return Ok(End::Exited(status));
         }
-        // The daemon says -1 for every signal, and its name in its own log alone
+        // The daemon returns -1 for every signal, and names the signal only in its log
         // (`supervisor/options.py`, `decode_wait_status`).
         let params = [(-exit::LOG_END).into(), 0.into()];
         let log = self.call("supervisor.readLog", &params).await;
@@ -261,11 +261,11 @@ impl Run<'_> {
         Ok(End::Killed(exit::signal_in(log, &self.program.name)))
     }
 
-    /// Stops the process by its stopsignal; kills it where that was `done` once already. Whether there was
-    /// something to stop.
-    async fn stop(&self, done: u32) -> Result<bool, Error> {
+    /// Sends the process its stopsignal; SIGKILL if it was stopped `stops` times before. Returns whether
+    /// the process was running.
+    async fn stop(&self, stops: u32) -> Result<bool, Error> {
         let name = self.program.namespec.as_str();
-        let (method, params) = match done {
+        let (method, params) = match stops {
             0 => ("supervisor.stopProcess", [name.into(), false.into()]),
             _ => ("supervisor.signalProcess", [name.into(), "KILL".into()]),
         };
@@ -276,12 +276,12 @@ impl Run<'_> {
         }
     }
 
-    /// Holds the lease of the program, again whenever that broke off.
+    /// Holds the lease of the program, and again whenever the request has ended.
     async fn hold_lease(&self) -> Infallible {
         loop {
             match self.session.server.hold_lease(&self.program.name).await {
-                Ok(mut held) => while let Some(Ok(_)) = held.frame().await {},
-                // Anything else may pass: a relay's own trouble, say.
+                Ok(mut stream) => while let Some(Ok(_)) = stream.frame().await {},
+                // Other errors may pass, for instance those of a reverse proxy.
                 Err(Error::Status { status, .. }) if NO_LEASES.contains(&status) => {
                     say!(
                         "twiddler: cannot hold the lease of {}: the server answered HTTP {status}",
@@ -295,7 +295,8 @@ impl Run<'_> {
         }
     }
 
-    /// Stops what still runs, and removes the program. What cannot be removed is the lease's matter.
+    /// Stops the process if it may still run, and removes the program. If that fails, the proxy removes it
+    /// when the lease ends.
     async fn clean_up(&self, outcome: &Result<End, Error>) {
         if matches!(outcome, Ok(End::Gone)) && matches!(self.info().await, Ok(None)) {
             return;
@@ -307,7 +308,8 @@ impl Run<'_> {
                     .session
                     .server
                     .try_call("supervisor.stopProcess", &params);
-                let _removal_says_what_is_wrong = stopping.await;
+                // The removal fails, too, if the process was not stopped.
+                let _ = stopping.await;
             }
             self.program.remove(self.session).await
         };
@@ -329,7 +331,7 @@ impl Run<'_> {
     }
 }
 
-/// Whether the server may answer again: it is away, or supervisord is about to end or to start again.
+/// Whether the error may pass: the server does not answer, or supervisord is about to end or to restart.
 fn may_pass(error: &Error) -> bool {
     match error {
         Error::Fault { fault, .. } => fault.code == SHUTDOWN_STATE,

@@ -1,4 +1,4 @@
-//! One of the outputs of a process, copied to the same output of this command.
+//! Copies standard output or standard error of a process to the same output of this command.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -11,40 +11,43 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::client::error::Error;
-use crate::client::log_stream::{BURST, Seen, burst};
+use crate::client::log_stream::{BURST, LastRead, read_burst};
 use crate::client::verbs::Session;
 use crate::fault::NO_FILE;
 use crate::xmlrpc::Value;
 
-/// Between attempts to open the stream.
+/// The first and the longest pause between attempts to open the stream.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// The end of a log comes this fast: an idle daemon looks after its streams once a second.
+/// A stream that brings nothing for this long has brought the end of the log. An idle daemon serves its
+/// streams once a second.
 const LAST_OUTPUT: Duration = Duration::from_secs(3);
-/// The daemon is kept awake by a call so often, while the end of a log is waited for.
-const LOOK: Duration = Duration::from_millis(20);
+/// The pause between two calls while the command waits for the end of the log. A call wakes the daemon,
+/// which then serves its streams.
+const POLL_PAUSE: Duration = Duration::from_millis(20);
 
-/// An output of a process.
+/// Standard output or standard error of a process.
 pub struct Output<'a> {
     session: &'a Session,
     namespec: &'a str,
     channel: &'static str,
-    /// The log's size before the process was started; nothing where there was no log.
-    before: Option<u64>,
-    first: RefCell<Option<Incoming>>,
-    /// How much was copied.
+    /// The log's size in bytes before the process started; `None` if there was no log.
+    initial_size: Option<u64>,
+    /// The stream that was opened before the process started.
+    first_stream: RefCell<Option<Incoming>>,
+    /// How many bytes were copied.
     copied: Cell<u64>,
-    /// When something last was.
-    last: Cell<Instant>,
-    /// Something is being printed: a reader may take his time.
+    /// When bytes were last copied.
+    last_copy: Cell<Instant>,
+    /// Whether bytes are being written. The reader of this command's output may be slow.
     is_writing: Cell<bool>,
-    seen: RefCell<Seen>,
-    /// A stream broke off, and what was copied cannot be counted any more.
+    last_read: RefCell<LastRead>,
+    /// Whether a stream broke off. Bytes may be missing then, so that `copied` does not show the end.
     has_broken: Cell<bool>,
 }
 
 impl<'a> Output<'a> {
-    /// Opens the stream of a process that was not started yet.
+    /// Opens the stream of a process that has not been started.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -57,12 +60,12 @@ impl<'a> Output<'a> {
             session,
             namespec,
             channel,
-            before: None,
-            first: RefCell::default(),
+            initial_size: None,
+            first_stream: RefCell::default(),
             copied: Cell::new(0),
-            last: Cell::new(Instant::now()),
+            last_copy: Cell::new(Instant::now()),
             is_writing: Cell::new(false),
-            seen: RefCell::default(),
+            last_read: RefCell::default(),
             has_broken: Cell::new(false),
         };
         let Some(size) = output.size().await? else {
@@ -70,17 +73,18 @@ impl<'a> Output<'a> {
         };
         match session.server.follow(namespec, channel).await {
             Ok(stream) => {
-                output.before = Some(size);
-                *output.first.get_mut() = Some(stream);
+                output.initial_size = Some(size);
+                *output.first_stream.get_mut() = Some(stream);
             }
-            // The size of a file that is not there is 0 (`supervisor/options.py`, `tailFile`).
+            // The daemon returns the size 0 for a missing file (`supervisor/options.py`, `tailFile`).
             Err(Error::Status { status: 404, .. }) => {}
             Err(error) => return Err(error),
         }
         Ok(output)
     }
 
-    /// How large the log is; nothing where there is none. Reads none of it: it may be binary.
+    /// The size of the log in bytes; `None` if there is no log. Reads no bytes, because the daemon cannot
+    /// return binary ones.
     async fn size(&self) -> Result<Option<u64>, Error> {
         let method = match self.channel {
             "stderr" => "supervisor.tailProcessStderrLog",
@@ -103,38 +107,38 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Copies what the process writes, for as long as it is waited for.
+    /// Copies the output of the process. Returns only an error.
     ///
     /// # Errors
-    /// When this command's own output is gone.
+    /// When this command's output cannot be written.
     pub async fn copy(&self) -> Result<Infallible, Error> {
-        let mut stream = match self.first.take() {
+        let mut stream = match self.first_stream.take() {
             Some(stream) => stream,
             None => self.begin_late().await?,
         };
-        // The stream begins with the end of what was there before.
-        let mut old = self.before.unwrap_or_default().min(BURST as u64);
+        // The stream begins with bytes that were in the log before the process started.
+        let mut old = self.initial_size.unwrap_or_default().min(BURST as u64);
         loop {
             while let Some(Ok(frame)) = stream.frame().await {
                 if let Ok(data) = frame.into_data() {
                     let skipped = old.min(data.len() as u64);
                     old -= skipped;
-                    let (before, data) =
+                    let (old_data, data) =
                         data.split_at(usize::try_from(skipped).unwrap_or_default());
-                    self.seen.borrow_mut().remember(before);
+                    self.last_read.borrow_mut().push(old_data);
                     self.take(data).await?;
                 }
             }
             self.has_broken.set(true);
             sleep(FIRST_PAUSE).await;
             stream = self.stream().await;
-            let burst = burst(&mut stream).await;
-            let fresh = self.seen.borrow().fresh(&burst).to_vec();
-            self.take(&fresh).await?;
+            let burst = read_burst(&mut stream).await;
+            let new_part = self.last_read.borrow().new_part(&burst).to_vec();
+            self.take(&new_part).await?;
         }
     }
 
-    /// The stream, as soon as there is one.
+    /// Opens the stream; tries again until the server has it.
     async fn stream(&self) -> Incoming {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -151,17 +155,17 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Opens the stream of a log that was not there before the process was started, and takes what
-    /// was written meanwhile, as far as that is text.
+    /// Opens the stream of a log that did not exist before the process started. Copies what the process
+    /// wrote before the stream's burst, if that is text.
     async fn begin_late(&self) -> Result<Incoming, Error> {
         let mut stream = self.stream().await;
-        let burst = burst(&mut stream).await;
+        let burst = read_burst(&mut stream).await;
         let text = if burst.len() < BURST {
             String::new()
         } else {
             self.text().await
         };
-        // The stream goes on behind what it began with.
+        // The stream continues behind its burst.
         let end = text
             .as_bytes()
             .windows(burst.len().max(1))
@@ -172,7 +176,7 @@ impl<'a> Output<'a> {
         Ok(stream)
     }
 
-    /// The whole log, where it is text.
+    /// The whole log; empty if the daemon cannot return it as text.
     async fn text(&self) -> String {
         let method = match self.channel {
             "stderr" => "supervisor.readProcessStderrLog",
@@ -185,41 +189,40 @@ impl<'a> Output<'a> {
     }
 
     async fn take(&self, data: &[u8]) -> io::Result<()> {
-        self.seen.borrow_mut().remember(data);
+        self.last_read.borrow_mut().push(data);
         self.is_writing.set(true);
         let length = data.len() as u64;
         let data = data.to_vec();
-        // A reader who takes none keeps no signal from being seen.
-        let written = match self.channel {
+        // A slow reader blocks the write; on another thread, the command still handles signals.
+        let writing = match self.channel {
             "stderr" => spawn_blocking(move || write(io::stderr().lock(), &data)),
             _ => spawn_blocking(move || write(io::stdout().lock(), &data)),
         };
-        let written = written.await.map_err(io::Error::other);
+        let result = writing.await.map_err(io::Error::other);
         self.is_writing.set(false);
         self.copied.set(self.copied.get() + length);
-        self.last.set(Instant::now());
-        written?
+        self.last_copy.set(Instant::now());
+        result?
     }
 
-    /// Waits until all is copied that a process has written which has ended: the daemon has it in
+    /// Waits until the whole output of a process that has ended is copied. The daemon has written it to
     /// the log by then (`supervisor/process.py`, `drain`).
     pub async fn completed(&self) {
-        self.last.set(Instant::now());
-        while self.is_writing.get() || self.last.get().elapsed() < LAST_OUTPUT {
-            // A reader who takes his time is waited for.
+        self.last_copy.set(Instant::now());
+        while self.is_writing.get() || self.last_copy.get().elapsed() < LAST_OUTPUT {
             if self.is_writing.get() {
-                sleep(LOOK).await;
+                sleep(POLL_PAUSE).await;
                 continue;
             }
-            // The process may be gone, and its log with it.
+            // The process may have been removed, and its log with it.
             let Ok(Some(size)) = self.size().await else {
                 return;
             };
-            let written = size.saturating_sub(self.before.unwrap_or_default());
-            if !self.has_broken.get() && self.copied.get() >= written {
+            let expected = size.saturating_sub(self.initial_size.unwrap_or_default());
+            if !self.has_broken.get() && self.copied.get() >= expected {
                 return;
             }
-            sleep(LOOK).await;
+            sleep(POLL_PAUSE).await;
         }
     }
 }

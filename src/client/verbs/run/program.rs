@@ -12,8 +12,8 @@ use crate::lease;
 use crate::namespec::namespec;
 use crate::xmlrpc::{Fault, Value};
 
-/// What the program has unless the options say otherwise: it runs once, and counts as up at once.
-/// A log that is rotated would lose what nobody has read yet.
+/// Defaults of options: the program runs once and is RUNNING at once. Its logs are not rotated, because
+/// output that has not been read would be lost.
 const DEFAULTS: [(&str, &str); 5] = [
     ("startsecs", "0"),
     ("autorestart", "false"),
@@ -21,37 +21,37 @@ const DEFAULTS: [(&str, &str); 5] = [
     ("stdout_logfile_maxbytes", "0"),
     ("stderr_logfile_maxbytes", "0"),
 ];
-/// What the options may not say, because the command does.
-const OWN: [&str; 5] = [
+/// The options that the verb sets itself, so that `-O` may not.
+const RESERVED: [&str; 5] = [
     "command",
     "autostart",
     "numprocs",
     "process_name",
     lease::OPTION,
 ];
-/// The priority of its group, which is supervisord's own default.
-const PRIORITY: i64 = 999;
-/// Letters that make a name one of its own.
+/// The priority of the program's own group: supervisord's default.
+const DEFAULT_PRIORITY: i64 = 999;
+/// How many random letters a name ends with.
 const SUFFIX: usize = 6;
-/// How often another name is tried.
+/// How many names are tried.
 const ATTEMPTS: usize = 5;
-/// How much of the command's name is taken.
-const LONGEST_NAME: usize = 32;
+/// How many letters of the command's name become part of the program's name.
+const MAX_BASE_NAME: usize = 32;
 
-/// A program that was added.
+/// The program that `run` adds.
 #[derive(Debug)]
 pub struct Program {
     /// Its name, which is also that of its lease.
     pub name: String,
-    /// The process, as it is called in calls.
+    /// The namespec of its process.
     pub namespec: String,
-    /// The options have the daemon start it again when it ends.
-    pub starts_again: bool,
+    /// Whether the daemon restarts the process when it exits (`autorestart`).
+    pub restarts: bool,
     group: String,
 }
 
 impl Program {
-    /// Adds a program of a name that nobody has.
+    /// Adds a program with a name that no other program has.
     ///
     /// # Errors
     /// When the server does not answer, or refuses the program.
@@ -61,27 +61,27 @@ impl Program {
             let program = Program {
                 group: args.group.clone().unwrap_or_else(|| name.clone()),
                 namespec: namespec(args.group.as_deref().unwrap_or(&name), &name),
-                starts_again: args.options.iter().any(|(key, value)| {
+                restarts: args.options.iter().any(|(key, value)| {
                     key.eq_ignore_ascii_case("autorestart") && !value.eq_ignore_ascii_case("false")
                 }),
                 name,
             };
             match signals.limit(0, program.try_add(session, args)).await {
-                None => return Err(program.in_doubt(args, signals)),
+                None => return Err(program.interruption(args, signals)),
                 Some(Ok(false)) => {}
-                Some(added) => return added.map(|_| program),
+                Some(result) => return result.map(|_| program),
             }
         }
         Err(Error::NotDone("no name is free: try again".to_owned()))
     }
 
-    /// A signal came while the server was asked to add it.
-    fn in_doubt(&self, args: &RunArgs, signals: &Signals) -> Error {
+    /// The error for a signal that arrived before the server's reply.
+    fn interruption(&self, args: &RunArgs, signals: &Signals) -> Error {
         let name = &self.namespec;
         let then = if args.keep {
-            format!("remove it with `twiddler remove --stop {name}` where it was")
+            format!("if it was, remove it with `twiddler remove --stop {name}`")
         } else {
-            "where it was, the proxy removes it, because nobody holds its lease".to_owned()
+            "if it was, the proxy removes it, because nobody holds its lease".to_owned()
         };
         Error::Interrupted {
             text: format!("the server has not said whether {name} was added; {then}"),
@@ -89,7 +89,7 @@ impl Program {
         }
     }
 
-    /// Whether it was added; not where somebody has the name.
+    /// Adds the program. Returns `false` if its name is taken.
     async fn try_add(&self, session: &Session, args: &RunArgs) -> Result<bool, Error> {
         let options = Value::Struct(options(args, &self.name)?);
         let group = self.group.as_str();
@@ -98,9 +98,12 @@ impl Program {
             vec![group.into(), self.name.as_str().into(), options],
         );
         let calls = if self.has_own_group() {
-            // In one request, which is carried out whatever becomes of this command meanwhile.
+            // One request: if this command is killed meanwhile, no group is left without its program.
             vec![
-                call("twiddler.addGroup", vec![group.into(), PRIORITY.into()]),
+                call(
+                    "twiddler.addGroup",
+                    vec![group.into(), DEFAULT_PRIORITY.into()],
+                ),
                 add,
             ]
         } else {
@@ -124,23 +127,23 @@ impl Program {
                 if self.has_own_group() && faults[0].is_none() {
                     self.remove(session).await?;
                 }
-                Err(Error::of(fault, method, method))
+                Err(Error::from_fault(fault, method, method))
             }
         }
     }
 
-    /// Whether the group is there for this program alone.
+    /// Whether the verb adds the group together with the program.
     fn has_own_group(&self) -> bool {
         self.group == self.name
     }
 
-    /// Removes it, with a group of its own.
+    /// Removes the program, and its own group if it has one. A program that does not exist is no error.
     ///
     /// # Errors
-    /// When the server does not answer, or the process still runs.
+    /// When the server does not answer, or the process is still running.
     pub async fn remove(&self, session: &Session) -> Result<(), Error> {
         let (group, name) = (self.group.as_str().into(), self.name.as_str().into());
-        let removed = if self.has_own_group() {
+        let result = if self.has_own_group() {
             session
                 .server
                 .try_call("twiddler.removeGroup", &[group])
@@ -149,7 +152,7 @@ impl Program {
             let method = "twiddler.removeProcessFromGroup";
             session.server.try_call(method, &[group, name]).await?
         };
-        match removed {
+        match result {
             Err(fault) if fault.code != BAD_NAME => Err(Error::Fault {
                 fault,
                 subject: self.namespec.clone(),
@@ -159,7 +162,7 @@ impl Program {
     }
 }
 
-/// The options, as XML-RPC wants them.
+/// The options as members of the struct that `addProcessToGroup` takes.
 fn options(args: &RunArgs, name: &str) -> Result<Vec<(String, Value)>, Error> {
     let command = words::command(&args.command);
     let mut options = vec![
@@ -171,9 +174,9 @@ fn options(args: &RunArgs, name: &str) -> Result<Vec<(String, Value)>, Error> {
     }
     for (key, value) in &args.options {
         let key = key.to_lowercase();
-        if OWN.contains(&key.as_str()) {
+        if RESERVED.contains(&key.as_str()) {
             return Err(Error::Usage(format!(
-                "run settles {key} itself: leave it out, or use add"
+                "run sets {key} itself: leave it out, or use add"
             )));
         }
         if options.iter().any(|(known, _)| *known == key) {
@@ -191,15 +194,16 @@ fn options(args: &RunArgs, name: &str) -> Result<Vec<(String, Value)>, Error> {
     Ok(options)
 }
 
-/// The last part of the command's path, as far as it may stand in a name.
+/// The last part of the command's path, without the characters that names may not have; `run` if none is
+/// left.
 fn base_name(command: &str) -> String {
     let base = Path::new(command).file_name().unwrap_or_default();
-    let may_stand = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
+    let is_allowed = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
     let name: String = base
         .to_string_lossy()
         .chars()
-        .filter(may_stand)
-        .take(LONGEST_NAME)
+        .filter(is_allowed)
+        .take(MAX_BASE_NAME)
         .collect();
     match name.trim_matches(['.', '-']) {
         "" => "run".to_owned(),
@@ -215,7 +219,7 @@ fn suffix() -> Result<String, Error> {
     Ok(letters.iter().collect())
 }
 
-/// One call of a multicall.
+/// A call as an element of the array that `system.multicall` takes.
 fn call(method: &str, params: Vec<Value>) -> Value {
     Value::Struct(vec![
         ("methodName".to_owned(), method.into()),
@@ -223,7 +227,7 @@ fn call(method: &str, params: Vec<Value>) -> Value {
     ])
 }
 
-/// The fault among the results of a multicall.
+/// The fault in a result of `system.multicall`; `None` if the call succeeded.
 fn fault(result: &Value) -> Option<Fault> {
     let code = i32::try_from(result.get("faultCode")?.as_int()?).ok()?;
     let text = result.get("faultString")?.as_str()?.to_owned();
@@ -246,7 +250,7 @@ mod tests {
         ] {
             assert_eq!(base_name(command), expected, "{command}");
         }
-        assert_eq!(base_name(&"x".repeat(300)).len(), LONGEST_NAME);
+        assert_eq!(base_name(&"x".repeat(300)).len(), MAX_BASE_NAME);
         assert_ne!(suffix().unwrap(), suffix().unwrap());
     }
 }
