@@ -88,7 +88,7 @@ pub async fn read(
     let judge = async || match head.extensions.get::<LetIn>() {
         Some(LetIn) => Ok(()),
         None => {
-            slot.set(Phase::Stranger);
+            slot.set(Phase::Unauthorized);
             judge().await.map_err(closed)
         }
     };

@@ -1,6 +1,6 @@
-//! The command line: what can be typed, and its help.
+//! The command line and its help.
 //!
-//! The options of `serve` and `check` are `config`'s, which reads them from other sources too.
+//! `config` defines the options of `serve` and `check`, because it reads them from other sources, too.
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
@@ -25,9 +25,9 @@ Examples:
 `twiddler serve --help` explains the options of both commands.";
 
 const AFTER_OPTIONS: &str = "\
-Each option can also be set by the environment variable that is named with it. All but --config can \
-also be set in a [twiddler] section of supervisord.conf, which supervisord ignores, by the key of \
-the same name with _ for -. The command line wins over the environment, and that over the file.
+The help of each option names an environment variable that sets it, too. A [twiddler] section of \
+supervisord.conf, which supervisord ignores, can also set all options but --config, by the key of the \
+same name with _ for -. The command line wins over the environment, and the environment over the file.
 
 Example:
   twiddler serve -c /etc/supervisor/supervisord.conf --listen unix:///run/twiddler/twiddler.sock --persist
@@ -42,69 +42,69 @@ or, with these lines in supervisord.conf, `twiddler serve` alone:
 #[command(
     name = "twiddler",
     version,
-    about = "Lets you add groups and programs to a running supervisord, and take them out again",
-    long_about = "Stands in front of a supervisord that needs no change, passes on everything that \
-        supervisorctl and other clients send, and answers the twiddler.* methods, which add groups \
-        and programs while the daemon runs and take them out again.",
+    about = "Adds groups and programs to a running supervisord, and removes them",
+    long_about = "Runs in front of an unmodified supervisord, forwards everything that supervisorctl \
+        and other clients send, and answers the twiddler.* methods, which add groups and programs \
+        while the daemon runs, and remove them.",
     after_help = AFTER_HELP,
     arg_required_else_help = true
 )]
 pub struct Args {
-    /// Options of the client's verbs that stand before the verb.
+    /// The options in front of a verb.
     #[command(flatten)]
     pub client: ClientOptions,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What `twiddler` can be told to do.
+/// The commands of `twiddler`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the proxy in the foreground, until SIGTERM or SIGINT
     #[command(after_help = AFTER_OPTIONS)]
     Serve(ServeArgs),
-    /// Say whether this set-up would work, and what to change if not
+    /// Check whether this configuration works, and say what to change if it does not
     #[command(after_help = AFTER_OPTIONS)]
     Check(ServeArgs),
-    /// Take away what the process at the other end of the standard input has left, when it ends
+    /// Wait for the end of standard input, and remove the files that the proxy has left
     #[command(name = CLEAN_UP_COMMAND, hide = true)]
     CleanUp {
         /// The include directory
         dir: PathBuf,
         /// The name of generated files
         file_name: String,
-        /// The name of the file that outlives supervisord
-        kept_name: String,
+        /// The name of the persist file
+        persist_name: String,
     },
-    /// Everything else is the client's.
+    /// A verb of the client.
     #[command(flatten)]
     Client(Verb),
 }
 
 impl Args {
-    /// Reads the command line. Ends the process where it is wrong, or asks for help.
-    pub fn read(typed: impl Iterator<Item = OsString>) -> Self {
-        let typed: Vec<_> = typed.collect();
-        Self::try_parse_from(&typed)
-            .unwrap_or_else(|error| end(&without_hidden(with_tip(error, &typed))))
+    /// Parses `words`, the command line with the program's name. Exits where it is not valid, and after
+    /// `--help` and `--version`.
+    pub fn read(words: impl Iterator<Item = OsString>) -> Self {
+        let words: Vec<_> = words.collect();
+        Self::try_parse_from(&words)
+            .unwrap_or_else(|error| exit(&without_hidden(with_tip(error, &words))))
     }
 }
 
-/// Prints help, the version, or what is wrong with the arguments, and ends.
-fn end(error: &clap::Error) -> ! {
-    let printed = error.print();
-    if let Err(reason) = printed
+/// Prints the help, the version or the error, and exits.
+fn exit(error: &clap::Error) -> ! {
+    if let Err(reason) = error.print()
         && !error.use_stderr()
         && reason.kind() != ErrorKind::BrokenPipe
     {
-        let _nobody_reads_it = writeln!(std::io::stderr(), "twiddler: cannot print: {reason}");
+        let _ = writeln!(std::io::stderr(), "twiddler: cannot print: {reason}");
         std::process::exit(1);
     }
     std::process::exit(error.exit_code())
 }
 
-/// Leaves verbs that are nobody's to type out of what is listed where there is none.
+/// Removes the hidden command from the list of commands in an error.
 fn without_hidden(mut error: clap::Error) -> clap::Error {
     if let Some(ContextValue::Strings(verbs)) = error.get(ContextKind::ValidSubcommand) {
         let verbs = verbs.iter().filter(|verb| *verb != CLEAN_UP_COMMAND);
@@ -114,21 +114,21 @@ fn without_hidden(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Adds what was most likely meant where an option that takes its value after `=` alone was
-/// written with a space, and where a command came without `--`.
-fn with_tip(error: clap::Error, typed: &[OsString]) -> clap::Error {
+/// Adds a tip for two frequent mistakes: a space instead of `=` between an option and its value, and no
+/// `--` in front of the command of `add` and `run`.
+fn with_tip(error: clap::Error, words: &[OsString]) -> clap::Error {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
-    let is_command = typed.iter().any(|word| word == "add" || word == "run");
-    if is_command && !value.starts_with('-') && typed.iter().all(|word| word != "--") {
+    let is_command = words.iter().any(|word| word == "add" || word == "run");
+    if is_command && !value.starts_with('-') && words.iter().all(|word| word != "--") {
         let tip = format!("write -- in front of the command: -- {value}");
         return with(error, tip);
     }
-    let apart = |pair: &&[OsString]| {
+    let is_flag_and_value = |pair: &&[OsString]| {
         !value.starts_with('-') && flags().any(|flag| pair[0] == *flag) && pair[1] == value.as_str()
     };
-    if let Some(pair) = typed.windows(2).find(apart) {
+    if let Some(pair) = words.windows(2).find(is_flag_and_value) {
         let tip = format!("write {}={value}", pair[0].display());
         return with(error, tip);
     }
@@ -148,17 +148,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definition_is_sound() {
+    fn clap_accepts_the_definition() {
         Args::command().debug_assert();
     }
 
     #[test]
     fn the_help_of_every_option_names_its_variable() {
         let args = Args::command();
-        let ours = args
+        let commands = args
             .get_subcommands()
             .filter(|command| ["serve", "check"].contains(&command.get_name()));
-        for command in ours {
+        for command in commands {
             let options = command
                 .get_arguments()
                 .filter_map(|option| option.get_long().zip(Some(option)));
@@ -172,19 +172,19 @@ mod tests {
     }
 
     #[test]
-    fn a_value_after_a_space_is_told_where_it_goes() {
-        for (typed, tip) in [
+    fn a_value_after_a_space_gets_a_tip() {
+        for (words, tip) in [
             (&["--persist", "false"][..], Some("write --persist=false")),
             (&["--allow-open", "yes"], Some("write --allow-open=yes")),
             (&["--persist", "--what"], None),
             (&["false"], None),
         ] {
-            let typed: Vec<OsString> = ["twiddler", "serve"]
+            let words: Vec<OsString> = ["twiddler", "serve"]
                 .iter()
-                .chain(typed)
+                .chain(words)
                 .map(OsString::from)
                 .collect();
-            let error = with_tip(Args::try_parse_from(&typed).unwrap_err(), &typed).to_string();
+            let error = with_tip(Args::try_parse_from(&words).unwrap_err(), &words).to_string();
             match tip {
                 Some(tip) => assert!(error.contains(tip), "{error}"),
                 None => assert!(!error.contains("write --"), "{error}"),
@@ -193,8 +193,8 @@ mod tests {
     }
 
     #[test]
-    fn a_command_without_dashes_is_told_where_they_go() {
-        for (typed, tip) in [
+    fn a_command_without_dashes_gets_a_tip() {
+        for (words, tip) in [
             (
                 &["run", "cat"][..],
                 Some("-- in front of the command: -- cat"),
@@ -202,12 +202,12 @@ mod tests {
             (&["add", "web:x", "cat", "-n"], Some("-- cat")),
             (&["run", "--kep", "--", "cat"], None),
         ] {
-            let typed: Vec<OsString> = ["twiddler"]
+            let words: Vec<OsString> = ["twiddler"]
                 .iter()
-                .chain(typed)
+                .chain(words)
                 .map(OsString::from)
                 .collect();
-            let error = with_tip(Args::try_parse_from(&typed).unwrap_err(), &typed).to_string();
+            let error = with_tip(Args::try_parse_from(&words).unwrap_err(), &words).to_string();
             match tip {
                 Some(tip) => assert!(error.contains(tip), "{error}"),
                 None => assert!(!error.contains("in front"), "{error}"),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn verbs_of_nobody_are_not_listed() {
+    fn the_hidden_command_is_not_listed() {
         let error = Args::try_parse_from(["twiddler", "-o", "json"]).unwrap_err();
         assert!(error.to_string().contains(CLEAN_UP_COMMAND), "{error}");
         let error = without_hidden(error).to_string();
@@ -226,16 +226,13 @@ mod tests {
 
     #[test]
     fn usage_mistakes_exit_with_2() {
-        for typed in [
+        for words in [
             &["twiddler"][..],
             &["twiddler", "srve"],
             &["twiddler", "serve", "--what"],
         ] {
-            assert_eq!(
-                Args::try_parse_from(typed).unwrap_err().exit_code(),
-                2,
-                "{typed:?}"
-            );
+            let error = Args::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words:?}");
         }
     }
 }

@@ -1,34 +1,34 @@
-//! A sidecar that lets an unmodified supervisord change while it runs.
+//! A sidecar that adds and removes programs of an unmodified supervisord while it runs.
 //!
-//! From the outside in; each module imports only from those below it:
+//! The modules, from the outside in. Each imports only from modules below it:
 //!
-//! - [`cli`]: what can be typed
+//! - [`cli`]: the command line and its help
 //! - [`client`]: the verbs of the command line, which talk to a server like any other client
-//! - [`check`]: whether a set-up would work
-//! - [`start`]: the steps of a start, and the sentence about each that fails
-//! - [`reload`]: options that are read again while the proxy runs
-//! - [`server`]: listeners, connections, TLS, the end
+//! - [`check`]: tries whether a configuration works, and changes nothing
+//! - [`start`]: the steps of a start, and the error text of each
+//! - [`reload`]: reads the options again at SIGHUP
+//! - [`server`]: listeners, connections, TLS, the shutdown
 //! - [`logging`]: the proxy's own log
-//! - [`config`]: what the proxy was told
-//! - [`request_log`]: what is logged of each request
-//! - [`routes`]: what comes in over HTTP
-//! - [`lease`]: programs that go when the client that wanted them is gone
-//! - [`rpc`]: who answers a call or a page, and in which names
-//! - [`access`]: who may call: credentials, browsers, methods
-//! - [`body`]: what is read and held of requests' bodies
-//! - [`limits`]: how many connections there may be, and how long they may take
-//! - [`pages`]: names in the daemon's web interface and log paths
-//! - [`translate`]: between the names of clients and those of the daemon
-//! - [`forward`]: a request on its way to the daemon, and the reply on its way back
-//! - [`failure`]: why a request gets no answer, and the response that says so
-//! - [`update`]: differences between the files and the daemon, judged by the daemon
-//! - [`twiddler`]: the core, which makes changes and recovers from those that were cut short
-//! - [`persist`]: the file of what outlives the daemon
-//! - [`registry`]: what was changed in one epoch of the daemon, in memory and on disk
-//! - [`audit`]: who did what, as the log says it
-//! - [`daemon`]: the supervisord on the other side, and its configuration file
+//! - [`config`]: the settings from command line, environment and file
+//! - [`request_log`]: the log line of each request
+//! - [`routes`]: the paths of HTTP requests
+//! - [`lease`]: removes programs whose client has ended
+//! - [`rpc`]: answers XML-RPC calls, or forwards them with other names
+//! - [`access`]: decides who may call: credentials, browsers, methods
+//! - [`body`]: reads and limits the bodies of requests
+//! - [`limits`]: limits the number of connections and their time
+//! - [`pages`]: rewrites names in the daemon's web interface and log paths
+//! - [`translate`]: rewrites names in calls and replies between clients and the daemon
+//! - [`forward`]: passes a request to the daemon, and the reply to the client
+//! - [`failure`]: the reasons for error responses, and the responses
+//! - [`update`]: compares the files with the daemon, and puts differences in force
+//! - [`twiddler`]: the core: adds and removes programs, and recovers
+//! - [`persist`]: the file of the programs that outlive the daemon
+//! - [`registry`]: the changes in one epoch of the daemon, in memory and on disk
+//! - [`audit`]: logs who did what
+//! - [`daemon`]: calls supervisord, and reads its configuration file
 //! - [`include_dir`], [`program`]: generated files, program sections
-//! - [`mod@fault`]: the daemon's faults, and its complaints about what stands in its files
+//! - [`mod@fault`]: the daemon's faults, and its complaints about its files
 //! - [`xmlrpc`]: the wire format
 //! - [`namespec`]: `group:process`, as supervisord writes it
 //! - `python`: text and numbers as Python reads and prints them

@@ -1,9 +1,10 @@
-//! How many clients there may be, and how long each may take: one that is slow or stuck holds up
-//! no other.
+//! Limits the number of connections and the time of each, so that a slow or stuck client does not block
+//! the others.
 //!
-//! Every connection has a [`ClientSlot`]. When all are taken, a newcomer gets that of whoever was never
-//! let in and idles, is slow or waits, and then that of whoever was let in and idles or is slow. Only where
-//! all were let in and wait for the daemon is it turned away.
+//! Every connection has a [`ClientSlot`]. When all slots are taken, a new connection gets the slot of
+//! another one, which is closed: first one without an authorized request that is idle, slow or waiting,
+//! then an authorized one that is idle or slow. The new connection is refused only if all others are
+//! authorized and wait for the daemon.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,69 +21,70 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Connections at a time.
+/// How many connections are open at a time.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// How long the head of a request may take from its first byte on.
+/// How long the head of a request may take after its first byte.
 pub const HEAD_TIME: Duration = Duration::from_secs(20);
-/// How long a client may leave bytes unread that wait for it.
+/// How long a client may leave the bytes of a reply unread.
 pub const UNREAD_TIME: Duration = Duration::from_secs(10 * 60);
 
-/// Whoever has sent nothing for so short a time is not slow yet: it may just have come.
+/// A connection does not count as slow for this long after its phase has begun.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long is read after an answer that came before the request had ended.
+/// How long the rest of a request is read after an early reply.
 pub const LINGER_TIME: Duration = Duration::from_secs(5);
-/// What is read at a time. A connection's buffer grows with what a reading fills, and stays.
+/// How many bytes one read takes. hyper's buffer grows with the size of the reads and never shrinks.
 const READ_SIZE: usize = 8 * 1024;
-/// Larger heads than this are few, and each may be as large as is taken.
+/// A head of more bytes than this is large; [`MAX_LARGE_HEADS`] limits how many connections have one.
 pub const LARGE_HEAD: usize = 16 * 1024;
-/// So many connections with a large head there may be at a time.
+/// How many connections with a large head there may be at a time.
 pub const MAX_LARGE_HEADS: usize = 32;
-/// Who may have one.
+/// The permits for large heads.
 static LARGE_HEADS: Semaphore = Semaphore::const_new(MAX_LARGE_HEADS);
 
-/// How many pieces are read of that before others have their turn.
+/// How many reads a lingering connection makes before other tasks run.
 const READS_AT_A_TIME: usize = 16;
 
-/// What a head that does not end is answered.
+/// The reply to a head that does not end within [`HEAD_TIME`].
 const TOO_SLOW: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-/// What a connection too many is answered.
+/// The reply to a connection for which there is no slot.
 pub const TOO_MANY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// What a connection is at.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Between requests.
+    /// Between two requests.
     Idle,
-    /// In the head of a request.
+    /// The client sends the head of a request.
     Head,
-    /// In the body of a request.
+    /// The client sends the body of a request.
     Body,
-    /// Waiting for its answer, and nobody has let its sender in.
-    Stranger,
-    /// Waiting for its answer, or reading it.
+    /// The client waits for the reply to a request that has not been authorized.
+    Unauthorized,
+    /// The client waits for the reply to an authorized request, or reads it.
     Busy,
 }
 
-/// All slots.
+/// The slots of all connections.
 #[derive(Debug, Default)]
 pub struct ClientSlots {
     taken: Mutex<HashMap<u64, Arc<State>>>,
     next: AtomicU64,
 }
 
-/// One connection's place. It is free again when the slot and its clones in requests are gone.
+/// The state of one connection. Requests have clones of it.
 #[derive(Clone, Debug)]
 pub struct ClientSlot(Arc<State>);
 
 #[derive(Debug)]
 struct State {
     lingers: AtomicBool,
-    /// Whether anybody has let in whoever is there.
-    was_let_in: AtomicBool,
+    /// Whether a request of the connection was authorized.
+    is_authorized: AtomicBool,
+    /// The phase, and when it began.
     phase: Mutex<(Phase, Instant)>,
-    asked_to_leave: Notify,
+    evicted: Notify,
     endless: Notify,
     large_head: Mutex<Option<SemaphorePermit<'static>>>,
 }
@@ -94,36 +96,36 @@ impl State {
 }
 
 impl ClientSlot {
-    /// A slot of no pool, for requests that come without a connection.
+    /// A slot outside of [`ClientSlots`], for a request without a connection, as in tests.
     pub fn alone() -> Self {
         ClientSlot(Arc::new(State {
             lingers: AtomicBool::new(false),
-            was_let_in: AtomicBool::new(false),
+            is_authorized: AtomicBool::new(false),
             phase: Mutex::new((Phase::Idle, Instant::now())),
-            asked_to_leave: Notify::new(),
+            evicted: Notify::new(),
             endless: Notify::new(),
             large_head: Mutex::default(),
         }))
     }
 
-    /// Takes note of what the connection is at now.
+    /// Sets the phase, which begins now.
     pub fn set(&self, phase: Phase) {
         *self.0.phase() = (phase, Instant::now());
     }
 
-    /// Takes note that whoever is there was let in, and waits for his answer or reads it.
-    pub fn let_in(&self) {
-        self.0.was_let_in.store(true, Ordering::Relaxed);
+    /// Records that a request was authorized, and sets [`Phase::Busy`].
+    pub fn set_authorized(&self) {
+        self.0.is_authorized.store(true, Ordering::Relaxed);
         self.set(Phase::Busy);
     }
 
-    /// Whether a head was counted as a large one.
+    /// Whether the connection has had a large head.
     pub fn had_large_head(&self) -> bool {
         self.large_head().is_some()
     }
 
-    /// Counts the connection as one with a large head, until it ends. False where there are too many
-    /// already.
+    /// Counts the connection as one with a large head, until it ends. Returns false if there are
+    /// [`MAX_LARGE_HEADS`] already.
     fn may_have_large_head(&self) -> bool {
         let mut large_head = self.large_head();
         if large_head.is_none() {
@@ -133,27 +135,27 @@ impl ClientSlot {
     }
 
     fn large_head(&self) -> MutexGuard<'_, Option<SemaphorePermit<'static>>> {
-        let held = self.0.large_head.lock();
-        held.unwrap_or_else(PoisonError::into_inner)
+        let permit = self.0.large_head.lock();
+        permit.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has what still comes in read after the answer: the client may be sending and would lose an
-    /// answer to a connection that is shut on it.
+    /// Has the connection read and drop the rest of the request after the reply. A client that is still
+    /// sending would lose the reply if the connection were closed at once.
     pub fn linger(&self) {
         self.0.lingers.store(true, Ordering::Relaxed);
     }
 
-    /// Done when the slot is needed for somebody else.
-    pub async fn asked_to_leave(&self) {
-        self.0.asked_to_leave.notified().await;
+    /// Waits until the slot is needed for a new connection.
+    pub async fn evicted(&self) {
+        self.0.evicted.notified().await;
     }
 
-    /// Takes note that the answer under way never ends by itself.
+    /// Records that the current reply is a stream without an end.
     pub fn set_endless(&self) {
         self.0.endless.notify_one();
     }
 
-    /// Done when the connection has an answer that never ends by itself.
+    /// Waits until the connection has a reply without an end.
     pub async fn endless(&self) {
         self.0.endless.notified().await;
     }
@@ -162,32 +164,35 @@ impl ClientSlot {
         self.0.phase().0
     }
 
-    /// The same answer, which keeps the connection busy until it was passed on.
+    /// `body`, which sets [`Phase::Idle`] when it is sent or dropped.
     pub fn keep_busy(self, body: Body) -> Body {
-        holding(body, IdleAfter(self))
+        holding(body, IdleOnDrop(self))
     }
 }
 
-/// Ends a connection's being busy.
-struct IdleAfter(ClientSlot);
+/// Sets [`Phase::Idle`] when it is dropped.
+struct IdleOnDrop(ClientSlot);
 
-impl Drop for IdleAfter {
+impl Drop for IdleOnDrop {
     fn drop(&mut self) {
         self.0.set(Phase::Idle);
     }
 }
 
-/// The same body, with something that is dropped when it is through.
-pub fn holding<T: Send + Unpin + 'static>(body: Body, held: T) -> Body {
-    Body::new(Holding { body, _held: held })
+/// `body`, with a `guard` that is dropped when the body is sent or dropped.
+pub fn holding<T: Send + Unpin + 'static>(body: Body, guard: T) -> Body {
+    Body::new(Holding {
+        body,
+        _guard: guard,
+    })
 }
 
 impl ClientSlots {
-    /// A slot, in somebody else's place if need be; none where nobody can be asked to leave.
+    /// Takes a slot, if need be that of another connection. `None` if no connection can be evicted.
     pub fn take(self: &Arc<Self>) -> Option<TakenSlot> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.len() >= MAX_CONNECTIONS {
-            ask_to_leave(&mut taken)?;
+            evict(&mut taken)?;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let slot = ClientSlot::alone();
@@ -199,12 +204,12 @@ impl ClientSlots {
         })
     }
 
-    /// Asks somebody to leave who idles, is slow or was not let in, if anybody does.
+    /// Evicts a connection that is idle, slow or not authorized, if there is one.
     pub fn make_room(&self) {
-        ask_to_leave(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner));
+        evict(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// How many are taken.
+    /// How many slots are taken.
     pub fn count(&self) -> usize {
         self.taken
             .lock()
@@ -213,31 +218,31 @@ impl ClientSlots {
     }
 }
 
-fn ask_to_leave(taken: &mut HashMap<u64, Arc<State>>) -> Option<()> {
-    let slowest = slowest(taken)?;
-    taken.remove(&slowest)?.asked_to_leave.notify_one();
+fn evict(taken: &mut HashMap<u64, Arc<State>>) -> Option<()> {
+    let number = eviction_candidate(taken)?;
+    taken.remove(&number)?.evicted.notify_one();
     Some(())
 }
 
-/// Whoever was never let in goes first, where he idles, sends slowly, waits or has just come, and then
-/// whoever was.
-fn slowest(taken: &HashMap<u64, Arc<State>>) -> Option<u64> {
+/// The connection to evict: one without an authorized request before an authorized one, then by the rank
+/// of its phase, then the one that has been in its phase for the longest time. A busy one is never evicted.
+fn eviction_candidate(taken: &HashMap<u64, Arc<State>>) -> Option<u64> {
     let candidates = taken.iter().filter_map(|(number, state)| {
         let (phase, since) = *state.phase();
         let rank = match phase {
-            Phase::Stranger => 2,
+            Phase::Unauthorized => 2,
             Phase::Busy => return None,
             _ if since.elapsed() < FRESH => 3,
             Phase::Idle | Phase::Head => 0,
             Phase::Body => 1,
         };
-        let was_let_in = state.was_let_in.load(Ordering::Relaxed);
-        Some((was_let_in, rank, since, *number))
+        let is_authorized = state.is_authorized.load(Ordering::Relaxed);
+        Some((is_authorized, rank, since, *number))
     });
     candidates.min().map(|(.., number)| number)
 }
 
-/// A slot that is given back on drop.
+/// A slot that is freed on drop.
 #[derive(Debug)]
 pub struct TakenSlot {
     /// The slot.
@@ -258,7 +263,7 @@ impl Drop for TakenSlot {
 
 struct Holding<T> {
     body: Body,
-    _held: T,
+    _guard: T,
 }
 
 impl<T: Unpin> hyper::body::Body for Holding<T> {
@@ -281,16 +286,16 @@ impl<T: Unpin> hyper::body::Body for Holding<T> {
     }
 }
 
-/// A connection that may not dawdle.
+/// A connection with limits on its time: of a request's head, of unread bytes and of lingering.
 #[derive(Debug)]
 pub struct TimedStream<S> {
     stream: S,
     slot: ClientSlot,
-    head: Option<Pin<Box<Sleep>>>,
-    /// How much of the present head has come.
+    head_timer: Option<Pin<Box<Sleep>>>,
+    /// How many bytes of the current head have arrived.
     head_size: usize,
-    unread: Option<Pin<Box<Sleep>>>,
-    linger: Option<Pin<Box<Sleep>>>,
+    unread_timer: Option<Pin<Box<Sleep>>>,
+    linger_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> TimedStream<S> {
@@ -299,10 +304,10 @@ impl<S> TimedStream<S> {
         TimedStream {
             stream,
             slot,
-            head: None,
+            head_timer: None,
             head_size: 0,
-            unread: None,
-            linger: None,
+            unread_timer: None,
+            linger_timer: None,
         }
     }
 
@@ -322,57 +327,59 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedStream<S> {
         let mut piece =
             ReadBuf::new(buffer.initialize_unfilled_to(READ_SIZE.min(buffer.remaining())));
         let read = Pin::new(&mut this.stream).poll_read(cx, &mut piece);
-        let came = piece.filled().len();
+        let count = piece.filled().len();
         match this.slot.phase() {
-            Phase::Idle if came > 0 => {
+            Phase::Idle if count > 0 => {
                 this.slot.set(Phase::Head);
-                this.head = Some(Box::pin(sleep(HEAD_TIME)));
-                this.head_size = came;
+                this.head_timer = Some(Box::pin(sleep(HEAD_TIME)));
+                this.head_size = count;
             }
             Phase::Head => {
-                // The deadline stands even if bytes keep coming.
-                let is_late = this.head.as_mut().is_some_and(|timer| {
+                // The timer is polled at every read: a client that sends single bytes has no more time.
+                let is_late = this.head_timer.as_mut().is_some_and(|timer| {
                     timer.deadline() <= Instant::now() || timer.as_mut().poll(cx).is_ready()
                 });
-                if is_late && (read.is_pending() || came > 0) {
-                    return this.answer(cx, TOO_SLOW);
+                if is_late && (read.is_pending() || count > 0) {
+                    return this.reject(cx, TOO_SLOW);
                 }
-                // What came before has not ended the head.
-                if came > 0 && this.head_size > LARGE_HEAD && !this.slot.may_have_large_head() {
-                    return this.answer(cx, TOO_MANY);
+                // The phase is still `Head`, so the head is longer than the bytes counted so far.
+                if count > 0 && this.head_size > LARGE_HEAD && !this.slot.may_have_large_head() {
+                    return this.reject(cx, TOO_MANY);
                 }
-                this.head_size += came;
+                this.head_size += count;
             }
-            Phase::Idle | Phase::Body | Phase::Stranger | Phase::Busy => this.head = None,
+            Phase::Idle | Phase::Body | Phase::Unauthorized | Phase::Busy => {
+                this.head_timer = None;
+            }
         }
-        buffer.advance(came);
+        buffer.advance(count);
         read
     }
 }
 
 impl<S: AsyncWrite + Unpin> TimedStream<S> {
-    /// Answers a head that does not end, and reads no more. As much is written as fits now: whoever
-    /// sends so may also not read.
-    fn answer(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> Poll<io::Result<()>> {
-        let _ = Pin::new(&mut self.stream).poll_write(cx, answer);
+    /// Replies to a head that does not end, and reports the end of input. It does not wait until the reply
+    /// is written, because such a client may not read, either.
+    fn reject(&mut self, cx: &mut Context<'_>, reply: &[u8]) -> Poll<io::Result<()>> {
+        let _ = Pin::new(&mut self.stream).poll_write(cx, reply);
         let _ = Pin::new(&mut self.stream).poll_flush(cx);
         Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite + Unpin> TimedStream<S> {
-    /// Gives up on a reader who takes nothing for too long.
-    fn patient<T>(
+    /// The result of a write; the error `TimedOut` if it has been pending for [`UNREAD_TIME`].
+    fn limit_unread<T>(
         &mut self,
         cx: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
+        result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.unread = None;
-            return written;
+        if result.is_ready() {
+            self.unread_timer = None;
+            return result;
         }
         let timer = self
-            .unread
+            .unread_timer
             .get_or_insert_with(|| Box::pin(sleep(UNREAD_TIME)));
         match timer.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -382,10 +389,10 @@ impl<S: AsyncWrite + Unpin> TimedStream<S> {
 }
 
 impl<S: AsyncRead + Unpin> TimedStream<S> {
-    /// Reads what nobody wants until the client has ended.
+    /// Reads and drops bytes until the client closes the connection, or for [`LINGER_TIME`].
     fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self
-            .linger
+            .linger_timer
             .get_or_insert_with(|| Box::pin(sleep(LINGER_TIME)));
         if timer.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
@@ -399,7 +406,7 @@ impl<S: AsyncRead + Unpin> TimedStream<S> {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        // Others have their turn, and the time is looked at, before more is read.
+        // Other tasks run, and the timer is polled, before the next reads.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -411,21 +418,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.patient(cx, written)
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.limit_unread(cx, result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.patient(cx, flushed)
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.limit_unread(cx, result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        if matches!(shut, Poll::Ready(Ok(()))) && self.slot.0.lingers.load(Ordering::Relaxed) {
+        let result = Pin::new(&mut self.stream).poll_shutdown(cx);
+        if matches!(result, Poll::Ready(Ok(()))) && self.slot.0.lingers.load(Ordering::Relaxed) {
             return self.linger(cx).map(Ok);
         }
-        self.patient(cx, shut)
+        self.limit_unread(cx, result)
     }
 
     fn poll_write_vectored(
@@ -433,8 +440,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.patient(cx, written)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.limit_unread(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -448,56 +455,55 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_must_end_in_time_however_it_drips() {
-        let (here, mut there) = tokio::io::duplex(64);
-        let slot = ClientSlot::alone();
-        let mut paced = TimedStream::new(here, slot.clone());
-        let dripping = tokio::spawn(async move {
-            let mut answer = [0; 12];
+    async fn a_head_of_single_bytes_has_no_more_time() {
+        let (server, mut client) = tokio::io::duplex(64);
+        let mut stream = TimedStream::new(server, ClientSlot::alone());
+        let sending = tokio::spawn(async move {
+            let mut reply = [0; 12];
             for _ in 0..100 {
-                there.write_all(b"X").await.ok()?;
+                client.write_all(b"X").await.ok()?;
                 tokio::time::sleep(HEAD_TIME / 10).await;
             }
-            there.read_exact(&mut answer).await.ok()?;
-            Some(answer)
+            client.read_exact(&mut reply).await.ok()?;
+            Some(reply)
         });
-        let began = Instant::now();
+        let start = Instant::now();
         let mut buffer = [0; 8];
-        while paced.read(&mut buffer).await.unwrap() > 0 {}
-        let took = began.elapsed();
-        assert!(took >= HEAD_TIME && took < HEAD_TIME * 2, "{took:?}");
-        drop(paced);
-        let _ = dripping.await;
+        while stream.read(&mut buffer).await.unwrap() > 0 {}
+        let time = start.elapsed();
+        assert!(time >= HEAD_TIME && time < HEAD_TIME * 2, "{time:?}");
+        drop(stream);
+        let _ = sending.await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_in_a_head_is_answered_and_silence_between_heads_is_not() {
-        let (here, mut there) = tokio::io::duplex(1024);
-        let mut paced = TimedStream::new(here, ClientSlot::alone());
+    async fn silence_within_a_head_times_out_and_silence_between_requests_does_not() {
+        let (server, mut client) = tokio::io::duplex(1024);
+        let mut stream = TimedStream::new(server, ClientSlot::alone());
         let mut buffer = [0; 8];
-        let idle = tokio::time::timeout(HEAD_TIME * 100, paced.read(&mut buffer)).await;
+        let idle = tokio::time::timeout(HEAD_TIME * 100, stream.read(&mut buffer)).await;
         assert!(idle.is_err());
-        there.write_all(b"GET").await.unwrap();
-        assert_eq!(paced.read(&mut buffer).await.unwrap(), 3);
-        assert_eq!(paced.read(&mut buffer).await.unwrap(), 0);
-        drop(paced);
-        let mut answer = String::new();
-        there.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        client.write_all(b"GET").await.unwrap();
+        assert_eq!(stream.read(&mut buffer).await.unwrap(), 3);
+        assert_eq!(stream.read(&mut buffer).await.unwrap(), 0);
+        drop(stream);
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.starts_with("HTTP/1.1 408 "), "{reply}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_reads_nothing_is_given_up() {
-        let (here, _there) = tokio::io::duplex(16);
-        let mut paced = TimedStream::new(here, ClientSlot::alone());
-        let began = Instant::now();
-        let error = paced.write_all(&[0; 64]).await.unwrap_err();
+    async fn a_client_that_reads_nothing_times_out() {
+        let (server, _client) = tokio::io::duplex(16);
+        let mut stream = TimedStream::new(server, ClientSlot::alone());
+        let start = Instant::now();
+        let error = stream.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(began.elapsed() >= UNREAD_TIME);
+        assert!(start.elapsed() >= UNREAD_TIME);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn newcomers_get_the_seats_of_the_slowest() {
+    async fn new_connections_get_the_slots_of_the_slowest() {
         let slots = Arc::new(ClientSlots::default());
         let mut all: Vec<TakenSlot> = Vec::new();
         for _ in 0..MAX_CONNECTIONS {
@@ -507,9 +513,9 @@ mod tests {
         for slot in &all {
             slot.slot.set(Phase::Busy);
         }
-        all[8].slot.let_in();
+        all[8].slot.set_authorized();
         all[8].slot.set(Phase::Idle);
-        all[9].slot.set(Phase::Stranger);
+        all[9].slot.set(Phase::Unauthorized);
         tokio::time::advance(Duration::from_millis(1)).await;
         all[3].slot.set(Phase::Body);
         tokio::time::advance(Duration::from_millis(1)).await;
@@ -523,7 +529,7 @@ mod tests {
             let newcomer = slots.take().unwrap();
             newcomer.slot.set(Phase::Busy);
             newcomers.push(newcomer);
-            tokio::time::timeout(Duration::from_secs(1), all[expected].slot.asked_to_leave())
+            tokio::time::timeout(Duration::from_secs(1), all[expected].slot.evicted())
                 .await
                 .unwrap();
         }

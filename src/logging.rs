@@ -1,7 +1,7 @@
-//! The proxy's own log on standard error: text or JSON, at a level that can be changed.
+//! The proxy's log on standard error: text or JSON, at a level that can be changed.
 //!
-//! Where standard error is a stream of the journal (systemd.exec(5), `JOURNAL_STREAM`), each line
-//! begins with its priority (sd-daemon(3)) and has no time: the journal stamps lines itself.
+//! Where standard error is a stream of the systemd journal (systemd.exec(5), `JOURNAL_STREAM`), each line
+//! begins with its priority (sd-daemon(3)) and has no time, because the journal adds the time.
 
 use std::io::IsTerminal;
 
@@ -17,12 +17,12 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
-/// Changes the level of a log that is running.
+/// Changes the level of the log.
 #[derive(Clone, Debug)]
 pub struct LevelHandle(reload::Handle<Targets, Registry>);
 
 impl LevelHandle {
-    /// Logs from now on what `level` says.
+    /// Sets the level of the log.
     pub fn set(&self, level: Level) {
         if let Err(error) = self.0.reload(filter(level)) {
             tracing::error!(%error, "the log level stays as it is");
@@ -30,10 +30,10 @@ impl LevelHandle {
     }
 }
 
-/// Starts logging on standard error.
+/// Starts the log on standard error.
 ///
 /// # Panics
-/// When the process logs already.
+/// When it is called twice in a process.
 pub fn start(level: Level, format: LogFormat) -> LevelHandle {
     let (filter, handle) = reload::Layer::new(filter(level));
     let lines = fmt::layer().with_writer(std::io::stderr);
@@ -59,15 +59,15 @@ pub fn start(level: Level, format: LogFormat) -> LevelHandle {
     LevelHandle(handle)
 }
 
-/// Other crates are heard from when something is wrong.
+/// Messages of this crate from `level` on, and warnings and errors of other crates.
 fn filter(level: Level) -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN)
         .with_targets([("supervisor_twiddler", level), ("twiddler", level)])
 }
 
-/// Whether standard error goes to the journal. A child inherits the variable and may have another
-/// standard error.
+/// Whether standard error is a stream of the journal. A child process inherits `JOURNAL_STREAM` and may
+/// have another standard error, so the device and the inode are compared.
 fn is_journal() -> bool {
     let stderr = std::io::stderr();
     !stderr.is_terminal()
@@ -76,7 +76,7 @@ fn is_journal() -> bool {
         })
 }
 
-/// Lines of another format behind their priorities.
+/// The lines of the format `F`, each with its priority in front.
 struct Prioritized<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for Prioritized<F>

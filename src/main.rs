@@ -1,4 +1,4 @@
-//! `twiddler`: reads arguments, starts logging, serves, and says by its exit code how it went.
+//! `twiddler`: parses the arguments, runs the proxy, a check or a verb, and returns the exit code.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -30,20 +30,20 @@ use supervisor_twiddler::update::Updates;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-/// Gives back what was needed once: the C library's allocator keeps twice the largest piece that was
+/// Returns freed memory to the system. The C library's allocator keeps twice the largest block that was
 /// ever freed.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What changed for those who relied on the former default.
+/// The log message for the default of `listen`, which used to be a port.
 const BESIDE_DAEMON: &str = "no listen is written, so whoever may open supervisord's socket may open this one beside it; 127.0.0.1:9002, the former default, would let in every account of this machine";
-/// It failed while running.
+/// Exit code: the proxy failed.
 const FAILED: u8 = 1;
-/// It was told something that cannot be right; starting it again does not help.
+/// Exit code: the configuration is not valid, so that another start fails, too.
 const BAD_CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
-    // A shell that completes is answered, and the process ends.
+    // Where a shell asks for completions, this prints them and exits.
     CompleteEnv::with_factory(Args::command).complete();
     let Args {
         client: before,
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     } = Args::read(std::env::args_os());
     match command {
         Command::Serve(args) => {
-            start::give_back_at_once();
+            start::set_purge_delay();
             match Config::load(&args) {
                 Ok(config) => {
                     let settings = &config.settings;
@@ -59,16 +59,16 @@ fn main() -> ExitCode {
                     raise_file_limit();
                     serve(args, config, level)
                 }
-                Err(errors) => ended(&StartError::Misconfigured(errors.to_string())),
+                Err(errors) => report(&StartError::Misconfigured(errors.to_string())),
             }
         }
-        Command::Check(args) => check(&Draft::load(&args), &typed_after_check()),
+        Command::Check(args) => check(&Draft::load(&args), &arguments_of_check()),
         Command::CleanUp {
             dir,
             file_name,
-            kept_name,
+            persist_name,
         } => {
-            include_dir::clean_up_after_proxy(&dir, file_name, kept_name);
+            include_dir::clean_up_after_proxy(&dir, file_name, persist_name);
             ExitCode::SUCCESS
         }
         Command::Client(verb) => client::main(before, verb, Args::command()),
@@ -81,19 +81,19 @@ fn serve(args: ServeArgs, config: Config, level: LevelHandle) -> ExitCode {
         .build();
     let runtime = match runtime.context("cannot start") {
         Ok(runtime) => runtime,
-        Err(error) => return ended(&error.into()),
+        Err(error) => return report(&error.into()),
     };
     let outcome = runtime.block_on(run(args, config, level));
-    // Drops what is under way, and with it generated files; waits for nothing.
+    // Drops the remaining tasks, and with them the generated files, without waiting for blocking work.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ended(&error),
+        Err(error) => report(&error),
     }
 }
 
-/// Says why it ends, each sentence on a line of its own.
-fn ended(error: &StartError) -> ExitCode {
+/// Prints the error, a line for each sentence, and returns its exit code.
+fn report(error: &StartError) -> ExitCode {
     for line in error.to_string().lines() {
         let _ = writeln!(std::io::stderr(), "twiddler: {line}");
     }
@@ -103,8 +103,8 @@ fn ended(error: &StartError) -> ExitCode {
     })
 }
 
-/// The arguments of `check`. What stands before it is for other verbs, and may be a password.
-fn typed_after_check() -> Vec<String> {
+/// The arguments behind `check`. The options in front of it are for the verbs and may contain a password.
+fn arguments_of_check() -> Vec<String> {
     let all = std::env::args_os().skip_while(|argument| argument != "check");
     all.skip(1)
         .map(|argument| argument.to_string_lossy().into_owned())
@@ -112,10 +112,10 @@ fn typed_after_check() -> Vec<String> {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn check(draft: &Draft, typed: &[String]) -> ExitCode {
-    let findings = supervisor_twiddler::check::check(draft, typed).await;
+async fn check(draft: &Draft, arguments: &[String]) -> ExitCode {
+    let findings = supervisor_twiddler::check::check(draft, arguments).await;
     for line in findings.lines() {
-        // Whoever reads may have seen enough, as with `| head`.
+        // The reader may have closed the pipe, as with `| head`. The exit code counts all the same.
         let _ = writeln!(std::io::stdout(), "{line}");
     }
     if findings.is_good() {
@@ -125,21 +125,23 @@ async fn check(draft: &Draft, typed: &[String]) -> ExitCode {
     }
 }
 
-/// Connections take descriptors, of which few are given by default but many may be had.
+/// Raises the soft limit of open files to the hard limit: each connection takes a descriptor, and the
+/// default soft limit is low.
 fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    if let Err(error) = raised {
+    let result = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = result {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 
-/// One thread is enough in front of a daemon that has one, and spares handing calls across.
+/// Starts the proxy and runs it until a signal ends it. It runs on one thread: the daemon has only one,
+/// too, and tasks of one thread need no locks across threads.
 async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), StartError> {
     let settings = &config.settings;
-    // First of all: a signal that comes before its handler ends the process its own way, or, for
-    // the first process of a container, does nothing.
-    let signals = signals()?;
+    // The handlers are installed first. A signal without a handler would end the process without a
+    // shutdown, or have no effect on the first process of a container.
+    let signals = count_stop_signals()?;
     let hangups = signal(SignalKind::hangup()).context("cannot wait for signals")?;
     let daemon = Arc::new(Daemon::with(
         config.daemon.clone(),
@@ -193,15 +195,15 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         "in front of supervisord at {}",
         config.daemon
     );
-    let (in_front_of, conf, known) = (daemon.clone(), conf.clone(), settings.clone());
-    tokio::spawn(async move { start::warn(&in_front_of, &conf, &known).await });
+    let (warned_daemon, conf, settings) = (daemon.clone(), conf.clone(), settings.clone());
+    tokio::spawn(async move { start::warn(&warned_daemon, &conf, &settings).await });
     let endings = rpc.endings();
     let leases = Arc::new(Leases::default());
     tokio::spawn(lease::watch(rpc.clone(), leases.clone()));
     let app = AccessRules::guard(access.clone(), routes::app(rpc, leases));
     let floods = Arc::new(Floods::default());
     let app = RequestLog::new(daemon.clone(), floods.clone()).guard(app);
-    read_again(
+    reload_at_hangup(
         hangups,
         Live {
             args,
@@ -213,40 +215,40 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
             level,
         },
     );
-    let served = async {
+    let serving = async {
         let stop = async {
-            asked_to_stop(signals.clone()).await;
+            first_stop_signal(signals.clone()).await;
             endings.hurry();
         };
         server::serve(listeners, app, tls, floods.clone(), stop).await;
-        // Also where nobody waits for it any more.
+        // The end of the daemon goes on even if the client that called for it has disconnected.
         let _ = tokio::time::timeout(server::GRACE, endings.told()).await;
         floods.flush();
         twiddler.shut_down(server::GRACE).await;
     };
     tokio::select! {
-        () = served => {
+        () = serving => {
             tracing::info!("stopped");
             Ok(())
         }
         why = twiddler.ousted() => Err(anyhow!(why).into()),
-        () = asked(signals.clone(), 2) => {
+        () = stop_signals(signals.clone(), 2) => {
             Err(anyhow!("asked to stop twice: cut what was under way").into())
         }
     }
 }
 
-/// Reads the options again at each SIGHUP.
-fn read_again(mut hangups: Signal, mut live: Live) {
+/// Reloads the options at each SIGHUP.
+fn reload_at_hangup(mut hangups: Signal, mut live: Live) {
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            live.read_again().await;
+            live.reload().await;
         }
     });
 }
 
-/// Signals that mean something to other daemons (supervisord itself opens its logs again on SIGUSR2),
-/// or here a little later.
+/// Signals that must not end the proxy: an operator may send them to all daemons (supervisord itself
+/// reopens its logs at SIGUSR2), and SIGHUP may arrive before its handler is installed.
 const HARMLESS: [SignalKind; 6] = [
     SignalKind::hangup(),
     SignalKind::user_defined1(),
@@ -256,33 +258,33 @@ const HARMLESS: [SignalKind; 6] = [
     SignalKind::pipe(),
 ];
 
-/// Counts the signals that ask the proxy to stop.
-fn signals() -> anyhow::Result<watch::Receiver<u32>> {
+/// Counts SIGTERM and SIGINT, and lets the signals in [`HARMLESS`] have no effect.
+fn count_stop_signals() -> anyhow::Result<watch::Receiver<u32>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     for harmless in HARMLESS {
-        // Its default action would end the process; a handler that was once there stays.
+        // tokio's handler replaces the default action, and stays when the stream is dropped.
         drop(signal(harmless)?);
     }
-    let (count, counted) = watch::channel(0);
+    let (count, receiver) = watch::channel(0);
     tokio::spawn(async move {
         loop {
             either(&mut terminate, &mut interrupt).await;
             count.send_modify(|count| *count += 1);
         }
     });
-    Ok(counted)
+    Ok(receiver)
 }
 
-/// Done when the first signal comes that asks the proxy to stop.
-async fn asked_to_stop(signals: watch::Receiver<u32>) {
-    asked(signals, 1).await;
+/// Waits for the first signal that asks the proxy to stop.
+async fn first_stop_signal(signals: watch::Receiver<u32>) {
+    stop_signals(signals, 1).await;
     tracing::info!("stopping: no new connections");
 }
 
-/// Done when so many signals have come.
-async fn asked(mut signals: watch::Receiver<u32>, times: u32) {
-    if signals.wait_for(|count| *count >= times).await.is_err() {
+/// Waits until `expected` signals have arrived.
+async fn stop_signals(mut signals: watch::Receiver<u32>, expected: u32) {
+    if signals.wait_for(|count| *count >= expected).await.is_err() {
         std::future::pending().await
     }
 }

@@ -1,6 +1,6 @@
-//! Options that are read again while the proxy runs (SIGHUP).
+//! Reloads the options while the proxy runs (SIGHUP).
 //!
-//! All of them are read as at the start. Where something is wrong, nothing changes.
+//! All options are read as at the start. If one is not valid, nothing changes.
 
 use std::sync::Arc;
 
@@ -12,47 +12,47 @@ use crate::daemon::Daemon;
 use crate::logging::LevelHandle;
 use crate::server::tls::Tls;
 
-/// What is said of both keys, neither of which means anything alone.
+/// The name of the two keys in log messages: one is not valid without the other.
 const LOGIN: &str = "username and password";
 
-/// What is said of what callers of ports present because supervisord's port asks for it.
+/// The name in log messages of the credentials that the proxy's ports require as supervisord's port does.
 const PORT_LOGIN: &str = "the username and password of supervisord's port";
 
-/// What holds while the proxy runs, and what it was made of.
+/// The configuration in use, and the parts of the running proxy that a reload changes.
 pub struct Live {
-    /// What was typed at the start.
+    /// The arguments of the command line.
     pub args: ServeArgs,
-    /// What was read last.
+    /// The configuration in use.
     pub config: Config,
-    /// The daemon, which says whether it asks for credentials.
+    /// The daemon, which knows whether supervisord requires credentials.
     pub daemon: Arc<Daemon>,
-    /// Who may come in.
+    /// The access rules.
     pub access: Arc<Current<AccessRules>>,
-    /// What may be called.
+    /// The methods that may be called.
     pub policy: Arc<Current<Policy>>,
-    /// TLS, where it is on.
+    /// Certificate and key, where TLS is on.
     pub tls: Option<Arc<Tls>>,
-    /// How much is logged.
+    /// The log level.
     pub level: LevelHandle,
 }
 
-/// What differs between two readings.
+/// The keys whose values differ between two configurations.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Changes {
-    /// Keys whose new values hold now.
-    taken: Vec<&'static str>,
-    /// Keys whose new values hold after a restart.
+    /// Keys whose new values take effect at once.
+    at_once: Vec<&'static str>,
+    /// Keys whose new values take effect after a restart.
     restart: Vec<&'static str>,
 }
 
 impl Live {
-    /// Reads everything again, and says what came of it.
-    pub async fn read_again(&mut self) {
+    /// Reads all options and applies the new values that can be applied. Logs the keys, or the errors.
+    pub async fn reload(&mut self) {
         let args = self.args.clone();
-        // The include directory is tried, which is work for a disk.
-        let read = tokio::task::spawn_blocking(move || Config::load(&args)).await;
-        let fresh = match read {
-            Ok(Ok(fresh)) => fresh,
+        // Loading writes a file into the include directory to test it, so it must not block this thread.
+        let result = tokio::task::spawn_blocking(move || Config::load(&args)).await;
+        let new = match result {
+            Ok(Ok(new)) => new,
             Ok(Err(errors)) => {
                 for mistake in errors.iter() {
                     tracing::error!("kept the former settings: {mistake}");
@@ -63,7 +63,7 @@ impl Live {
                 return tracing::error!(%error, "kept the former settings: they could not be read");
             }
         };
-        if let (Some(tls), Some(files)) = (&self.tls, &fresh.settings.tls) {
+        if let (Some(tls), Some(files)) = (&self.tls, &new.settings.tls) {
             if let Err(error) = tls.reload(files) {
                 let sentences = error.to_string();
                 for sentence in sentences.lines() {
@@ -73,8 +73,8 @@ impl Live {
             }
             tracing::info!("read certificate and key again");
         }
-        let changes = changes(&self.config, &fresh);
-        take(&mut self.config.settings, fresh.settings, &changes);
+        let changes = changes(&self.config, &new);
+        apply(&mut self.config.settings, new.settings, &changes);
         let settings = &self.config.settings;
         self.access.set(self.config.access_rules(&self.daemon));
         self.policy.set(settings.policy());
@@ -83,28 +83,28 @@ impl Live {
     }
 }
 
-/// Takes up what can be; the rest stays as it is in use.
-fn take(used: &mut Settings, fresh: Settings, changes: &Changes) {
-    if changes.taken.contains(&LOGIN) {
-        used.login = fresh.login;
+/// Copies the values that take effect at once; `used` keeps the others until the restart.
+fn apply(used: &mut Settings, new: Settings, changes: &Changes) {
+    if changes.at_once.contains(&LOGIN) {
+        used.login = new.login;
     }
-    if changes.taken.contains(&PORT_LOGIN) {
-        used.port_login = fresh.port_login;
+    if changes.at_once.contains(&PORT_LOGIN) {
+        used.port_login = new.port_login;
     }
-    if used.tls.is_some() && fresh.tls.is_some() {
-        used.tls = fresh.tls;
+    if used.tls.is_some() && new.tls.is_some() {
+        used.tls = new.tls;
     }
-    used.hosts = fresh.hosts;
-    used.allow = fresh.allow;
-    used.whitelist = fresh.whitelist;
-    used.log_level = fresh.log_level;
+    used.hosts = new.hosts;
+    used.allow = new.allow;
+    used.whitelist = new.whitelist;
+    used.log_level = new.log_level;
 }
 
 impl Changes {
     fn log(&self) {
-        match self.taken.as_slice() {
+        match self.at_once.as_slice() {
             [] => tracing::info!("read the options again: nothing new that can be taken up"),
-            taken => tracing::info!("read the options again: took up {}", taken.join(", ")),
+            keys => tracing::info!("read the options again: took up {}", keys.join(", ")),
         }
         if !self.restart.is_empty() {
             let keys = self.restart.join(", ");
@@ -113,36 +113,43 @@ impl Changes {
     }
 }
 
-/// The keys whose values differ from those in use.
-fn changes(used: &Config, fresh: &Config) -> Changes {
-    let (old, new) = (&used.settings, &fresh.settings);
+/// The keys whose values differ between the configuration in use and the new one.
+fn changes(used_config: &Config, new_config: &Config) -> Changes {
+    let (old, new) = (&used_config.settings, &new_config.settings);
     let mut changes = Changes::default();
-    let mut note = |key, differs: bool, at_once: bool| match (differs, at_once) {
+    let mut add = |key, differs: bool, at_once: bool| match (differs, at_once) {
         (false, _) => {}
-        (true, true) => changes.taken.push(key),
+        (true, true) => changes.at_once.push(key),
         (true, false) => changes.restart.push(key),
     };
-    let moved = old.listen != new.listen || used.daemon != fresh.daemon;
-    // Whether nobody need be asked was judged for the new addresses, which are not in use.
-    note(LOGIN, old.login != new.login, new.login.is_some() || !moved);
-    note(PORT_LOGIN, old.port_login != new.port_login, !moved);
-    note("hosts", old.hosts != new.hosts, true);
-    note("allow", old.allow != new.allow, true);
-    note("whitelist", old.whitelist != new.whitelist, true);
-    note("log_level", old.log_level != new.log_level, true);
-    let both = old.tls.is_some() == new.tls.is_some();
-    note("tls_cert and tls_key", old.tls != new.tls, both);
-    note("listen", old.listen != new.listen, false);
-    note("chmod and chown", old.socket != new.socket, false);
-    note("supervisord", used.daemon != fresh.daemon, false);
-    note(
+    let moved = old.listen != new.listen || used_config.daemon != new_config.daemon;
+    // A configuration without credentials was accepted because of its addresses, which take effect only
+    // after a restart. Until then the old credentials are required.
+    add(LOGIN, old.login != new.login, new.login.is_some() || !moved);
+    add(PORT_LOGIN, old.port_login != new.port_login, !moved);
+    add("hosts", old.hosts != new.hosts, true);
+    add("allow", old.allow != new.allow, true);
+    add("whitelist", old.whitelist != new.whitelist, true);
+    add("log_level", old.log_level != new.log_level, true);
+    let tls_stays_on_or_off = old.tls.is_some() == new.tls.is_some();
+    add(
+        "tls_cert and tls_key",
+        old.tls != new.tls,
+        tls_stays_on_or_off,
+    );
+    add("listen", old.listen != new.listen, false);
+    add("chmod and chown", old.socket != new.socket, false);
+    let daemon_differs = used_config.daemon != new_config.daemon;
+    add("supervisord", daemon_differs, false);
+    add(
         "the username and password of supervisord",
-        used.credentials != fresh.credentials,
+        used_config.credentials != new_config.credentials,
         false,
     );
-    note("include_dir", used.include != fresh.include, false);
-    note("persist", old.persist != new.persist, false);
-    note("live_update", old.live_update != new.live_update, false);
-    note("log_format", old.log_format != new.log_format, false);
+    let include_differs = used_config.include != new_config.include;
+    add("include_dir", include_differs, false);
+    add("persist", old.persist != new.persist, false);
+    add("live_update", old.live_update != new.live_update, false);
+    add("log_format", old.log_format != new.log_format, false);
     changes
 }

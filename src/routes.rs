@@ -97,15 +97,15 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
     let payload = forward::payload(reads, &head.headers, held.bytes.clone());
     let answering = answer(&rpc, &head, reads, payload);
     if head.extensions.get::<LetIn>().is_some() || rpc.daemon().has_let_in(&head) {
-        slot.let_in();
+        slot.set_authorized();
     } else {
-        slot.set(Phase::Stranger);
+        slot.set(Phase::Unauthorized);
     }
     let answer = rpc.daemon().on_behalf_of(&head, answering).await;
     let is_ok = |reply: &Response| reply.status() == StatusCode::OK;
     // The daemon answers so to nobody whom it keeps out.
     if answer.as_ref().is_ok_and(is_ok) {
-        slot.let_in();
+        slot.set_authorized();
     }
     answer
 }

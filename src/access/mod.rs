@@ -162,7 +162,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
     let slot = request.extensions().get::<ClientSlot>().cloned();
     let slot = slot.unwrap_or_else(ClientSlot::alone);
     if request.uri().path() == OPEN_PATH {
-        slot.set(Phase::Stranger);
+        slot.set(Phase::Unauthorized);
         return next.run(request).await;
     }
     let ingress = request
@@ -184,7 +184,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
         .get(AUTHORIZATION)
         .cloned()
         .unwrap_or_else(|| HeaderValue::from_static(""));
-    slot.set(Phase::Stranger);
+    slot.set(Phase::Unauthorized);
     let Some(auth) = rules.auth(ingress) else {
         let reply = next.run(request).await;
         return match &rules.known {
@@ -222,7 +222,7 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
             return Failure::Refused(StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
         }
     }
-    slot.let_in();
+    slot.set_authorized();
     request.headers_mut().remove(AUTHORIZATION);
     if let Some(presented) = &rules.presented {
         request

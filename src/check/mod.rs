@@ -185,12 +185,12 @@ async fn ask(
     };
     match answers {
         Ok(methods) => {
-            let unmatched = start::allows_nothing(&draft.settings, &methods);
+            let unmatched = start::unmatched_patterns(&draft.settings, &methods);
             unmatched.iter().for_each(|note| findings.note(note));
             true
         }
         Err((method, error)) => {
-            findings.problem(start::about_call(&error, method, daemon, conf));
+            findings.problem(start::call_error(&error, method, daemon, conf));
             false
         }
     }
@@ -257,7 +257,7 @@ async fn try_include(
         Ok(false) => findings.problem(not_read(daemon, dir, conf).await),
         Err(Unread::Written(error)) => findings.problem(start::unusable_dir(dir, &error)),
         Err(Unread::Call(error)) => {
-            findings.problem(start::about_call(
+            findings.problem(start::call_error(
                 &error,
                 "supervisor.reloadConfig",
                 daemon,

@@ -237,7 +237,7 @@ impl Rpc {
         match self.gate(&caller).await {
             Ok(()) | Err(Failure::Fault(_)) => {
                 if let Some(slot) = head.extensions.get::<ClientSlot>() {
-                    slot.let_in();
+                    slot.set_authorized();
                 }
                 Ok(())
             }

@@ -142,7 +142,7 @@ async fn accept(
                         ended = connection => if let Err(error) = ended {
                             tracing::debug!(%error, "a connection ended");
                         },
-                        () = slot.asked_to_leave() => tracing::debug!("an idle connection made room"),
+                        () = slot.evicted() => tracing::debug!("an idle connection made room"),
                         () = endless_at_stop(&slot, stops) => tracing::debug!("cut a follower of a log"),
                     }
                     drop(place);

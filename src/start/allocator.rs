@@ -1,18 +1,20 @@
-//! The allocator's settings, which it reads before `main` and nowhere else.
+//! The allocator's settings. mimalloc reads them from the environment before `main`, and only there.
 
 use std::env;
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// How many milliseconds mimalloc keeps what was freed.
+/// How many milliseconds mimalloc keeps freed memory.
 const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
 
-/// Starts this program again, in the same process, with an allocator that gives memory back at once.
-/// By itself it does so when it is next busy after a second, so that after a crowd the memory of all its
-/// connections stays. Returns where it runs so already, was told another delay, or cannot be started
-/// again: then more memory is held, and nothing else differs.
-pub fn give_back_at_once() {
+/// Executes this program again, in the same process, with a purge delay of 0: freed memory returns to the
+/// system at once. By default mimalloc returns it at an allocation at least a second later, so the memory
+/// of many closed connections stays while the proxy is idle.
+///
+/// Returns if the variable is set already, or if the program cannot be executed; then the proxy holds more
+/// memory, and nothing else differs.
+pub fn set_purge_delay() {
     if env::var_os(PURGE_DELAY).is_some() {
         return;
     }
@@ -21,7 +23,7 @@ pub fn give_back_at_once() {
     };
     let mut arguments = env::args_os();
     let name = arguments.next();
-    // Returns only where it fails.
+    // `exec` returns only on failure.
     let _error = Command::new(&program)
         .arg0(name.as_deref().unwrap_or(OsStr::new("twiddler")))
         .args(arguments)

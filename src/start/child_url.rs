@@ -1,4 +1,4 @@
-//! Where processes that supervisord starts reach the proxy.
+//! The URL at which processes that supervisord starts reach the proxy.
 
 use std::ffi::CString;
 use std::fs;
@@ -13,13 +13,14 @@ use crate::daemon::Daemon;
 use crate::daemon::conf::DaemonAddress;
 use crate::server::Listener;
 
-/// The permission to connect to a socket, and to enter a directory, as digits for others.
+/// The permission to connect to a socket (write), as the digit for others.
 const CONNECT: u32 = 0o2;
+/// The permission to enter a directory (execute), as the digit for others.
 const ENTER: u32 = 0o1;
 
-/// Where a process that the daemon starts is told to call the proxy. None where the daemon may be on
-/// another machine or in another container, and where no listener lets such a process in that
-/// presents what the daemon itself would ask for.
+/// The URL of the proxy for processes that the daemon starts. `None` if the daemon may be on another
+/// machine or in another container, or if every listener requires something that such a process lacks:
+/// TLS, credentials of the proxy's own, or a permission.
 pub async fn child_url(
     listeners: &[Listener],
     settings: &Settings,
@@ -27,7 +28,7 @@ pub async fn child_url(
 ) -> Option<String> {
     let process = daemon.process().await;
     let is_here = match daemon.address() {
-        // The system knows no number for a process of another container.
+        // The pid of a process in another container is 0 here.
         DaemonAddress::Unix(_) => process.is_none_or(|process| process.pid() != Some(0)),
         DaemonAddress::Tcp { host, .. } => is_loopback(host),
     };
@@ -40,11 +41,11 @@ pub async fn child_url(
         .collect();
     let is_plain = settings.tls.is_none() && settings.port_login.is_none();
     let account = Account::of(process.map(|process| process.uid()));
-    choose(&addresses, is_plain, |socket| account.reaches(socket))
+    choose(&addresses, is_plain, |socket| account.can_reach(socket))
 }
 
-/// The first socket that is reached, or the only port. `plain_ports` says that ports speak plain HTTP
-/// and ask for nothing.
+/// The first socket that `reaches` accepts, else the only port. `plain_ports` says that ports speak plain
+/// HTTP and require no credentials.
 fn choose(
     addresses: &[ListenAddr],
     plain_ports: bool,
@@ -65,13 +66,13 @@ fn choose(
     socket.cloned().or(port).map(|address| address.to_string())
 }
 
-/// Whether a path can be written in a section as it is.
+/// Whether a path can be written in a section of the daemon's files without changes.
 fn is_writable(path: &Path) -> bool {
     let is_plain = |text: &str| !text.contains(char::is_control) && text.trim() == text;
     path.to_str().is_some_and(is_plain)
 }
 
-/// An account and its groups; one that is not known may do what everybody may.
+/// An account and its groups. An unknown account has the permissions of others.
 struct Account {
     uid: Option<u32>,
     groups: Vec<Gid>,
@@ -90,17 +91,19 @@ impl Account {
         }
     }
 
-    fn reaches(&self, socket: &Path) -> bool {
+    /// Whether the account may connect to the socket and enter all directories above it.
+    fn can_reach(&self, socket: &Path) -> bool {
         let may = |path: &Path, right| {
-            fs::metadata(path).is_ok_and(|found| {
-                let mode = found.permissions().mode();
-                self.may(mode, found.uid(), found.gid(), right)
+            fs::metadata(path).is_ok_and(|metadata| {
+                let mode = metadata.permissions().mode();
+                self.may(mode, metadata.uid(), metadata.gid(), right)
             })
         };
         let dir = socket.parent().and_then(|dir| fs::canonicalize(dir).ok());
         may(socket, CONNECT) && dir.is_some_and(|dir| dir.ancestors().all(|dir| may(dir, ENTER)))
     }
 
+    /// Whether the permissions of a file give the account `right`, a digit for others.
     fn may(&self, mode: u32, owner: u32, group: u32, right: u32) -> bool {
         match self.uid {
             Some(0) => true,
@@ -127,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_reached_goes_before_the_only_port() {
+    fn a_reachable_socket_wins_over_the_only_port() {
         let (port, other) = ("127.0.0.1:9002", "127.0.0.1:9003");
         let (socket, closed) = ("unix:///run/t.sock", "unix:///closed/t.sock");
         let url = "http://127.0.0.1:9002";

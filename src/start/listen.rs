@@ -1,4 +1,4 @@
-//! Listening, and whoever listens already.
+//! Listens on the configured addresses, and explains why an address is not available.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,15 +13,15 @@ use crate::access::OPEN_PATH;
 use crate::config::{ListenAddr, Settings, socket_advice};
 use crate::server::{BindError, Listener};
 
-/// How long whoever listens at an address may take to say who it is.
+/// How long the program that listens at an address may take to answer.
 const OCCUPANT_TIME: Duration = Duration::from_secs(2);
-/// So much of its answer is read.
+/// How many bytes of its reply are read.
 const OCCUPANT_REPLY: u64 = 4096;
 
 /// Listens on one address.
 ///
 /// # Errors
-/// When it is taken or not for us.
+/// When another program listens there, or this one may not. The text says what to do.
 pub async fn listen(address: &ListenAddr, settings: &Settings) -> Result<Listener, StartError> {
     match Listener::bind(address, &settings.socket).await {
         Ok(listener) => Ok(listener),
@@ -29,7 +29,8 @@ pub async fn listen(address: &ListenAddr, settings: &Settings) -> Result<Listene
     }
 }
 
-/// Tries whether [`listen`] would work, and leaves nothing; a port is taken while the result lives.
+/// Tries whether [`listen`] would work, and leaves no socket file. A port stays bound as long as the
+/// returned listener exists.
 ///
 /// # Errors
 /// As [`listen`].
@@ -38,7 +39,7 @@ pub async fn try_listen(
     settings: &Settings,
 ) -> Result<Option<Listener>, StartError> {
     match Listener::try_bind(address, &settings.socket).await {
-        Ok(held) => Ok(held),
+        Ok(listener) => Ok(listener),
         Err(error) => Err(cannot_listen(address, settings, &error).await),
     }
 }
@@ -65,12 +66,12 @@ async fn cannot_listen(address: &ListenAddr, settings: &Settings, error: &BindEr
     StartError::Misconfigured(text)
 }
 
-/// Who listens at an address already.
+/// The program that listens at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Occupant {
-    /// Another one of us.
+    /// Another twiddler.
     Twiddler,
-    /// Somebody else, or one of us who does not answer.
+    /// Another program, or a twiddler that does not answer.
     Other,
 }
 
@@ -117,21 +118,21 @@ fn about_address(address: &ListenAddr, error: &io::Error, occupant: Option<Occup
     }
 }
 
-/// Asks whoever listens at an address whether it is one of us.
+/// Finds out which program listens at an address, by a request for twiddler's health.
 async fn occupant(address: &ListenAddr) -> Occupant {
-    let asked = async {
+    let request = async {
         match address {
-            ListenAddr::Tcp(tcp) => says_health(TcpStream::connect(reachable(*tcp)).await?).await,
-            ListenAddr::Unix(path) => says_health(UnixStream::connect(path).await?).await,
+            ListenAddr::Tcp(tcp) => has_health(TcpStream::connect(reachable(*tcp)).await?).await,
+            ListenAddr::Unix(path) => has_health(UnixStream::connect(path).await?).await,
         }
     };
-    match timeout(OCCUPANT_TIME, asked).await {
+    match timeout(OCCUPANT_TIME, request).await {
         Ok(Ok(true)) => Occupant::Twiddler,
         _ => Occupant::Other,
     }
 }
 
-async fn says_health(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<bool> {
+async fn has_health(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<bool> {
     let request =
         format!("GET {OPEN_PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
@@ -140,9 +141,10 @@ async fn says_health(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Res
     Ok(String::from_utf8_lossy(&reply).contains("{\"status\":\""))
 }
 
-/// How `supervisorctl` is pointed at the proxy. It speaks no TLS, so a socket is best then. Callers
-/// present credentials to the proxy, or to the daemon where that `asks` for them.
-pub fn status_command(settings: &Settings, asks: bool) -> String {
+/// The command line of `supervisorctl status` through the proxy; of curl if every listener speaks TLS,
+/// which supervisorctl does not. It has credentials if the proxy requires them, or the daemon
+/// (`daemon_asks`).
+pub fn status_command(settings: &Settings, daemon_asks: bool) -> String {
     let socket = |address: &&ListenAddr| matches!(address, ListenAddr::Unix(_));
     let listen = &settings.listen;
     let chosen = match settings.tls {
@@ -150,7 +152,7 @@ pub fn status_command(settings: &Settings, asks: bool) -> String {
         None => listen.first(),
     };
     let is_port = matches!(chosen, Some(ListenAddr::Tcp(_)));
-    let asks = asks || settings.login.is_some() || is_port && settings.port_login.is_some();
+    let asks = daemon_asks || settings.login.is_some() || is_port && settings.port_login.is_some();
     let credentials = if asks { " -u USERNAME -p PASSWORD" } else { "" };
     match chosen {
         Some(address) => {
@@ -165,7 +167,7 @@ pub fn status_command(settings: &Settings, asks: bool) -> String {
     }
 }
 
-/// Where clients of this machine find a listener.
+/// The address at which clients on this machine reach a listener.
 pub fn client_url(address: &ListenAddr) -> ListenAddr {
     match address {
         ListenAddr::Tcp(tcp) => ListenAddr::Tcp(reachable(*tcp)),
@@ -173,7 +175,7 @@ pub fn client_url(address: &ListenAddr) -> ListenAddr {
     }
 }
 
-/// Where an address to listen on is reached from this machine.
+/// The address to connect to for an address to listen on: the loopback address for `0.0.0.0` and `::`.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,8 +1,8 @@
-//! The steps of a start, and the sentence about each that fails.
+//! The steps of a start, and the error text of each.
 //!
-//! `serve` takes them one after another and stops at the first that fails; `check` tries all of them
-//! and says the same of each. Every sentence names the file, the section and the key where there is
-//! one, and what to write.
+//! `serve` takes the steps one after another and stops at the first that fails. `check` tries all of them
+//! and prints the same texts. Every text names the file, the section and the key, if there are any, and
+//! what to write.
 
 mod allocator;
 mod child_url;
@@ -20,31 +20,34 @@ use crate::daemon::Daemon;
 use crate::include_dir::IncludeDir;
 use crate::server::tls::Tls;
 
-pub use allocator::give_back_at_once;
+pub use allocator::set_purge_delay;
 pub use child_url::child_url;
 pub use listen::{client_url, listen, status_command, try_listen};
-pub use reach::{Reached, about_call, allows_nothing, reach, section_of, twiddler_methods, warn};
+pub use reach::{
+    Identity, call_error, reach, section_of, twiddler_methods, unmatched_patterns, warn,
+};
 
-/// Marks the file of what outlives the daemon. It sorts before that of a change, which may say
-/// otherwise.
+/// The part of the persist file's name that differs from the generated file's. The persist file sorts
+/// before the generated file, whose sections win over it.
 const PERSIST_STEM: &str = "persist";
 
 /// Why a proxy does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Something was told that cannot be right; starting again does not help. One sentence a line.
+    /// The configuration is not valid; another start fails, too. The text has a sentence on each line.
     #[error("{0}")]
     Misconfigured(String),
-    /// The system does not give what is needed.
+    /// The operating system or the daemon failed.
     #[error("{0:#}")]
     Failed(#[from] anyhow::Error),
 }
 
-/// Opens the include directory. What is written there is for the account of `daemon`; for the
-/// directory's group where there is none.
+/// Opens the include directory. `stem` becomes part of the generated file's name. Files in it are readable
+/// for the account of `daemon`; without a daemon, or if its account is not known, for the directory's
+/// group.
 ///
 /// # Errors
-/// When that is not possible, or no name for a generated file matches the daemon's pattern.
+/// When the directory cannot be used, or no name of a generated file matches the daemon's pattern.
 pub async fn include_dir(
     include: &config::IncludeTarget,
     stem: &str,
@@ -59,20 +62,20 @@ pub async fn include_dir(
             ))
         })
     };
-    let opened = IncludeDir::open(dir.clone(), name(stem)?);
-    let opened = opened.map_err(|error| unusable_dir(dir, &error))?;
+    let include_dir = IncludeDir::open(dir.clone(), name(stem)?);
+    let include_dir = include_dir.map_err(|error| unusable_dir(dir, &error))?;
     let account = match daemon {
         Some(daemon) => daemon.account().await,
         None => None,
     };
     let own = nix::unistd::geteuid().as_raw();
     let same_account = account.is_some_and(|account| account == 0 || account == own);
-    Ok(opened
+    Ok(include_dir
         .keeping(name(PERSIST_STEM)?)
         .readable_for(same_account))
 }
 
-/// What is said of an include directory that cannot be used.
+/// The error for an include directory that cannot be used.
 pub fn unusable_dir(dir: &Path, error: &io::Error) -> StartError {
     StartError::Misconfigured(format!(
         "cannot use the include directory {}: {error}",
@@ -80,17 +83,17 @@ pub fn unusable_dir(dir: &Path, error: &io::Error) -> StartError {
     ))
 }
 
-/// Reads certificate and key, where there are any.
+/// Reads certificate and key; `None` if none are configured.
 ///
 /// # Errors
-/// When they cannot be used.
+/// When they cannot be read, or are not valid.
 pub fn tls(settings: &Settings) -> Result<Option<Arc<Tls>>, StartError> {
-    let loaded = settings.tls.as_ref().map(Tls::load).transpose();
-    let loaded = loaded.map_err(|error| StartError::Misconfigured(error.to_string()))?;
-    Ok(loaded.map(Arc::new))
+    let tls = settings.tls.as_ref().map(Tls::load).transpose();
+    let tls = tls.map_err(|error| StartError::Misconfigured(error.to_string()))?;
+    Ok(tls.map(Arc::new))
 }
 
-/// The account that this process runs under, for sentences about permissions.
+/// The account of this process, for texts about permissions.
 pub fn account() -> String {
     let uid = nix::unistd::geteuid();
     format!("{} (uid {uid})", user_name(uid.as_raw()))
@@ -108,8 +111,8 @@ pub fn group_name(gid: u32) -> String {
     group.map_or_else(|| gid.to_string(), |group| group.name)
 }
 
-/// What to type as root for this process to be allowed to write a file.
+/// The commands by which root gives this process the permission to write a file.
 pub fn make_writable(path: &Path) -> String {
-    let (group, shown) = (group_name(nix::unistd::getegid().as_raw()), path.display());
-    format!("as root: chgrp {group} {shown} && chmod g+rw {shown}")
+    let (group, path) = (group_name(nix::unistd::getegid().as_raw()), path.display());
+    format!("as root: chgrp {group} {path} && chmod g+rw {path}")
 }

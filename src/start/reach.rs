@@ -1,4 +1,4 @@
-//! Whether the daemon answers, and the sentence about each way in which it may not.
+//! Calls the daemon at the start, and explains why a call failed.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,48 +17,48 @@ use crate::rpc::methods::METHODS;
 use crate::words::nearest;
 use crate::xmlrpc::Value;
 
-/// The releases that this was made for.
+/// The releases of supervisor that are tested.
 const RELEASES: &str = "4.2.5 or 4.3.0";
-/// What the daemon's file needs for it to answer at all.
+/// The advice for a daemon without the XML-RPC interface.
 const RPC_INTERFACE: &str = "write [rpcinterface:supervisor] and below it supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface";
 
-/// How long the daemon may take to say who it is. It serves nobody while it reads large files.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the daemon may take to answer. It answers no call while it reads large files.
+const REPLY_TIME: Duration = Duration::from_secs(10);
 
-/// A daemon that answers.
+/// The daemon's identity.
 #[derive(Debug)]
-pub struct Reached {
+pub struct Identity {
     /// Its release.
     pub version: String,
-    /// The account that it runs under, where that can be told.
+    /// The name of the account that it runs under, if that is known.
     pub account: Option<String>,
 }
 
-/// Asks the daemon who it is.
+/// Asks the daemon for its identity.
 ///
 /// # Errors
-/// Why it does not say so; [`about_call`] explains it.
-pub async fn reach(daemon: &Daemon) -> Result<Reached, CallError> {
-    let asked = daemon.call("supervisor.getSupervisorVersion", &[]);
-    let version = timeout(PATIENCE, asked).await.map_err(|_| {
+/// When the call fails; [`call_error`] explains why.
+pub async fn reach(daemon: &Daemon) -> Result<Identity, CallError> {
+    let call = daemon.call("supervisor.getSupervisorVersion", &[]);
+    let version = timeout(REPLY_TIME, call).await.map_err(|_| {
         CallError::Unreachable(format!(
             "supervisord at {} has not answered for {} s",
             daemon.address(),
-            PATIENCE.as_secs()
+            REPLY_TIME.as_secs()
         ))
     })??;
     let account = daemon.account().await.map(user_name);
-    Ok(Reached {
+    Ok(Identity {
         version: version.as_str().unwrap_or("?").to_owned(),
         account,
     })
 }
 
-/// What is said of a call to the daemon that did not work: what it means, and what to write.
-pub fn about_call(error: &CallError, method: &str, daemon: &Daemon, conf: &DaemonConf) -> String {
+/// The text for a call of `method` that failed: its cause, and what to write.
+pub fn call_error(error: &CallError, method: &str, daemon: &Daemon, conf: &DaemonConf) -> String {
     let (address, file) = (daemon.address(), conf.file.display());
     match error {
-        CallError::Unreachable(reason) => about_unreachable(address, conf).unwrap_or_else(|| {
+        CallError::Unreachable(reason) => socket_error(address, conf).unwrap_or_else(|| {
             format!("{reason}; start supervisord, or name where it listens with --supervisord")
         }),
         CallError::Status(StatusCode::UNAUTHORIZED) if daemon.own_authorization().is_none() => {
@@ -101,8 +101,8 @@ pub fn about_call(error: &CallError, method: &str, daemon: &Daemon, conf: &Daemo
     }
 }
 
-/// Patterns of `allow` that let nobody call anything.
-pub fn allows_nothing(settings: &Settings, methods: &[String]) -> Vec<String> {
+/// The warnings about patterns of `allow` that match none of `methods`.
+pub fn unmatched_patterns(settings: &Settings, methods: &[String]) -> Vec<String> {
     let Some(allow) = &settings.allow else {
         return Vec::new();
     };
@@ -110,55 +110,56 @@ pub fn allows_nothing(settings: &Settings, methods: &[String]) -> Vec<String> {
         .patterns()
         .filter(|pattern| !methods.iter().any(|method| pattern.matches(method)));
     let sentences = unmatched.map(|pattern| {
-        let known = methods.iter().map(String::as_str);
-        let meant = nearest(pattern.as_str(), known).unwrap_or("one such as supervisor.getState");
-        format!("allow: `{pattern}` names no method that supervisord has; write {meant}")
+        let names = methods.iter().map(String::as_str);
+        let tip = nearest(pattern.as_str(), names).unwrap_or("one such as supervisor.getState");
+        format!("allow: `{pattern}` names no method that supervisord has; write {tip}")
     });
     sentences.collect()
 }
 
-/// Says in the log, once, what is in the way when the proxy starts: as `check` does.
+/// Logs the problems that `check` would find with the daemon, once, when the proxy has started.
 pub async fn warn(daemon: &Daemon, conf: &DaemonConf, settings: &Settings) {
-    let asked = match reach(daemon).await {
+    let result = match reach(daemon).await {
         Ok(_) if settings.allow.is_none() => return,
         Ok(_) => daemon.call("system.listMethods", &[]).await,
         Err(error) => Err(error),
     };
-    match asked {
+    match result {
         Ok(names) => {
             let names = names.as_array().unwrap_or_default().iter();
             let mut methods: Vec<String> =
                 names.filter_map(Value::as_str).map(str::to_owned).collect();
             methods.extend(twiddler_methods());
-            for warning in allows_nothing(settings, &methods) {
+            for warning in unmatched_patterns(settings, &methods) {
                 tracing::warn!("{warning}");
             }
         }
-        // Said with the configuration.
+        // The configuration has a warning about it, which is logged already.
         Err(CallError::Status(StatusCode::UNAUTHORIZED)) if has_unread_password(daemon, conf) => {}
         Err(error) => {
-            let reason = about_call(&error, "supervisor.getSupervisorVersion", daemon, conf);
-            tracing::warn!("{reason}");
+            let text = call_error(&error, "supervisor.getSupervisorVersion", daemon, conf);
+            tracing::warn!("{text}");
         }
     }
 }
 
-/// Whether the daemon's file takes the password from a variable that is not set here, and no option
-/// gives it.
+/// Whether the daemon's file takes the password from an environment variable that this process lacks,
+/// and no option sets it.
 fn has_unread_password(daemon: &Daemon, conf: &DaemonConf) -> bool {
     let mut servers = conf.servers.iter();
     let server = servers.find(|server| server.address == *daemon.address());
-    let asked = server.and_then(|server| server.credentials.as_ref());
-    asked.is_some_and(|asked| asked.is_unread) && daemon.own_authorization().is_none()
+    let credentials = server.and_then(|server| server.credentials.as_ref());
+    credentials.is_some_and(|credentials| credentials.is_unread)
+        && daemon.own_authorization().is_none()
 }
 
-/// The proxy's own methods, with their namespace.
+/// The names of the proxy's own methods, such as `twiddler.addGroup`.
 pub fn twiddler_methods() -> impl Iterator<Item = String> {
     let methods = METHODS.iter();
     methods.map(|method| format!("twiddler.{}", method.name))
 }
 
-/// The section that makes the daemon listen at an address.
+/// The section of the daemon's file that makes it listen at an address.
 pub fn section_of<'a>(address: &DaemonAddress, conf: &'a DaemonConf) -> &'a str {
     let server = conf
         .servers
@@ -167,8 +168,8 @@ pub fn section_of<'a>(address: &DaemonAddress, conf: &'a DaemonConf) -> &'a str 
     server.map_or("unix_http_server", |server| &server.section)
 }
 
-/// Why nobody answers at a socket, where its file tells.
-fn about_unreachable(address: &DaemonAddress, conf: &DaemonConf) -> Option<String> {
+/// The text for a socket to which this process cannot connect; `None` for a port and for other errors.
+fn socket_error(address: &DaemonAddress, conf: &DaemonConf) -> Option<String> {
     let DaemonAddress::Unix(path) = address else {
         return None;
     };
@@ -180,25 +181,25 @@ fn about_unreachable(address: &DaemonAddress, conf: &DaemonConf) -> Option<Strin
         ErrorKind::ConnectionRefused => Some(format!(
             "nobody listens on the socket {shown}; start supervisord, or name where it listens with --supervisord"
         )),
-        ErrorKind::PermissionDenied => Some(about_permissions(path, conf)),
+        ErrorKind::PermissionDenied => Some(permission_error(path, conf)),
         _ => None,
     }
 }
 
-fn about_permissions(path: &Path, conf: &DaemonConf) -> String {
+fn permission_error(path: &Path, conf: &DaemonConf) -> String {
     let (shown, file) = (path.display(), conf.file.display());
     let group = group_name(nix::unistd::getegid().as_raw());
-    let Ok(found) = std::fs::metadata(path) else {
+    let Ok(metadata) = std::fs::metadata(path) else {
         return format!(
             "{} may not enter the directory of supervisord's socket {shown}; give it the right to (chmod o+x), or write another file in [unix_http_server] of {file}",
             account()
         );
     };
-    let owner = user_name(found.uid());
+    let owner = user_name(metadata.uid());
     format!(
         "{} may not open supervisord's socket {shown} ({:o} {owner}:{}); in {file}, write chmod = 0770 and chown = {owner}:{group} below [unix_http_server]; until supervisord starts again, this does the same: chgrp {group} {shown} && chmod 770 {shown}",
         account(),
-        found.permissions().mode() & 0o7777,
-        group_name(found.gid()),
+        metadata.permissions().mode() & 0o7777,
+        group_name(metadata.gid()),
     )
 }
