@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tracing::Level;
 
-use crate::access::OPEN_PATH;
+use crate::access::HEALTH_PATH;
 use crate::audit::{Flood, Floods, Peer, Record, shown};
 use crate::daemon::Daemon;
 use crate::failure::{Failure, Reason};
@@ -129,7 +129,7 @@ async fn log(State(log): State<Arc<RequestLog>>, mut request: Request, next: Nex
     request.extensions_mut().insert(asked.record.clone());
     let mut response = next.run(request).await;
     log.identify(&asked, response.status());
-    if asked.uri.path() != OPEN_PATH {
+    if asked.uri.path() != HEALTH_PATH {
         log.warn(&asked, &response);
     }
     if tracing::enabled!(Level::DEBUG) {

@@ -1,6 +1,6 @@
-//! User names and passwords of the proxy's own, and whether somebody presents the right ones.
+//! The proxy's own user name and password, and the check of a caller's credentials.
 //!
-//! Every comparison takes the same time whatever is presented. A leaf: knows nothing of HTTP but the
+//! A comparison takes the same time for right and wrong credentials. Of HTTP, this module knows only the
 //! form of Basic credentials.
 
 use std::fmt;
@@ -17,66 +17,68 @@ use subtle::ConstantTimeEq;
 
 use crate::daemon::{Client, Origin, Share, SlotLimits, Slots};
 
-/// What supervisord puts before the SHA-1 digest of a password.
+/// The prefix of a SHA-1 digest in supervisord's files.
 const SHA_PREFIX: &str = "{SHA}";
-/// Begins the only strong hashes that are understood.
+/// The prefix of argon2 hashes, the only slow hashes that are supported.
 const ARGON2_PREFIX: &str = "$argon2";
-/// How hashes begin that would otherwise be taken for passwords in plain text.
+/// The prefixes of hashes that are not supported. Without this list they would count as passwords in plain
+/// text.
 const OTHER_HASHES: [&str; 10] = [
     "$1$", "$2a$", "$2b$", "$2x$", "$2y$", "$5$", "$6$", "$7$", "$y$", "$pbkdf2",
 ];
-/// The memory that one check of a password may take, in KiB: somebody without a password can ask
-/// for as many as there are requests, one after the other.
+/// The largest memory cost of a hash in KiB: a caller without the password can cause one check after the
+/// other.
 const MAX_HASH_MEMORY: u32 = 256 * 1024;
-/// The largest time cost for the same reason.
+/// The largest time cost of a hash, for the same reason.
 const MAX_HASH_PASSES: u32 = 64;
 
-/// A digest of what is compared, so that all that is compared has the same length.
-type Mark = [u8; 32];
+/// A SHA-256 digest. Credentials are compared by their digests, which all have the same length.
+type Sha256Digest = [u8; 32];
 
-/// Who may come in. Debug output shows neither name nor password.
+/// A user name and a password. Debug output shows neither.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Login {
-    username: Mark,
+    username: Sha256Digest,
     password: Password,
 }
 
-/// A password as it is kept: never in plain text.
+/// The digest of a password. The plain text is not stored.
 #[derive(Clone, PartialEq, Eq)]
 enum Password {
-    /// From plain text.
-    Plain(Mark),
-    /// From supervisord's `{SHA}`.
+    /// Configured in plain text.
+    Plain(Sha256Digest),
+    /// Configured as supervisord's `{SHA}`.
     Sha1([u8; 20]),
-    /// A PHC string of argon2.
+    /// Configured as a PHC string of argon2.
     Argon2(Arc<str>),
 }
 
 impl Login {
-    /// Reads a password as it is configured: in plain text, `{SHA}` and the hexadecimal SHA-1
-    /// digest as supervisord has it, or a PHC string of argon2 (`$argon2id$...`).
+    /// Parses a password in one of three forms: plain text, supervisord's `{SHA}` with a hexadecimal SHA-1
+    /// digest, or a PHC string of argon2 (`$argon2id$...`).
     ///
     /// # Errors
-    /// What is wrong, and what to write; never with the password in it.
+    /// The user name or the password is not valid. The text says why and what to write, and does not
+    /// contain the password.
     pub fn new(username: &str, password: &str) -> Result<Self, String> {
         if username.contains(':') {
             return Err("a user name has no colon; write another".to_owned());
         }
         Ok(Login {
-            username: mark(username.as_bytes()),
-            password: Password::read(password)?,
+            username: sha256(username.as_bytes()),
+            password: Password::parse(password)?,
         })
     }
 
-    /// Whether the password was given in plain text.
+    /// Whether the password was configured in plain text.
     pub fn is_plain(&self) -> bool {
         matches!(self.password, Password::Plain(_))
     }
 
-    /// Whether these are its user name and its password. For one at a time: a strong hash takes long.
+    /// Whether these are its user name and its password. An argon2 hash blocks the thread for its time.
     pub fn is(&self, username: &str, password: &str) -> bool {
-        let named: bool = mark(username.as_bytes()).ct_eq(&self.username).into();
-        named & self.password.is(password.as_bytes())
+        let has_name: bool = sha256(username.as_bytes()).ct_eq(&self.username).into();
+        has_name & self.password.is(password.as_bytes())
     }
 }
 
@@ -87,7 +89,7 @@ impl fmt::Debug for Login {
 }
 
 impl Password {
-    fn read(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("an empty password guards nothing; write one".to_owned());
         }
@@ -106,13 +108,14 @@ impl Password {
                     .to_owned(),
             );
         }
-        Ok(Password::Plain(mark(text.as_bytes())))
+        Ok(Password::Plain(sha256(text.as_bytes())))
     }
 
-    /// Takes long for argon2, and no time worth speaking of for the others.
+    /// Whether this is the password. An argon2 hash takes milliseconds to seconds, the other forms
+    /// microseconds.
     fn is(&self, presented: &[u8]) -> bool {
         match self {
-            Password::Plain(expected) => mark(presented).ct_eq(expected).into(),
+            Password::Plain(expected) => sha256(presented).ct_eq(expected).into(),
             Password::Sha1(expected) => Sha1::digest(presented).as_slice().ct_eq(expected).into(),
             Password::Argon2(hash) => Argon2::default()
                 .verify_password(presented, hash.as_ref())
@@ -121,107 +124,114 @@ impl Password {
     }
 }
 
-/// One who lets in whoever has the login.
+/// Checks callers' credentials against one login.
 #[derive(Debug)]
 pub struct BasicAuth {
     login: Login,
-    /// Who was let in last: a strong hash is costly, and its check need not be made twice.
-    last: Mutex<Option<Mark>>,
-    /// Strong hashes are checked one at a time, so that guessing cannot take the whole machine.
-    turns: Arc<Slots>,
+    /// The credentials that were valid last. They need no second check of a costly hash.
+    last_valid: Mutex<Option<Sha256Digest>>,
+    /// One slot: argon2 hashes are computed one at a time, so that guesses cannot use up all cores.
+    slots: Arc<Slots>,
 }
 
-/// Whether somebody comes in.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// With the right credentials.
-    Right,
-    /// With others, or none.
-    Wrong,
-    /// Nobody has looked: too many wait for that already.
-    Unknown,
+    /// The credentials are valid.
+    Valid,
+    /// The credentials are not valid, or are missing.
+    Invalid,
+    /// The credentials were not checked, because too many others wait for their check.
+    Unchecked,
 }
 
 impl Verdict {
-    fn of(is_right: bool) -> Self {
-        if is_right {
-            Verdict::Right
+    fn of(is_valid: bool) -> Self {
+        if is_valid {
+            Verdict::Valid
         } else {
-            Verdict::Wrong
+            Verdict::Invalid
         }
     }
 }
 
 impl BasicAuth {
-    /// One for this login.
+    /// A check against this login.
     pub fn new(login: Login) -> Self {
         BasicAuth {
             login,
-            last: Mutex::default(),
-            turns: Arc::new(Slots::new(SlotLimits::ONE)),
+            last_valid: Mutex::default(),
+            slots: Arc::new(Slots::new(SlotLimits::ONE)),
         }
     }
 
-    /// Whether these are the right credentials: the value of an `Authorization` header, sent from
-    /// `origin`. Whoever was let in before is let in at once, however many others are being looked at.
+    /// Checks the value of an `Authorization` header, which was sent from `origin`. The credentials that
+    /// were valid last do not wait for other checks.
     pub async fn verify(&self, authorization: &[u8], origin: Option<Origin>) -> Verdict {
         let Some(pair) = basic(authorization) else {
-            return Verdict::Wrong;
+            return Verdict::Invalid;
         };
         let (username, password) = match pair.iter().position(|byte| *byte == b':') {
             Some(colon) => (&pair[..colon], &pair[colon + 1..]),
-            None => return Verdict::Wrong,
+            None => return Verdict::Invalid,
         };
-        let named: bool = mark(username).ct_eq(&self.login.username).into();
+        let has_name: bool = sha256(username).ct_eq(&self.login.username).into();
         match &self.login.password {
-            Password::Argon2(_) => self.verify_strongly(&pair, password, named, origin).await,
-            // Both were looked at, whichever is wrong.
-            quick => Verdict::of(named & quick.is(password)),
+            Password::Argon2(_) => self.verify_argon2(&pair, password, has_name, origin).await,
+            // `&` checks the password for a wrong name, too, so that both take the same time.
+            quick => Verdict::of(has_name & quick.is(password)),
         }
     }
 
-    /// Checks a strong hash beside the runtime, whether the name was right or not.
-    async fn verify_strongly(
+    /// Checks an argon2 hash on another thread, for a wrong name, too.
+    async fn verify_argon2(
         &self,
         pair: &[u8],
         password: &[u8],
-        named: bool,
+        has_name: bool,
         origin: Option<Origin>,
     ) -> Verdict {
-        let presented = mark(pair);
-        if self.was_last(&presented) {
-            return Verdict::Right;
+        let presented = sha256(pair);
+        if self.is_last_valid(&presented) {
+            return Verdict::Valid;
         }
-        let Ok(turn) = self
-            .turns
+        let Ok(slot) = self
+            .slots
             .take(Client::At(origin, None), Share::Quick)
             .await
         else {
-            return Verdict::Unknown;
+            return Verdict::Unchecked;
         };
-        if self.was_last(&presented) {
-            return Verdict::Right;
+        if self.is_last_valid(&presented) {
+            return Verdict::Valid;
         }
         let (expected, password) = (self.login.password.clone(), password.to_vec());
-        let checked = tokio::task::spawn_blocking(move || {
-            // The turn ends with the work, not with whoever began it: he may hang up.
-            let _turn = turn;
+        let check = tokio::task::spawn_blocking(move || {
+            // The check holds the slot to its end, even if the caller disconnects.
+            let _slot = slot;
             expected.is(&password)
         });
-        let is_right = named & checked.await.unwrap_or(false);
-        if is_right {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented);
+        let is_valid = has_name & check.await.unwrap_or(false);
+        if is_valid {
+            let mut last_valid = self
+                .last_valid
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *last_valid = Some(presented);
         }
-        Verdict::of(is_right)
+        Verdict::of(is_valid)
     }
 
-    fn was_last(&self, presented: &Mark) -> bool {
-        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|last| last.ct_eq(presented).into())
+    fn is_last_valid(&self, presented: &Sha256Digest) -> bool {
+        let last_valid = *self
+            .last_valid
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        last_valid.is_some_and(|last_valid| last_valid.ct_eq(presented).into())
     }
 }
 
-/// User name, colon and password of Basic credentials.
+/// The `name:password` of Basic credentials.
 fn basic(authorization: &[u8]) -> Option<Vec<u8>> {
     let (scheme, rest) = authorization.split_at_checked(6)?;
     if !scheme.eq_ignore_ascii_case(b"basic ") {
@@ -230,7 +240,7 @@ fn basic(authorization: &[u8]) -> Option<Vec<u8>> {
     STANDARD.decode(rest.trim_ascii()).ok()
 }
 
-fn mark(bytes: &[u8]) -> Mark {
+fn sha256(bytes: &[u8]) -> Sha256Digest {
     Sha256::digest(bytes).into()
 }
 
@@ -254,19 +264,19 @@ fn sha1_digest(hexadecimal: &str) -> Option<[u8; 20]> {
 }
 
 fn check_argon2(text: &str) -> Result<(), String> {
-    let whole = "write the whole of it, as `argon2 SALT -id -e` prints it: $argon2id$v=19$m=19456,t=2,p=1$SALT$HASH";
+    let advice = "write all of it, as `argon2 SALT -id -e` prints it: $argon2id$v=19$m=19456,t=2,p=1$SALT$HASH";
     let hash = PasswordHash::new(text)
-        .map_err(|error| format!("this is no argon2 hash ({error}); {whole}"))?;
+        .map_err(|error| format!("this is no argon2 hash ({error}); {advice}"))?;
     if hash.salt.is_none() || hash.hash.is_none() {
         return Err(format!(
-            "this argon2 hash lacks its salt or its end; {whole}"
+            "this argon2 hash lacks its salt or its end; {advice}"
         ));
     }
     let params = Params::try_from(&hash)
-        .map_err(|error| format!("this is no argon2 hash ({error}); {whole}"))?;
+        .map_err(|error| format!("this is no argon2 hash ({error}); {advice}"))?;
     if params.m_cost() > MAX_HASH_MEMORY || params.t_cost() > MAX_HASH_PASSES {
         return Err(format!(
-            "this argon2 hash costs too much for each who knocks; write one with m up to {MAX_HASH_MEMORY} and t up to {MAX_HASH_PASSES}"
+            "each check of this argon2 hash costs too much; write one with m up to {MAX_HASH_MEMORY} and t up to {MAX_HASH_PASSES}"
         ));
     }
     Ok(())
@@ -277,16 +287,15 @@ mod tests {
     use super::*;
     use crate::daemon::{MAX_QUEUED, Slot};
 
-    /// Where callers are who are not said to be elsewhere.
-    const HERE: Option<Origin> = Some(Origin::Account(1));
+    const ORIGIN: Option<Origin> = Some(Origin::Account(1));
 
-    /// argon2id of `secret`, cheap on purpose.
-    fn strong() -> String {
-        strong_with(64)
+    /// An argon2id hash of `secret` with low costs.
+    fn argon2_hash() -> String {
+        argon2_hash_with(64)
     }
 
-    /// argon2id of `secret` that takes so many KiB.
-    fn strong_with(memory: u32) -> String {
+    /// An argon2id hash of `secret` with this memory cost in KiB.
+    fn argon2_hash_with(memory: u32) -> String {
         use argon2::password_hash::PasswordHasher;
         let argon2 = Argon2::from(Params::new(memory, 1, 1, None).unwrap());
         argon2
@@ -300,9 +309,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_right_name_with_the_right_password_comes_in() {
+    async fn only_the_right_name_with_the_right_password_is_valid() {
         let sha = "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4";
-        for password in ["secret", sha, &sha.to_uppercase(), &strong()] {
+        for password in ["secret", sha, &sha.to_uppercase(), &argon2_hash()] {
             let auth = BasicAuth::new(Login::new("user", password).unwrap());
             for (pair, expected) in [
                 ("user:secret", true),
@@ -318,7 +327,7 @@ mod tests {
                 ("user:secret", true),
             ] {
                 assert_eq!(
-                    auth.verify(&header(pair), HERE).await,
+                    auth.verify(&header(pair), ORIGIN).await,
                     Verdict::of(expected),
                     "{pair} for {password}"
                 );
@@ -327,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_headers_do_not_come_in() {
+    async fn headers_without_basic_credentials_are_invalid() {
         let auth = BasicAuth::new(Login::new("user", "secret").unwrap());
         let good = STANDARD.encode("user:secret");
         for header in [
@@ -340,15 +349,15 @@ mod tests {
             &format!("Digest {good}"),
         ] {
             assert_eq!(
-                auth.verify(header.as_bytes(), HERE).await,
-                Verdict::Wrong,
+                auth.verify(header.as_bytes(), ORIGIN).await,
+                Verdict::Invalid,
                 "{header}"
             );
         }
         for header in [format!("basic {good}"), format!("BASIC  {good} ")] {
             assert_eq!(
-                auth.verify(header.as_bytes(), HERE).await,
-                Verdict::Right,
+                auth.verify(header.as_bytes(), ORIGIN).await,
+                Verdict::Valid,
                 "{header}"
             );
         }
@@ -356,83 +365,83 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_name_is_not_remembered_for_its_right_password() {
-        let auth = BasicAuth::new(Login::new("user", &strong()).unwrap());
+        let auth = BasicAuth::new(Login::new("user", &argon2_hash()).unwrap());
         for _ in 0..2 {
             assert_eq!(
-                auth.verify(&header("other:secret"), HERE).await,
-                Verdict::Wrong
+                auth.verify(&header("other:secret"), ORIGIN).await,
+                Verdict::Invalid
             );
         }
     }
 
-    /// Takes the one turn there is.
-    async fn busy(auth: &BasicAuth) -> Slot {
-        let turn = auth.turns.take(Client::Proxy, Share::Quick).await;
-        turn.unwrap()
+    /// Takes the only slot.
+    async fn take_slot(auth: &BasicAuth) -> Slot {
+        let slot = auth.slots.take(Client::Proxy, Share::Quick).await;
+        slot.unwrap()
     }
 
     #[tokio::test]
-    async fn whoever_was_let_in_passes_by_all_who_wait() {
-        let auth = BasicAuth::new(Login::new("user", &strong()).unwrap());
-        let known = header("user:secret");
-        assert_eq!(auth.verify(&known, HERE).await, Verdict::Right);
-        let turn = busy(&auth).await;
+    async fn the_last_valid_credentials_do_not_wait_for_guesses() {
+        let auth = BasicAuth::new(Login::new("user", &argon2_hash()).unwrap());
+        let valid = header("user:secret");
+        assert_eq!(auth.verify(&valid, ORIGIN).await, Verdict::Valid);
+        let slot = take_slot(&auth).await;
         let guess = header("user:guess");
         let mut waiting: Vec<_> = (0..MAX_QUEUED)
-            .map(|_| Box::pin(auth.verify(&guess, HERE)))
+            .map(|_| Box::pin(auth.verify(&guess, ORIGIN)))
             .collect();
         for guess in &mut waiting {
             assert!(poll(guess.as_mut()).await.is_none());
         }
-        assert_eq!(auth.verify(&guess, HERE).await, Verdict::Unknown);
-        assert_eq!(auth.verify(&known, HERE).await, Verdict::Right);
-        // One hangs up, and another may wait in his place.
+        assert_eq!(auth.verify(&guess, ORIGIN).await, Verdict::Unchecked);
+        assert_eq!(auth.verify(&valid, ORIGIN).await, Verdict::Valid);
+        // When one caller disconnects, another one may wait.
         drop(waiting.pop());
-        let mut last = Box::pin(auth.verify(&guess, HERE));
+        let mut last = Box::pin(auth.verify(&guess, ORIGIN));
         assert!(poll(last.as_mut()).await.is_none());
-        drop(turn);
-        assert_eq!(waiting.swap_remove(0).await, Verdict::Wrong);
+        drop(slot);
+        assert_eq!(waiting.swap_remove(0).await, Verdict::Invalid);
     }
 
     #[tokio::test]
     async fn a_flood_of_guesses_does_not_lock_out_other_places() {
-        let auth = BasicAuth::new(Login::new("user", &strong()).unwrap());
-        let turn = busy(&auth).await;
+        let auth = BasicAuth::new(Login::new("user", &argon2_hash()).unwrap());
+        let slot = take_slot(&auth).await;
         let guess = header("user:guess");
         let mut waiting: Vec<_> = (0..MAX_QUEUED)
-            .map(|_| Box::pin(auth.verify(&guess, HERE)))
+            .map(|_| Box::pin(auth.verify(&guess, ORIGIN)))
             .collect();
         for guess in &mut waiting {
             assert!(poll(guess.as_mut()).await.is_none());
         }
-        // Nobody there was let in before; the newest guess makes room.
-        let known = header("user:secret");
-        let mut known = Box::pin(auth.verify(&known, Some(Origin::Account(2))));
-        assert!(poll(known.as_mut()).await.is_none());
+        // The queue is full, so a caller from another origin replaces the newest guess.
+        let valid = header("user:secret");
+        let mut valid = Box::pin(auth.verify(&valid, Some(Origin::Account(2))));
+        assert!(poll(valid.as_mut()).await.is_none());
         let newest = waiting.pop().unwrap();
-        assert_eq!(newest.await, Verdict::Unknown);
-        drop(turn);
-        // One guess is checked before, and no other.
-        assert_eq!(waiting.swap_remove(0).await, Verdict::Wrong);
-        assert_eq!(known.await, Verdict::Right);
+        assert_eq!(newest.await, Verdict::Unchecked);
+        drop(slot);
+        // Only one guess is checked before it.
+        assert_eq!(waiting.swap_remove(0).await, Verdict::Invalid);
+        assert_eq!(valid.await, Verdict::Valid);
         assert!(poll(waiting.swap_remove(0).as_mut()).await.is_none());
     }
 
     #[tokio::test]
-    async fn a_check_whose_caller_hung_up_stays_counted_until_it_ends() {
-        let strong = strong_with(16 * 1024); // milliseconds at least
-        let auth = BasicAuth::new(Login::new("user", &strong).unwrap());
+    async fn a_check_holds_its_slot_after_its_caller_has_disconnected() {
+        let hash = argon2_hash_with(16 * 1024); // takes milliseconds at least
+        let auth = BasicAuth::new(Login::new("user", &hash).unwrap());
         let guess = header("user:guess");
-        let mut abandoned = Box::pin(auth.verify(&guess, HERE));
+        let mut abandoned = Box::pin(auth.verify(&guess, ORIGIN));
         assert!(poll(abandoned.as_mut()).await.is_none());
         drop(abandoned);
-        let mut next = Box::pin(busy(&auth));
+        let mut next = Box::pin(take_slot(&auth));
         assert!(poll(next.as_mut()).await.is_none());
         drop(next.await);
-        assert_eq!(auth.verify(&guess, HERE).await, Verdict::Wrong);
+        assert_eq!(auth.verify(&guess, ORIGIN).await, Verdict::Invalid);
     }
 
-    /// What a future has come to without any waiting.
+    /// The output of a future if it is ready.
     async fn poll<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
         std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
             std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
@@ -442,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_that_cannot_be_meant_are_refused_without_being_repeated() {
+    fn errors_about_passwords_do_not_contain_them() {
         for (password, expected) in [
             ("", "empty"),
             ("{SHA}", "40 hexadecimal"),
@@ -462,13 +471,11 @@ mod tests {
         }
         assert!(Login::new("a:b", "secret").is_err());
         assert!(Login::new("user", "$money$").is_ok());
-        let shown = format!(
-            "{:?}",
-            BasicAuth::new(Login::new("user", "secret").unwrap())
-        );
+        let auth = BasicAuth::new(Login::new("user", "secret").unwrap());
+        let debug = format!("{auth:?}");
         assert!(
-            !shown.contains("user") && !shown.contains("secret"),
-            "{shown}"
+            !debug.contains("user") && !debug.contains("secret"),
+            "{debug}"
         );
     }
 }

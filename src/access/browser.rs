@@ -1,10 +1,12 @@
-//! Requests that another site makes a browser send (CSRF, DNS rebinding), and pages in frames of
-//! other sites.
+//! Refuses requests that another site makes a browser send (CSRF, DNS rebinding), and keeps pages out of
+//! the frames of other sites.
 //!
-//! Pure. A browser adds the user's credentials to a request whoever caused it, so a call or an
-//! action must come from a page of this proxy. Browsers say where a request comes from in three
-//! headers that pages cannot set: `Sec-Fetch-Site` (only to https and to loopback), `Origin` (with
-//! every POST) and `Referer`. Programs send none of them, and are not asked for any.
+//! A browser adds the user's credentials to every request, also to one that another site caused. So a call
+//! or an action must come from a page of this proxy. Browsers name the cause of a request in three headers
+//! that pages cannot set: `Sec-Fetch-Site` (only to https and to loopback addresses), `Origin` (with every
+//! POST) and `Referer`. Programs send none of them and need none.
+//!
+//! This module is pure.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,25 +20,26 @@ use percent_encoding::percent_decode_str;
 
 use super::LEASE_PATH;
 
-/// The relation between the site that caused a request and the one that is asked.
+/// The header with the relation between the site that caused a request and the site that it goes to.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// How the user agents of browsers begin.
+/// The prefixes of browsers' `User-Agent`.
 const BROWSERS: [&[u8]; 2] = [b"Mozilla/", b"Opera/"];
-/// What programs say that name no language but send the header: Node's `fetch`.
+/// The `Accept-Language` of a program, Node's `fetch`. Browsers name languages.
 const ANY_LANGUAGE: &[u8] = b"*";
-/// Names that browsers resolve to loopback addresses by themselves, and those of `/etc/hosts`.
+/// Names of the loopback address that no other site controls: browsers resolve the first themselves, and
+/// `/etc/hosts` has the others.
 const LOOPBACK_NAMES: [&str; 3] = ["localhost", "ip6-localhost", "ip6-loopback"];
 
 /// Scheme, host and port of a page (RFC 6454).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     scheme: Scheme,
-    /// In lower case, an address of version 6 in its brackets.
+    /// In lower case; an IPv6 address is in brackets.
     host: String,
     port: u16,
 }
 
-/// How a page was fetched.
+/// The scheme of a URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// Plain HTTP.
@@ -55,7 +58,7 @@ impl Scheme {
 }
 
 impl Origin {
-    /// Reads the origin of a URL, whatever its path.
+    /// The origin of a URL; `None` for another scheme, or an invalid host or port.
     fn of_url(url: &[u8]) -> Option<Origin> {
         let (scheme, rest) = std::str::from_utf8(url).ok()?.split_once("://")?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
@@ -66,7 +69,7 @@ impl Origin {
         Origin::at(scheme, rest.split(['/', '?', '#']).next()?)
     }
 
-    /// `site` is a host, or a host and a port.
+    /// The origin of `site`, which is `HOST` or `HOST:PORT`.
     fn at(scheme: Scheme, site: &str) -> Option<Origin> {
         let (host, port) = host_and_port(site)?;
         Some(Origin {
@@ -91,8 +94,8 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Host and port of what may stand in a `Host` header. A path after it is left out: relays below a
-/// path write one there, to have it in the daemon's redirects.
+/// Host and port in a `Host` header. A path behind them is ignored: a reverse proxy that serves the daemon
+/// below a path writes it there, so that the daemon's redirects contain it.
 fn host_and_port(site: &str) -> Option<(String, Option<u16>)> {
     let site = site.trim().split('/').next()?;
     let (host, port) = match site.rsplit_once(':') {
@@ -113,26 +116,26 @@ fn host_and_port(site: &str) -> Option<(String, Option<u16>)> {
     is_host.then_some((host, port))
 }
 
-/// Whether this can be the name of a host, or an address of version 4.
+/// Whether this is a valid host name, or an IPv4 address.
 fn is_name(host: &str) -> bool {
     let fits = |letter: char| letter.is_alphanumeric() || ".-_".contains(letter);
     !host.is_empty() && host.chars().all(fits)
 }
 
-/// One item of `hosts`.
+/// An item of the option `hosts`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Site {
-    /// A name by which browsers reach a listener of this proxy.
+    /// A host name by which browsers reach a listener of this proxy.
     Name(String),
-    /// What browsers have in front of the path where they reach this proxy through a relay.
+    /// The origin of this proxy behind a reverse proxy, as browsers see it.
     Origin(Origin),
 }
 
 impl Site {
-    /// Reads `proxy.example.com` or `https://proxy.example.com`.
+    /// Parses `proxy.example.com` or `https://proxy.example.com`.
     ///
     /// # Errors
-    /// What to write instead.
+    /// The text is neither a name nor an origin. The error says what to write.
     pub fn parse(text: &str) -> Result<Site, String> {
         let bare = text.strip_suffix('/').unwrap_or(text);
         match bare.split_once("://") {
@@ -151,24 +154,24 @@ impl Site {
     }
 }
 
-/// What decides whether a browser may ask.
+/// The rules for requests of browsers.
 #[derive(Debug)]
-pub struct Browsers {
-    /// Names of this proxy, in lower case.
+pub struct BrowserRules {
+    /// The host names of this proxy, in lower case.
     names: Vec<String>,
-    /// Its origins seen through relays.
+    /// The origins of this proxy behind reverse proxies.
     origins: Vec<Origin>,
 }
 
-/// How a request arrived, as far as browsers are concerned.
+/// The listener of a request, as far as the rules depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// What the listener speaks.
+    /// The scheme of the listener.
     pub scheme: Scheme,
-    /// Whether the `Host` header is judged: a page that had its own name point here has no
-    /// credentials for it, so where credentials are asked for a name tells nothing; but a loopback
-    /// address has no other names than are known.
-    pub judges_host: bool,
+    /// Whether the `Host` header must be a known name. It must at a loopback address, all names of which
+    /// are known, and where no credentials are required. Elsewhere the credentials protect against DNS
+    /// rebinding: the browser has none for the attacker's name.
+    pub checks_host: bool,
 }
 
 /// Method, target and headers of a request.
@@ -182,31 +185,31 @@ pub struct Head<'a> {
     pub headers: &'a HeaderMap,
 }
 
-impl Browsers {
-    /// With what `hosts` lists, beside the name of this machine.
-    pub fn new(sites: &[Site], own_name: Option<&str>) -> Self {
-        let mut browsers = Browsers {
-            names: own_name.map(str::to_lowercase).into_iter().collect(),
+impl BrowserRules {
+    /// The rules with the items of `hosts` and the name of this machine.
+    pub fn new(sites: &[Site], host_name: Option<&str>) -> Self {
+        let mut rules = BrowserRules {
+            names: host_name.map(str::to_lowercase).into_iter().collect(),
             origins: Vec::new(),
         };
         for site in sites {
             match site {
-                Site::Name(name) => browsers.names.push(name.clone()),
+                Site::Name(name) => rules.names.push(name.clone()),
                 Site::Origin(origin) => {
-                    browsers.names.push(origin.host.clone());
-                    browsers.origins.push(origin.clone());
+                    rules.names.push(origin.host.clone());
+                    rules.origins.push(origin.clone());
                 }
             }
         }
-        browsers
+        rules
     }
 
-    /// Says why a request is refused, if it is, and what to do where that is a mistake.
-    pub fn refuses(&self, head: Head<'_>, arrival: Arrival) -> Option<String> {
-        let acts = acts(head.method, head.target);
-        if arrival.judges_host && (acts || head.is_of_browser()) {
-            let foreign = head.hosts().find(|host| !self.is_ours(host, head));
-            if let Some(host) = foreign {
+    /// Why a request is refused, and what to write where it should not be; `None` if it is allowed.
+    pub fn refusal(&self, head: Head<'_>, arrival: Arrival) -> Option<String> {
+        let acts = may_act(head.method, head.target);
+        if arrival.checks_host && (acts || head.is_of_browser()) {
+            let unknown = head.hosts().find(|host| !self.is_known_host(host, head));
+            if let Some(host) = unknown {
                 return Some(foreign_host(host));
             }
         }
@@ -217,10 +220,11 @@ impl Browsers {
         }
     }
 
-    /// Why a request that acts does not come from a page of this proxy.
+    /// Why a request that may act is refused: a page of another site caused it, or may have.
     fn foreign_cause(&self, head: Head<'_>, arrival: Arrival) -> Option<String> {
         if head.headers.contains_key(SEC_FETCH_SITE) {
-            // The browser has compared origins itself, and has seen the relay that is asked.
+            // The browser has compared the origins itself, with the one of the reverse proxy if there is
+            // one.
             return head
                 .values(&SEC_FETCH_SITE)
                 .any(|site| !matches!(site, b"same-origin" | b"none"))
@@ -229,15 +233,15 @@ impl Browsers {
         if head.headers.contains_key(ORIGIN) {
             return head
                 .values(&ORIGIN)
-                .find(|origin| !self.is_own(origin, head, arrival))
+                .find(|origin| !self.is_own_page(origin, head, arrival))
                 .map(foreign_page);
         }
-        // Only where it reads does a browser keep its origin to itself.
+        // A browser sends `Origin` with every request but GET and HEAD.
         if !matches!(*head.method, Method::GET | Method::HEAD) || !head.is_of_browser() {
             return None;
         }
         match head.values(&REFERER).next() {
-            Some(referer) if self.is_own(referer, head, arrival) => None,
+            Some(referer) if self.is_own_page(referer, head, arrival) => None,
             Some(referer) => Some(foreign_page(referer)),
             None => Some(
                 "a browser sent this action without the page that it comes from: open the page itself and click there; an address that is typed in or bookmarked acts only over https, on localhost and on 127.0.0.1, and a script whose User-Agent begins with Mozilla/ must send a Referer of this host"
@@ -246,21 +250,21 @@ impl Browsers {
         }
     }
 
-    /// Whether a page at this URL is one of this proxy: of the host and port that the request
-    /// itself names, or of an origin in `hosts`.
-    fn is_own(&self, url: &[u8], head: Head<'_>, arrival: Arrival) -> bool {
-        let asked = || {
+    /// Whether the page at this URL belongs to this proxy: its origin is in `hosts`, or has the host and
+    /// port that the request goes to.
+    fn is_own_page(&self, url: &[u8], head: Head<'_>, arrival: Arrival) -> bool {
+        let target = || {
             let host = std::str::from_utf8(head.hosts().next()?).ok()?;
             Origin::at(arrival.scheme, host)
         };
         Origin::of_url(url)
-            .is_some_and(|origin| self.origins.contains(&origin) || asked() == Some(origin))
+            .is_some_and(|origin| self.origins.contains(&origin) || target() == Some(origin))
     }
 
-    /// Whether no stranger can have made a name lead here: an address, a name that is known, and
-    /// for programs every name without a domain. (A browser takes such a name from whoever answers
-    /// first on the local network, and a page of that machine could then lead it here.)
-    fn is_ours(&self, host: &[u8], head: Head<'_>) -> bool {
+    /// Whether an attacker cannot have made this host resolve to the proxy's address. That holds for an
+    /// address and for a known name; for programs also for a name without a domain. A browser may resolve
+    /// such a name by a reply from the local network (LLMNR, mDNS), which an attacker can send.
+    fn is_known_host(&self, host: &[u8], head: Head<'_>) -> bool {
         let Ok(text) = std::str::from_utf8(host) else {
             return false;
         };
@@ -303,7 +307,8 @@ impl<'a> Head<'a> {
         self.headers.get_all(name).iter().map(HeaderValue::as_bytes)
     }
 
-    /// Every host that is named: more than one is not ours if one of them is not.
+    /// The hosts in `Host` headers and in the target. A request with several is refused if one of them is
+    /// not known.
     fn hosts(self) -> impl Iterator<Item = &'a [u8]> {
         let absolute = self
             .target
@@ -324,30 +329,29 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Whether a request may change something: every call, every form, and the web interface's actions,
-/// which are links. Looked at twice decoded, as the daemon may do.
-fn acts(method: &Method, target: &Uri) -> bool {
+/// Whether a request may change something: it is a call, a form, a lease, or an action of the web
+/// interface, whose actions are links. The target is decoded twice, as the daemon may do.
+fn may_act(method: &Method, target: &Uri) -> bool {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return true;
     }
     let target = target.path_and_query().map_or("", |target| target.as_str());
     let once = percent_decode_str(target).decode_utf8_lossy();
     let twice = percent_decode_str(&once).decode_utf8_lossy();
-    let ends_what_nobody_holds = once.starts_with(LEASE_PATH);
     once.starts_with("/RPC2")
-        || ends_what_nobody_holds
+        || once.starts_with(LEASE_PATH) // its end removes programs
         || once.contains("action=")
         || twice.contains("action=")
 }
 
-/// Keeps a page out of the frames of other sites, whose visitors could be made to click in it, and
-/// its address from sites that it links to: one of them could lead its visitor back to an action.
-/// Replies to calls, and errors of the daemon's, stay as they are.
+/// Adds headers to the reply with a page. Other sites cannot show the page in a frame, in which they could
+/// make the user click. Sites that the page links to do not learn its URL, by which they could lead the
+/// user back to an action. Replies to calls and the daemon's error pages are not changed.
 pub fn guard_page(status: StatusCode, headers: &mut HeaderMap) {
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let is_page = match kind {
-        Some(kind) if kind.starts_with(b"text/html") => status == StatusCode::OK,
-        Some(kind) => kind.starts_with(b"text/plain") || kind == b"application/json",
+    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let is_page = match content_type {
+        Some(text) if text.starts_with(b"text/html") => status == StatusCode::OK,
+        Some(text) => text.starts_with(b"text/plain") || text == b"application/json",
         None => false,
     };
     if !is_page {
@@ -357,7 +361,7 @@ pub fn guard_page(status: StatusCode, headers: &mut HeaderMap) {
     headers.entry(REFERRER_POLICY).or_insert(same_origin);
     let same_origin = HeaderValue::from_static("SAMEORIGIN");
     headers.entry(X_FRAME_OPTIONS).or_insert(same_origin);
-    // Beside one that is there already: both hold then.
+    // A second policy does not replace the first: browsers enforce both.
     let own_frames = HeaderValue::from_static("frame-ancestors 'self'");
     headers.append(CONTENT_SECURITY_POLICY, own_frames);
 }
@@ -368,18 +372,18 @@ mod tests {
 
     const PLAIN: Arrival = Arrival {
         scheme: Scheme::Http,
-        judges_host: true,
+        checks_host: true,
     };
     const FIREFOX: (&str, &str) = ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0)");
 
-    fn browsers() -> Browsers {
+    fn rules() -> BrowserRules {
         let sites = [
             "Proxy.example.com",
             "https://sup.example.com",
             "http://b:81",
         ];
         let sites = sites.map(|text| Site::parse(text).unwrap());
-        Browsers::new(&sites, Some("Vm"))
+        BrowserRules::new(&sites, Some("Vm"))
     }
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -391,7 +395,7 @@ mod tests {
         map
     }
 
-    fn refused(arrival: Arrival, line: &str, pairs: &[(&str, &str)]) -> Option<String> {
+    fn refusal(arrival: Arrival, line: &str, pairs: &[(&str, &str)]) -> Option<String> {
         let (method, target) = line.split_once(' ').unwrap();
         let (method, target) = (method.parse().unwrap(), target.parse().unwrap());
         let head = Head {
@@ -399,17 +403,17 @@ mod tests {
             target: &target,
             headers: &headers(pairs),
         };
-        browsers().refuses(head, arrival)
+        rules().refusal(head, arrival)
     }
 
     #[track_caller]
     fn check(line: &str, pairs: &[(&str, &str)], passes: bool) {
-        let refused = refused(PLAIN, line, pairs);
-        assert_eq!(refused.is_none(), passes, "{line} {pairs:?}: {refused:?}");
+        let refusal = refusal(PLAIN, line, pairs);
+        assert_eq!(refusal.is_none(), passes, "{line} {pairs:?}: {refusal:?}");
     }
 
     #[test]
-    fn names_of_others_do_not_lead_in() {
+    fn unknown_host_names_are_refused() {
         for (host, program, browser) in [
             ("127.0.0.1:9002", true, true),
             ("10.1.2.3", true, true),
@@ -422,7 +426,7 @@ mod tests {
             ("sup.example.com", true, true),
             ("localhost:81/supervisor/index.html", true, true),
             ("", true, true),
-            // Whoever answers on the local network may have given the browser its address.
+            // A browser may have resolved these names by a reply from the local network.
             ("twiddler:9001", true, false),
             ("evil", true, false),
             ("evil.", true, false),
@@ -450,11 +454,11 @@ mod tests {
                 browser,
             );
             check("GET /", &[("host", host), ("accept-language", "*")], true);
-            let elsewhere = Arrival {
-                judges_host: false,
+            let unchecked = Arrival {
+                checks_host: false,
                 ..PLAIN
             };
-            assert_eq!(refused(elsewhere, "POST /RPC2", &[("host", host)]), None);
+            assert_eq!(refusal(unchecked, "POST /RPC2", &[("host", host)]), None);
         }
         let two = [("host", "localhost"), ("host", "evil.example")];
         check("POST /RPC2", &two, false);
@@ -465,13 +469,13 @@ mod tests {
     #[test]
     fn the_advice_names_what_to_write() {
         let host = [("host", "sup.example.org:81/x"), FIREFOX];
-        let advice = refused(PLAIN, "GET /", &host).unwrap();
+        let advice = refusal(PLAIN, "GET /", &host).unwrap();
         assert!(
             advice.ends_with("write hosts = sup.example.org in [twiddler]"),
             "{advice}"
         );
         let origin = [("host", "localhost"), ("origin", "https://a.example:443")];
-        let advice = refused(PLAIN, "POST /RPC2", &origin).unwrap();
+        let advice = refusal(PLAIN, "POST /RPC2", &origin).unwrap();
         assert!(
             advice.ends_with("write hosts = https://a.example in [twiddler]"),
             "{advice}"
@@ -479,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_others_cannot_act() {
+    fn pages_of_other_sites_cannot_act() {
         let host = ("host", "proxy.example.com:9002");
         let referer = |page| ("referer", page);
         let origin = |origin| ("origin", origin);
@@ -507,7 +511,7 @@ mod tests {
             ("POST /RPC2", origin("http://evil.example"), false),
             ("POST /%52PC2", origin("http://evil.example"), false),
             ("OPTIONS /RPC2", origin("http://evil.example"), false),
-            // Another port, another scheme.
+            // Origins that differ in the port or in the scheme.
             ("POST /RPC2", origin("http://proxy.example.com"), false),
             ("POST /RPC2", origin("http://proxy.example.com:9003"), false),
             (
@@ -566,17 +570,17 @@ mod tests {
         ] {
             check(line, &[host, FIREFOX, header], passes);
         }
-        // A program says none of this.
+        // Programs send none of these headers.
         check("GET /?action=stop", &[host], true);
         check("GET /?action=stop", &[host, ("user-agent", "curl/8")], true);
         check("GET /?action=stop", &[], true);
         check("GET /RPC2", &[host, ("sec-fetch-mode", "cors")], true);
-        // Not without a host to compare with.
+        // Without a `Host`, no page counts as one of this proxy.
         check("POST /RPC2", &[origin("http://localhost")], false);
     }
 
     #[test]
-    fn a_listener_with_tls_has_pages_of_https_alone() {
+    fn pages_of_a_listener_with_tls_have_the_scheme_https() {
         let tls = Arrival {
             scheme: Scheme::Https,
             ..PLAIN
@@ -587,8 +591,8 @@ mod tests {
             ("localhost:9002", "http://localhost:9002", false),
             ("localhost", "http://localhost:443", false),
         ] {
-            let refused = refused(tls, "POST /RPC2", &[("host", host), ("origin", origin)]);
-            assert_eq!(refused.is_none(), passes, "{host} {origin}");
+            let refusal = refusal(tls, "POST /RPC2", &[("host", host), ("origin", origin)]);
+            assert_eq!(refusal.is_none(), passes, "{host} {origin}");
         }
     }
 
@@ -611,17 +615,17 @@ mod tests {
             ("https://a b", None),
             ("https://x@a", None),
         ] {
-            let read = Site::parse(text).map(|site| match site {
+            let parsed = Site::parse(text).map(|site| match site {
                 Site::Name(name) => name,
                 Site::Origin(origin) => origin.to_string(),
             });
-            assert_eq!(read.ok().as_deref(), expected, "{text}");
+            assert_eq!(parsed.ok().as_deref(), expected, "{text}");
         }
     }
 
     #[test]
-    fn pages_are_kept_out_of_frames() {
-        for (status, kind, guarded) in [
+    fn other_sites_cannot_frame_pages() {
+        for (status, content_type, guarded) in [
             (200, "text/html", true),
             (200, "text/plain;charset=utf-8", true),
             (403, "text/plain;charset=utf-8", true),
@@ -630,12 +634,12 @@ mod tests {
             (200, "text/xml", false),
             (200, "image/png", false),
         ] {
-            let mut reply = headers(&[("content-type", kind)]);
+            let mut reply = headers(&[("content-type", content_type)]);
             guard_page(StatusCode::from_u16(status).unwrap(), &mut reply);
             assert_eq!(
                 reply.contains_key(X_FRAME_OPTIONS),
                 guarded,
-                "{status} {kind}"
+                "{status} {content_type}"
             );
         }
         let mut reply = headers(&[

@@ -1,8 +1,8 @@
-//! Which methods may be called at all: `allow` of `[twiddler]`.
+//! The methods that may be called: `allow` and `whitelist` of `[twiddler]`.
 //!
-//! Also knows which methods stand behind the pages of the daemon's web interface, which reach them
-//! without a call. Where the daemon could understand more of a request than is understood here, the
-//! request is left out. A leaf.
+//! Pages of the daemon's web interface do the same as methods, so this module knows the methods that
+//! correspond to a page. A request that the daemon may read in another way than this module is denied.
+//! This module is pure.
 
 use std::borrow::Cow;
 
@@ -10,27 +10,27 @@ use glob::Pattern;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-/// Characters in the patterns of methods, beside letters and digits.
+/// The characters of patterns beside letters and digits.
 const PATTERN_MARKS: &str = "._*?[]!-";
 
-/// What may be called.
+/// The methods that may be called.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    /// The methods of all namespaces; none for all.
+    /// The methods of all namespaces; `None` allows all.
     pub allow: Option<Allow>,
-    /// The bare names of the `twiddler.*` methods; empty for all.
+    /// The `twiddler.*` methods, without the namespace; an empty list allows all.
     pub whitelist: Vec<String>,
 }
 
-/// The methods that may be called, as patterns.
+/// Patterns of the methods that may be called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allow(Vec<Pattern>);
 
 impl Allow {
-    /// Reads patterns such as `supervisor.get*`.
+    /// Parses patterns such as `supervisor.get*`.
     ///
     /// # Errors
-    /// What is wrong with one of them, and what to write.
+    /// A pattern is not valid. The text says why, and what to write.
     pub fn parse<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         patterns
             .into_iter()
@@ -49,7 +49,7 @@ impl Allow {
         self.0.iter().any(|pattern| pattern.matches(method))
     }
 
-    /// The first of these needs that is not met; each is met by any one of its methods.
+    /// The first method of the first need of which no method is allowed; `None` if all needs are met.
     pub fn missing(&self, needs: &[Need]) -> Option<&'static str> {
         needs
             .iter()
@@ -70,21 +70,21 @@ fn pattern(text: &str) -> Result<Pattern, String> {
     })
 }
 
-/// Whether a call's document says which method it means in one way only: one element, with nothing
-/// but the name in it. Readers of XML differ in what they make of two, and of comments in one.
+/// Whether the document of a call names `method` unambiguously: in one element `methodName` that contains
+/// the bare name. XML parsers differ in how they read two such elements, or one with a comment.
 pub fn is_plain(body: &[u8], method: &str) -> bool {
-    const OPENS: &[u8] = b"<methodName";
-    let mut found = body
-        .windows(OPENS.len())
+    const TAG: &[u8] = b"<methodName";
+    let mut tags = body
+        .windows(TAG.len())
         .enumerate()
-        .filter(|(_, bytes)| *bytes == OPENS);
-    let (Some((at, _)), None) = (found.next(), found.next()) else {
+        .filter(|(_, bytes)| *bytes == TAG);
+    let (Some((at, _)), None) = (tags.next(), tags.next()) else {
         return false;
     };
     body[at..].starts_with(format!("<methodName>{method}</methodName>").as_bytes())
 }
 
-/// Methods of which one must be allowed; the first is the one to name.
+/// Methods that do the same. One of them must be allowed; a refusal names the first.
 pub type Need = &'static [&'static str];
 
 const STATUS: Need = &["supervisor.getAllProcessInfo", "supervisor.getProcessInfo"];
@@ -105,8 +105,8 @@ const START_ALL: Need = &["supervisor.startAllProcesses"];
 const STOP_ALL: Need = &["supervisor.stopAllProcesses"];
 const CLEAR: Need = &["supervisor.clearProcessLogs", "supervisor.clearProcessLog"];
 
-/// What stands behind a request for a page (`supervisor/http.py` and `supervisor/web.py`); nothing
-/// where that cannot be told for certain.
+/// The needs of a request for a page (`supervisor/http.py` and `supervisor/web.py`). `None` if the daemon
+/// may read the request in another way than this function.
 pub fn page_needs(
     method: &Method,
     path: &str,
@@ -114,10 +114,10 @@ pub fn page_needs(
     body: &[u8],
 ) -> Option<Vec<Need>> {
     if !matches!(*method, Method::GET | Method::POST) {
-        return Some(Vec::new()); // refused by all of the daemon's handlers, or a file of its own
+        return Some(Vec::new()); // The daemon refuses it, or answers with a static file.
     }
     let decoded = percent_decode_str(path).decode_utf8_lossy();
-    // Where the path was encoded, the daemon splits it after decoding, and may decode it again.
+    // The daemon splits an encoded path after decoding, and may decode it a second time.
     if decoded.contains(['?', '#', ';', '%']) {
         return None;
     }
@@ -140,11 +140,11 @@ pub fn page_needs(
     }
 }
 
-/// What the actions in a form need, wherever in it they stand.
+/// The needs of the actions in a form, in its query and in its body.
 fn form_needs(query: Option<&str>, body: &[u8]) -> Option<Vec<Need>> {
     let body = String::from_utf8_lossy(body);
     let mut needs = Vec::new();
-    // Older releases of Python part fields by semicolons as well.
+    // Older releases of Python split fields at semicolons, too.
     for field in query
         .unwrap_or_default()
         .split(['&', ';'])
@@ -152,7 +152,7 @@ fn form_needs(query: Option<&str>, body: &[u8]) -> Option<Vec<Need>> {
     {
         let (name, value) = field.split_once('=').unwrap_or((field, ""));
         match (&*form_text(name), &*form_text(value)) {
-            // A field of this name chooses another page than the path does.
+            // A field of this name overrides the path (`supervisor/web.py`, `continue_request`).
             ("PATH_INFO", _) => return None,
             ("action", "" | "refresh") => {}
             ("action", "start") => needs.push(START),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_method_is_refused() {
+    fn patterns_that_name_no_method_are_refused() {
         for text in [
             "getState",
             "supervisor",
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_plain_if_it_names_its_method_once_and_bare() {
+    fn a_plain_call_names_its_method_once_and_bare() {
         for (body, expected) in [
             (
                 "<methodCall><methodName>a.b</methodName></methodCall>",
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_need_what_they_do() {
+    fn pages_need_the_methods_that_do_the_same() {
         for (path, query, body, expected) in [
             ("/", "", "", Some(vec![STATUS])),
             ("//index.html", "message=x", "", Some(vec![STATUS])),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_need_that_is_not_met_is_named() {
+    fn the_first_missing_method_is_named() {
         let allow = allow(&["supervisor.get*", "supervisor.tailProcessLog"]);
         assert_eq!(allow.missing(&[STATUS, STDOUT]), None);
         assert_eq!(

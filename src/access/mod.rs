@@ -1,7 +1,7 @@
-//! Who may come in at all, before anything looks at what they want.
+//! Decides which requests are served, before their content is read.
 //!
-//! Turns away browsers that act for another site, and whoever lacks the proxy's own user name and
-//! password where it has them. Without, the daemon judges each caller.
+//! Refuses browsers that act for another site. If the proxy has a user name and password of its own,
+//! refuses callers without them; otherwise the daemon checks the credentials of each caller.
 
 pub mod basic_auth;
 pub mod browser;
@@ -18,7 +18,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderValue, StatusCode};
 use hyper::body::Body as _;
 
-use self::browser::{Arrival, Browsers, Head, Scheme, Site};
+use self::browser::{Arrival, BrowserRules, Head, Scheme, Site};
 use self::challenge::Challenge;
 use crate::access::basic_auth::{BasicAuth, Login, Verdict};
 use crate::audit::Record;
@@ -28,104 +28,105 @@ use crate::daemon::Origin;
 use crate::failure::{Failure, Reason};
 use crate::limits::{ClientSlot, Phase};
 
-/// What everybody may ask.
-pub const OPEN_PATH: &str = "/twiddler/health";
-/// Below it a lease is held, whose end removes programs.
+/// The path that needs no credentials.
+pub const HEALTH_PATH: &str = "/twiddler/health";
+/// A request for a path below this one holds a lease; its end removes programs.
 pub const LEASE_PATH: &str = "/twiddler/lease/";
 
-/// How a connection came in.
+/// The kind of listener through which a connection came in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ingress {
-    /// Over a unix socket, which no browser reaches by itself.
+    /// A unix socket, which no browser connects to.
     Socket,
-    /// Over TCP, from this machine.
+    /// A TCP port, at a loopback address.
     Loopback,
-    /// Over TCP, from anywhere.
+    /// A TCP port, at another address.
     #[default]
     Network,
 }
 
-/// The rules.
+/// The access rules.
 #[derive(Debug)]
 pub struct AccessRules {
+    /// Checks the credentials of all callers.
     auth: Option<BasicAuth>,
-    /// The same for callers that come over TCP alone.
+    /// Checks the credentials of callers over TCP.
     port_auth: Option<BasicAuth>,
-    /// Who the daemon would let in; it cannot say so while it is away.
-    known: Option<BasicAuth>,
-    /// What the daemon is presented for whoever was let in here.
-    presented: Option<HeaderValue>,
-    browsers: Browsers,
-    /// What the TCP listeners speak.
+    /// Checks the daemon's credentials while the daemon cannot check them.
+    daemon_auth: Option<BasicAuth>,
+    /// The `Authorization` that the daemon gets in place of the caller's.
+    daemon_authorization: Option<HeaderValue>,
+    browsers: BrowserRules,
+    /// The scheme of the TCP listeners.
     scheme: Scheme,
-    /// Whether nobody asks for credentials, neither here nor in the daemon.
+    /// Whether neither the proxy nor the daemon requires credentials.
     is_open: bool,
     challenge: Challenge,
 }
 
 impl AccessRules {
-    /// With a `login`, callers must present it, and the daemon gets `presented` instead. Without,
-    /// the daemon gets what the caller presents, and `daemon_is_open` says whether it asks for it.
-    /// `hosts` is where browsers find this proxy.
+    /// With a `login`, callers must present it, and the daemon gets `daemon_authorization` in place of it.
+    /// Without one, the daemon gets the caller's credentials, and `daemon_is_open` says that it requires
+    /// none. `hosts` lists the names and origins by which browsers reach this proxy.
     pub fn new(
         login: Option<Login>,
-        presented: Option<HeaderValue>,
+        daemon_authorization: Option<HeaderValue>,
         hosts: &[Site],
         daemon_is_open: bool,
     ) -> Self {
-        let own_name = nix::unistd::gethostname()
+        let host_name = nix::unistd::gethostname()
             .ok()
             .and_then(|name| name.into_string().ok());
         AccessRules {
             is_open: login.is_none() && daemon_is_open,
             auth: login.map(BasicAuth::new),
             port_auth: None,
-            known: None,
-            presented,
-            browsers: Browsers::new(hosts, own_name.as_deref()),
+            daemon_auth: None,
+            daemon_authorization,
+            browsers: BrowserRules::new(hosts, host_name.as_deref()),
             scheme: Scheme::Http,
             challenge: Challenge::default(),
         }
     }
 
-    /// With what callers over TCP must present, where there is no login for all: what the daemon
-    /// asks for on its own port. The daemon gets `presented` instead, as with a login.
+    /// Requires a login of callers over TCP, unless there is one for all callers: the credentials that the
+    /// daemon requires on its own port.
     #[must_use]
-    pub fn asking_on_ports(mut self, login: Option<Login>) -> Self {
+    pub fn with_port_login(mut self, login: Option<Login>) -> Self {
         if self.auth.is_none() && login.is_some() {
             self.port_auth = login.map(BasicAuth::new);
-            self.is_open = false; // over TCP, where it counts
+            self.is_open = false; // The rules for browsers use it, and browsers connect over TCP.
         }
         self
     }
 
-    /// Who lets in those who come in this ingress; none where the daemon does.
+    /// The check for callers through this ingress; `None` if the daemon checks them.
     fn auth(&self, ingress: Ingress) -> Option<&BasicAuth> {
-        let of_port = self
+        let port_auth = self
             .port_auth
             .as_ref()
             .filter(|_| ingress != Ingress::Socket);
-        self.auth.as_ref().or(of_port)
+        self.auth.as_ref().or(port_auth)
     }
 
-    /// With what the daemon asks for: only who has it is told why the daemon does not answer.
+    /// Sets the daemon's credentials. While the daemon does not answer, only callers with these
+    /// credentials learn the reason.
     #[must_use]
-    pub fn knowing(mut self, known: Option<Login>) -> Self {
-        self.known = known.map(BasicAuth::new);
+    pub fn with_daemon_login(mut self, login: Option<Login>) -> Self {
+        self.daemon_auth = login.map(BasicAuth::new);
         self
     }
 
-    /// Behind TCP listeners that speak TLS.
+    /// Sets that the TCP listeners speak TLS.
     #[must_use]
-    pub fn behind_tls(mut self) -> Self {
+    pub fn with_tls(mut self) -> Self {
         self.scheme = Scheme::Https;
         self
     }
 
-    /// Puts the rules that hold when a request comes in front of `app`. Each request carries its
-    /// [`Ingress`] among its extensions.
+    /// Puts the current rules in front of `app`. Each request has its [`Ingress`] among its extensions.
     pub fn guard(rules: Arc<Current<AccessRules>>, app: Router) -> Router {
-        app.layer(middleware::from_fn_with_state(rules, enter))
+        app.layer(middleware::from_fn_with_state(rules, serve))
     }
 
     fn arrival(&self, ingress: Ingress) -> Arrival {
@@ -134,34 +135,54 @@ impl AccessRules {
                 Ingress::Socket => Scheme::Http,
                 Ingress::Loopback | Ingress::Network => self.scheme,
             },
-            judges_host: ingress == Ingress::Loopback
+            checks_host: ingress == Ingress::Loopback
                 || ingress == Ingress::Network && self.is_open,
         }
     }
 }
 
-/// What strangers are told while the daemon is away.
-const AWAY: &str = "supervisord does not answer";
+/// The error for callers without the daemon's credentials while the daemon does not answer.
+const UNREACHABLE: &str = "supervisord does not answer";
 
-fn is_away(reply: &Response) -> bool {
-    reply.status() == StatusCode::BAD_GATEWAY
-}
-
-async fn enter(
+async fn serve(
     State(rules): State<Arc<Current<AccessRules>>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let mut reply = admit(&rules.get(), request, next).await;
+    let mut reply = apply(&rules.get(), request, next).await;
     let status = reply.status();
     browser::guard_page(status, reply.headers_mut());
     reply
 }
 
-async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Response {
+/// `reply`, unless the daemon does not answer and the caller lacks the daemon's credentials. Such a caller
+/// gets an error without the reason, which may tell where the daemon is.
+async fn hide_reason(
+    rules: &AccessRules,
+    reply: Response,
+    authorization: &HeaderValue,
+    origin: Option<Origin>,
+) -> Response {
+    let Some(auth) = &rules.daemon_auth else {
+        return reply;
+    };
+    if reply.status() != StatusCode::BAD_GATEWAY
+        || auth.verify(authorization.as_bytes(), origin).await == Verdict::Valid
+    {
+        return reply;
+    }
+    let mut error = Failure::Unreachable(UNREACHABLE.to_owned()).into_response();
+    // The log has the reason.
+    if let Some(reason) = reply.extensions().get::<Reason>() {
+        error.extensions_mut().insert(reason.clone());
+    }
+    error
+}
+
+async fn apply(rules: &AccessRules, mut request: Request, next: Next) -> Response {
     let slot = request.extensions().get::<ClientSlot>().cloned();
     let slot = slot.unwrap_or_else(ClientSlot::alone);
-    if request.uri().path() == OPEN_PATH {
+    if request.uri().path() == HEALTH_PATH {
         slot.set(Phase::Unauthorized);
         return next.run(request).await;
     }
@@ -176,10 +197,10 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
         target: request.uri(),
         headers: request.headers(),
     };
-    if let Some(reason) = rules.browsers.refuses(head, rules.arrival(ingress)) {
+    if let Some(reason) = rules.browsers.refusal(head, rules.arrival(ingress)) {
         return Failure::Refused(StatusCode::FORBIDDEN, reason).into_response();
     }
-    let presented = request
+    let authorization = request
         .headers()
         .get(AUTHORIZATION)
         .cloned()
@@ -187,27 +208,14 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
     slot.set(Phase::Unauthorized);
     let Some(auth) = rules.auth(ingress) else {
         let reply = next.run(request).await;
-        return match &rules.known {
-            Some(known)
-                if is_away(&reply)
-                    && known.verify(presented.as_bytes(), origin).await != Verdict::Right =>
-            {
-                let mut away = Failure::Unreachable(AWAY.to_owned()).into_response();
-                // The log says why.
-                if let Some(reason) = reply.extensions().get::<Reason>() {
-                    away.extensions_mut().insert(reason.clone());
-                }
-                away
-            }
-            _ => reply,
-        };
+        return hide_reason(rules, reply, &authorization, origin).await;
     };
-    match auth.verify(presented.as_bytes(), origin).await {
-        Verdict::Right => {
-            Record::of(request.extensions()).let_in(&presented);
+    match auth.verify(authorization.as_bytes(), origin).await {
+        Verdict::Valid => {
+            Record::of(request.extensions()).let_in(&authorization);
             request.extensions_mut().insert(LetIn);
         }
-        Verdict::Wrong => {
+        Verdict::Invalid => {
             let (head, body) = request.into_parts();
             if !body.is_end_stream() {
                 slot.linger();
@@ -217,21 +225,21 @@ async fn admit(rules: &AccessRules, mut request: Request, next: Next) -> Respons
             reply.extensions_mut().insert(Reason(reason.to_owned()));
             return reply;
         }
-        Verdict::Unknown => {
+        Verdict::Unchecked => {
             let reason = "too many passwords are being checked: try again".to_owned();
             return Failure::Refused(StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
         }
     }
     slot.set_authorized();
     request.headers_mut().remove(AUTHORIZATION);
-    if let Some(presented) = &rules.presented {
+    if let Some(authorization) = &rules.daemon_authorization {
         request
             .headers_mut()
-            .insert(AUTHORIZATION, presented.clone());
+            .insert(AUTHORIZATION, authorization.clone());
     }
     let reply = next.run(request).await;
     if reply.status() == StatusCode::UNAUTHORIZED {
-        // The caller did nothing wrong.
+        // The daemon has refused the proxy's credentials, not the caller's.
         return Failure::Unreachable("supervisord rejects the proxy's credentials; write username and password in supervisord.conf that the running daemon was started with".to_owned()).into_response();
     }
     reply

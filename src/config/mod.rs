@@ -208,10 +208,10 @@ impl Config {
             &settings.hosts,
             daemon.is_open(),
         )
-        .asking_on_ports(settings.port_login.clone())
-        .knowing(asked);
+        .with_port_login(settings.port_login.clone())
+        .with_daemon_login(asked);
         match settings.tls {
-            Some(_) => rules.behind_tls(),
+            Some(_) => rules.with_tls(),
             None => rules,
         }
     }

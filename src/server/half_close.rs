@@ -1,4 +1,4 @@
-//! What a connection does with a client that closes its side, or vanishes, before the answer has come.
+//! Handles a client that closes its side of the connection, or vanishes, before it has its reply.
 
 use std::io;
 use std::pin::Pin;
@@ -13,54 +13,55 @@ use tokio::time::Sleep;
 
 use super::listener::Stream;
 
-/// How long a client that has closed its side may still wait for its answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a client that has closed its side may still wait for its reply.
+const GRACE: Duration = Duration::from_secs(1);
 
-/// How long a client may leave unconfirmed what it is sent, where it matters that it is there.
-const SILENCE: Duration = Duration::from_secs(10);
+/// How long the peer of a connection with a user timeout may leave bytes unacknowledged.
+const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Counts the answers that are under way on a connection, by its clones. Holds whether it matters that
-/// the client is there: a power cut or a pulled cable says nothing.
+/// Counts the pending replies of a connection by its clones. Its value is whether the connection is about
+/// to get a TCP user timeout.
 #[derive(Clone, Default)]
-pub(super) struct Underway(Arc<AtomicBool>);
+pub(super) struct PendingReplies(Arc<AtomicBool>);
 
-impl Underway {
-    /// From the next bytes on, the client has to confirm what it is sent.
-    pub(super) fn expect_confirmation(&self) {
+impl PendingReplies {
+    /// Sets a TCP user timeout before the next write: the kernel then closes the connection of a client
+    /// that vanished without a FIN, by a power cut for instance.
+    pub(super) fn set_user_timeout(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// The connection and the service hold one each.
+    /// Whether there are any. The connection and the service have a clone each.
     fn is_any(&self) -> bool {
         Arc::strong_count(&self.0) > 2
     }
 }
 
-/// A stream that is in no hurry to say that the client has closed its side.
+/// A stream that delays the end of input while a reply is pending.
 ///
-/// hyper drops a request as soon as it hears that. But many a script sends its request and says
-/// that it is done (`socat` does), and the daemon has answered before it hears it.
+/// hyper drops a request at the end of input. But some scripts close their side after the request
+/// (`socat` does) and still get a reply from the daemon, which answers before it notices.
 pub(super) struct HalfCloseGrace {
     stream: Box<dyn Stream>,
-    underway: Underway,
-    grace: Option<Pin<Box<Sleep>>>,
+    pending: PendingReplies,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl HalfCloseGrace {
-    pub(super) fn new(stream: Box<dyn Stream>, underway: Underway) -> Self {
+    pub(super) fn new(stream: Box<dyn Stream>, pending: PendingReplies) -> Self {
         Self {
             stream,
-            underway,
-            grace: None,
+            pending,
+            timer: None,
         }
     }
 
-    /// Has the kernel end the connection of a client that has to confirm, and does not.
-    fn limit_silence(&self) -> io::Result<()> {
-        if self.underway.0.swap(false, Ordering::Relaxed)
+    /// Sets the user timeout that [`PendingReplies::set_user_timeout`] has asked for.
+    fn apply_user_timeout(&self) -> io::Result<()> {
+        if self.pending.0.swap(false, Ordering::Relaxed)
             && let Some(tcp) = self.stream.tcp()
         {
-            SockRef::from(tcp).set_tcp_user_timeout(Some(SILENCE))?;
+            SockRef::from(tcp).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
         }
         Ok(())
     }
@@ -74,11 +75,11 @@ impl AsyncRead for HalfCloseGrace {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if buffer.filled().len() == before && self.underway.is_any() {
-            let grace = self
-                .grace
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-            ready!(grace.as_mut().poll(cx));
+        if buffer.filled().len() == before && self.pending.is_any() {
+            let timer = self
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(GRACE)));
+            ready!(timer.as_mut().poll(cx));
         }
         Poll::Ready(Ok(()))
     }
@@ -90,7 +91,7 @@ impl AsyncWrite for HalfCloseGrace {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.limit_silence()?;
+        self.apply_user_timeout()?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -99,7 +100,7 @@ impl AsyncWrite for HalfCloseGrace {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.limit_silence()?;
+        self.apply_user_timeout()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 

@@ -1,4 +1,7 @@
 //! Listeners, and the connections that they accept.
+//!
+//! A socket file is created with mode 0600 and gets its owner, group and mode in this order, so that no
+//! other account can connect in between.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -18,30 +21,30 @@ use crate::config::{ListenAddr, SocketAccess};
 use crate::daemon::Origin;
 use crate::limits::TimedStream;
 
-/// Connections that the kernel holds until they are accepted, where `somaxconn` lets it have so many.
-/// It drops what comes beyond, and whoever is dropped tries again after one second, then two, then four.
+/// How many connections wait in the kernel until they are accepted (`somaxconn` may lower it). The kernel
+/// drops further ones, whose clients try again after one second, then two, then four.
 const BACKLOG: u32 = 4096;
-/// Begins the names of sockets that only try whether one could be there.
+/// The prefix of the names of sockets by which `check` tries a directory.
 const TRIAL_PREFIX: &str = ".t";
 /// The mode of a new socket until its owner and group are set.
-const OWNER_ALONE: u32 = 0o600;
+const OWNER_ONLY: u32 = 0o600;
 
 /// A bound listener.
 #[derive(Debug)]
 pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
-    /// A unix socket, which is taken away with the listener.
+    /// A unix socket, whose file is removed with the listener.
     Unix(UnixListener, SocketFile),
 }
 
-/// A socket file that goes with its listener.
+/// A socket file, which is removed on drop.
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already; there is nobody left to tell.
+        // Somebody may have removed it already.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -49,10 +52,10 @@ impl Drop for SocketFile {
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The address is taken, or not for us.
+    /// The address is taken, or this process may not listen there.
     #[error("{0}")]
     Address(#[source] io::Error),
-    /// The socket cannot be given to the owner that was named.
+    /// This process may not give the socket to the configured owner.
     #[error("{0}")]
     Owner(#[source] io::Error),
 }
@@ -64,16 +67,16 @@ impl From<io::Error> for BindError {
 }
 
 impl Listener {
-    /// Binds `address`. A socket that nobody listens on any more is replaced, and is for those whom
-    /// `access` names.
+    /// Binds `address`. A socket file without a listener is replaced. The new one gets owner, group and
+    /// mode from `access`.
     ///
     /// # Errors
-    /// When the address is taken or not allowed.
+    /// When the address is taken, or this process may not listen there.
     pub async fn bind(address: &ListenAddr, access: &SocketAccess) -> Result<Self, BindError> {
         match address {
             ListenAddr::Tcp(address) => Ok(Listener::Tcp(listen(*address)?)),
             ListenAddr::Unix(path) => {
-                if is_left_over(path).await? {
+                if is_stale(path).await? {
                     std::fs::remove_file(path)?;
                 }
                 Listener::bind_at(path, access)
@@ -81,8 +84,9 @@ impl Listener {
         }
     }
 
-    /// Tries what [`Listener::bind`] does. A port stays taken while the result lives; a unix socket
-    /// is tried under another name beside it, so that nobody finds it there.
+    /// Tries whether [`Listener::bind`] would work. A port stays bound as long as the returned listener
+    /// exists. A unix socket is bound under another name in the same directory and removed, so that no
+    /// client connects to it.
     ///
     /// # Errors
     /// As [`Listener::bind`].
@@ -93,28 +97,28 @@ impl Listener {
         let ListenAddr::Unix(path) = address else {
             return Listener::bind(address, access).await.map(Some);
         };
-        is_left_over(path).await?;
-        // The other name may fit where the real one does not.
+        is_stale(path).await?;
+        // The real path may be too long for a socket although the trial path is not.
         std::os::unix::net::SocketAddr::from_pathname(path)?;
         let dir = path.parent().unwrap_or(Path::new("/"));
         let mut name = tempfile::Builder::new();
         let trial = name.prefix(TRIAL_PREFIX).rand_bytes(4);
         let trial = trial.make_in(dir, bind_for_owner)?;
-        hand_over(trial.path(), access)?;
+        set_access(trial.path(), access)?;
         Ok(None)
     }
 
     fn bind_at(path: &Path, access: &SocketAccess) -> Result<Self, BindError> {
         let listener = bind_for_owner(path)?;
         let file = SocketFile(path.to_owned());
-        hand_over(path, access)?;
+        set_access(path, access)?;
         Ok(Listener::Unix(listener, file))
     }
 
-    /// Where it listens; a port that the system chose is known then.
+    /// The address on which it listens. For the port 0 it has the port that the kernel chose.
     ///
     /// # Errors
-    /// When the system does not tell.
+    /// When the kernel does not return the address.
     pub fn address(&self) -> io::Result<ListenAddr> {
         match self {
             Listener::Tcp(listener) => listener.local_addr().map(ListenAddr::Tcp),
@@ -122,7 +126,7 @@ impl Listener {
         }
     }
 
-    /// Where it listens, as a URL.
+    /// The address on which it listens, as a URL.
     pub fn url(&self) -> String {
         match self.address() {
             Ok(address) => address.to_string(),
@@ -130,20 +134,20 @@ impl Listener {
         }
     }
 
-    /// The next connection: how it came in, and from whom.
+    /// Accepts the next connection. Returns the stream, how it came in, and its peer.
     pub(super) async fn accept(&self) -> io::Result<(Box<dyn Stream>, Ingress, Peer, Origin)> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let here = stream.local_addr()?.ip().to_canonical();
-                let way = if here.is_loopback() {
+                let ingress = if here.is_loopback() {
                     Ingress::Loopback
                 } else {
                     Ingress::Network
                 };
                 let origin = Origin::at(peer.ip());
-                Ok((Box::new(stream), way, Peer::Tcp(peer), origin))
+                Ok((Box::new(stream), ingress, Peer::Tcp(peer), origin))
             }
             Listener::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
@@ -160,9 +164,9 @@ impl Listener {
     }
 }
 
-/// Either kind of connection.
+/// A connection over TCP or a unix socket, with or without TLS.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
-    /// The socket of a client that may vanish without a word; nothing where the kernel tells of its end.
+    /// The TCP socket, whose client may vanish without a FIN; `None` for a unix socket.
     fn tcp(&self) -> Option<&TcpStream>;
 }
 
@@ -190,7 +194,7 @@ impl Stream for TimedStream<Box<dyn Stream>> {
     }
 }
 
-/// Listens on a port that may have been listened on a moment ago.
+/// Listens on a port. `SO_REUSEADDR` lets a restarted proxy listen while old connections are in TIME_WAIT.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -201,8 +205,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Gives a new socket its owner, its group, and then its mode.
-fn hand_over(path: &Path, access: &SocketAccess) -> Result<(), BindError> {
+/// Sets the owner and the group of a new socket, and then its mode.
+fn set_access(path: &Path, access: &SocketAccess) -> Result<(), BindError> {
     let mode = if access.like_daemons {
         let has_owner = access.user.is_some() && lchown(path, access.user, None).is_ok();
         let has_group = access.group.is_some() && lchown(path, None, access.group).is_ok();
@@ -213,28 +217,31 @@ fn hand_over(path: &Path, access: &SocketAccess) -> Result<(), BindError> {
         }
         access.mode
     };
-    let set = fchmodat(AT_FDCWD, path, bits(mode), FchmodatFlags::NoFollowSymlink);
-    Ok(set.map_err(io::Error::from)?)
+    let result = fchmodat(AT_FDCWD, path, bits(mode), FchmodatFlags::NoFollowSymlink);
+    Ok(result.map_err(io::Error::from)?)
 }
 
-/// A new socket is there for its owner alone, from its first moment on.
+/// Binds a socket whose file has the mode [`OWNER_ONLY`] from the beginning.
 fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
-    let former = umask(bits(0o777 & !OWNER_ALONE));
-    let bound = UnixListener::bind(path);
-    umask(former);
-    bound
+    let old_umask = umask(bits(0o777 & !OWNER_ONLY));
+    let result = UnixListener::bind(path);
+    umask(old_umask);
+    result
 }
 
 fn bits(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode)
 }
 
-/// Whether a socket file is there without a listener: a left-over of a proxy that died.
-async fn is_left_over(path: &Path) -> io::Result<bool> {
+/// Whether the path is a socket file without a listener, which a killed proxy leaves behind.
+///
+/// # Errors
+/// `AddrInUse` for a socket with a listener, `AlreadyExists` for another file, or why neither is known.
+async fn is_stale(path: &Path) -> io::Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
-        Ok(found) if !found.file_type().is_socket() => {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(ErrorKind::AlreadyExists.into());
         }
         Ok(_) => {}
@@ -254,9 +261,9 @@ mod tests {
 
     use super::*;
 
-    /// An access list that lets the group of number 4 do everything with each new file, as the
-    /// kernel keeps it (`linux/posix_acl_xattr.h`).
-    const DEFAULT_LIST: &str = "
+    /// Sets a default ACL that gives the group 4 all permissions on new files, in the kernel's format
+    /// (`linux/posix_acl_xattr.h`).
+    const SET_DEFAULT_ACL: &str = "
 import os, struct, sys
 entries = [(1, 7, 0xffffffff), (4, 7, 0xffffffff), (8, 7, 4), (16, 7, 0xffffffff), (32, 7, 0xffffffff)]
 packed = struct.pack('<I', 2) + b''.join(struct.pack('<HHI', *entry) for entry in entries)
@@ -269,20 +276,23 @@ os.setxattr(sys.argv[1], 'system.posix_acl_default', packed)
         let mode = |name: &str| {
             let path = dir.path().join(name);
             let listener = bind_for_owner(&path).unwrap();
-            let found = fs::symlink_metadata(&path).unwrap();
+            let metadata = fs::symlink_metadata(&path).unwrap();
             drop(listener);
-            found.permissions().mode() & 0o777
+            metadata.permissions().mode() & 0o777
         };
-        assert_eq!(mode("plain"), OWNER_ALONE);
+        assert_eq!(mode("without_acl"), OWNER_ONLY);
         let mut python = Command::new("python3");
-        let given = python.args(["-c", DEFAULT_LIST]).arg(dir.path()).output();
-        let given = given.unwrap();
-        if !given.status.success() {
-            // Not every file system has access lists.
-            let said = String::from_utf8_lossy(&given.stderr).into_owned();
-            assert!(said.contains("Operation not supported"), "{said}");
+        let output = python
+            .args(["-c", SET_DEFAULT_ACL])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            // Not every file system has ACLs.
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(stderr.contains("Operation not supported"), "{stderr}");
             return;
         }
-        assert_eq!(mode("listed"), OWNER_ALONE);
+        assert_eq!(mode("with_acl"), OWNER_ONLY);
     }
 }

@@ -1,4 +1,4 @@
-//! Listeners and connections: how clients get in, and how everything ends.
+//! Serves connections on all listeners, and ends them when the proxy stops.
 
 mod half_close;
 mod listener;
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tower_service::Service;
 
-use self::half_close::{HalfCloseGrace, Underway};
+use self::half_close::{HalfCloseGrace, PendingReplies};
 use self::listener::Stream;
 use crate::access::Ingress;
 use crate::audit::{Flood, Floods, Peer};
@@ -37,31 +37,31 @@ use crate::limits::{self, ClientSlot, ClientSlots, HEAD_TIME, LARGE_HEAD, Phase,
 use crate::routes::Connection;
 use crate::server::tls::Tls;
 
-/// How long requests in flight may take to end once the proxy was asked to stop. Log tails, which
-/// never end by themselves, get none of it.
+/// How long requests in flight may take after the signal to stop. Streams without an end, such as log
+/// tails, are cut at once.
 pub const GRACE: Duration = Duration::from_secs(5);
-/// How long a kept-alive connection may idle, as long as the daemon's own
+/// How long a connection may be idle between requests: as long as with the daemon
 /// (`supervisor/medusa/http_server.py`, `zombie_timeout`).
 pub const IDLE_TIME: Duration = Duration::from_secs(30 * 60);
-/// The largest head of a request: the daemon itself takes headers of 200 KB.
+/// The largest head of a request in bytes. The daemon accepts headers of 200 KB.
 pub const MAX_HEAD: usize = 256 * 1024;
-/// Header lines in one request.
+/// The largest number of header lines of a request.
 pub const MAX_HEADER_LINES: usize = 256;
-/// A failing `accept` (out of descriptors) is tried again after this.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(250);
-/// Said of connections for which there is no room.
+/// The pause after a failed `accept`, for instance without free descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+/// The warning about a connection for which there is no slot.
 const FULL: Flood = Flood {
     what: "answered 503: all connections wait for supervisord",
     from: None,
 };
-/// Said where no connection can be had at all.
+/// The warning about a failed `accept`.
 const NOT_ACCEPTED: Flood = Flood {
     what: "cannot accept a connection",
     from: None,
 };
 
-/// Serves `app` on all listeners until `stop` is done; then cuts log tails, lets other requests in
-/// flight end within [`GRACE`], and says how many of those were cut.
+/// Serves `app` on all listeners until `stop` is done. Then it cuts streams without an end, lets other
+/// requests in flight end within [`GRACE`], and logs how many connections it cut after that.
 pub async fn serve(
     listeners: Vec<Listener>,
     app: Router,
@@ -118,37 +118,39 @@ async fn accept(
 ) {
     loop {
         match listener.accept().await {
-            Ok((mut stream, way, peer, origin)) => {
-                let Some(place) = slots.take() else {
+            Ok((mut stream, ingress, peer, origin)) => {
+                let Some(taken) = slots.take() else {
                     floods.warn(FULL, || tracing::warn!(%peer, "{}", FULL.what));
-                    // As much as fits at once: nobody waits for this one.
+                    // Writes as much as the kernel takes now: waiting would hold up other connections.
                     let _ = stream.write(limits::TOO_MANY).now_or_never();
                     continue;
                 };
-                let slot = place.slot.clone();
-                let (app, tls) = (app.clone(), tls.clone().filter(|_| way != Ingress::Socket));
-                let (on, watcher) = (slot.clone(), graceful.watcher());
+                let slot = taken.slot.clone();
+                let tls = tls.clone().filter(|_| ingress != Ingress::Socket);
+                let (app, watcher) = (app.clone(), graceful.watcher());
+                let connection_slot = slot.clone();
                 let connection = async move {
-                    let Some(stream) = shake_hands(stream, tls).await else {
+                    let Some(stream) = handshake(stream, tls).await else {
                         return Ok(());
                     };
+                    let caller = (ingress, peer, origin);
                     watcher
-                        .watch(connection(stream, (way, peer, origin), on, app))
+                        .watch(connection(stream, caller, connection_slot, app))
                         .await
                 };
                 let stops = stops.clone();
                 tokio::spawn(async move {
                     tokio::select! {
-                        ended = connection => if let Err(error) = ended {
+                        result = connection => if let Err(error) = result {
                             tracing::debug!(%error, "a connection ended");
                         },
                         () = slot.evicted() => tracing::debug!("an idle connection made room"),
                         () = endless_at_stop(&slot, stops) => tracing::debug!("cut a follower of a log"),
                     }
-                    drop(place);
+                    drop(taken);
                 });
             }
-            // It has gone before it was there, and stands in nobody's way.
+            // The client closed the connection before it was accepted. Others can be accepted at once.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -160,13 +162,14 @@ async fn accept(
                     || tracing::warn!(%error, "{}", NOT_ACCEPTED.what),
                 );
                 slots.make_room();
-                tokio::time::sleep(ACCEPT_AGAIN).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Done when the proxy stops and this connection would keep it from doing so for as long as it may.
+/// Waits until the proxy stops and this connection has a reply without an end, which would use up the
+/// whole [`GRACE`].
 async fn endless_at_stop(slot: &ClientSlot, mut stops: watch::Receiver<bool>) {
     if stops.wait_for(|stops| *stops).await.is_err() {
         std::future::pending().await
@@ -174,8 +177,8 @@ async fn endless_at_stop(slot: &ClientSlot, mut stops: watch::Receiver<bool>) {
     slot.endless().await;
 }
 
-/// The stream inside, where there is TLS; none where the client does not get that far in time.
-async fn shake_hands(stream: Box<dyn Stream>, tls: Option<Arc<Tls>>) -> Option<Box<dyn Stream>> {
+/// The stream inside TLS; `stream` itself without TLS. `None` if the handshake fails or takes too long.
+async fn handshake(stream: Box<dyn Stream>, tls: Option<Arc<Tls>>) -> Option<Box<dyn Stream>> {
     let Some(tls) = tls else { return Some(stream) };
     match timeout(HEAD_TIME, tls.acceptor().accept(stream)).await {
         Ok(Ok(stream)) => Some(Box::new(stream)),
@@ -187,8 +190,8 @@ async fn shake_hands(stream: Box<dyn Stream>, tls: Option<Arc<Tls>>) -> Option<B
     }
 }
 
-/// How long a head is as a client writes it that puts one space behind each colon. hyper takes
-/// longer ones than its buffer where they come in large pieces.
+/// The size of a request's head in bytes, with one space behind each colon. hyper accepts heads larger
+/// than its buffer if they arrive in large pieces, so the size is checked here.
 fn head_size<B>(request: &http::Request<B>) -> usize {
     let uri = request.uri();
     let target = uri.path_and_query().map_or(0, |path| path.as_str().len());
@@ -209,24 +212,24 @@ fn head_too_large() -> http::Response<axum::body::Body> {
 
 fn connection(
     stream: Box<dyn Stream>,
-    (way, peer, origin): (Ingress, Peer, Origin),
+    (ingress, peer, origin): (Ingress, Peer, Origin),
     slot: ClientSlot,
     app: Router,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
     let state = Connection::default();
-    let underway = Underway::default();
+    let pending = PendingReplies::default();
     let stream = Box::new(TimedStream::new(stream, slot.clone()));
-    let stream = HalfCloseGrace::new(stream, underway.clone());
+    let stream = HalfCloseGrace::new(stream, pending.clone());
     let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(state.clone());
-        request.extensions_mut().insert(way);
+        request.extensions_mut().insert(ingress);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(origin);
         request.extensions_mut().insert(slot.clone());
         slot.set(Phase::Busy);
         let head = head_size(&request);
         let (is_large, too_large) = (head > LARGE_HEAD || slot.had_large_head(), head > MAX_HEAD);
-        let (slot, underway) = (slot.clone(), underway.clone());
+        let (slot, pending) = (slot.clone(), pending.clone());
         let uri = request.uri();
         let is_lease = uri.path().starts_with(lease::PATH);
         let is_followed = forward::is_followed(uri) || is_lease;
@@ -241,11 +244,11 @@ fn connection(
             if is_followed && reply.status() == StatusCode::OK {
                 slot.set_endless();
                 if is_lease {
-                    underway.expect_confirmation();
+                    pending.set_user_timeout();
                 }
             }
-            let mut reply = reply.map(|body| limits::holding(slot.keep_busy(body), underway));
-            // The buffer that has grown with the head is kept as long as the connection.
+            let mut reply = reply.map(|body| limits::holding(slot.keep_busy(body), pending));
+            // hyper's buffer has grown with the head and is freed only with the connection.
             if is_large {
                 let close = HeaderValue::from_static("close");
                 reply.headers_mut().insert(CONNECTION, close);

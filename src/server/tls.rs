@@ -1,4 +1,4 @@
-//! TLS for TCP listeners: certificate and key, and reading them again.
+//! TLS for TCP listeners: loads and reloads certificate and key.
 
 use std::io;
 use std::path::Path;
@@ -13,32 +13,31 @@ use tokio_rustls::rustls::{self, ServerConfig};
 use crate::config::{Origin, TlsFiles};
 use crate::current::Current;
 
-/// The only protocol that is spoken inside.
+/// The only protocol that ALPN offers.
 const PROTOCOL: &[u8] = b"http/1.1";
 
-/// What TLS connections are made with.
+/// The certificate and the key that new connections use.
 pub struct Tls(Current<ServerConfig>);
 
 impl Tls {
     /// Reads certificate and key.
     ///
     /// # Errors
-    /// When they cannot be read or do not belong together; the text names the file, and where
-    /// it is written.
+    /// When they cannot be read or do not belong together. The text names the file and the option.
     pub fn load(files: &TlsFiles) -> io::Result<Self> {
         Ok(Tls(Current::new(read(files)?)))
     }
 
-    /// Reads both again, for connections from now on.
+    /// Reads both again, for new connections.
     ///
     /// # Errors
-    /// As [`Tls::load`]; what was read before stays in use then.
+    /// As [`Tls::load`]; the old certificate and key stay in use then.
     pub fn reload(&self, files: &TlsFiles) -> io::Result<()> {
         self.0.set(read(files)?);
         Ok(())
     }
 
-    /// Makes one connection.
+    /// The acceptor for one connection.
     pub fn acceptor(&self) -> TlsAcceptor {
         self.0.get().into()
     }
@@ -74,14 +73,15 @@ fn read(files: &TlsFiles) -> io::Result<ServerConfig> {
     Ok(config)
 }
 
-/// Of what is in the file, nothing is repeated.
-fn unreadable(origin: &Origin, what: &str, file: &Path, error: &pem::Error) -> io::Error {
+/// The error for a `kind` ("certificate" or "key") that cannot be read. It shows nothing of the file's
+/// content, which may be the key.
+fn unreadable(origin: &Origin, kind: &str, file: &Path, error: &pem::Error) -> io::Error {
     let file = file.display();
     let reason = match error {
         pem::Error::Io(error) => format!(
-            "the {what} in {file} cannot be read ({error}); name a file that the account of twiddler may read"
+            "the {kind} in {file} cannot be read ({error}); name a file that the account of twiddler may read"
         ),
-        _ => format!("there is no {what} in PEM in {file}; name a file that holds one"),
+        _ => format!("there is no {kind} in PEM in {file}; name a file that holds one"),
     };
     io::Error::new(io::ErrorKind::InvalidData, format!("{origin}: {reason}"))
 }

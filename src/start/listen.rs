@@ -9,7 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::{StartError, account};
-use crate::access::OPEN_PATH;
+use crate::access::HEALTH_PATH;
 use crate::config::{ListenAddr, Settings, socket_advice};
 use crate::server::{BindError, Listener};
 
@@ -134,7 +134,7 @@ async fn occupant(address: &ListenAddr) -> Occupant {
 
 async fn has_health(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<bool> {
     let request =
-        format!("GET {OPEN_PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        format!("GET {HEALTH_PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut reply = Vec::new();
     stream.take(OCCUPANT_REPLY).read_to_end(&mut reply).await?;
@@ -162,7 +162,7 @@ pub fn status_command(settings: &Settings, daemon_asks: bool) -> String {
         None => {
             let https = listen.first().map_or_else(String::new, ToString::to_string);
             let https = https.replacen("http://", "https://", 1);
-            format!("curl {https}{OPEN_PATH} (supervisorctl speaks no TLS)")
+            format!("curl {https}{HEALTH_PATH} (supervisorctl speaks no TLS)")
         }
     }
 }
