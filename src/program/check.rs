@@ -1,14 +1,13 @@
-//! What is refused although a client may ask for it: what could not be written so that it means
-//! the same, and what would end or wedge the daemon or break its replies.
-//!
-//! All else is left to the daemon to judge when it reads the section.
+//! The checks that a program has to pass before the daemon reads it. They refuse a program that cannot
+//! be written to a file without a change of meaning, and one that would crash or block the daemon or
+//! corrupt its replies. The daemon judges everything else when it reads the section.
 
 use super::options::{KNOWN_OPTIONS, Options, plain_number};
 use super::section::group_setting;
 use super::{MAX_NUMPROCS, Program, Refusal, expansion, limits, process_names};
 use crate::python::repr;
 
-/// Checks a program whose counts have been read.
+/// Checks a program whose `numprocs` and `numprocs_start` are valid.
 pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     process_names::check_text(program)?;
     for (option, reading) in KNOWN_OPTIONS {
@@ -22,12 +21,11 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     } else {
         let name = &program.name;
         let reason = format!("program section program:{name} does not specify a command");
-        Err(Refusal::Daemons(reason.into()))
+        Err(Refusal::Daemon(reason.into()))
     }
 }
 
-/// Reads how many processes there are. The daemon takes a program without any, which nobody could
-/// find or remove afterwards.
+/// Parses `numprocs`. The daemon accepts 0, but no client could address or remove such a program.
 pub(super) fn numprocs(options: &Options) -> Result<u32, Refusal> {
     let number = plain_number(options, "numprocs", 1)?;
     match u32::try_from(number) {
@@ -39,7 +37,7 @@ pub(super) fn numprocs(options: &Options) -> Result<u32, Refusal> {
     }
 }
 
-/// Reads the number of the first process.
+/// Parses `numprocs_start`, the number of the first process.
 pub(super) fn numprocs_start(options: &Options) -> Result<i64, Refusal> {
     let number = plain_number(options, "numprocs_start", 0)?;
     match i32::try_from(number) {
@@ -59,7 +57,7 @@ fn check_group(program: &Program) -> Result<(), Refusal> {
                 "group {}: its processes cannot be told this name, because of the quotes in it",
                 repr(program.group())
             );
-            Err(Refusal::Ours(reason.into()))
+            Err(Refusal::Proxy(reason.into()))
         }
     }
 }
@@ -76,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_the_daemon_are_used_where_it_has_some() {
+    fn refusals_have_the_daemons_wording_if_it_has_one() {
         let table: [(&[(&str, &str)], &str); 9] = [
             (&[], "program section program:ls does not specify a command"),
             (
@@ -120,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_have_bounds() {
+    fn numprocs_and_numprocs_start_have_bounds() {
         for (option, text) in [
             ("numprocs", "0"),
             ("numprocs", "-1"),

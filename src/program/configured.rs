@@ -1,36 +1,37 @@
-//! Programs of the user's files, as the proxy carries them to the daemon and asks it about them.
+//! Programs of the user's files: how the proxy copies them to generated sections, and the probe
+//! sections by which it asks the daemon about their options.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::template::Template;
 use super::{MAX_NUMPROCS, Name, Program, ProgramError, Scope};
 
-/// What stands between the options that [`Program::render_unshown`] puts into one text.
+/// Separates the options in the command of [`Program::render_unlisted_probe`].
 pub const SEPARATOR: &str = " ~|~ ";
-/// The options of which the daemon's lists say nothing, in the order of that text, and
-/// `environment` after them. `autostart` is among them because probes are never to start.
-pub const UNSHOWN: [&str; 4] = ["umask", "autorestart", "autostart", "stopasgroup"];
+/// The options that `getAllConfigInfo` does not list, in the order in which
+/// [`Program::render_unlisted_probe`] writes them; `environment` follows. The daemon lists `autostart`,
+/// but every probe has to set it to false.
+pub const UNLISTED: [&str; 4] = ["umask", "autorestart", "autostart", "stopasgroup"];
 
-/// That a program comes from the user's files.
+/// Marks a program that comes from the user's files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FromFiles {
-    /// `[supervisord] environment` at that time, as it is written.
+    /// The text of `environment` in `[supervisord]` when the program was read.
     pub environment: Option<String>,
-    /// It has processes that the files do not say, because it was scaled.
+    /// Whether the program has more processes than the files define, because a client scaled it.
     #[serde(default)]
     pub is_extra: bool,
 }
 
 impl Program {
-    /// The processes with these numbers of a program that the files define. `total` is what they are
-    /// told of how many there are. There is one program for each thousand processes.
+    /// Returns the processes with these `numbers` of a program that the user's files define. Each
+    /// returned program has at most [`MAX_NUMPROCS`] of them. `total` is the value of `%(numprocs)d`.
     ///
     /// # Errors
-    /// When it cannot be carried over to a generated section.
-    pub fn configured(
+    /// If the program cannot be copied to a generated section.
+    pub fn from_definition(
         group: &str,
         name: &str,
         options: &BTreeMap<String, String>,
@@ -58,16 +59,17 @@ impl Program {
         Ok(programs)
     }
 
-    /// The same for a program that a client has added, of which these processes are wanted.
+    /// Returns the processes with these `numbers` of this program, which a client has added. `total` is
+    /// the value of `%(numprocs)d`.
     ///
     /// # Errors
-    /// As [`Program::configured`].
+    /// If the program cannot be copied to a generated section.
     pub fn part(&self, numbers: Range<i64>, total: i64) -> Result<Vec<Self>, ProgramError> {
         let unused = FromFiles {
             environment: None,
             is_extra: false,
         };
-        let parts = Self::configured(
+        let parts = Self::from_definition(
             self.group(),
             self.name(),
             &self.options,
@@ -83,17 +85,17 @@ impl Program {
         Ok(parts.collect())
     }
 
-    /// Where it comes from, unless a client has added it.
+    /// Returns the origin in the user's files, or `None` if a client has added the program.
     pub fn from_files(&self) -> Option<&FromFiles> {
         self.from_files.as_ref()
     }
 
-    /// Whether its placed processes are told to call the proxy.
+    /// Returns whether `SUPERVISOR_SERVER_URL` of the placed processes points to the proxy.
     pub fn calls_proxy(&self) -> bool {
         self.calls_proxy
     }
 
-    /// The same as processes that the files do not say.
+    /// Returns the program marked as having more processes than the files define.
     #[must_use]
     pub fn as_extra(mut self) -> Self {
         if let Some(from) = &mut self.from_files {
@@ -102,33 +104,34 @@ impl Program {
         self
     }
 
-    /// How many processes its processes are told that there are.
+    /// Returns the value of `%(numprocs)d`.
     pub fn total(&self) -> u32 {
         self.total.unwrap_or(self.numprocs)
     }
 
-    /// The numbers of its processes.
+    /// Returns the numbers of the processes.
     pub fn numbers(&self) -> Range<i64> {
         self.process_nums()
     }
 
-    /// Its options, as they would stand in a file.
+    /// Returns the options with their texts as in a configuration file.
     pub fn options(&self) -> &BTreeMap<String, String> {
         &self.options
     }
 
-    /// A section that is never started, by which the daemon shows what it makes of the options.
-    pub fn render_shown(&self, section: &str) -> String {
+    /// Renders a probe: a section that the daemon never starts and whose expanded options it lists in
+    /// `getAllConfigInfo`.
+    pub fn render_probe(&self, section: &str) -> String {
         self.render(section, Scope::All) + "autostart=false\n"
     }
 
-    /// A section that is never started, in whose command the daemon shows what it makes of the
-    /// options that its lists leave out.
-    pub fn render_unshown(&self, section: &str) -> String {
+    /// Renders a probe that has the [`UNLISTED`] options in its command, so that the daemon lists them
+    /// expanded in `getAllConfigInfo`.
+    pub fn render_unlisted_probe(&self, section: &str) -> String {
         let text = |option: &str| self.options.get(option).map_or("", String::as_str);
-        let mut shown: Vec<&str> = UNSHOWN.iter().map(|option| text(option)).collect();
-        shown.push(text("environment"));
-        let mut options = BTreeMap::from([("command".to_owned(), shown.join(SEPARATOR))]);
+        let mut texts: Vec<&str> = UNLISTED.iter().map(|option| text(option)).collect();
+        texts.push(text("environment"));
+        let mut options = BTreeMap::from([("command".to_owned(), texts.join(SEPARATOR))]);
         for option in ["process_name", "numprocs", "numprocs_start"] {
             if let Some(text) = self.options.get(option) {
                 options.insert(option.to_owned(), text.clone());
@@ -138,13 +141,6 @@ impl Program {
             options,
             ..self.clone()
         };
-        probe.render_shown(section)
+        probe.render_probe(section)
     }
-}
-
-/// A value that the daemon reads back as it is written here, with its conversions.
-pub fn carried(text: &str) -> String {
-    let pieces = Template::parse(text).map(|template| template.0);
-    let pieces = pieces.unwrap_or_else(|_| vec![super::template::Piece::Text(text.to_owned())]);
-    super::guard::guarded(&pieces).replace('\n', "\n ")
 }

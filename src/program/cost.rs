@@ -1,33 +1,36 @@
-//! How long commands and environments keep the daemon busy, which serves nobody meanwhile.
+//! Limits on the length of `command` and `environment`. The daemon answers no other call while it
+//! parses them.
 //!
-//! The daemon takes both apart with Python's `shlex`, the environment of each process when it reads
-//! the section, the command each time that it starts the process. `shlex` takes 0.3 µs for each
-//! character (measured with Python 3.11 on a 2-core machine), and it puts a word together character by
-//! character, which costs the square of the word's length: 0.2 s for 128 KiB, 0.8 s for 256 KiB.
+//! The daemon splits both with Python's `shlex`: `environment` for each process when it reads the
+//! section, `command` each time that it starts the process. `shlex` takes 0.3 µs for each
+//! character (measured with Python 3.11 on a 2-core machine). It also appends each character to a
+//! string, which costs the square of the word's length: 0.2 s for 128 KiB, 0.8 s for 256 KiB.
 
 use super::{Program, Refusal};
 
-/// Linux runs no program with a longer word or variable (execve(2), `MAX_ARG_STRLEN`, with its NUL).
+/// The longest argument or variable in bytes with which Linux executes a program (execve(2):
+/// `MAX_ARG_STRLEN` includes the terminating NUL).
 const MAX_WORD: usize = 128 * 1024 - 1;
-/// More of both together is refused.
+/// The largest length of `command` and `environment` together, in bytes.
 const MAX_TEXT: usize = 256 * 1024;
-/// All processes of a program together may take the daemon about a second.
+/// The longest time that the daemon may parse both for all processes of a program: one second.
 const MAX_PICOSECONDS: u64 = 1_000_000_000_000;
-/// For each character.
+/// The cost of a character, in picoseconds.
 const LINEAR: u64 = 300_000;
-/// For each character of a word, times the word's length.
+/// The cost of a character for each character of its word, in picoseconds.
 const SQUARE: u64 = 10;
 
-/// Checks a program that a client sent. One that is read back was checked when it came.
+/// Checks a program from a client's call. A program that is read from the journal was checked when the
+/// client sent it.
 pub(super) fn check(program: &Program) -> Result<(), Refusal> {
-    let number = program.numprocs_start;
+    let first_process = program.numprocs_start;
     let text = |option: &str| {
-        let known = program.expanded(option, number);
-        known.or_else(|| program.text(option).map(str::to_owned))
+        let expanded = program.expanded(option, first_process);
+        expanded.or_else(|| program.text(option).map(str::to_owned))
     };
     let mut total = 0;
     let mut cost: u64 = 0;
-    for (option, ends) in [("command", " \t\r\n"), ("environment", " \t\r\n,")] {
+    for (option, separators) in [("command", " \t\r\n"), ("environment", " \t\r\n,")] {
         let text = text(option).unwrap_or_default();
         total += text.len();
         if total > MAX_TEXT {
@@ -35,7 +38,7 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
                           supervisord busy for too long: write long values to a file";
             return Err(Refusal::option(option, reason));
         }
-        let words = words(&text, ends);
+        let words = words(&text, separators);
         if words.iter().any(|word| *word > MAX_WORD) {
             let reason = "has a word of 128 KiB or more, with which Linux runs no program: write it \
                           to a file";
@@ -49,7 +52,7 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
              second: write long values to a file",
             program.numprocs
         );
-        Err(Refusal::Ours(reason.into()))
+        Err(Refusal::Proxy(reason.into()))
     } else {
         Ok(())
     }
@@ -63,9 +66,9 @@ fn picoseconds(words: &[usize]) -> u64 {
     words.iter().map(cost).sum()
 }
 
-/// The lengths in bytes of the words, quotes included, as `shlex` finds them; `ends` end one outside
-/// of quotes.
-fn words(text: &str, ends: &str) -> Vec<usize> {
+/// Returns the lengths of the words that `shlex` finds, in bytes and with their quotes. A character of
+/// `separators` ends a word outside of quotes.
+fn words(text: &str, separators: &str) -> Vec<usize> {
     let mut words = Vec::new();
     let (mut length, mut quote, mut escaped) = (0, None, false);
     for c in text.chars() {
@@ -74,7 +77,7 @@ fn words(text: &str, ends: &str) -> Vec<usize> {
             ('\\', None | Some('"')) => escaped = true,
             ('\'' | '"', None) => quote = Some(c),
             (c, Some(open)) if c == open => quote = None,
-            (c, None) if ends.contains(c) => {
+            (c, None) if separators.contains(c) => {
                 words.push(length);
                 length = 0;
                 continue;
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_found_as_shlex_finds_them() {
+    fn words_are_split_as_shlex_splits_them() {
         let table: [(&str, &[usize]); 7] = [
             ("", &[]),
             ("a bc", &[1, 2]),
@@ -111,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_the_daemon_busy_is_refused() {
+    fn commands_and_environments_that_block_the_daemon_are_refused() {
         let word = |length: usize| "x".repeat(length);
         let eight = vec![word(120 * 1024); 8].join(" ");
         let short = vec![word(1000); 200].join(" ");
@@ -150,9 +153,9 @@ mod tests {
             ),
         ];
         for (options, expected) in table {
-            let refused = parse(options).err().unwrap_or_default();
-            let fits = refused.contains(expected) && refused.is_empty() == expected.is_empty();
-            assert!(fits, "{expected}: {refused}");
+            let error = parse(options).err().unwrap_or_default();
+            let fits = error.contains(expected) && error.is_empty() == expected.is_empty();
+            assert!(fits, "{expected}: {error}");
         }
     }
 }

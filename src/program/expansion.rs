@@ -1,37 +1,39 @@
-//! Which format strings a client may send.
+//! Checks of the format strings in a client's options.
 
-use super::name::is_carried;
-use super::options::Reading;
+use super::name::is_representable;
+use super::options::Expansion;
 use super::template::{Conversion, FormatError, Piece, Template};
 use super::{Program, Refusal};
 use crate::marked_text::MarkedText;
 use crate::python::repr;
 
-/// Checks that the daemon can expand an option, and will not put more into it than was asked for.
-pub(super) fn check(program: &Program, option: &str, reading: Reading) -> Result<(), Refusal> {
+/// Checks that the daemon can expand an option, and that the expansion reveals no value that the
+/// option does not name.
+pub(super) fn check(program: &Program, option: &str, expansion: Expansion) -> Result<(), Refusal> {
     let Some(text) = program.text(option) else {
         return Ok(());
     };
-    let shown = match option {
+    let name_in_fault = match option {
         "process_name" | "environment" => option.to_owned(),
         _ => format!("program:{}.{option}", program.name),
     };
-    let template = Template::parse(text).map_err(|error| bad_format(text, &shown, &error))?;
+    let template =
+        Template::parse(text).map_err(|error| bad_format(text, &name_in_fault, &error))?;
     check_conversions(program, option, &template)?;
-    match reading {
-        Reading::Twice => check_second_format(program, option, &template),
+    match expansion {
+        Expansion::Twice => check_second_format(program, option, &template),
         _ => Ok(()),
     }
 }
 
-/// Checks what comes out of the first expansion. Each stretch of it between the conversions that
-/// are left to the daemon has to be a format string for itself.
+/// Checks the result of the first expansion as a format string. Only the daemon can expand some
+/// conversions, so each text between those has to be a valid format string of its own.
 fn check_second_format(
     program: &Program,
     option: &str,
     template: &Template,
 ) -> Result<(), Refusal> {
-    let known = program.known(Reading::Twice, None);
+    let known = program.known_values(Expansion::Twice, None);
     for piece in template.clone().resolved(&known).0 {
         if let Piece::Text(text) = piece {
             let again = Template::parse(&text)
@@ -42,17 +44,18 @@ fn check_second_format(
     Ok(())
 }
 
-/// The daemon's own text where it is known what it finds for the first process.
+/// Returns the daemon's wording if the proxy can expand the option for the first process, and the
+/// proxy's wording otherwise.
 fn bad_second_format(
     program: &Program,
     option: &str,
     template: &Template,
     error: &FormatError,
 ) -> Refusal {
-    let known = program.known(Reading::Twice, Some(program.numprocs_start));
+    let known = program.known_values(Expansion::Twice, Some(program.numprocs_start));
     let text = template.clone().resolved(&known).text();
     match text.map(|text| (Template::read(&text), text)) {
-        // A conversion before that may be what the daemon stops at.
+        // The daemon may fail at a conversion before the invalid one.
         Some(((before, Some(error)), text)) if before.conversions().next().is_none() => {
             bad_format(&text, option, &error)
         }
@@ -65,10 +68,14 @@ fn bad_second_format(
 }
 
 fn bad_format(text: &str, option: &str, error: &FormatError) -> Refusal {
-    let told = MarkedText::from("Format string ")
-        .value(repr(text))
-        .and(" for ");
-    Refusal::Daemons(told.and(repr(option)).and(" ").then(&error.marked_text()))
+    Refusal::Daemon(
+        MarkedText::from("Format string ")
+            .value(repr(text))
+            .and(" for ")
+            .and(repr(option))
+            .and(" ")
+            .then(&error.marked_text()),
+    )
 }
 
 fn check_conversions(program: &Program, option: &str, template: &Template) -> Result<(), Refusal> {
@@ -81,7 +88,7 @@ fn check_conversions(program: &Program, option: &str, template: &Template) -> Re
                 option,
                 "%(here)s would put a '/' into the name",
             )),
-            "ENV_SUPERVISOR_GROUP_NAME" if !keeps_its_environment(program, option) => {
+            "ENV_SUPERVISOR_GROUP_NAME" if !may_use_group_variable(program, option) => {
                 Err(Refusal::option(
                     option,
                     "ENV_SUPERVISOR_GROUP_NAME is not set; take group_name",
@@ -91,7 +98,8 @@ fn check_conversions(program: &Program, option: &str, template: &Template) -> Re
         })
 }
 
-/// A number may be expanded to the character it stands for.
+/// Checks that `%c` expands none of the numbers to a character that the file or the daemon's XML
+/// cannot hold.
 fn check_character(
     option: &str,
     conversion: &Conversion,
@@ -100,12 +108,12 @@ fn check_character(
     if conversion.kind != 'c' {
         return Ok(());
     }
-    let carried = |number| {
+    let is_valid = |number| {
         conversion
             .format_number(number)
-            .is_some_and(|text| text.chars().all(is_carried))
+            .is_some_and(|text| text.chars().all(is_representable))
     };
-    if numbers.into_iter().all(carried) {
+    if numbers.into_iter().all(is_valid) {
         Ok(())
     } else {
         Err(Refusal::option(
@@ -115,13 +123,14 @@ fn check_character(
     }
 }
 
-/// Whether the variable that a generated section sets is not seen by this option, or is the
-/// client's own: what `environment` sets is there for all that is expanded after it.
-fn keeps_its_environment(program: &Program, option: &str) -> bool {
-    let set = program.options.get("environment");
+/// Returns whether an option may use `%(ENV_SUPERVISOR_GROUP_NAME)s`. The daemon adds the variables of
+/// `environment` before it expands the later options, and a generated section sets this variable there.
+/// In the client's own section the variable would be missing unless the client sets it.
+fn may_use_group_variable(program: &Program, option: &str) -> bool {
+    let environment = program.options.get("environment");
     option == "environment"
-        || Reading::of(option) == Reading::PerProgram
-        || set.is_some_and(|text| text.contains("SUPERVISOR_GROUP_NAME"))
+        || Expansion::of(option) == Expansion::PerProgram
+        || environment.is_some_and(|text| text.contains("SUPERVISOR_GROUP_NAME"))
 }
 
 #[cfg(test)]
@@ -129,7 +138,7 @@ mod tests {
     use super::super::tests::{parse, with_command};
 
     #[test]
-    fn a_dump_of_the_environment_is_refused() {
+    fn conversions_that_dump_the_environment_are_refused() {
         for text in ["%s", "%r", "%5a", "%%%s"] {
             let text = with_command("command", text).unwrap_err();
             assert!(
@@ -143,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn characters_made_of_numbers_have_to_be_carried() {
+    fn percent_c_has_to_give_a_character_that_xml_can_hold() {
         let numbered = |option: &str, start: &str| {
             parse(&[
                 ("command", "x"),
@@ -160,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_group_a_child_is_told_cannot_leak_into_other_options() {
+    fn the_group_variable_of_generated_sections_is_hidden_from_other_options() {
         let text = "%(ENV_SUPERVISOR_GROUP_NAME)s";
         assert!(with_command("directory", text).is_err());
         assert!(with_command("serverurl", text).is_ok());

@@ -1,15 +1,15 @@
-//! The daemon's faults about generated sections, told about the client's.
+//! Rewrites the daemon's fault texts about generated sections to texts about the client's program.
 
 use super::section::group_setting;
-use super::{Program, Scope, daemons_ending};
+use super::{Program, Scope, section_and_file};
 use crate::fault::complaint::{self, REASONS};
 use crate::marked_text::MarkedText;
 use crate::python::repr;
 
-/// The variable that generated sections set, as the daemon lists it.
+/// The variable that generated sections set, as the daemon lists it in its faults.
 const GROUP_VARIABLE: &str = "ENV_SUPERVISOR_GROUP_NAME";
 
-/// What is in an option for the daemon to put a variable of its environment there.
+/// The beginning of a conversion that expands to a variable of the daemon's environment.
 const VARIABLE: &str = "%(ENV_";
 
 /// See [`Program::in_client_words`].
@@ -19,62 +19,64 @@ pub(super) fn in_client_words(
     section: &str,
     main_file: &str,
 ) -> MarkedText {
-    let own_ending = format!(
+    let suffix = format!(
         " in section {} (file: ",
         repr(&format!("program:{section}"))
     );
-    let Some(end) = text.rfind(&own_ending) else {
-        return complaint::reason(text); // about something else
+    let Some(end) = text.rfind(&suffix) else {
+        return complaint::reason(text); // a fault about another section
     };
-    let mut words = text[..end].to_owned();
-    // The processes of one program differ by no value in their sections but a number, which is not
-    // expanded.
+    let mut detail = text[..end].to_owned();
+    // The sections of one program's processes only differ in `numprocs_start`, which the daemon does
+    // not expand, so `One(0)` stands for all of them.
     for scope in [Scope::All, Scope::One(0)] {
-        for (option, written) in program.file_texts(scope) {
-            words = with_client_format(program, words, option, &written);
+        for (option, file_text) in program.file_texts(scope) {
+            detail = with_client_format(program, detail, option, &file_text);
         }
     }
-    words = with_client_names(program, words, section);
-    words = without_group_setting(program, words);
-    reason(program, &words).unlogged(daemons_ending(program.name(), main_file))
+    detail = with_client_names(program, detail, section);
+    detail = without_group_setting(program, detail);
+    reason(program, &detail).unlogged(section_and_file(program.name(), main_file))
 }
 
-/// Faults about formats show the text as it was parsed.
-fn with_client_format(program: &Program, words: String, option: &str, written: &str) -> String {
-    let Some(sent) = program.text(option).filter(|sent| *sent != written) else {
-        return words;
+/// Replaces the escaped text of an option by the client's. The daemon quotes the text that it read from
+/// the file in faults about format strings.
+fn with_client_format(program: &Program, detail: String, option: &str, file_text: &str) -> String {
+    let Some(client_text) = program.text(option).filter(|text| *text != file_text) else {
+        return detail;
     };
     let format = |text: &str| format!("Format string {} for ", repr(text));
-    match words.strip_prefix(&format(written)) {
-        Some(rest) => format!("{}{rest}", format(sent)),
-        None => words,
+    match detail.strip_prefix(&format(file_text)) {
+        Some(rest) => format!("{}{rest}", format(client_text)),
+        None => detail,
     }
 }
 
-/// A name may decide which quotes stand around it.
-fn with_client_names(program: &Program, words: String, section: &str) -> String {
-    let mut words = words;
+/// Replaces the name of the generated section by the program's. Names in quotes come first, because
+/// `repr` chooses the quotes by the characters of the name.
+fn with_client_names(program: &Program, detail: String, section: &str) -> String {
+    let mut detail = detail;
     for option in program.options.keys() {
         let quoted = |name: &str| repr(&format!("program:{name}.{option}"));
-        words = words.replace(&quoted(section), &quoted(program.name()));
+        detail = detail.replace(&quoted(section), &quoted(program.name()));
     }
-    words.replace(
+    detail.replace(
         &format!("program:{section}"),
         &format!("program:{}", program.name()),
     )
 }
 
-/// Takes the setting out of what is shown of `environment`, and the variable from the list of names
-/// that could have been used.
-fn without_group_setting(program: &Program, words: String) -> String {
+/// Removes `SUPERVISOR_GROUP_NAME`, which generated sections set, from the quoted `environment` and from
+/// the list of available names.
+fn without_group_setting(program: &Program, detail: String) -> String {
     let setting = group_setting(program.group()).unwrap_or_default();
-    let words = words.replacen(&format!(" in value '{setting}"), " in value '", 1);
+    let detail = detail.replacen(&format!(" in value '{setting}"), " in value '", 1);
     let environment = program.options.get("environment");
     if environment.is_some_and(|text| text.contains("SUPERVISOR_GROUP_NAME")) {
-        return words;
+        return detail;
     }
-    let Some((before, names)) = words.split_once("Available names: ") else {
-        return words;
+    let Some((before, names)) = detail.split_once("Available names: ") else {
+        return detail;
     };
     let names: Vec<_> = names
         .split(", ")
@@ -83,40 +85,41 @@ fn without_group_setting(program: &Program, words: String) -> String {
     format!("{before}Available names: {}", names.join(", "))
 }
 
-/// The reason with its values marked. One that may show what a variable of the daemon's environment
-/// holds names the options with variables instead: who may add a program need not know the daemon's
-/// secrets.
-fn reason(program: &Program, words: &str) -> MarkedText {
+/// Returns the reason with its values marked. A reason that may reveal a variable of the daemon's
+/// environment is replaced by one that names the options with variables: a client that may add programs
+/// may not be allowed to see the daemon's secrets.
+fn reason(program: &Program, detail: &str) -> MarkedText {
     let uses_variables = |text: &str| text.contains(VARIABLE);
     let options = program.options.iter();
     let with_variables: Vec<&str> = options
         .filter(|(_, text)| uses_variables(text))
         .map(|(option, _)| option.as_ref())
         .collect();
-    if let Some(told) = about_format_as_sent(program, words) {
-        return told;
+    if let Some(reason) = about_client_format(program, detail) {
+        return reason;
     }
-    if with_variables.is_empty() || shows_value_as_sent(program, words) {
-        complaint::reason(words)
+    if with_variables.is_empty() || shows_client_value(program, detail) {
+        complaint::reason(detail)
     } else {
         MarkedText::from(with_variables.join(" or "))
             .and(" is not valid with what the variables of supervisord's environment hold")
     }
 }
 
-/// A reason that shows the text of an option as the client sent it. That of a log file is expanded
-/// twice, and may be shown in between.
-fn about_format_as_sent(program: &Program, words: &str) -> Option<MarkedText> {
-    let rest = words.strip_prefix("Format string ")?;
-    let mut sent = program.options.keys().filter_map(|name| program.text(name));
-    let (text, rest) = sent.find_map(|text| {
+/// Marks the values of a reason that quotes a format string exactly as the client sent it. Returns
+/// `None` for any other reason: the daemon expands a log file's path twice, and may quote the result of
+/// the first expansion.
+fn about_client_format(program: &Program, detail: &str) -> Option<MarkedText> {
+    let rest = detail.strip_prefix("Format string ")?;
+    let mut texts = program.options.keys().filter_map(|name| program.text(name));
+    let (text, rest) = texts.find_map(|text| {
         let text = repr(text);
         let rest = rest.strip_prefix(&text)?.strip_prefix(" for ")?;
         Some((text, rest))
     })?;
-    let told = MarkedText::from("Format string ").value(text).and(" for ");
+    let start = MarkedText::from("Format string ").value(text).and(" for ");
     let (before, behind) = (" contains names (", ") which cannot be expanded");
-    let parts = || {
+    let unknown_names = || {
         let (option, rest) = rest.split_once(before)?;
         let (names, rest) = rest.rsplit_once(behind)?;
         Some(
@@ -127,18 +130,19 @@ fn about_format_as_sent(program: &Program, words: &str) -> Option<MarkedText> {
                 .and(rest),
         )
     };
-    Some(told.then(&parts().unwrap_or_else(|| MarkedText::default().value(rest))))
+    Some(start.then(&unknown_names().unwrap_or_else(|| MarkedText::default().value(rest))))
 }
 
-/// Whether the value in a reason is one that the client sent as it is shown.
-fn shows_value_as_sent(program: &Program, words: &str) -> bool {
-    let shown = REASONS
+/// Returns whether the value in a reason is exactly one that the client sent, without an expansion.
+fn shows_client_value(program: &Program, detail: &str) -> bool {
+    let value = REASONS
         .iter()
-        .find_map(|(before, behind)| words.strip_prefix(before)?.strip_suffix(behind));
-    let sent = program.options.values().filter(|text| !text.contains('%'));
-    shown.is_some_and(|shown| {
-        sent.map(|text| text.trim())
-            .any(|text| shown == text || shown == repr(text) || shown == repr(&text.to_lowercase()))
+        .find_map(|(before, behind)| detail.strip_prefix(before)?.strip_suffix(behind));
+    let literals = program.options.values().filter(|text| !text.contains('%'));
+    value.is_some_and(|value| {
+        literals
+            .map(|text| text.trim())
+            .any(|text| value == text || value == repr(text) || value == repr(&text.to_lowercase()))
     })
 }
 
@@ -146,11 +150,11 @@ fn shows_value_as_sent(program: &Program, words: &str) -> bool {
 mod tests {
     use super::super::tests::program;
 
-    const OWN: &str = " in section 'program:ls~000001' (file: '/etc/conf.d/zz-x.conf')";
+    const GENERATED: &str = " in section 'program:ls~000001' (file: '/etc/conf.d/zz-x.conf')";
     const CLIENTS: &str = " in section 'program:ls' (file: '/s.conf')";
 
     #[test]
-    fn faults_speak_of_the_program_the_client_sent() {
+    fn faults_are_about_the_clients_program() {
         let program = program(&[
             ("command", "echo ;%(program_name)s %(nope)s %%(here)s"),
             ("environment", "A=%(nope)s"),
@@ -179,15 +183,16 @@ mod tests {
                 "Unexpected end of key/value pairs in value 'A'",
             ),
         ];
-        for (own, clients) in table {
-            let told = program.in_client_words(&format!("{own}{OWN}"), "ls~000001", "/s.conf");
-            assert_eq!(told.whole(), format!("{clients}{CLIENTS}"));
-            assert!(!told.without_values().contains("nope"), "{told:?}");
+        for (daemons, clients) in table {
+            let daemons = format!("{daemons}{GENERATED}");
+            let text = program.in_client_words(&daemons, "ls~000001", "/s.conf");
+            assert_eq!(text.whole(), format!("{clients}{CLIENTS}"));
+            assert!(!text.without_values().contains("nope"), "{text:?}");
         }
     }
 
     #[test]
-    fn faults_do_not_tell_the_daemons_environment() {
+    fn faults_do_not_reveal_the_daemons_environment() {
         let program = program(&[
             ("command", "cat '%(ENV_A)s"),
             ("user", "nosuch"),
@@ -195,7 +200,7 @@ mod tests {
         ]);
         let hidden = "command or startsecs is not valid with what the variables of supervisord's \
                       environment hold";
-        for (own, clients) in [
+        for (daemons, clients) in [
             ("Invalid user name nosuch", "Invalid user name nosuch"),
             ("Invalid user name nosuch2", hidden),
             ("invalid literal for int() with base 10: 'secret'", hidden),
@@ -206,16 +211,17 @@ mod tests {
             ),
             ("a reason of another release: secret", hidden),
         ] {
-            let told = program.in_client_words(&format!("{own}{OWN}"), "ls~000001", "/s.conf");
-            assert_eq!(told.whole(), format!("{clients}{CLIENTS}"));
+            let daemons = format!("{daemons}{GENERATED}");
+            let text = program.in_client_words(&daemons, "ls~000001", "/s.conf");
+            assert_eq!(text.whole(), format!("{clients}{CLIENTS}"));
         }
     }
 
     #[test]
-    fn other_faults_stay_as_they_are() {
+    fn faults_about_other_sections_are_unchanged() {
         let program = program(&[("command", "x")]);
         let text = "Invalid user name y in section 'program:y' (file: '/etc/conf.d/y.conf')";
-        let told = program.in_client_words(text, "ls~000001", "/s.conf");
-        assert_eq!(told.whole(), text);
+        let rewritten = program.in_client_words(text, "ls~000001", "/s.conf");
+        assert_eq!(rewritten.whole(), text);
     }
 }

@@ -1,33 +1,35 @@
-//! Formatting a value as Python's `%` does.
+//! Formats values as Python's `%` operator does.
 
 use super::template::Conversion;
 use crate::python::repr;
 
 impl Conversion {
-    /// What comes out for a name; `None` if Python would raise an error.
+    /// Formats a text. Returns `None` if Python would raise an exception.
     pub(super) fn format_text(&self, value: &str) -> Option<String> {
         let text = match self.kind {
             's' => value.to_owned(),
-            'r' | 'a' => repr(value), // the same for names, which are ASCII
+            'r' | 'a' => repr(value), // equal for ASCII texts, and names are ASCII
             'c' if value.chars().count() == 1 => return Some(self.padded("", value, false)),
             _ => return None,
         };
-        Some(self.padded("", &self.cut(&text), false))
+        Some(self.padded("", &self.truncated(&text), false))
     }
 
-    /// What comes out for an integer; `None` if Python would raise an error.
+    /// Formats an integer. Returns `None` if Python would raise an exception.
     pub(super) fn format_number(&self, value: i64) -> Option<String> {
         let size = value.unsigned_abs();
         let digits = match self.kind {
-            's' | 'r' | 'a' => return Some(self.padded("", &self.cut(&value.to_string()), false)),
+            's' | 'r' | 'a' => {
+                return Some(self.padded("", &self.truncated(&value.to_string()), false));
+            }
             'c' => {
                 let c = char::from_u32(value.try_into().ok()?)?;
                 return Some(self.padded("", c.encode_utf8(&mut [0; 4]), false));
             }
-            'd' | 'i' | 'u' => self.filled(size.to_string()),
-            'o' => self.filled(format!("{size:o}")),
-            'x' => self.filled(format!("{size:x}")),
-            'X' => self.filled(format!("{size:X}")),
+            'd' | 'i' | 'u' => self.zero_filled(size.to_string()),
+            'o' => self.zero_filled(format!("{size:o}")),
+            'x' => self.zero_filled(format!("{size:x}")),
+            'X' => self.zero_filled(format!("{size:X}")),
             'e' | 'f' | 'g' => self.float(size, self.kind),
             'E' | 'F' | 'G' => self
                 .float(size, self.kind.to_ascii_lowercase())
@@ -49,15 +51,15 @@ impl Conversion {
         Some(self.padded(&format!("{sign}{base}"), &digits, self.zero && !self.left))
     }
 
-    /// A precision cuts texts.
-    fn cut(&self, text: &str) -> String {
+    /// Truncates a text to the precision.
+    fn truncated(&self, text: &str) -> String {
         text.chars()
             .take(self.precision.unwrap_or(usize::MAX))
             .collect()
     }
 
-    /// A precision fills integers up.
-    fn filled(&self, digits: String) -> String {
+    /// Pads the digits of an integer with zeros to the precision.
+    fn zero_filled(&self, digits: String) -> String {
         format!("{digits:0>width$}", width = self.precision.unwrap_or(0))
     }
 
@@ -71,7 +73,7 @@ impl Conversion {
         }
     }
 
-    /// An integer without its sign, as `%e`, `%f` or `%g` writes it.
+    /// Formats the absolute value of an integer as `%e`, `%f` or `%g` does.
     fn float(&self, size: u64, kind: char) -> String {
         let precision = self.precision.unwrap_or(6);
         match kind {
@@ -90,7 +92,8 @@ impl Conversion {
         format!("{mantissa}{}e+{exponent:02}", self.point_if_none(&mantissa))
     }
 
-    /// The shorter of both forms, without the zeros at its end unless `#` asks for them.
+    /// Formats in fixed or scientific notation, as `%g` does. Trailing zeros are removed unless the flag
+    /// `#` is set.
     fn general(&self, size: u64, precision: usize) -> String {
         let (mantissa, exponent) = mantissa_and_exponent(size, precision - 1);
         let (body, tail) = if exponent < precision {
@@ -127,7 +130,7 @@ impl Conversion {
 }
 
 fn mantissa_and_exponent(size: u64, precision: usize) -> (String, usize) {
-    // Sizes stay below 2^53 (they come from 32-bit numbers), so nothing is lost.
+    // The numbers come from 32-bit options, so an f64 holds them exactly.
     let text = format!("{:.precision$e}", size as f64);
     match text.split_once('e') {
         Some((mantissa, exponent)) => (mantissa.to_owned(), exponent.parse().unwrap_or(0)),

@@ -1,19 +1,19 @@
-//! Values that the daemon's parser reads back whole.
+//! Escapes values so that the daemon's parser reads them back unchanged.
 //!
 //! The parser (`configparser` under `supervisor/options.py`, `UnhosedConfigParser`) cuts a value at
-//! `;` or `#` after white space, strips each of its lines and joins them. All this comes before the
-//! value is expanded, so a conversion that expands to nothing can stand where a character must not
-//! be seen.
+//! `;` or `#` after white space, strips each of its lines and joins them. It does so before the value
+//! is expanded. A conversion that expands to an empty text therefore hides the character behind it from
+//! the parser.
 
 use super::template::Piece;
 use crate::python::is_space;
 
-/// Expands to nothing, in the sections of groups as well as of programs, and is not what
-/// `expand_here` looks for.
+/// Expands to an empty text in the sections of groups and programs. `expand_here` in
+/// `supervisor/options.py` does not replace it, because it only replaces `%(here)s`.
 const GUARD: &str = "%(here).0s";
 
-/// Writes pieces out, with a guard wherever the parser would cut, strip or join.
-pub(super) fn guarded(pieces: &[Piece]) -> String {
+/// Renders pieces, with a [`GUARD`] wherever the parser would cut, strip or join.
+pub(super) fn escape(pieces: &[Piece]) -> String {
     let mut out = String::new();
     let mut last = Last::LineStart;
     for piece in pieces {
@@ -24,7 +24,7 @@ pub(super) fn guarded(pieces: &[Piece]) -> String {
                 }
             }
             Piece::Conversion(conversion) => {
-                out.push_str(&conversion.written());
+                out.push_str(&conversion.render());
                 last = Last::Other;
             }
         }
@@ -35,10 +35,10 @@ pub(super) fn guarded(pieces: &[Piece]) -> String {
     out
 }
 
-/// What was written last, as far as it matters for what comes next.
+/// The last character of the output, as far as the parser cares.
 #[derive(Clone, Copy)]
 enum Last {
-    /// Nothing on this line.
+    /// The line is empty so far.
     LineStart,
     Space,
     Percent,
@@ -46,14 +46,14 @@ enum Last {
 }
 
 fn push_char(out: &mut String, last: Last, c: char) -> Last {
-    let hidden = match last {
+    let needs_guard = match last {
         Last::LineStart => is_space(c) || matches!(c, ';' | '#' | '['),
         Last::Space => matches!(c, ';' | '#' | '[' | '\n'),
-        // Or else `%%(here)s` would hold `%(here)s`, which `expand_here` replaces.
+        // `expand_here` would replace the `%(here)s` in `%%(here)s`.
         Last::Percent => c == '(',
         Last::Other => false,
     };
-    if hidden {
+    if needs_guard {
         out.push_str(GUARD);
     }
     out.push(c);
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guards_stand_where_the_parser_would_not_see_the_value_whole() {
+    fn guards_are_where_the_parser_would_change_the_value() {
         let table = [
             ("", ""),
             ("/bin/cat", "/bin/cat"),
@@ -93,8 +93,8 @@ mod tests {
             (" %(ENV_A)s ;", "| %(ENV_A)s |;"),
         ];
         for (text, expected) in table {
-            let written = guarded(&Template::parse(text).unwrap().0);
-            assert_eq!(written.replace(GUARD, "|"), expected, "{text:?}");
+            let escaped = escape(&Template::parse(text).unwrap().0);
+            assert_eq!(escaped.replace(GUARD, "|"), expected, "{text:?}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Numbers and log files that the daemon takes and cannot cope with.
+//! Limits on numbers and log files: the daemon accepts values that later crash it or corrupt its
+//! replies.
 
 use std::path::{Component, Path};
 
@@ -6,19 +7,19 @@ use super::template::{Piece, Template};
 use super::{Program, Refusal};
 use crate::python::{Int, byte_size, int, is_space};
 
-/// A rollover looks for every backup by name while the daemon does nothing else: 5 ms for each
-/// thousand.
+/// The largest number of log backups. At a rollover the daemon looks for every backup by name, which
+/// blocks it for 5 ms per thousand.
 const MAX_BACKUPS: i64 = 10_000;
 
-/// Checks numbers and logs.
+/// Checks the numbers and log files of a program.
 pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     check_numbers(program)?;
     check_log(program, "stdout")?;
     check_log(program, "stderr")
 }
 
-/// Checks numbers that the daemon shows in its replies, which have 32 bits for them: with a larger
-/// one `getAllConfigInfo` fails, and with a far larger `startsecs` the daemon ends.
+/// Checks the numbers that the daemon lists in its replies. XML-RPC integers have 32 bits, so with a
+/// larger one `getAllConfigInfo` fails. A far larger `startsecs` ends the daemon.
 fn check_numbers(program: &Program) -> Result<(), Refusal> {
     let max = i32::MAX.into();
     for option in [
@@ -61,20 +62,20 @@ fn check_number(
                     "has to be written with the digits 0 to 9",
                 ));
             }
-            Some(Int::Invalid) => {} // for the daemon to refuse
+            Some(Int::Invalid) => {} // the daemon refuses it
             None => check_lone_conversion(option, text)?,
         }
     }
     Ok(())
 }
 
-/// A number that only the daemon knows is its own business; one that is put together from such and
-/// other digits may be of any size.
+/// Checks a number that only the daemon can expand. A single conversion is accepted: its value is the
+/// daemon's own. A conversion among other digits is refused, because the number may become too large.
 fn check_lone_conversion(option: &str, text: &str) -> Result<(), Refusal> {
     let Ok(template) = Template::parse(text) else {
-        return Ok(()); // has been refused
+        return Ok(()); // `expansion::check` has refused it
     };
-    let lone = template.conversions().count() == 1
+    let is_lone = template.conversions().count() == 1
         && template.0.iter().all(|piece| match piece {
             Piece::Text(text) => {
                 matches!(
@@ -84,7 +85,7 @@ fn check_lone_conversion(option: &str, text: &str) -> Result<(), Refusal> {
             }
             Piece::Conversion(_) => true,
         });
-    if lone {
+    if is_lone {
         Ok(())
     } else {
         Err(Refusal::option(
@@ -94,8 +95,8 @@ fn check_lone_conversion(option: &str, text: &str) -> Result<(), Refusal> {
     }
 }
 
-/// Checks a log that goes to a device or pipe. Where the daemon cannot ask for a position in it,
-/// the rollover raises an error, which ends the daemon if a process has just ended
+/// Refuses a log that is written to a device or pipe and rotates. Such a file is not seekable, so the
+/// rollover raises an exception, which ends the daemon if a process has just exited
 /// (`supervisor/loggers.py`, `doRollover`).
 fn check_log(program: &Program, channel: &str) -> Result<(), Refusal> {
     let option = format!("{channel}_logfile");
@@ -128,17 +129,17 @@ pub(super) fn log_files(program: &Program) -> Vec<(String, String)> {
     files
 }
 
-/// Whether a log of the size that this option gives begins anew at some point, as one does by
-/// default.
+/// Returns whether a log rotates, given the option with its maximum size. It does by default.
 fn rotates(program: &Program, size: &str, number: i64) -> bool {
     match (program.text(size), program.expanded(size, number)) {
         (None, _) => true,
-        (Some(_), None) => false, // only the daemon can tell
+        (Some(_), None) => false, // only the daemon can expand it
         (Some(_), Some(text)) => matches!(byte_size(&text), Int::Value(1..) | Int::Huge),
     }
 }
 
-/// The daemon ignores the other channel's file when both are one.
+/// Returns whether the daemon writes the log of a channel. With `redirect_stderr` it ignores
+/// `stderr_logfile`.
 fn logs(program: &Program, channel: &str) -> bool {
     let redirected = program
         .expanded("redirect_stderr", 0)
@@ -146,7 +147,7 @@ fn logs(program: &Program, channel: &str) -> bool {
     channel == "stdout" || !redirected
 }
 
-/// Whether a path looks like one of a terminal or of the daemon's own output.
+/// Returns whether a path looks like that of a terminal or of the daemon's own output.
 fn is_special(path: &str) -> bool {
     let mut parts = Path::new(path).components().map(Component::as_os_str);
     let mut next = || {
@@ -162,7 +163,7 @@ fn is_special(path: &str) -> bool {
     }
 }
 
-/// The numbers of processes for which `text` may come out differently.
+/// Returns the numbers of the processes for which `text` may expand differently.
 fn distinct_processes(program: &Program, text: &str) -> impl Iterator<Item = i64> + use<> {
     let varies = text.contains("process_num");
     program
@@ -175,7 +176,7 @@ mod tests {
     use super::super::tests::{parse, with_command};
 
     #[test]
-    fn numbers_that_replies_cannot_show_are_refused() {
+    fn numbers_beyond_the_limits_are_refused() {
         for (option, text) in [
             ("priority", "2147483648"),
             ("startsecs", "-2147483649"),
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn logs_to_devices_must_not_rotate() {
+    fn rotating_logs_to_devices_are_refused() {
         for path in [
             "/dev/stdout",
             "//dev/./fd/1",
@@ -219,8 +220,8 @@ mod tests {
         ] {
             assert!(with_command("stdout_logfile", path).is_err(), "{path}");
             let size = "stdout_logfile_maxbytes";
-            let still = [("command", "x"), ("stdout_logfile", path), (size, " 0 ")];
-            assert!(parse(&still).is_ok());
+            let without_rotation = [("command", "x"), ("stdout_logfile", path), (size, " 0 ")];
+            assert!(parse(&without_rotation).is_ok());
         }
         for path in [
             "/dev/null",

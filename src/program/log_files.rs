@@ -1,7 +1,7 @@
-//! Log files that the daemon would wait for when it opens them, and serve nobody meanwhile.
+//! Refuses log files on which the daemon would block when it opens them.
 //!
-//! Only what is there for the proxy can be judged: another container may have something else, and the
-//! daemon's own output (`/dev/stdout`, `/dev/fd/N`) is its own business.
+//! The proxy judges the files that it sees; the daemon's container may have other files at the same
+//! paths. It accepts the daemon's own output (`/dev/stdout`, `/dev/fd/N`).
 
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -15,12 +15,12 @@ use crate::fault::{INCORRECT_PARAMETERS, fault};
 use crate::python::repr;
 use crate::xmlrpc::Fault;
 
-/// As many links as Linux follows (path_resolution(7)).
+/// The number of symbolic links that Linux follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
-/// A file system that does not answer says nothing.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Below these, what a name means depends on who asks.
-const OF_EACH_PROCESS: [&str; 5] = [
+/// How long to wait for a file system. A program is accepted if the file system does not answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Paths below these mean another file in each process.
+const PER_PROCESS: [&str; 5] = [
     "/proc",
     "/dev/fd",
     "/dev/stdin",
@@ -28,61 +28,65 @@ const OF_EACH_PROCESS: [&str; 5] = [
     "/dev/stderr",
 ];
 
-/// Refuses a program that logs to something that the daemon would wait for.
+/// Refuses a program with a log file on which the daemon would block.
+///
+/// # Errors
+/// The fault `INCORRECT_PARAMETERS` with the option and the reason.
 pub(crate) async fn check(program: &Program) -> Result<(), Fault> {
     let files = program.log_files();
     let is_path = |path: &str| path.starts_with('/');
     if !files.iter().any(|(_, path)| is_path(path)) {
         return Ok(());
     }
-    let look = tokio::task::spawn_blocking(move || {
+    let search = tokio::task::spawn_blocking(move || {
         files.into_iter().find_map(|(option, path)| {
             let reason = obstacle(Path::new(&path)).filter(|_| is_path(&path))?;
             Some(format!("option {}: {reason}", repr(&option)))
         })
     });
-    match tokio::time::timeout(PATIENCE, look).await {
+    match tokio::time::timeout(TIMEOUT, search).await {
         Ok(Ok(Some(reason))) => Err(fault(INCORRECT_PARAMETERS, reason)),
         _ => Ok(()),
     }
 }
 
-/// Why the daemon must not open a file, if it must not.
+/// Follows the symbolic links of `path`. Returns why the daemon must not open the file, or `None` if it
+/// may.
 fn obstacle(path: &Path) -> Option<&'static str> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
-        if OF_EACH_PROCESS.iter().any(|own| path.starts_with(own)) {
+        if PER_PROCESS.iter().any(|prefix| path.starts_with(prefix)) {
             return None;
         }
-        let found = path.symlink_metadata().ok()?;
-        if !found.is_symlink() {
-            return obstacle_of(&found);
+        let metadata = path.symlink_metadata().ok()?;
+        if !metadata.is_symlink() {
+            return obstacle_of(&metadata);
         }
-        path = next(&path)?;
+        path = link_target(&path)?;
     }
     None
 }
 
-/// Where a link leads.
-fn next(link: &Path) -> Option<PathBuf> {
+fn link_target(link: &Path) -> Option<PathBuf> {
     Some(link.parent()?.join(std::fs::read_link(link).ok()?))
 }
 
-fn obstacle_of(found: &Metadata) -> Option<&'static str> {
-    let kind = found.file_type();
+fn obstacle_of(metadata: &Metadata) -> Option<&'static str> {
+    let kind = metadata.file_type();
     if kind.is_fifo() {
         Some("is a FIFO, which keeps supervisord waiting until somebody reads from it")
     } else if kind.is_block_device() {
         Some("is a block device, not a log file")
-    } else if kind.is_char_device() && !answers_at_once(found.rdev()) {
+    } else if kind.is_char_device() && !opens_at_once(metadata.rdev()) {
         Some("is a device that may keep supervisord waiting")
     } else {
         None
     }
 }
 
-/// Memory devices such as `/dev/null`, consoles and pseudo terminals (the kernel's `devices.txt`).
-fn answers_at_once(device: u64) -> bool {
+/// Returns whether the character device is a memory device such as `/dev/null`, a console or a pseudo
+/// terminal (the kernel's `devices.txt`).
+fn opens_at_once(device: u64) -> bool {
     match major(device) {
         1 | 5 | 136..=143 => true,
         4 => minor(device) < 64,
@@ -99,15 +103,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_waited_for_is_refused() {
+    fn only_files_that_block_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let place = |name: &str| dir.path().join(name);
-        std::fs::write(place("file"), "").unwrap();
-        nix::unistd::mkfifo(&place("fifo"), Mode::S_IRWXU).unwrap();
-        symlink("fifo", place("link")).unwrap();
-        symlink(place("link"), place("link-to-link")).unwrap();
-        symlink("/dev/stdout", place("stdout")).unwrap();
-        symlink("round", place("round")).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "").unwrap();
+        nix::unistd::mkfifo(&path("fifo"), Mode::S_IRWXU).unwrap();
+        symlink("fifo", path("link")).unwrap();
+        symlink(path("link"), path("link-to-link")).unwrap();
+        symlink("/dev/stdout", path("stdout")).unwrap();
+        symlink("loop", path("loop")).unwrap();
         for (name, refused) in [
             ("file", false),
             ("missing", false),
@@ -115,9 +119,9 @@ mod tests {
             ("link", true),
             ("link-to-link", true),
             ("stdout", false),
-            ("round", false),
+            ("loop", false),
         ] {
-            assert_eq!(obstacle(&place(name)).is_some(), refused, "{name}");
+            assert_eq!(obstacle(&path(name)).is_some(), refused, "{name}");
         }
         for path in ["/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/2"] {
             assert_eq!(obstacle(Path::new(path)), None, "{path}");
@@ -125,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_that_answer_at_once_are_known_by_their_numbers() {
+    fn devices_that_open_at_once_are_recognized_by_their_numbers() {
         for (device, at_once) in [
             ((1, 3), true),
             ((5, 1), true),
@@ -134,7 +138,7 @@ mod tests {
             ((10, 1), false),
         ] {
             assert_eq!(
-                answers_at_once(makedev(device.0, device.1)),
+                opens_at_once(makedev(device.0, device.1)),
                 at_once,
                 "{device:?}"
             );

@@ -1,10 +1,10 @@
-//! The programs that clients add: checked as they come in, and written as sections that the daemon
-//! reads back whole.
+//! Program definitions: parsing a client's options, checking them, and rendering them as a
+//! `[program:x]` section that the daemon's parser reads back unchanged.
 //!
-//! The generated section bears a made-up name and stands in an included file, but means what
-//! `[program:NAME]` in the main file would mean. What would end or wedge the daemon, or break its
-//! replies, is refused; all else the daemon judges, and its words are put into the client's terms.
-//! Pure: knows nothing of files, HTTP or calls.
+//! A generated section has a generated name and is in an included file, but has the effect of
+//! `[program:NAME]` in the daemon's main file. This module refuses options that would crash or block
+//! the daemon, or corrupt its replies. The daemon judges everything else, and `fault` rewrites its
+//! fault texts for the client. Except for `log_files`, the module does no I/O.
 
 mod check;
 mod configured;
@@ -29,42 +29,43 @@ use thiserror::Error;
 
 use crate::xmlrpc::Value;
 
-pub use configured::{FromFiles, SEPARATOR, UNSHOWN, carried};
+pub use configured::{FromFiles, SEPARATOR, UNLISTED};
 pub use name::{Name, NameError};
-pub use process_names::Configured;
+pub use process_names::ConfiguredProgram;
 pub use section::render_group;
 
 use crate::marked_text::MarkedText;
 use crate::python::{int, repr, strip};
 use crate::words::nearest;
-use guard::guarded;
-use options::{KNOWN_OPTIONS, Options, Reading};
-use template::{Known, Piece, Template};
+use guard::escape;
+use options::{Expansion, KNOWN_OPTIONS, Options};
+use template::{KnownValues, Piece, Template};
 
-/// More processes in one program are refused. A thousand take the daemon half a second to list,
-/// and it serves nobody meanwhile.
+/// The largest `numprocs` of one program. The daemon takes half a second to list a thousand processes,
+/// and answers no other call meanwhile.
 pub const MAX_NUMPROCS: u32 = 1000;
 
-/// What the daemon takes for a missing `process_name` and `priority`.
+/// The daemon's defaults for `process_name` and `priority`.
 const DEFAULT_PROCESS_NAME: &str = "%(program_name)s";
 const DEFAULT_PRIORITY: i64 = 999;
-/// What the daemon takes for a missing `startsecs`, in seconds.
+/// The daemon's default for `startsecs`, in seconds.
 pub const DEFAULT_STARTSECS: i64 = 1;
-/// The same for `stopwaitsecs`.
+/// The daemon's default for `stopwaitsecs`, in seconds.
 pub const DEFAULT_STOPWAITSECS: i64 = 10;
 
-/// The value of an option as it has to stand in a file for the daemon to read it back whole.
+/// Escapes the value of an option so that the daemon's parser reads it back unchanged from a
+/// configuration file. Conversions such as `%(here)s` stay conversions.
 pub fn value_in_file(value: &str) -> String {
-    let written = match Template::parse(value) {
-        Ok(template) => guarded(&template.0),
-        // Nobody expands it.
-        Err(_) => guarded(&[Piece::Text(value.to_owned())]),
+    let escaped = match Template::parse(value) {
+        Ok(template) => escape(&template.0),
+        // The daemon expands no option whose format is invalid, so the text is escaped literally.
+        Err(_) => escape(&[Piece::Text(value.to_owned())]),
     };
-    // Without the indent, the parser would take further lines for options and sections.
-    written.replace('\n', "\n ")
+    // The parser reads a line without an indent as a new option or section.
+    escaped.replace('\n', "\n ")
 }
 
-/// A program of a group, as a client described it.
+/// The definition of a program in a group, from a client's call or from the user's files.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct Program {
@@ -74,42 +75,42 @@ pub struct Program {
     numprocs: u32,
     numprocs_start: i64,
     calls_proxy: bool,
-    /// How many processes its own are told of, where it is a part of a program.
+    /// The value of `%(numprocs)d`, if this is a part of a larger program.
     total: Option<u32>,
     from_files: Option<FromFiles>,
 }
 
-/// Why a program is not taken: the text that belongs behind `INCORRECT_PARAMETERS: `, in the
-/// daemon's words where it has some. It is displayed without values.
+/// Why a program is refused: the fault text behind `INCORRECT_PARAMETERS: `, in the daemon's wording
+/// where the daemon has one. `Display` leaves the values out.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{}", .0.without_values())]
 pub struct ProgramError(MarkedText);
 
 impl ProgramError {
-    /// The text with its values marked.
+    /// Returns the text with its values marked.
     pub fn into_marked_text(self) -> MarkedText {
         self.0
     }
 }
 
-/// Which processes of a program a section carries.
+/// The processes of a program that a section defines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All of them, in a group of the name that the client knows.
+    /// All processes, in the group that the client named.
     All,
-    /// All of them, in a group of another name.
+    /// All processes, in a real group of another name.
     Placed,
-    /// The one with this index, counted from 0, in a group of another name.
+    /// The process with this index, counted from 0, in a real group of another name.
     One(u32),
 }
 
-/// A [`Program`] as it is kept; reading it back checks it again.
+/// A [`Program`] as it is serialized. Deserialization checks the program again.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     group: String,
     name: String,
     options: Options,
-    /// Not there in what version 0.1.0 kept, whose processes call the daemon.
+    /// Version 0.1.0 wrote no such member: the processes of its programs call the daemon.
     #[serde(default)]
     calls_proxy: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,21 +119,22 @@ struct Stored {
     from_files: Option<FromFiles>,
 }
 
-/// Why a program is not taken, before the daemon's ending is put to the text.
+/// Why a program is refused, before ` in section 'program:x' (file: 'f')` is appended.
 #[derive(Debug)]
 enum Refusal {
-    /// In the daemon's words, to which it adds section and file.
-    Daemons(MarkedText),
-    /// In ours.
-    Ours(MarkedText),
+    /// The daemon's wording, to which the daemon appends section and file.
+    Daemon(MarkedText),
+    /// The proxy's wording, which has no such suffix.
+    Proxy(MarkedText),
 }
 
 impl Program {
-    /// Reads what a client sent. `options` has to be a struct with the options of a `[program:x]`
-    /// section; `main_file` is the daemon's configuration file, for the error text alone.
+    /// Parses a program from a client's call. `options` has to be a struct with the options of a
+    /// `[program:x]` section. `main_file` is the path of the daemon's configuration file, which only
+    /// appears in the error text.
     ///
     /// # Errors
-    /// When the daemon would refuse the program, or be harmed by it.
+    /// If the daemon would refuse the program, or if the program would harm the daemon.
     pub fn parse(
         group: &Name,
         name: &str,
@@ -149,7 +151,7 @@ impl Program {
     }
 
     fn from_options(group: Name, name: &str, options: Options) -> Result<Self, Refusal> {
-        let name = Name::parse(name).map_err(|error| Refusal::Daemons(error.into()))?;
+        let name = Name::parse(name).map_err(|error| Refusal::Daemon(error.into()))?;
         let program = Self {
             numprocs: check::numprocs(&options)?,
             numprocs_start: check::numprocs_start(&options)?,
@@ -164,71 +166,74 @@ impl Program {
         Ok(program)
     }
 
-    /// The name of the program.
+    /// Returns the name of the program.
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
 
-    /// The value of an option as the client sent it.
+    /// Returns the value of an option as the client sent it.
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.get(name).map(String::as_str)
     }
 
-    /// The options that the daemon ignores and that were most likely meant for others, with those.
+    /// Returns the options that the daemon does not know and that resemble one that it knows, as pairs
+    /// of the option and the known option.
     pub fn misspelt_options(&self) -> impl Iterator<Item = (&str, &'static str)> {
-        let given = self.options.keys().map(String::as_str);
-        given
-            .filter(|option| Reading::of(option) == Reading::Ignored)
+        let options = self.options.keys().map(String::as_str);
+        options
+            .filter(|option| Expansion::of(option) == Expansion::Ignored)
             .filter_map(|option| {
                 let known = KNOWN_OPTIONS.iter().map(|(name, _)| *name);
                 Some((option, nearest(option, known)?))
             })
     }
 
-    /// The name of the group it belongs to.
+    /// Returns the name of the group that the program belongs to.
     pub fn group(&self) -> &str {
         self.group.as_str()
     }
 
-    /// How many processes it has, at least 1.
+    /// Returns the number of processes, from 1 to [`MAX_NUMPROCS`].
     pub fn numprocs(&self) -> u32 {
         self.numprocs
     }
 
-    /// The names of its processes in the order of [`Scope::One`], all different. `None` when only
-    /// the daemon can tell, because `process_name` takes in its environment or host name.
+    /// Returns the distinct names of the processes in the order of [`Scope::One`], or `None` if
+    /// `process_name` uses the daemon's environment or host name, which only the daemon can expand.
     pub fn process_names(&self) -> Option<Vec<String>> {
         self.process_nums()
             .map(|number| self.expanded("process_name", number))
             .collect()
     }
 
-    /// Checks names that the daemon gave, where [`Program::process_names`] knows none.
+    /// Checks the process names that the daemon has expanded, for a program whose
+    /// [`Program::process_names`] returns `None`.
     ///
     /// # Errors
-    /// When two are the same, or the daemon would refuse one.
+    /// If two names are equal, or if the daemon would refuse one.
     pub fn check_process_names(&self, names: &[String]) -> Result<(), ProgramError> {
         process_names::check_all(names).map_err(|refusal| refusal.into_error(self.name(), ""))
     }
 
-    /// The files that its processes log to, and the option of each, as far as they are known.
+    /// Returns the log files of the processes as pairs of option and path. Paths that only the daemon
+    /// can expand are left out.
     pub fn log_files(&self) -> Vec<(String, String)> {
         limits::log_files(self)
     }
 
-    /// Its priority; 999 when none is given or only the daemon can tell.
+    /// Returns the priority: 999 if the option is missing or only the daemon can expand it.
     pub fn priority(&self) -> i64 {
         self.number("priority").unwrap_or(DEFAULT_PRIORITY)
     }
 
-    /// How many seconds a process must stay up to count as started; 1 when none are given or only
-    /// the daemon can tell.
+    /// Returns how many seconds a process must run before the daemon considers it started: 1 if the
+    /// option is missing or only the daemon can expand it.
     pub fn startsecs(&self) -> i64 {
         self.number("startsecs").unwrap_or(DEFAULT_STARTSECS)
     }
 
-    /// How many seconds a process has to stop before it is killed; 10 when none are given or only
-    /// the daemon can tell.
+    /// Returns how many seconds a process has to stop before the daemon kills it: 10 if the option is
+    /// missing or only the daemon can expand it.
     pub fn stopwaitsecs(&self) -> i64 {
         self.number("stopwaitsecs").unwrap_or(DEFAULT_STOPWAITSECS)
     }
@@ -237,15 +242,16 @@ impl Program {
         int(&self.expanded(option, 0)?).value()
     }
 
-    /// Whether the daemon starts it as soon as it is added; also where only the daemon can tell
-    /// (`supervisor/datatypes.py`, `boolean`).
+    /// Returns whether the daemon starts the processes when their group is added. It also returns
+    /// `true` if only the daemon can expand the option (`supervisor/datatypes.py`, `boolean`).
     pub fn autostarts(&self) -> bool {
         let text = self.expanded("autostart", 0).unwrap_or_default();
         !matches!(text.to_lowercase().as_str(), "no" | "false" | "off" | "0")
     }
 
-    /// Whether the daemon starts it again after it has exited with this status; none where only the
-    /// daemon can tell (`supervisor/datatypes.py`, `auto_restart` and `list_of_exitcodes`).
+    /// Returns whether the daemon restarts a process that exited with `exitstatus`, or `None` if only
+    /// the daemon can expand the options (`supervisor/datatypes.py`, `auto_restart` and
+    /// `list_of_exitcodes`).
     pub fn restarts(&self, exitstatus: i64) -> Option<bool> {
         let text = |option, default: &str| {
             if self.options.contains_key(option) {
@@ -265,34 +271,34 @@ impl Program {
         }
     }
 
-    /// The same program, whose placed processes are told to call the proxy where its options do not
-    /// say otherwise. What was added without stays so: the daemon compares.
+    /// Returns the program with `SUPERVISOR_SERVER_URL` of its placed processes pointing to the proxy,
+    /// unless its options set `serverurl`. A program that was added without this keeps calling the
+    /// daemon, because the daemon compares sections to find changed groups.
     #[must_use]
     pub fn calling_proxy(self) -> Self {
-        let calls_proxy = !self.says_serverurl();
+        let calls_proxy = !self.sets_serverurl();
         Self {
             calls_proxy,
             ..self
         }
     }
 
-    /// Whether its options say where its processes call supervisord, and not only that the daemon is
-    /// to find out (`supervisor/options.py`, `processes_from_section`).
-    pub fn says_serverurl(&self) -> bool {
-        const FIND_OUT: &str = "AUTO";
-        let is_auto = |text: String| strip(&text).to_uppercase() == FIND_OUT;
+    /// Returns whether the options set `serverurl` to something other than `AUTO`, for which the
+    /// daemon inserts its own address (`supervisor/options.py`, `processes_from_section`).
+    pub fn sets_serverurl(&self) -> bool {
+        let is_auto = |text: String| strip(&text).to_uppercase() == "AUTO";
         self.options.contains_key("serverurl")
             && !self.expanded("serverurl", 0).is_some_and(is_auto)
     }
 
-    /// Turns the text of a fault that the daemon found in the generated `section` into the one it
-    /// would have given for the client's program in `main_file`.
+    /// Rewrites the daemon's fault text about the generated `section` to the text that the daemon
+    /// would return for the client's program in `main_file`.
     pub fn in_client_words(&self, text: &str, section: &str, main_file: &str) -> MarkedText {
         fault::in_client_words(self, text, section, main_file)
     }
 
-    /// The text of an option that the daemon expands, which strips that of `process_name` before
-    /// it looks at it and has one of its own for it.
+    /// Returns the text that the daemon expands for an option. The daemon strips `process_name`, and
+    /// has a default for it.
     fn text(&self, option: &str) -> Option<&str> {
         let text = self.options.get(option).map(String::as_str);
         match option {
@@ -305,10 +311,10 @@ impl Program {
         self.numprocs_start..self.numprocs_start + i64::from(self.numprocs)
     }
 
-    /// The values that are known to an option that is read in this way.
-    fn known(&self, reading: Reading, process_num: Option<i64>) -> Known<'_> {
-        let per_process = matches!(reading, Reading::PerProcess | Reading::Twice);
-        Known {
+    /// Returns the values that an option of this kind can use and that the proxy knows.
+    fn known_values(&self, expansion: Expansion, process_num: Option<i64>) -> KnownValues<'_> {
+        let per_process = matches!(expansion, Expansion::PerProcess | Expansion::Twice);
+        KnownValues {
             program_name: self.name(),
             group_name: self.group(),
             numprocs: per_process.then_some(i64::from(self.total())),
@@ -316,47 +322,49 @@ impl Program {
         }
     }
 
-    /// What comes out for an option of one process; `None` if the option is not there or only the
-    /// daemon can tell.
+    /// Expands an option for one process. Returns `None` if the option is missing or only the daemon
+    /// can expand it.
     fn expanded(&self, option: &str, process_num: i64) -> Option<String> {
-        let reading = Reading::of(option);
-        let known = self.known(reading, Some(process_num));
+        let expansion = Expansion::of(option);
+        let known = self.known_values(expansion, Some(process_num));
         let expand = |text: &str| Template::parse(text).ok()?.resolved(&known).text();
         let text = expand(self.text(option)?)?;
-        match reading {
-            Reading::Twice => expand(&text),
+        match expansion {
+            Expansion::Twice => expand(&text),
             _ => Some(text),
         }
     }
 }
 
 impl Refusal {
-    /// Ours, about one option. Leaves its value out: it may be a secret. So may be what stands in the
-    /// place of an option.
+    /// Refuses one option in the proxy's wording, without the option's value, which may be a secret.
+    /// The name of an unknown option is marked as a value too: a client may have put a secret there by
+    /// mistake.
     fn option(option: &str, reason: impl Into<MarkedText>) -> Self {
-        let told = MarkedText::from("option ");
-        let told = match Reading::of(option) {
-            Reading::Ignored => told.value(repr(option)),
-            _ => told.and(repr(option)),
+        let text = MarkedText::from("option ");
+        let text = match Expansion::of(option) {
+            Expansion::Ignored => text.value(repr(option)),
+            _ => text.and(repr(option)),
         };
-        Self::Ours(told.and(": ").then(&reason.into()))
+        Self::Proxy(text.and(": ").then(&reason.into()))
     }
 
-    /// The daemon ends its texts so in `supervisor/options.py`, `processes_from_section`.
     fn into_error(self, name: &str, main_file: &str) -> ProgramError {
         ProgramError(match self {
-            Self::Daemons(told) => told.unlogged(daemons_ending(name, main_file)),
-            Self::Ours(told) => told,
+            Self::Daemon(text) => text.unlogged(section_and_file(name, main_file)),
+            Self::Proxy(text) => text,
         })
     }
 }
 
-fn daemons_ending(name: &str, main_file: &str) -> String {
+/// Returns the suffix that the daemon appends to its fault texts (`supervisor/options.py`,
+/// `processes_from_section`).
+fn section_and_file(name: &str, main_file: &str) -> String {
     let section = repr(&format!("program:{name}"));
     format!(" in section {section} (file: {})", repr(main_file))
 }
 
-/// Leaves the values of options out: they may be secrets.
+/// Leaves out the values of the options, which may be secrets.
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Program")
@@ -416,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_hold_our_words_whole_and_no_value() {
+    fn refusals_are_logged_without_values() {
         let secret = "s3cret";
         let long = secret.repeat(50_000);
         let table: &[(&[(&str, &str)], &str)] = &[
@@ -476,21 +484,21 @@ mod tests {
     }
 
     #[test]
-    fn options_that_are_misspelt_are_found() {
-        let given = [
+    fn misspelt_options_are_found() {
+        let options = [
             ("command", "/bin/cat"),
             ("AutoStrat", "false"),
             ("stdout_logfil", "NONE"),
             ("autorestart", "true"),
             ("colour", "red"),
         ];
-        let program = parse(&given).unwrap();
-        let found: Vec<_> = program.misspelt_options().collect();
+        let program = parse(&options).unwrap();
+        let misspelt: Vec<_> = program.misspelt_options().collect();
         let expected = [
             ("autostrat", "autostart"),
             ("stdout_logfil", "stdout_logfile"),
         ];
-        assert_eq!(found, expected);
+        assert_eq!(misspelt, expected);
     }
 
     pub(super) fn with_command(option: &str, text: &str) -> Result<(), String> {
@@ -502,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_named_beforehand_where_that_is_possible() {
+    fn process_names_are_known_unless_only_the_daemon_can_expand_them() {
         let table: [(&str, Option<&[&str]>); 6] = [
             ("%(program_name)s", None), // needs process_num
             ("p%(process_num)02d", Some(&["p07", "p08"])),
@@ -532,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn priorities_are_known_or_the_default() {
+    fn an_unknown_priority_is_the_default() {
         let priority = |text| program(&[("command", "x"), ("priority", text)]).priority();
         assert_eq!(program(&[("command", "x")]).priority(), 999);
         assert_eq!(priority(" -5 "), -5);
@@ -541,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_to_start_is_known_or_the_default() {
+    fn an_unknown_startsecs_is_the_default() {
         let startsecs = |text| program(&[("command", "x"), ("startsecs", text)]).startsecs();
         assert_eq!(program(&[("command", "x")]).startsecs(), 1);
         assert_eq!(startsecs("0"), 0);
@@ -549,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_the_users_files_are_named_in_the_daemons_order() {
+    fn names_of_configured_processes_are_in_the_daemons_order() {
         let table: [(Option<&str>, Range<i64>, &[&str]); 6] = [
             (None, 0..1, &["p"]),
             (Some(" %(group_name)s-%(program_name)s "), 0..1, &["g-p"]),
@@ -560,7 +568,7 @@ mod tests {
         ];
         let lookup = |name: &str| (name == "ENV_A").then(|| "a".to_owned());
         for (process_name, numbers, expected) in table {
-            let configured = Configured {
+            let configured = ConfiguredProgram {
                 name: "p",
                 group: "g",
                 process_name,
@@ -575,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_start_by_themselves_unless_they_say_otherwise() {
+    fn programs_autostart_unless_autostart_is_false() {
         let starts = |text| program(&[("command", "x"), ("autostart", text)]).autostarts();
         assert!(program(&[("command", "x")]).autostarts());
         for text in ["true", "1", "ON", "%(ENV_A)s"] {
@@ -587,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_start_again_as_they_say() {
+    fn restarts_follow_autorestart_and_exitcodes() {
         let restarts = |options: &[(&str, &str)], status| {
             program(&[&[("command", "x")], options].concat()).restarts(status)
         };
@@ -609,23 +617,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_comes_back_and_is_checked_again() {
+    fn a_serialized_program_is_checked_when_it_is_read_back() {
         let program = program(&[("command", " a ;b %(here)s"), ("priority", "5")]);
-        let kept = serde_json::to_string(&program).unwrap();
-        assert_eq!(serde_json::from_str::<Program>(&kept).unwrap(), program);
-        let broken = kept.replace("\"command\"", "\"commando\"");
+        let json = serde_json::to_string(&program).unwrap();
+        assert_eq!(serde_json::from_str::<Program>(&json).unwrap(), program);
+        let broken = json.replace("\"command\"", "\"commando\"");
         assert!(serde_json::from_str::<Program>(&broken).is_err());
-        let smuggled = kept.replace("\"priority\"", "\"x\\n[program:y]\"");
+        let smuggled = json.replace("\"priority\"", "\"x\\n[program:y]\"");
         assert!(serde_json::from_str::<Program>(&smuggled).is_err());
         assert!(serde_json::from_str::<Name>("\"a b\"").is_err());
     }
 
     #[test]
-    fn values_are_not_shown() {
-        let shown = format!("{:?}", program(&[("command", "/bin/secret")]));
+    fn debug_output_has_no_values() {
+        let debug = format!("{:?}", program(&[("command", "/bin/secret")]));
         assert!(
-            shown.contains("command") && !shown.contains("secret"),
-            "{shown}"
+            debug.contains("command") && !debug.contains("secret"),
+            "{debug}"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Names of groups, programs and processes.
+//! The names of groups, programs and processes.
 
 use std::fmt;
 
@@ -8,33 +8,33 @@ use thiserror::Error;
 use crate::marked_text::MarkedText;
 use crate::python::{repr, strip};
 
-/// The name of a group or program that the daemon accepts, reads back whole from a section header
-/// and from `programs=`, and can be asked about afterwards.
+/// The name of a group or program. The daemon accepts it, reads it back unchanged from a section header
+/// and from `programs=`, and finds it by its namespec.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
-/// Why a text is no [`Name`].
+/// Why a text is not a valid [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NameError {
-    /// A character that the daemon does not take in a name, or cannot handle in all places.
+    /// The text has a character that the daemon refuses in a name, or that breaks one of its replies.
     #[error("Invalid name: {} because of character: {}", repr(.name), repr(&.character.to_string()))]
     Character {
-        /// The text as it came.
+        /// The text before it was stripped.
         name: String,
-        /// The first offender.
+        /// The character that the daemon would report.
         character: char,
     },
-    /// Nothing is left of the text without the white space around it.
+    /// The text has nothing but white space.
     #[error("Invalid name: {} because it is empty", repr(.0))]
     Empty(String),
-    /// The daemon takes `group:*` for all processes of the group.
+    /// The name is `*`: the daemon reads `group:*` as all processes of the group.
     #[error("Invalid name: '*' because it stands for every process of a group")]
     Wildcard,
 }
 
 impl NameError {
-    /// The same about what is no name of a client's, but comes of a value.
+    /// Returns the text for a name that comes from an option's value, with that value marked.
     pub(super) fn about_value(&self) -> MarkedText {
         match self {
             NameError::Character { name, character } => MarkedText::from("Invalid name: ")
@@ -47,10 +47,10 @@ impl NameError {
 }
 
 impl Name {
-    /// Takes the white space around `text` off, as the daemon does, and checks the rest.
+    /// Strips `text`, as the daemon does, and checks the result.
     ///
     /// # Errors
-    /// When the daemon or a client would take the name for something else.
+    /// If the daemon or a client could not use the name unchanged everywhere.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let name = strip(text);
         // A bracket ends a section header, a comma an entry of `programs=`.
@@ -58,43 +58,45 @@ impl Name {
         Ok(Self(name.to_owned()))
     }
 
-    /// The same for a group that is to take something in. One that the daemon has already may have a
-    /// name that is not ASCII: what breaks because of it is broken without us.
+    /// Parses the name of a group to which a program is added. Unlike [`Name::parse`] it accepts
+    /// non-ASCII names, because the user's files may define such a group: the daemon's replies about it
+    /// are broken without the proxy too.
     ///
     /// # Errors
-    /// Those of [`Name::parse`].
+    /// As [`Name::parse`].
     pub fn parse_group(text: &str) -> Result<Self, NameError> {
         let name = strip(text);
-        let is_taken = |c: char| c.is_ascii_graphic() || !c.is_ascii() && is_carried(c);
-        check(text, name, |c| is_taken(c) && !"],".contains(c))?;
+        let is_accepted = |c: char| c.is_ascii_graphic() || !c.is_ascii() && is_representable(c);
+        check(text, name, |c| is_accepted(c) && !"],".contains(c))?;
         Ok(Self(name.to_owned()))
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Checks the process name that was given as `text`. It stands in no header and no list, so it may
-/// hold more than a [`Name`].
+/// Checks a process name; `text` is the name before it was stripped. A process name is not part of a
+/// section header or of `programs=`, so it may have characters that a [`Name`] may not have.
 pub(super) fn check_process_name(text: &str, name: &str) -> Result<(), NameError> {
     check(text, name, |c| c.is_ascii_graphic())
 }
 
-/// The daemon looks for ' ', ':' and '/' in this order (`supervisor/datatypes.py`,
-/// `process_or_group_name`); its fault names the first. Other white space would break the lines
-/// of its event listeners just the same. What is not ASCII would break its replies about several
-/// processes at once: their length is counted in characters and so cuts the bytes short
-/// (`supervisor/xmlrpc.py`, `DeferredXMLRPCResponse`), for whoever calls `stopAllProcesses`.
-fn check(text: &str, name: &str, is_taken: impl Fn(char) -> bool) -> Result<(), NameError> {
-    let refused = |character| NameError::Character {
-        name: text.to_owned(),
-        character,
-    };
-    let first = [' ', ':', '/'].into_iter().find(|c| name.contains(*c));
-    if let Some(character) = first.or_else(|| name.chars().find(|c| !is_taken(*c))) {
-        return Err(refused(character));
+/// Checks the characters of a name.
+///
+/// The daemon searches for ' ', ':' and '/' in this order and reports the first that it finds
+/// (`supervisor/datatypes.py`, `process_or_group_name`). It accepts other white space, which breaks the
+/// lines that it sends to event listeners. It also accepts non-ASCII characters. These truncate its
+/// replies about several processes, for example to `stopAllProcesses`, because it sends the number of
+/// characters as the length in bytes (`supervisor/xmlrpc.py`, `DeferredXMLRPCResponse`).
+fn check(text: &str, name: &str, is_accepted: impl Fn(char) -> bool) -> Result<(), NameError> {
+    let reported = [' ', ':', '/'].into_iter().find(|c| name.contains(*c));
+    if let Some(character) = reported.or_else(|| name.chars().find(|c| !is_accepted(*c))) {
+        return Err(NameError::Character {
+            name: text.to_owned(),
+            character,
+        });
     }
     match name {
         "" => Err(NameError::Empty(text.to_owned())),
@@ -103,9 +105,10 @@ fn check(text: &str, name: &str, is_taken: impl Fn(char) -> bool) -> Result<(), 
     }
 }
 
-/// Whether a character goes through the daemon's configuration file and its XML replies: those of
-/// XML 1.0 but for the carriage return, which reading a file as text turns into a line feed.
-pub(super) fn is_carried(c: char) -> bool {
+/// Returns whether both the daemon's configuration file and its XML replies can hold a character. These
+/// are the characters of XML 1.0 without the carriage return, which Python converts to a line feed when
+/// it reads a text file.
+pub(super) fn is_representable(c: char) -> bool {
     matches!(c, '\t' | '\n' | ' '..='\u{fffd}' | '\u{10000}'..)
 }
 
@@ -140,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_stripped_and_kept() {
+    fn names_are_stripped_and_otherwise_unchanged() {
         for text in ["web", " web ", "\tweb\u{3000}", "\u{1f}web\n"] {
             assert_eq!(
                 Name::parse(text).map(String::from),
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_use_the_words_of_the_daemon() {
+    fn refusals_have_the_daemons_wording() {
         let table = [
             ("a b", "Invalid name: 'a b' because of character: ' '"),
             ("a:/ b", "Invalid name: 'a:/ b' because of character: ' '"),
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_that_are_there_may_have_any_name_that_is_carried() {
+    fn names_of_existing_groups_may_have_non_ascii_characters() {
         for text in ["web", "t\u{f6}st", "\u{1f980}", " \u{4e2d}\u{a0}x "] {
             let name = Name::parse_group(text).map(String::from);
             assert_eq!(name, Ok(strip(text).to_owned()));
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn process_names_may_hold_what_headers_and_lists_may_not() {
+    fn process_names_may_have_brackets_and_commas() {
         assert_eq!(check_process_name("a],b", "a],b"), Ok(()));
         assert_eq!(check_process_name("*", "*"), Err(NameError::Wildcard));
         assert_eq!(

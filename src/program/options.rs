@@ -1,91 +1,90 @@
-//! The options of a program as a client sends them, and how the daemon reads each of them.
+//! The options of a program as a client sends them, and how the daemon expands each of them.
 
 use std::collections::BTreeMap;
 
 use crate::xmlrpc::Value;
 
 use super::Refusal;
-use super::name::is_carried;
+use super::name::is_representable;
 use crate::marked_text::MarkedText;
 use crate::python::{Int, float_repr, int, is_space, repr};
 
-/// Options by their lower-cased names, with values as they would stand in a file.
+/// The texts of options as in a configuration file, by their lower-case names.
 pub(super) type Options = BTreeMap<String, String>;
 
-/// What the daemon does with the text of an option before it uses it
-/// (`supervisor/options.py`, `_processes_from_section`).
+/// How the daemon expands the text of an option (`supervisor/options.py`, `_processes_from_section`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reading {
-    /// Expands it before it counts processes, so without `numprocs` and `process_num`.
+pub(super) enum Expansion {
+    /// Once for the program, without `numprocs` and `process_num`.
     PerProgram,
-    /// Expands it for each process.
+    /// Once for each process.
     PerProcess,
-    /// Expands it for each process, and what comes out once more.
+    /// Twice for each process: the second time it expands the result of the first.
     Twice,
-    /// Does not know it.
+    /// Not at all: the daemon does not know the option.
     Ignored,
 }
 
-/// The options that the daemon knows, in the order in which it expands them, so that of several
-/// faults the same one comes first.
-pub(super) const KNOWN_OPTIONS: [(&str, Reading); 32] = [
-    ("priority", Reading::PerProgram),
-    ("autostart", Reading::PerProgram),
-    ("autorestart", Reading::PerProgram),
-    ("startsecs", Reading::PerProgram),
-    ("startretries", Reading::PerProgram),
-    ("stopsignal", Reading::PerProgram),
-    ("stopwaitsecs", Reading::PerProgram),
-    ("stopasgroup", Reading::PerProgram),
-    ("killasgroup", Reading::PerProgram),
-    ("exitcodes", Reading::PerProgram),
-    ("redirect_stderr", Reading::PerProgram),
-    ("numprocs", Reading::PerProgram),
-    ("numprocs_start", Reading::PerProgram),
-    ("stdout_capture_maxbytes", Reading::PerProgram),
-    ("stdout_events_enabled", Reading::PerProgram),
-    ("stderr_capture_maxbytes", Reading::PerProgram),
-    ("stderr_events_enabled", Reading::PerProgram),
-    ("serverurl", Reading::PerProgram),
-    ("user", Reading::PerProgram),
-    ("umask", Reading::PerProgram),
-    ("environment", Reading::PerProcess),
-    ("directory", Reading::PerProcess),
-    ("stdout_logfile", Reading::Twice),
-    ("stdout_logfile_backups", Reading::PerProcess),
-    ("stdout_logfile_maxbytes", Reading::PerProcess),
-    ("stdout_syslog", Reading::PerProcess),
-    ("stderr_logfile", Reading::Twice),
-    ("stderr_logfile_backups", Reading::PerProcess),
-    ("stderr_logfile_maxbytes", Reading::PerProcess),
-    ("stderr_syslog", Reading::PerProcess),
-    ("command", Reading::PerProcess),
-    ("process_name", Reading::PerProcess),
+/// The options that the daemon knows, in the order in which it expands them: of several invalid options
+/// the proxy reports the one that the daemon would report.
+pub(super) const KNOWN_OPTIONS: [(&str, Expansion); 32] = [
+    ("priority", Expansion::PerProgram),
+    ("autostart", Expansion::PerProgram),
+    ("autorestart", Expansion::PerProgram),
+    ("startsecs", Expansion::PerProgram),
+    ("startretries", Expansion::PerProgram),
+    ("stopsignal", Expansion::PerProgram),
+    ("stopwaitsecs", Expansion::PerProgram),
+    ("stopasgroup", Expansion::PerProgram),
+    ("killasgroup", Expansion::PerProgram),
+    ("exitcodes", Expansion::PerProgram),
+    ("redirect_stderr", Expansion::PerProgram),
+    ("numprocs", Expansion::PerProgram),
+    ("numprocs_start", Expansion::PerProgram),
+    ("stdout_capture_maxbytes", Expansion::PerProgram),
+    ("stdout_events_enabled", Expansion::PerProgram),
+    ("stderr_capture_maxbytes", Expansion::PerProgram),
+    ("stderr_events_enabled", Expansion::PerProgram),
+    ("serverurl", Expansion::PerProgram),
+    ("user", Expansion::PerProgram),
+    ("umask", Expansion::PerProgram),
+    ("environment", Expansion::PerProcess),
+    ("directory", Expansion::PerProcess),
+    ("stdout_logfile", Expansion::Twice),
+    ("stdout_logfile_backups", Expansion::PerProcess),
+    ("stdout_logfile_maxbytes", Expansion::PerProcess),
+    ("stdout_syslog", Expansion::PerProcess),
+    ("stderr_logfile", Expansion::Twice),
+    ("stderr_logfile_backups", Expansion::PerProcess),
+    ("stderr_logfile_maxbytes", Expansion::PerProcess),
+    ("stderr_syslog", Expansion::PerProcess),
+    ("command", Expansion::PerProcess),
+    ("process_name", Expansion::PerProcess),
 ];
 
-impl Reading {
-    /// How the daemon reads `option`.
+impl Expansion {
+    /// Returns how the daemon expands `option`.
     pub(super) fn of(option: &str) -> Self {
         let known = KNOWN_OPTIONS.into_iter().find(|(name, _)| *name == option);
-        known.map_or(Self::Ignored, |(_, reading)| reading)
+        known.map_or(Self::Ignored, |(_, expansion)| expansion)
     }
 }
 
-/// Takes the options out of an XML-RPC struct. Of two that differ in case alone the later wins,
-/// as in a file.
+/// Reads the options from an XML-RPC struct. If two names only differ in case, the later one wins, as in
+/// a file.
 pub(super) fn read(options: &Value) -> Result<Options, Refusal> {
     let Value::Struct(members) = options else {
-        return Err(Refusal::Ours("the options have to be a struct".into()));
+        return Err(Refusal::Proxy("the options have to be a struct".into()));
     };
-    let mut read = Options::new();
+    let mut texts = Options::new();
     for (name, value) in members {
-        read.insert(option_name(name)?, option_text(name, value)?);
+        texts.insert(option_name(name)?, option_text(name, value)?);
     }
-    Ok(read)
+    Ok(texts)
 }
 
-/// Refuses names that the daemon's parser would take for something else. It expands values only,
-/// so nothing can be put into a name to keep it whole.
+/// Returns the lower-case name. Refuses names that the daemon's parser would misread: it does not expand
+/// names, so they cannot be escaped.
 fn option_name(name: &str) -> Result<String, Refusal> {
     let reason = match name {
         "" => "it is empty",
@@ -93,7 +92,7 @@ fn option_name(name: &str) -> Result<String, Refusal> {
         _ if name.contains(['=', ':']) => "it would end at the '=' or ':'",
         _ if name.contains([';', '#']) => "it would begin a comment",
         _ if name.contains(is_space) => "there is white space in it",
-        _ if name.contains(|c: char| c.is_control() || !is_carried(c)) => {
+        _ if name.contains(|c: char| c.is_control() || !is_representable(c)) => {
             "there is a control character in it"
         }
         _ => return Ok(name.to_lowercase()),
@@ -117,7 +116,7 @@ fn option_text(name: &str, value: &Value) -> Result<String, Refusal> {
             ));
         }
     };
-    match text.chars().find(|c| !is_carried(*c)) {
+    match text.chars().find(|c| !is_representable(*c)) {
         Some(c) => {
             let character = format!("U+{:04X}", c as u32);
             let reason = MarkedText::from("the character ").value(character);
@@ -127,7 +126,8 @@ fn option_text(name: &str, value: &Value) -> Result<String, Refusal> {
     }
 }
 
-/// A number that has to be known before the daemon is asked.
+/// Parses a number that the proxy has to know before it asks the daemon, so that the option may have no
+/// conversions. Returns `default` if the option is missing.
 pub(super) fn plain_number(options: &Options, option: &str, default: i64) -> Result<i64, Refusal> {
     let Some(text) = options.get(option) else {
         return Ok(default);
@@ -135,7 +135,7 @@ pub(super) fn plain_number(options: &Options, option: &str, default: i64) -> Res
     match int(text) {
         Int::Value(value) => Ok(value),
         Int::Huge => Err(Refusal::option(option, "too large")),
-        Int::Invalid if !text.contains('%') => Err(Refusal::Daemons(
+        Int::Invalid if !text.contains('%') => Err(Refusal::Daemon(
             MarkedText::from("invalid literal for int() with base 10: ").value(repr(text)),
         )),
         Int::Invalid | Int::Foreign => Err(Refusal::option(
@@ -151,7 +151,7 @@ mod tests {
 
     fn with(name: &str, value: Value) -> Result<Options, String> {
         read(&Value::Struct(vec![(name.to_owned(), value)])).map_err(|refusal| match refusal {
-            Refusal::Ours(told) | Refusal::Daemons(told) => told.whole().to_owned(),
+            Refusal::Proxy(text) | Refusal::Daemon(text) => text.whole().to_owned(),
         })
     }
 
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_without_showing_it() {
+    fn other_values_are_refused_without_being_quoted() {
         let secret = || "secret".to_owned();
         for value in [
             Value::Nil,
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_of_two_names_that_differ_in_case_wins() {
+    fn of_two_names_that_differ_in_case_the_later_wins() {
         let member = |name: &str, number| (name.to_owned(), Value::Int(number));
         let options = read(&Value::Struct(vec![
             member("PRIORITY", 1),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_a_file_cannot_hold_are_refused() {
+    fn names_that_the_parser_would_misread_are_refused() {
         for name in [
             "", "[x", "a=b", "a:b", "#a", ";a", "a ;b", " a", "a ", "a\nb", "a\u{85}", "a\0",
         ] {
@@ -217,18 +217,18 @@ mod tests {
     }
 
     #[test]
-    fn counts_have_to_be_plain() {
+    fn counts_have_no_conversions() {
         let read = |text: &str| {
             let options = Options::from([("numprocs".to_owned(), text.to_owned())]);
             plain_number(&options, "numprocs", 1).map_err(|refusal| match refusal {
-                Refusal::Ours(_) => "ours",
-                Refusal::Daemons(_) => "the daemon's",
+                Refusal::Proxy(_) => "the proxy's",
+                Refusal::Daemon(_) => "the daemon's",
             })
         };
         assert_eq!(read(" 2\n"), Ok(2));
         assert_eq!(read("two"), Err("the daemon's"));
-        assert_eq!(read("%(ENV_N)s"), Err("ours"));
-        assert_eq!(read("٣"), Err("ours"));
+        assert_eq!(read("%(ENV_N)s"), Err("the proxy's"));
+        assert_eq!(read("٣"), Err("the proxy's"));
         assert_eq!(plain_number(&Options::new(), "numprocs", 1).ok(), Some(1));
     }
 }

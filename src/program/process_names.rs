@@ -1,23 +1,23 @@
-//! Which names the processes of a program may have.
+//! Checks of `process_name` and of the names that it expands to.
 
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::ops::Range;
 
 use super::name::{NameError, check_process_name};
-use super::options::Reading;
-use super::template::{Known, Piece, Template};
+use super::options::Expansion;
+use super::template::{KnownValues, Piece, Template};
 use super::{DEFAULT_PROCESS_NAME, Program, Refusal};
 use crate::marked_text::MarkedText;
 use crate::python::{repr, strip};
 
-/// The daemon puts a process name into the name of an automatic log file, with some 30 bytes around
-/// it and the identifier it was given; a file name has 255. Where that fails the group is not
-/// added, with no reason given.
+/// The longest process name in bytes. The daemon makes the name of an automatic log file from it, with
+/// about 30 bytes more and its own identifier, and a file name has at most 255 bytes. If the file cannot
+/// be created, the daemon does not add the group and gives no reason.
 const MAX_BYTES: usize = 200;
 
-/// The daemon looks for some characters before it expands this option; the file has the text
-/// without the white space around it, so its fault would show another one.
+/// Checks the text of `process_name` before its expansion, where the daemon refuses some characters. The
+/// daemon's fault would quote the stripped text from the file instead of the client's.
 pub(super) fn check_text(program: &Program) -> Result<(), Refusal> {
     let Some(text) = program.options.get("process_name") else {
         return Ok(());
@@ -26,39 +26,39 @@ pub(super) fn check_text(program: &Program) -> Result<(), Refusal> {
         NameError::Character {
             character: ' ' | ':' | '/',
             ..
-        } => Refusal::Daemons(error.about_value()),
+        } => Refusal::Daemon(error.about_value()),
         _ => refused(error.about_value()),
     })
 }
 
-/// Checks what is known of the names beforehand.
+/// Checks the names, as far as the proxy can expand them.
 pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     let text = program.text("process_name").unwrap_or_default();
     if program.numprocs > 1 && !text.contains("%(process_num)") {
-        return Err(Refusal::Daemons(
+        return Err(Refusal::Daemon(
             "%(process_num) must be present within process_name when numprocs > 1".into(),
         ));
     }
     let Ok(template) = Template::parse(text) else {
-        return Ok(()); // has been refused
+        return Ok(()); // `expansion::check` has refused it
     };
     let names: Vec<_> = program
         .process_nums()
-        .map(|number| program.known(Reading::PerProcess, Some(number)))
+        .map(|number| program.known_values(Expansion::PerProcess, Some(number)))
         .map(|known| template.clone().resolved(&known))
         .collect();
     names.iter().try_for_each(check_template)?;
     check_distinct(&names)
 }
 
-/// Checks names that the daemon gave. A refusal does not show them: they hold what the daemon's
-/// environment holds.
+/// Checks names that the daemon has expanded. A refusal does not quote them, because they may have
+/// values from the daemon's environment.
 pub(super) fn check_all(names: &[String]) -> Result<(), Refusal> {
-    names.iter().try_for_each(|name| check_given(name))?;
+    names.iter().try_for_each(|name| check_expanded(name))?;
     check_distinct(names)
 }
 
-fn check_given(name: &str) -> Result<(), Refusal> {
+fn check_expanded(name: &str) -> Result<(), Refusal> {
     check_process_name(name, name).map_err(|error| match error {
         NameError::Character { character, .. } => refused(
             MarkedText::from("comes to a name that is not valid because of character: ")
@@ -70,31 +70,31 @@ fn check_given(name: &str) -> Result<(), Refusal> {
     check_length(name)
 }
 
-/// A program as the user's files define it.
+/// A program that the user's files define, as far as its process names depend on it.
 #[derive(Clone, Debug)]
-pub struct Configured<'a> {
+pub struct ConfiguredProgram<'a> {
     /// The program's name.
     pub name: &'a str,
-    /// The group that takes it in.
+    /// The group that has the program.
     pub group: &'a str,
-    /// Its `process_name` as it is written.
+    /// The text of `process_name` in the file.
     pub process_name: Option<&'a str>,
-    /// The numbers of its processes.
+    /// The numbers of the processes.
     pub numbers: Range<i64>,
 }
 
-impl Configured<'_> {
-    /// The names of its processes in the daemon's order (`supervisor/options.py`, `Config.__lt__`).
-    /// `lookup` knows what else `process_name` may speak of. A name that only the daemon can tell is
-    /// left out.
+impl ConfiguredProgram<'_> {
+    /// Returns the process names in the daemon's order (`supervisor/options.py`, `Config.__lt__`).
+    /// `lookup` returns the other values that `process_name` may use, such as `ENV_X`. A name that only
+    /// the daemon can expand is left out.
     pub fn process_names(&self, lookup: impl Fn(&str) -> Option<String>) -> Vec<String> {
         let text = strip(self.process_name.unwrap_or(DEFAULT_PROCESS_NAME));
         let Ok(template) = Template::parse(text) else {
             return Vec::new();
         };
         let count = self.numbers.end - self.numbers.start;
-        let named = |number| {
-            let known = Known {
+        let name_of = |number| {
+            let known = KnownValues {
                 program_name: self.name,
                 group_name: self.group,
                 numprocs: Some(count),
@@ -102,13 +102,13 @@ impl Configured<'_> {
             };
             template.expanded(&known, &lookup)
         };
-        let mut names: Vec<String> = self.numbers.clone().filter_map(named).collect();
+        let mut names: Vec<String> = self.numbers.clone().filter_map(name_of).collect();
         names.sort();
         names
     }
 }
 
-/// Of two processes with one name the daemon loses one.
+/// Checks that all names differ. If two processes have the same name, the daemon loses one of them.
 fn check_distinct<T: Eq + Hash>(names: &[T]) -> Result<(), Refusal> {
     if names.iter().collect::<HashSet<_>>().len() == names.len() {
         Ok(())
@@ -117,7 +117,7 @@ fn check_distinct<T: Eq + Hash>(names: &[T]) -> Result<(), Refusal> {
     }
 }
 
-/// Of a name that only the daemon can tell, the parts that are known can be checked.
+/// Checks a name. If only the daemon can expand it, checks the literal parts.
 fn check_template(name: &Template) -> Result<(), Refusal> {
     if let Some(name) = name.text() {
         return check_name(&name);
@@ -125,14 +125,14 @@ fn check_template(name: &Template) -> Result<(), Refusal> {
     name.0.iter().try_for_each(|piece| match piece {
         Piece::Text(text) => match check_process_name(text, text) {
             Err(error @ NameError::Character { .. }) => Err(refused(error.about_value())),
-            _ => Ok(()), // empty or a wildcard in itself, but there is more to it
+            _ => Ok(()), // a part may be empty or `*`
         },
         Piece::Conversion(_) => Ok(()),
     })
 }
 
-/// A process with an empty name, or the name `*`, would make `getAllProcessInfo` fail from then on
-/// (`supervisor/options.py`, `split_namespec`).
+/// Checks an expanded name. A process with an empty name or the name `*` makes every later
+/// `getAllProcessInfo` fail (`supervisor/options.py`, `split_namespec`).
 fn check_name(name: &str) -> Result<(), Refusal> {
     check_process_name(name, name).map_err(|error| refused(error.about_value()))?;
     check_length(name)
@@ -155,7 +155,7 @@ mod tests {
     use super::super::tests::{parse, program, with_command};
 
     #[test]
-    fn process_names_nobody_could_use_are_refused() {
+    fn process_names_that_clients_cannot_use_are_refused() {
         for text in [
             "",
             " ",
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_one_name_are_refused() {
+    fn equal_process_names_are_refused() {
         let several = |process_name| {
             parse(&[
                 ("command", "x"),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn names_from_the_daemon_are_checked_too() {
+    fn names_that_the_daemon_expands_are_checked() {
         let program = program(&[
             ("command", "x"),
             ("numprocs", "2"),

@@ -1,27 +1,29 @@
-//! Sections for an included file that mean what the client's mean in the main file.
+//! Renders programs as sections of an included file that have the effect of the client's program in the
+//! main file.
 
 use std::fmt::Write as _;
 
-use super::guard::guarded;
-use super::options::Reading;
-use super::template::{FormatError, Known, Piece, Template};
+use super::guard::escape;
+use super::options::Expansion;
+use super::template::{FormatError, KnownValues, Piece, Template};
 use super::{DEFAULT_PRIORITY, Program, Scope};
 
-/// `[group:GROUP]` with these programs.
+/// Renders the section `[group:GROUP]` with these programs.
 pub fn render_group(group: &str, priority: i64, programs: &[&str]) -> String {
-    let programs = guarded(&[Piece::Text(programs.join(","))]);
+    let programs = escape(&[Piece::Text(programs.join(","))]);
     format!("[group:{group}]\npriority={priority}\nprograms={programs}\n")
 }
 
 impl Program {
-    /// The section `[program:SECTION]` with the processes of `scope`.
+    /// Renders the section `[program:SECTION]` with the processes of `scope`.
     pub fn render(&self, section: &str, scope: Scope) -> String {
         self.render_with_proxy_url(section, scope, None)
     }
 
-    /// As [`Program::render`]. The processes are told to call supervisord at `proxy`, where that was
-    /// asked for ([`Program::calling_proxy`]): under the name that they are told, only the proxy
-    /// knows them. The variable in `environment` wins by itself, because the daemon sets it last
+    /// Renders as [`Program::render`] does. For a program that calls the proxy
+    /// ([`Program::calling_proxy`]) it sets `serverurl` to `proxy`, because only the proxy knows the
+    /// processes by the names in their environment. If the client's `environment` sets
+    /// `SUPERVISOR_SERVER_URL`, that value wins, because the daemon applies it last
     /// (`supervisor/process.py`, `_spawn_as_child`).
     pub fn render_with_proxy_url(
         &self,
@@ -32,23 +34,24 @@ impl Program {
         let mut text = format!("[program:{section}]\n");
         let proxy = proxy.filter(|_| self.calls_proxy);
         if let Some(url) = proxy {
-            let url = guarded(&[Piece::Text(url.to_owned())]);
+            let url = escape(&[Piece::Text(url.to_owned())]);
             let _infallible = writeln!(text, "serverurl={url}");
         }
         for (option, value) in self.file_texts(scope) {
             if proxy.is_some() && option == "serverurl" {
                 continue;
             }
-            // Without the indent, the parser would take further lines for options and sections.
+            // The parser reads a line without an indent as a new option or section.
             let value = value.replace('\n', "\n ");
             let _infallible = writeln!(text, "{option}={value}");
         }
         text
     }
 
-    /// The processes of `scope` in the group `real` of this priority. Where the daemon would make the
-    /// same group of the program's section, that says it all: each section takes the daemon its time
-    /// (`supervisor/options.py`, `process_groups_from_parser`). `proxy` as in [`Program::render_with_proxy_url`].
+    /// Renders the processes of `scope` in the real group `real` with this priority. The `[group:x]`
+    /// section is left out if the daemon makes the same group without it, because each section costs the
+    /// daemon time (`supervisor/options.py`, `process_groups_from_parser`). `proxy` is as in
+    /// [`Program::render_with_proxy_url`].
     pub fn render_placed(
         &self,
         real: &str,
@@ -63,19 +66,19 @@ impl Program {
         render_group(real, priority, &[real]) + &program
     }
 
-    /// Whether the daemon makes of the program's section alone a group of this priority.
+    /// Returns whether the daemon makes a group of this priority from the program's section alone.
     pub fn is_whole_group(&self, priority: i64) -> bool {
         priority == DEFAULT_PRIORITY && self.text("priority").is_none()
     }
 
-    /// The options of a section, with the text that the daemon's parser has for each before it is
-    /// expanded.
+    /// Returns the options of a section with the texts that the daemon's parser reads for them, before
+    /// their expansion.
     pub(super) fn file_texts(&self, scope: Scope) -> Vec<(&str, String)> {
         let (numprocs, numprocs_start) = match scope {
             Scope::All | Scope::Placed => (self.numprocs, self.numprocs_start),
             Scope::One(index) => (1, self.numprocs_start + i64::from(index)),
         };
-        // Without a `process_name` the section's own name would come out.
+        // The default of `process_name` would give the name of the generated section.
         let process_name = self.text("process_name").unwrap_or_default();
         let mut texts = vec![
             ("process_name", self.file_text("process_name", process_name)),
@@ -94,41 +97,47 @@ impl Program {
     }
 
     fn file_text(&self, option: &str, text: &str) -> String {
-        guarded(&self.file_pieces(option, text))
+        escape(&self.file_pieces(option, text))
     }
 
-    /// A process in a group of another name is told the one that its users know. The
-    /// daemon applies it after its own setting (`supervisor/process.py`, `_spawn_as_child`), and of
-    /// two pairs of one name the later, which is the client's.
+    /// Returns `environment` with `SUPERVISOR_GROUP_NAME` set to the group that clients know. The daemon
+    /// applies `environment` after its own variables (`supervisor/process.py`, `_spawn_as_child`). If the
+    /// client sets the variable too, that setting comes later and wins.
     fn environment_with_group(&self) -> String {
         let mut pieces = vec![Piece::Text(group_setting(self.group()).unwrap_or_default())];
         let text = self.options.get("environment").map_or("", String::as_str);
         pieces.extend(self.file_pieces("environment", text));
-        guarded(&pieces)
+        escape(&pieces)
     }
 
     fn file_pieces(&self, option: &str, text: &str) -> Vec<Piece> {
-        let reading = Reading::of(option);
-        // A bad format is left in options that the daemon ignores alone: nobody will expand it.
-        pieces(reading, text, &self.known(reading, None))
+        let expansion = Expansion::of(option);
+        // Only an option that the daemon ignores can have an invalid format here. The daemon does not
+        // expand it.
+        pieces(expansion, text, &self.known_values(expansion, None))
             .unwrap_or_else(|_| vec![Piece::Text(text.to_owned())])
     }
 }
 
-/// The pair for `environment` that sets the group, in quotes that the daemon takes off again
-/// (`supervisor/datatypes.py`, `dict_of_key_value_pairs`): nothing inside them is escaped, and of
-/// the value it strips both kinds.
+/// Returns the pair for `environment` that sets `SUPERVISOR_GROUP_NAME`, or `None` if the group's name
+/// cannot be quoted. The daemon knows no escapes inside quotes, and strips both kinds of quotes from the
+/// value (`supervisor/datatypes.py`, `dict_of_key_value_pairs`).
 pub(super) fn group_setting(group: &str) -> Option<String> {
     let quotes = ['"', '\''];
     let quote = quotes.into_iter().find(|quote| !group.contains(*quote))?;
-    let whole = !group.starts_with(quotes) && !group.ends_with(quotes);
-    whole.then(|| format!("SUPERVISOR_GROUP_NAME={quote}{group}{quote},"))
+    let survives_strip = !group.starts_with(quotes) && !group.ends_with(quotes);
+    survives_strip.then(|| format!("SUPERVISOR_GROUP_NAME={quote}{group}{quote},"))
 }
 
-/// What the daemon has to find for `text`.
-fn pieces(reading: Reading, text: &str, known: &Known<'_>) -> Result<Vec<Piece>, FormatError> {
+/// Returns the pieces from which the daemon expands the same value as from `text` in the client's
+/// section. KnownValues values replace their conversions, because the generated section has other names.
+fn pieces(
+    expansion: Expansion,
+    text: &str,
+    known: &KnownValues<'_>,
+) -> Result<Vec<Piece>, FormatError> {
     let template = Template::parse(text)?.resolved(known);
-    if reading != Reading::Twice {
+    if expansion != Expansion::Twice {
         return Ok(template.0);
     }
     let again = template.0.into_iter().map(|piece| match piece {
@@ -138,9 +147,9 @@ fn pieces(reading: Reading, text: &str, known: &Known<'_>) -> Result<Vec<Piece>,
     again.collect()
 }
 
-/// What the second expansion has to find for `text`: known values in place of their conversions,
-/// everything else as it is.
-fn second_text(text: &str, known: &Known<'_>) -> Result<String, FormatError> {
+/// Returns the format string for the second expansion: `text` with the known values in place of their
+/// conversions.
+fn second_text(text: &str, known: &KnownValues<'_>) -> Result<String, FormatError> {
     let mut out = String::new();
     for piece in Template::parse(text)?.0 {
         match piece {
@@ -159,15 +168,15 @@ mod tests {
     use super::super::{Name, tests::program};
     use super::*;
 
-    const KNOWN: Known<'_> = Known {
+    const KNOWN: KnownValues<'_> = KnownValues {
         program_name: "ls",
         group_name: "50%",
         numprocs: Some(3),
         process_num: None,
     };
 
-    fn written(reading: Reading, text: &str) -> Result<String, FormatError> {
-        pieces(reading, text, &KNOWN).map(|pieces| guarded(&pieces).replace("%(here).0s", "|"))
+    fn written(expansion: Expansion, text: &str) -> Result<String, FormatError> {
+        pieces(expansion, text, &KNOWN).map(|pieces| escape(&pieces).replace("%(here).0s", "|"))
     }
 
     #[test]
@@ -179,7 +188,10 @@ mod tests {
             ("%(program_name)d", "%(program_name)d"),
         ];
         for (text, expected) in table {
-            assert_eq!(written(Reading::PerProcess, text).as_deref(), Ok(expected));
+            assert_eq!(
+                written(Expansion::PerProcess, text).as_deref(),
+                Ok(expected)
+            );
         }
     }
 
@@ -198,18 +210,18 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(
-                written(Reading::Twice, text).as_deref(),
+                written(Expansion::Twice, text).as_deref(),
                 Ok(expected),
                 "{text:?}"
             );
         }
         for text in ["/a/%%", "/a/%(group_name)s", "/a/%%s", "%%%(here)s"] {
-            assert!(written(Reading::Twice, text).is_err(), "{text:?}");
+            assert!(written(Expansion::Twice, text).is_err(), "{text:?}");
         }
     }
 
     #[test]
-    fn sections_hold_what_follows_from_the_name() {
+    fn sections_set_the_options_that_depend_on_the_name() {
         let program = program(&[
             ("command", "a\n[x]"),
             ("NUMPROCS", " 1 "),
@@ -232,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn one_process_is_set_apart_by_its_number() {
+    fn a_section_of_one_process_has_its_number() {
         let program = program(&[
             ("command", "/bin/cat"),
             ("environment", "A=%(numprocs)d"),
@@ -253,25 +265,25 @@ mod tests {
     }
 
     #[test]
-    fn who_says_no_other_address_is_told_that_of_the_proxy() {
+    fn serverurl_is_the_proxys_unless_the_client_sets_it() {
         const PROXY: &str = "unix:///run/50%.sock";
-        const WRITTEN: &str = "serverurl=unix:///run/50%%.sock\n";
+        const ESCAPED: &str = "serverurl=unix:///run/50%%.sock\n";
         let table = [
-            (None, Some(WRITTEN)),
-            (Some(" auto "), Some(WRITTEN)),
-            (Some("AUTO"), Some(WRITTEN)),
+            (None, Some(ESCAPED)),
+            (Some(" auto "), Some(ESCAPED)),
+            (Some("AUTO"), Some(ESCAPED)),
             (Some("http://h:1"), Some("serverurl=http://h:1\n")),
             (Some(""), Some("serverurl=\n")),
             (Some("%(ENV_A)s"), Some("serverurl=%(ENV_A)s\n")),
         ];
-        for (sent, expected) in table {
+        for (serverurl, expected) in table {
             let mut options = vec![("command", "/bin/cat")];
-            options.extend(sent.map(|text| ("serverurl", text)));
+            options.extend(serverurl.map(|text| ("serverurl", text)));
             let program = program(&options).calling_proxy();
             let text = program.render_with_proxy_url("g~000001", Scope::Placed, Some(PROXY));
             let mut lines = text.split_inclusive('\n');
             let line = lines.find(|line| line.starts_with("serverurl="));
-            assert_eq!(line, expected, "{sent:?}");
+            assert_eq!(line, expected, "{serverurl:?}");
             assert!(lines.all(|line| !line.starts_with("serverurl=")), "{text}");
             let text = program.render("g~000001", Scope::Placed);
             assert!(!text.contains("/run/"), "{text}");
@@ -279,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_quoted_for_the_environment() {
+    fn group_names_are_quoted_for_the_environment() {
         let table = [
             ("g", Some("SUPERVISOR_GROUP_NAME=\"g\",")),
             ("a\"b", Some("SUPERVISOR_GROUP_NAME='a\"b',")),
@@ -292,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_name_their_programs() {
+    fn group_sections_list_their_programs() {
         assert_eq!(
             render_group("g", -1, &[]),
             "[group:g]\npriority=-1\nprograms=\n"

@@ -1,35 +1,35 @@
-//! Option values as what they are to the daemon: Python format strings.
+//! Option values as Python format strings, as the daemon reads them.
 //!
-//! Knows the grammar and which names have a value here; the formatting itself is in `format`.
+//! This module has the grammar and the values that the proxy knows; `format` formats a value.
 
 use thiserror::Error;
 
 use crate::marked_text::MarkedText;
 use crate::python::{is_space, repr};
 
-/// Widths and precisions above this are refused: the daemon would build the padding in memory.
+/// The largest width and precision: the daemon builds the padding in memory.
 const MAX_WIDTH: usize = 1000;
 
-/// Said of a conversion without a name, which Python would take and show every value for.
+/// The proxy's reason for a conversion without a name, for which Python would insert all values.
 const NAMELESS: &str =
     "a conversion has to name its value, as %(process_num)d does; a percent sign is %%";
 
-/// What Python says of it behind one with a name, which used the values up.
-const NO_MORE: &str = "not enough arguments for format string";
+/// Python's reason for a conversion without a name behind one with a name.
+const TOO_FEW_ARGUMENTS: &str = "not enough arguments for format string";
 
-/// How it begins to say which character it cannot read.
+/// The beginning of Python's reason for an invalid conversion type; the character follows.
 const UNSUPPORTED: &str = "unsupported format character";
 
-/// A format string taken apart.
+/// A parsed format string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Template(pub(super) Vec<Piece>);
 
 /// A part of a format string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Piece {
-    /// What comes out as it is. A percent sign is single here.
+    /// A literal text, in which a percent sign is single.
     Text(String),
-    /// What the daemon puts a value in for.
+    /// A conversion, for which the daemon inserts a value.
     Conversion(Conversion),
 }
 
@@ -44,28 +44,28 @@ pub(super) struct Conversion {
     pub(super) blank: bool,
     pub(super) width: Option<usize>,
     pub(super) precision: Option<usize>,
-    /// The letter at the end.
+    /// The conversion type: the letter at the end.
     pub(super) kind: char,
-    /// All of it as it was written.
+    /// The conversion as in the text.
     pub(super) source: String,
 }
 
-/// Why a text is no format string, or none that may be handed to the daemon.
+/// Why a text is not a format string that the daemon may read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum FormatError {
-    /// In Python's words where it has some.
+    /// The format is invalid; in Python's wording where Python has one.
     #[error("is badly formatted: {0}")]
     Bad(String),
-    /// A name that no value can have, and that could not be written so that it is read back.
+    /// A conversion has a name that no value can have and that cannot be escaped.
     #[error("contains names ({}) which cannot be expanded", repr(.0))]
     Name(String),
 }
 
 impl FormatError {
-    /// The text with what it shows of a value marked.
+    /// Returns the text with the parts of an option's value marked.
     pub(super) fn marked_text(&self) -> MarkedText {
         match self {
-            // The first offender stands in it.
+            // This reason quotes a character of the value.
             FormatError::Bad(reason) if reason.starts_with(UNSUPPORTED) => {
                 MarkedText::from("is badly formatted: ").value(reason)
             }
@@ -77,18 +77,19 @@ impl FormatError {
     }
 }
 
-/// The values that are known before the daemon is asked.
+/// The values that the proxy knows without asking the daemon.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known<'a> {
+pub(super) struct KnownValues<'a> {
     pub(super) program_name: &'a str,
     pub(super) group_name: &'a str,
-    /// Absent for options that the daemon reads before it counts processes.
+    /// `None` for options that the daemon expands once per program.
     pub(super) numprocs: Option<i64>,
     pub(super) process_num: Option<i64>,
 }
 
-impl Known<'_> {
-    /// What comes out for `conversion`; `None` if only the daemon can tell, or would refuse it.
+impl KnownValues<'_> {
+    /// Formats `conversion`. Returns `None` if only the daemon knows the value, or if the daemon would
+    /// refuse the conversion.
     pub(super) fn text(&self, conversion: &Conversion) -> Option<String> {
         match conversion.name.as_str() {
             "program_name" => conversion.format_text(self.program_name),
@@ -101,8 +102,8 @@ impl Known<'_> {
 }
 
 impl Template {
-    /// Reads a format string. Of conversions, only those that name their value are taken: a bare
-    /// `%s` would show every value the daemon has, its whole environment among them.
+    /// Parses a format string. Refuses a conversion without a name, such as `%s`: the daemon would insert
+    /// all its values, including its environment.
     pub(super) fn parse(text: &str) -> Result<Self, FormatError> {
         match Self::read(text) {
             (template, None) => Ok(template),
@@ -110,7 +111,7 @@ impl Template {
         }
     }
 
-    /// The same as far as it can be read, and what is wrong with what follows.
+    /// Parses up to the first error. Returns the part before the error, and the error.
     pub(super) fn read(text: &str) -> (Self, Option<FormatError>) {
         let mut reader = Reader {
             chars: text.chars().collect(),
@@ -131,8 +132,8 @@ impl Template {
         (template, None)
     }
 
-    /// The same with the known values in the place of their conversions.
-    pub(super) fn resolved(self, known: &Known<'_>) -> Self {
+    /// Replaces conversions by their known values.
+    pub(super) fn resolved(self, known: &KnownValues<'_>) -> Self {
         let mut template = Self(Vec::new());
         for piece in self.0 {
             match piece {
@@ -146,7 +147,7 @@ impl Template {
         template
     }
 
-    /// The whole text, if no conversion is left.
+    /// Returns the text if the template has no conversions.
     pub(super) fn text(&self) -> Option<String> {
         let texts = self.0.iter().map(|piece| match piece {
             Piece::Text(text) => Some(text.as_str()),
@@ -155,10 +156,11 @@ impl Template {
         texts.collect()
     }
 
-    /// The whole text with the known values and those that `lookup` has.
+    /// Expands the template with the known values and those that `lookup` returns. Returns `None` if a
+    /// value is missing.
     pub(super) fn expanded(
         &self,
-        known: &Known<'_>,
+        known: &KnownValues<'_>,
         lookup: impl Fn(&str) -> Option<String>,
     ) -> Option<String> {
         let texts = self.0.iter().map(|piece| match piece {
@@ -170,7 +172,7 @@ impl Template {
         texts.collect()
     }
 
-    /// The conversions in it.
+    /// Returns the conversions of the template.
     pub(super) fn conversions(&self) -> impl Iterator<Item = &Conversion> {
         self.0.iter().filter_map(|piece| match piece {
             Piece::Text(_) => None,
@@ -187,11 +189,11 @@ impl Template {
 }
 
 impl Conversion {
-    /// As it goes into the daemon's file. The flag `#` comes first, for behind a blank the parser
-    /// would take it for a comment. `%(here)s` as such is replaced by the directory of the included
-    /// file (`supervisor/options.py`, `expand_here`); a flag that changes nothing keeps it for the
-    /// expansion, which puts in the directory of the main file.
-    pub(super) fn written(&self) -> String {
+    /// Renders the conversion for a configuration file. The flag `#` comes first: behind a space, the
+    /// parser would read it as a comment. `expand_here` (`supervisor/options.py`) would replace
+    /// `%(here)s` by the directory of the included file. A flag without effect prevents that, so that the
+    /// expansion inserts the directory of the main file.
+    pub(super) fn render(&self) -> String {
         let flags = [
             (self.alternate, '#'),
             (self.left, '-'),
@@ -220,11 +222,11 @@ impl Conversion {
     }
 }
 
-/// Goes over a format string as Python does (`unicode_format_arg_parse` in its source).
+/// Parses a format string as CPython's `unicode_format_arg_parse` does.
 struct Reader {
     chars: Vec<char>,
     position: usize,
-    /// Whether a conversion with a name has been read.
+    /// Whether a conversion with a name came before.
     any_named: bool,
 }
 
@@ -236,27 +238,27 @@ impl Reader {
     }
 
     fn eat(&mut self, expected: char) -> bool {
-        let found = self.chars.get(self.position) == Some(&expected);
-        self.position += usize::from(found);
-        found
+        let is_next = self.chars.get(self.position) == Some(&expected);
+        self.position += usize::from(is_next);
+        is_next
     }
 
-    /// Reads what follows a percent sign.
+    /// Parses a conversion behind its percent sign.
     fn conversion(&mut self) -> Result<Conversion, FormatError> {
         let start = self.position - 1;
         let mut conversion = Conversion::default();
-        let named = self.eat('(');
-        if named {
+        let has_name = self.eat('(');
+        if has_name {
             conversion.name = self.name()?;
         }
         self.flags(&mut conversion);
-        conversion.width = self.number("width", named)?;
+        conversion.width = self.number("width", has_name)?;
         if self.eat('.') {
-            conversion.precision = Some(self.number("precision", named)?.unwrap_or(0));
+            conversion.precision = Some(self.number("precision", has_name)?.unwrap_or(0));
         }
         let _length_that_python_ignores = self.eat('h') || self.eat('l') || self.eat('L');
-        conversion.kind = self.kind(named)?;
-        if !named {
+        conversion.kind = self.kind(has_name)?;
+        if !has_name {
             return Err(bad(NAMELESS));
         }
         self.any_named = true;
@@ -264,7 +266,7 @@ impl Reader {
         Ok(conversion)
     }
 
-    /// The name, up to the parenthesis that closes it; there may be pairs inside.
+    /// Parses the name up to its closing parenthesis. The name may have pairs of parentheses in it.
     fn name(&mut self) -> Result<String, FormatError> {
         let mut depth = 1;
         let mut name = String::new();
@@ -275,9 +277,9 @@ impl Reader {
                 _ => {}
             }
             if depth == 0 {
-                // The daemon has no such names, and its parser could take them apart.
-                let odd = |c| is_space(c) || matches!(c, '(' | ')' | '%');
-                return if name.contains(odd) {
+                // No value of the daemon has such a name, and its parser could split it.
+                let is_odd = |c| is_space(c) || matches!(c, '(' | ')' | '%');
+                return if name.contains(is_odd) {
                     Err(FormatError::Name(name))
                 } else {
                     Ok(name)
@@ -303,11 +305,12 @@ impl Reader {
         }
     }
 
-    fn number(&mut self, what: &str, named: bool) -> Result<Option<usize>, FormatError> {
+    /// Parses a width or precision; `what` names it in the error.
+    fn number(&mut self, what: &str, has_name: bool) -> Result<Option<usize>, FormatError> {
         if self.eat('*') {
-            return Err(match (named, self.any_named) {
+            return Err(match (has_name, self.any_named) {
                 (true, _) => bad("* wants int"),
-                (false, true) => bad(NO_MORE),
+                (false, true) => bad(TOO_FEW_ARGUMENTS),
                 (false, false) => bad(NAMELESS),
             });
         }
@@ -323,23 +326,23 @@ impl Reader {
         Ok(number)
     }
 
-    fn kind(&mut self, named: bool) -> Result<char, FormatError> {
+    fn kind(&mut self, has_name: bool) -> Result<char, FormatError> {
         let Some(c) = self.bump() else {
             return Err(bad("incomplete format"));
         };
-        if !named && self.any_named {
-            return Err(bad(NO_MORE));
+        if !has_name && self.any_named {
+            return Err(bad(TOO_FEW_ARGUMENTS));
         }
         if "diouxXeEfFgGcrsa".contains(c) {
             return Ok(c);
         }
-        let shown = match c {
+        let printable = match c {
             ' '..='~' => c,
             _ => '?',
         };
         let index = self.position - 1;
         Err(bad(&format!(
-            "{UNSUPPORTED} '{shown}' ({:#x}) at index {index}",
+            "{UNSUPPORTED} '{printable}' ({:#x}) at index {index}",
             c as u32
         )))
     }
@@ -353,7 +356,7 @@ fn bad(reason: &str) -> FormatError {
 mod tests {
     use super::*;
 
-    const KNOWN: Known<'_> = Known {
+    const KNOWN: KnownValues<'_> = KnownValues {
         program_name: "it's",
         group_name: "50%",
         numprocs: Some(3),
@@ -361,7 +364,7 @@ mod tests {
     };
 
     #[test]
-    fn conversions_are_written_so_that_they_are_read_back() {
+    fn conversions_are_rendered_so_that_the_parser_reads_them_back() {
         let table = [
             ("%(here)s", "%(here)-s"),
             ("%(here)ls", "%(here)-s"),
@@ -372,18 +375,18 @@ mod tests {
             ("%(ENV_A#;b)--s", "%(ENV_A#;b)-s"),
             ("%()r", "%()r"),
         ];
-        for (text, written) in table {
+        for (text, rendered) in table {
             let template = Template::parse(text).unwrap();
             let conversion = template.conversions().next().unwrap();
             assert_eq!(
-                (conversion.source.as_str(), conversion.written().as_str()),
-                (text, written)
+                (conversion.source.as_str(), conversion.render().as_str()),
+                (text, rendered)
             );
         }
     }
 
     #[test]
-    fn known_values_take_the_place_of_their_conversions() {
+    fn known_values_replace_their_conversions() {
         let table = [
             ("a%%b", Some("a%b")),
             ("%(program_name)s in %(group_name)s", Some("it's in 50%")),
@@ -391,7 +394,7 @@ mod tests {
             ("%(numprocs)03d", Some("003")),
             ("%(process_num)d", None),
             ("%(here)s", None),
-            ("%(program_name)d", None), // the daemon refuses it in its own words
+            ("%(program_name)d", None), // the daemon refuses it
         ];
         for (text, expected) in table {
             let template = Template::parse(text).unwrap().resolved(&KNOWN);
@@ -400,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_formats_are_refused_in_the_words_of_python() {
+    fn invalid_formats_are_refused_in_pythons_wording() {
         let table = [
             ("100%", "incomplete format"),
             ("%(k)5", "incomplete format"),
@@ -427,9 +430,9 @@ mod tests {
             ("%s", NAMELESS),
             ("%5.2f", NAMELESS),
             ("%*d", NAMELESS),
-            ("%(k)s%s", NO_MORE),
-            ("%(k)s%é", NO_MORE),
-            ("%(k)s%*d", NO_MORE),
+            ("%(k)s%s", TOO_FEW_ARGUMENTS),
+            ("%(k)s%é", TOO_FEW_ARGUMENTS),
+            ("%(k)s%*d", TOO_FEW_ARGUMENTS),
             ("%(k)s%", "incomplete format"),
         ];
         for (text, expected) in table {

@@ -83,7 +83,7 @@ fn with_own_serverurl(member: &Member, mut config: Value) -> Value {
         && member
             .program
             .as_ref()
-            .is_some_and(|program| !program.says_serverurl());
+            .is_some_and(|program| !program.sets_serverurl());
     if is_told && let Some(place) = config.get_mut("serverurl") {
         *place = Value::from("none");
     }

@@ -306,7 +306,7 @@ pub fn part(
         environment: environment.map(str::to_owned),
         is_extra: false,
     };
-    Program::configured(
+    Program::from_definition(
         group,
         &definition.name,
         &definition.options,

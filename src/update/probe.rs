@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use super::values::Values;
 use crate::daemon::conf::{Kind, variables};
 use crate::fault::{INCORRECT_PARAMETERS, fault};
-use crate::program::{Program, carried, render_group};
+use crate::program::{Program, render_group, value_in_file};
 use crate::xmlrpc::{Fault, Value};
 
 /// The prefix of the names of all groups and programs in probes.
@@ -96,8 +96,8 @@ impl Probe {
         let mut ids = Vec::new();
         for program in programs {
             let (shown, unshown) = (self.name(), self.name());
-            self.sections += &program.render_shown(&shown);
-            self.sections += &program.render_unshown(&unshown);
+            self.sections += &program.render_probe(&shown);
+            self.sections += &program.render_unlisted_probe(&unshown);
             self.values.push((shown, unshown));
             ids.push(self.values.len() - 1);
         }
@@ -196,7 +196,7 @@ impl Probe {
     /// The text of the generated file.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        let environment = carried(self.environment.as_deref().unwrap_or_default());
+        let environment = value_in_file(self.environment.as_deref().unwrap_or_default());
         if self.overrides {
             let _infallible = writeln!(text, "[supervisord]\nenvironment={environment}");
         }

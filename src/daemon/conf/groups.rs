@@ -6,7 +6,7 @@ use super::expand::format;
 use super::ini::Section;
 use super::reader::Reader;
 use crate::daemon::descriptors::Descriptors;
-use crate::program::Configured;
+use crate::program::ConfiguredProgram;
 use crate::python::{int, is_space, strip};
 
 /// The priority of groups and programs that set none.
@@ -82,7 +82,7 @@ impl Reader<'_> {
         let count = self.numprocs(section, group).clamp(0, MAX_CONFIGURED);
         let first = raw("numprocs_start").and_then(|text| int(text).value());
         let first = first.unwrap_or(0);
-        let configured = Configured {
+        let configured = ConfiguredProgram {
             name: program_of(section),
             group,
             process_name: raw("process_name"),
