@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, V
 use http_body_util::{BodyExt, Empty, Full};
 use percent_encoding::percent_decode_str;
 
-use crate::daemon::{self, Daemon, MAX_QUEUED, Reuse, Share, Unanswered};
+use crate::daemon::{self, Daemon, MAX_QUEUED, NoReply, Reuse, Share};
 use crate::failure::{Failure, HttpResult};
 
 /// What speaks of one connection only (RFC 9110, 7.6.1); `Connection` may name more.
@@ -131,8 +131,8 @@ pub async fn send(
     let reuse = if shared { Reuse::Shared } else { Reuse::Alone };
     match daemon.forward(request, reuse, share).await {
         Ok(reply) => Ok(reply.map(Body::new)),
-        Err(Unanswered::Full) => Err(full(daemon, share)),
-        Err(Unanswered::Unreachable(reason)) => Err(Failure::Unreachable(reason)),
+        Err(NoReply::Full) => Err(full(daemon, share)),
+        Err(NoReply::Unreachable(reason)) => Err(Failure::Unreachable(reason)),
     }
 }
 
@@ -143,7 +143,7 @@ fn full(daemon: &Daemon, share: Share) -> Failure {
         Share::Tail => format!(
             "{} logs are followed at a time, {} of them by one client: end others first",
             limits.tails,
-            limits.of_one(share)
+            limits.per_client(share)
         ),
         _ => {
             format!("{MAX_QUEUED} calls wait for supervisord, most of them yours: try again later")

@@ -96,7 +96,7 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
     let held = held.inspect_err(|_| slot.linger())?;
     let payload = forward::payload(reads, &head.headers, held.bytes.clone());
     let answering = answer(&rpc, &head, reads, payload);
-    if head.extensions.get::<LetIn>().is_some() || rpc.daemon().has_let_in(&head) {
+    if head.extensions.get::<LetIn>().is_some() || rpc.daemon().has_accepted(&head) {
         slot.set_authorized();
     } else {
         slot.set(Phase::Unauthorized);

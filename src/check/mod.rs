@@ -14,7 +14,7 @@ use http::StatusCode;
 use crate::config::{self, Draft, Settings};
 use crate::daemon::conf::{Credentials, DaemonConf, LogFile};
 use crate::daemon::main_log as log;
-use crate::daemon::{CallError, Daemon, Reloaded};
+use crate::daemon::{CallError, Daemon, ReloadResult};
 use crate::fault::{BAD_NAME, UNKNOWN_METHOD, bare};
 use crate::include_dir::{self, Delivery, IncludeDir};
 use crate::program;
@@ -301,7 +301,7 @@ async fn is_read(daemon: &Daemon, include: &IncludeDir) -> Result<bool, Unread> 
     drop(staged);
     let again = daemon.call("supervisor.reloadConfig", &[]).await;
     let seen = again.and(seen).map_err(Unread::Call)?;
-    Ok(Reloaded::read(&seen).added.contains(&name))
+    Ok(ReloadResult::read(&seen).added.contains(&name))
 }
 
 async fn not_read(daemon: &Daemon, dir: &Path, conf: &DaemonConf) -> String {
@@ -321,12 +321,12 @@ fn check_log(logfile: &LogFile, findings: &mut Findings) {
     }
     let path = match log::target(logfile) {
         log::Target::File(path) => path,
-        log::Target::Nothing => {
+        log::Target::Discarded => {
             return findings.note(
                 "supervisord logs to /dev/null, so the lines of twiddler.log are lost with all others",
             );
         }
-        log::Target::OutOfReach(reason) => {
+        log::Target::Unreachable(reason) => {
             return findings.note(format!("{reason}, so twiddler.log answers a fault"));
         }
     };

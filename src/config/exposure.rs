@@ -53,11 +53,11 @@ impl Upstream<'_> {
         let same_on_port = ports.contains(&self.credentials);
         let barrier = match (self.credentials, ports.first().copied().flatten()) {
             (None, _) if is_open => Barrier::None,
-            (None, Some(asked)) if !asked.is_unread => Barrier::Port(asked.clone()),
+            (None, Some(asked)) if !asked.is_unexpanded => Barrier::Port(asked.clone()),
             // What the port asks for is not known here, so nobody can be asked for it.
             (None, _) => Barrier::Socket,
             (Some(own), Some(asked))
-                if !is_open && !same_on_port && own.can_be_presented() && !asked.is_unread =>
+                if !is_open && !same_on_port && own.can_be_presented() && !asked.is_unexpanded =>
             {
                 Barrier::Port(asked.clone())
             }
@@ -150,7 +150,7 @@ mod tests {
 
     fn credentials(password: Option<&str>) -> Option<Credentials> {
         password.map(|password| Credentials {
-            is_unread: password.starts_with('%'),
+            is_unexpanded: password.starts_with('%'),
             ..Credentials::new("user".to_owned(), password.to_owned())
         })
     }

@@ -8,7 +8,7 @@ use super::error::ConfigError;
 use super::origin::Origin;
 use super::sources::{RawValue, Resolver};
 use crate::daemon::conf::{
-    ConfError, DaemonConf, IncludePattern, UnplacedPattern, has_wildcard, name_matches,
+    ConfError, DaemonConf, IncludePattern, UnresolvedPattern, has_wildcard, name_matches,
 };
 
 /// Begins every generated name. Late in the alphabet: where a name occurs twice, the daemon takes
@@ -91,7 +91,7 @@ impl Resolver<'_> {
     pub(super) fn include(&mut self) -> Option<IncludeTarget> {
         let conf = self.conf.as_ref()?;
         let example = format!("{}/conf.d/*.conf", conf.here.display());
-        let needed = conf.unplaced_include.iter();
+        let needed = conf.unresolved_include.iter();
         let needed = needed.map(|pattern| ConfError::Variable(pattern.missing.clone()).into());
         let needed: Vec<ConfigError> = needed.collect();
         let named = self.raw("include_dir");
@@ -194,9 +194,9 @@ fn named_include_dir(conf: &DaemonConf, raw: &RawValue) -> Result<IncludeTarget,
     let fitting = || conf.include.iter().filter(|pattern| is_fitting(pattern));
     let same = fitting().find(|pattern| pattern.dir == dir);
     let alike = || fitting().find(|pattern| pattern.dir.file_name() == dir.file_name());
-    let unplaced = || conf.unplaced_include.first().map(file_pattern);
+    let unresolved = || conf.unresolved_include.first().map(file_pattern);
     let known = same.or_else(alike).map(IncludePattern::file_part);
-    let known = known.map(str::to_owned).or_else(unplaced);
+    let known = known.map(str::to_owned).or_else(unresolved);
     let any = || Some(fitting().next()?.file_part().to_owned());
     match known.or_else(any) {
         Some(file_pattern) => Ok(IncludeTarget { dir, file_pattern }),
@@ -214,7 +214,7 @@ fn named_include_dir(conf: &DaemonConf, raw: &RawValue) -> Result<IncludeTarget,
 }
 
 /// What the name of a generated file is held against, for a pattern that is not known as a whole.
-fn file_pattern(pattern: &UnplacedPattern) -> String {
+fn file_pattern(pattern: &UnresolvedPattern) -> String {
     let known = pattern.file_part.clone();
     known
         .filter(|known| generated_name(known, "x").is_some())

@@ -74,7 +74,7 @@ fn present(
 ) -> Result<(), ConfigError> {
     let digest = Login::new(&asked.username, &asked.password);
     let login = Login::new(&username.text, &password.text);
-    if asked.is_unread {
+    if asked.is_unexpanded {
         // The option says what the file does not. The daemon judges whether it is right.
         if !login.is_ok_and(|login| login.is_plain()) {
             return Err(password.wrong(

@@ -147,9 +147,9 @@ impl<'a> Resolver<'a> {
             .into_iter()
             .filter(|mistake| !(is_named && matches!(mistake, ConfError::NoServer { .. })));
         self.mistakes.extend(mistakes.map(ConfigError::from));
-        let unplaced = self.conf.iter().flat_map(|conf| &conf.unplaced);
-        let unplaced = unplaced.filter(|_| !is_named);
-        let needed = unplaced.map(|server| ConfError::Variable(server.missing.clone()).into());
+        let unresolved = self.conf.iter().flat_map(|conf| &conf.unresolved_servers);
+        let unresolved = unresolved.filter(|_| !is_named);
+        let needed = unresolved.map(|server| ConfError::Variable(server.missing.clone()).into());
         self.mistakes.extend(needed.collect::<Vec<ConfigError>>());
     }
 

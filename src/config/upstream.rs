@@ -1,7 +1,7 @@
 //! Where supervisord is, and what the proxy presents to it.
 
 use super::sources::Resolver;
-use crate::daemon::conf::{Credentials, DaemonAddress, HttpServer, UnplacedServer};
+use crate::daemon::conf::{Credentials, DaemonAddress, HttpServer, UnresolvedServer};
 
 impl Resolver<'_> {
     /// Where the daemon is, and what to present to it. Where nothing says so, the mistake has been
@@ -15,9 +15,9 @@ impl Resolver<'_> {
             None => None,
         };
         let servers = self.conf.as_ref().map_or(&[][..], |conf| &conf.servers);
-        let unplaced = self.conf.iter().flat_map(|conf| &conf.unplaced);
+        let unresolved = self.conf.iter().flat_map(|conf| &conf.unresolved_servers);
         let credentials = match &named {
-            Some(address) => credentials_for(servers, unplaced, address),
+            Some(address) => credentials_for(servers, unresolved, address),
             None => servers.first()?.credentials.clone(),
         };
         let address = named.or_else(|| Some(servers.first()?.address.clone()))?;
@@ -29,13 +29,13 @@ impl Resolver<'_> {
 /// is not known and may be this; else of that of [`server_for`].
 fn credentials_for<'a>(
     servers: &[HttpServer],
-    mut unplaced: impl Iterator<Item = &'a UnplacedServer>,
+    mut unresolved: impl Iterator<Item = &'a UnresolvedServer>,
     address: &DaemonAddress,
 ) -> Option<Credentials> {
     let fitting = server_for(servers, address);
     let same = fitting.filter(|server| is_same(&server.address, address));
-    match (same, unplaced.find(|server| server.may_be_at(address))) {
-        (None, Some(unplaced)) => unplaced.credentials.clone(),
+    match (same, unresolved.find(|server| server.may_be_at(address))) {
+        (None, Some(unresolved)) => unresolved.credentials.clone(),
         _ => fitting.and_then(|server| server.credentials.clone()),
     }
 }

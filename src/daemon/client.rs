@@ -1,7 +1,7 @@
-//! Requests to the daemon: opaque ones that are passed on, and typed calls of our own.
+//! Requests to the daemon: forwarded requests of clients, and typed calls of the proxy.
 //!
-//! Passing on goes over connections of hyper's, which leaves paths and header names as they are; our
-//! own calls go through reqwest. Neither repeats a request that the daemon may have received.
+//! Forwarded requests use hyper's connections, which leave paths and header names unchanged. The
+//! proxy's own calls use reqwest. Neither repeats a request that the daemon may have received.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +15,9 @@ use nix::unistd::{Uid, User};
 use super::clients::{Client, Clients};
 use super::conf::{Credentials, DaemonAddress};
 use super::connections::{Body, CONNECT_TIMEOUT, Connections, IDLE_TIMEOUT, ReplyBody, Reuse};
-use super::descriptors::{Descriptors, Gauge, Look, Reached};
+use super::descriptors::{Descriptors, Gauge, Measurement, Transport};
 use super::health::Health;
-use super::reload::{Head, Reloaded};
+use super::reload::{Head, ReloadResult};
 use super::slots::{Full, Share, Slot, SlotLimits, Slots};
 use crate::xmlrpc::{self, Fault, Value};
 
@@ -27,67 +27,68 @@ pub enum CallError {
     /// The daemon answered with a fault.
     #[error(transparent)]
     Fault(#[from] Fault),
-    /// The daemon answered with something other than 200.
+    /// The daemon answered with a status other than 200.
     #[error("supervisord answered HTTP {0}")]
     Status(StatusCode),
-    /// The daemon cannot be reached, or went away before it answered.
+    /// The daemon cannot be reached, or closed the connection before it answered.
     #[error("{0}")]
     Unreachable(String),
-    /// The answer is no XML-RPC.
+    /// The answer is not XML-RPC.
     #[error("supervisord's answer cannot be read: {0}")]
     Unreadable(#[from] xmlrpc::read::ReadError),
 }
 
 /// Why a request has no reply.
 #[derive(Debug, thiserror::Error)]
-pub enum Unanswered {
-    /// The daemon was not asked: too many calls wait for it.
+pub enum NoReply {
+    /// The request was not sent, because too many calls wait for the daemon.
     #[error("too many calls wait for supervisord")]
     Full,
-    /// The daemon cannot be reached, or went away before it answered.
+    /// The daemon cannot be reached, or closed the connection before it answered.
     #[error("{0}")]
     Unreachable(String),
 }
 
-/// Connections of the proxy's own calls that are kept while nobody uses them.
+/// The number of idle connections that the pool for the proxy's own calls keeps.
 const OWN_IDLE: usize = 2;
-/// How long the end of a reply may take that nobody waits for.
-const LEFT_OVER_TIME: Duration = Duration::from_secs(30);
+/// How long the unused end of a reply may take to arrive.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
-    /// What the calls of a piece of work present, from its first to its last.
-    static PRESENTED: Option<HeaderValue>;
-    /// Whose turns the own calls of a piece of work take.
+    /// The authorization that all calls of the current work present.
+    static AUTHORIZATION_OF_WORK: Option<HeaderValue>;
+    /// The client whose turns the calls of the current work take.
     static ON_BEHALF: Client;
 }
 
-/// The way to one supervisord.
+/// The client side of one supervisord.
 pub struct Daemon {
     address: DaemonAddress,
     is_open: AtomicBool,
     connections: Arc<Connections>,
-    caller: reqwest::Client,
+    http: reqwest::Client,
     rpc_url: String,
     own_authorization: Option<HeaderValue>,
     slots: Arc<Slots>,
     gauge: Arc<Gauge>,
     clients: Clients,
     health: Health,
-    /// What a caller presented that the daemon let in, for a proxy without credentials of its own.
-    lent: Mutex<Option<HeaderValue>>,
+    /// The latest authorization of a caller that the daemon has accepted, if the proxy has no
+    /// credentials of its own.
+    remembered: Mutex<Option<HeaderValue>>,
 }
 
 impl Daemon {
-    /// Prepares connections to `address`; nothing is connected yet. `credentials` are for the calls
-    /// that the proxy makes of its own accord.
+    /// Returns a client for the daemon at `address` without connecting to it. `credentials` are for the
+    /// proxy's own calls.
     ///
     /// # Errors
-    /// When the TLS-free HTTP client cannot be built, or the credentials cannot stand in a header.
+    /// If the HTTP client cannot be built, or a header cannot hold the credentials.
     pub fn new(address: DaemonAddress, credentials: Option<Credentials>) -> anyhow::Result<Self> {
         Daemon::with(address, credentials, Descriptors::default())
     }
 
-    /// The same in front of a daemon whose configuration file grants it these descriptors.
+    /// Returns the same for a daemon with these descriptors according to its configuration file.
     ///
     /// # Errors
     /// As [`Daemon::new`].
@@ -96,62 +97,63 @@ impl Daemon {
         credentials: Option<Credentials>,
         configured: Descriptors,
     ) -> anyhow::Result<Self> {
-        let caller = reqwest::Client::builder()
+        let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(OWN_IDLE)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .no_proxy();
-        let (caller, rpc_url) = match &address {
+        let (http, rpc_url) = match &address {
             DaemonAddress::Unix(path) => (
-                caller.unix_socket(path.clone()),
+                http.unix_socket(path.clone()),
                 "http://localhost/RPC2".to_owned(),
             ),
-            DaemonAddress::Tcp { .. } => (caller, format!("{address}/RPC2")),
+            DaemonAddress::Tcp { .. } => (http, format!("{address}/RPC2")),
         };
-        let gauge = Arc::new(Gauge::new(configured, reached(&address)));
+        let gauge = Arc::new(Gauge::new(configured, transport(&address)));
         let limits = SlotLimits::of(configured.ceiling(0));
         let connections = Arc::new(Connections::new(address.clone(), gauge.clone()));
-        connections.keep_at_most(limits.idle - OWN_IDLE);
+        connections.limit_idle(limits.idle - OWN_IDLE);
         Ok(Daemon {
             connections,
             slots: Arc::new(Slots::new(limits)),
             gauge,
-            clients: Clients::of(credentials.is_some()),
+            clients: Clients::new(credentials.is_some()),
             health: Health::default(),
-            caller: caller.build()?,
+            http: http.build()?,
             rpc_url,
-            own_authorization: usable(credentials.as_ref()).map(basic).transpose()?,
-            lent: Mutex::default(),
+            own_authorization: presentable(credentials.as_ref()).map(basic).transpose()?,
+            remembered: Mutex::default(),
             is_open: AtomicBool::new(credentials.is_none()),
             address,
         })
     }
 
-    /// Where the daemon is.
+    /// Returns the daemon's address.
     pub fn address(&self) -> &DaemonAddress {
         &self.address
     }
 
-    /// The account that the daemon runs under, where that can be told: over its socket.
+    /// Returns the user id of the daemon, or `None` if the proxy does not reach it over a unix socket.
     pub async fn account(&self) -> Option<u32> {
         Some(self.process().await?.uid())
     }
 
-    /// The daemon's process, where that can be told: over its socket.
+    /// Returns the credentials of the daemon's process, or `None` if the proxy does not reach it over a
+    /// unix socket.
     pub async fn process(&self) -> Option<tokio::net::unix::UCred> {
         let DaemonAddress::Unix(path) = &self.address else {
             return None;
         };
         let connection = tokio::net::UnixStream::connect(path).await.ok()?;
         let peer = connection.peer_cred().ok()?;
-        self.gauge.meet(&peer);
+        self.gauge.record_peer(&peer);
         Some(peer)
     }
 
-    /// The account that the daemon runs under, where that can be told and is neither root nor the
-    /// proxy's own: it may be unable to read what the proxy may.
+    /// Returns the name of the daemon's account if it is known and is neither root nor the proxy's own.
+    /// Such a daemon may be unable to read files that the proxy can read.
     pub async fn other_account(&self) -> Option<String> {
         let uid = Uid::from_raw(self.account().await?);
         if uid.is_root() || uid == Uid::effective() {
@@ -161,83 +163,88 @@ impl Daemon {
         Some(user.map_or_else(|| uid.to_string(), |user| user.name))
     }
 
-    /// Whether the daemon asks nobody for credentials, as far as its configuration and its answers
-    /// tell: the proxy then has nobody's to speak with, so the daemon judges its calls as it would
-    /// judge anybody's.
+    /// Returns whether the daemon requires no credentials, according to its configuration and its
+    /// answers so far. The proxy may then make calls for any caller, because the daemon would accept the
+    /// same calls from that caller.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Acquire)
     }
 
-    /// What the proxy presents of its own, if anything.
+    /// Returns the authorization from the proxy's own credentials.
     pub fn own_authorization(&self) -> Option<&HeaderValue> {
         self.own_authorization.as_ref()
     }
 
-    /// Lets the proxy's own calls present what the daemon let a caller in with. Does nothing for a
-    /// proxy that has credentials of its own.
-    pub fn lend(&self, authorization: Option<&HeaderValue>) {
+    /// Remembers the authorization of a caller that the daemon has accepted, for the proxy's own calls.
+    /// Does nothing if the proxy has credentials of its own.
+    pub fn remember_authorization(&self, authorization: Option<&HeaderValue>) {
         if self.own_authorization.is_none()
             && let Some(authorization) = authorization
         {
-            // First of all, so that nobody gets in with them unasked.
+            // This comes first: otherwise a caller without credentials could use these.
             self.is_open.store(false, Ordering::Release);
-            let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
-            *lent = Some(authorization.clone());
+            let mut remembered = self
+                .remembered
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *remembered = Some(authorization.clone());
         }
     }
 
-    /// Makes all of `work`'s own calls present `authorization`, whatever is lent meanwhile.
-    pub async fn presenting<T>(
+    /// Runs `work` so that all its own calls present `authorization`, even if another one is remembered
+    /// meanwhile.
+    pub async fn with_authorization<T>(
         &self,
         authorization: Option<HeaderValue>,
         work: impl Future<Output = T>,
     ) -> T {
-        PRESENTED.scope(authorization, work).await
+        AUTHORIZATION_OF_WORK.scope(authorization, work).await
     }
 
     fn authorization(&self) -> Option<HeaderValue> {
-        PRESENTED
+        AUTHORIZATION_OF_WORK
             .try_with(Clone::clone)
-            .unwrap_or_else(|_| self.known_authorization())
+            .unwrap_or_else(|_| self.current_authorization())
     }
 
-    /// What the proxy has of its own, or was lent last.
-    pub fn known_authorization(&self) -> Option<HeaderValue> {
+    /// Returns the authorization from the proxy's own credentials, or else the remembered one.
+    pub fn current_authorization(&self) -> Option<HeaderValue> {
         self.own_authorization.clone().or_else(|| {
-            self.lent
+            self.remembered
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone()
         })
     }
 
-    /// Sends `request` as it is, its URI in the form that the client used, and gives the reply's
-    /// head as soon as it is there, header names in the daemon's own case. It waits for its turn in
-    /// its `share` of the connections, as one of the requests of its [`Origin`](super::Origin).
+    /// Sends `request` unchanged, with its URI in the form that the client used. Returns the reply as soon
+    /// as its head has arrived, with header names in the daemon's case. The request waits for a slot of
+    /// its `share`, and takes turns with the other requests of its [`Origin`](super::Origin).
     ///
     /// # Errors
-    /// See [`Unanswered`].
+    /// See [`NoReply`].
     pub async fn forward(
         self: &Arc<Self>,
         request: Request<Body>,
         reuse: Reuse,
         share: Share,
-    ) -> Result<Response<ReplyBody>, Unanswered> {
-        self.go_by_its_limit();
+    ) -> Result<Response<ReplyBody>, NoReply> {
+        self.update_limits();
         let client = self.clients.client(request.extensions(), request.headers());
         let slot = self.slots.take(client, share).await;
-        let slot = slot.map_err(|Full| Unanswered::Full)?;
-        let presented = request.headers().get(AUTHORIZATION).cloned();
+        let slot = slot.map_err(|Full| NoReply::Full)?;
+        let authorization = request.headers().get(AUTHORIZATION).cloned();
         let reply = self
             .connections
             .send(request, reuse, slot)
             .await
-            .map_err(|error| Unanswered::Unreachable(self.unreachable(error.as_ref())))?;
-        self.clients.judged(presented.as_ref(), reply.status());
+            .map_err(|error| NoReply::Unreachable(self.unreachable(error.as_ref())))?;
+        self.clients
+            .record_verdict(authorization.as_ref(), reply.status());
         Ok(reply)
     }
 
-    /// Has the own calls of `work` take turns with those of others as the calls of this request.
+    /// Runs `work` so that its own calls take the turns of the client that sent this request.
     pub async fn on_behalf_of<T>(
         &self,
         request: &http::request::Parts,
@@ -247,24 +254,25 @@ impl Daemon {
         ON_BEHALF.scope(client, work).await
     }
 
-    /// Whether it has let in whoever sends a request with this head, or lets in everybody.
-    pub fn has_let_in(&self, head: &http::request::Parts) -> bool {
-        self.clients.has_let_in(&head.headers)
+    /// Returns whether the daemon has accepted the credentials of this request, or requires none.
+    pub fn has_accepted(&self, head: &http::request::Parts) -> bool {
+        self.clients.has_accepted(&head.headers)
     }
 
-    /// How many connections there may be now.
+    /// Returns how many connections each share may have now.
     pub fn limits(&self) -> SlotLimits {
         self.slots.limits()
     }
 
-    /// Whether the daemon answers the proxy. It is asked at most once a second, whoever wants to
-    /// know; one that merely asks a proxy for credentials that has none of its own answers too.
+    /// Returns whether the daemon answers. Sends at most one request a second for all callers.
     pub async fn is_up(self: &Arc<Self>) -> bool {
         let daemon = self.clone();
-        let ask = || async move { daemon.answers().await };
-        self.health.is_up(ask).await
+        let probe = || async move { daemon.answers().await };
+        self.health.is_up(probe).await
     }
 
+    /// Returns whether the daemon answers a call. A proxy without credentials of its own accepts 401 as an
+    /// answer.
     async fn answers(&self) -> bool {
         let own = self.own_authorization.as_ref();
         match self
@@ -280,40 +288,42 @@ impl Daemon {
         }
     }
 
-    /// How many descriptors of the daemon are in use for us.
-    fn taken(&self) -> usize {
+    /// Returns how many of the daemon's descriptors the proxy uses.
+    fn used_descriptors(&self) -> usize {
         self.slots.cost() + self.connections.idle() + OWN_IDLE
     }
 
-    /// Leaves the daemon the descriptors that it needs now.
-    fn go_by_its_limit(self: &Arc<Self>) {
-        let found = match self.gauge.look() {
-            Look::Recent => return,
-            Look::Found(found) => found,
-            Look::Ask(found) => {
+    /// Adapts the number of connections to the descriptors that the daemon can spare now.
+    fn update_limits(self: &Arc<Self>) {
+        let descriptors = match self.gauge.measure() {
+            Measurement::Recent => return,
+            Measurement::Known(descriptors) => descriptors,
+            Measurement::PidNeeded(descriptors) => {
                 let daemon = self.clone();
                 tokio::spawn(async move {
                     let pid = daemon.call("supervisor.getPID", &[]).await.ok();
                     let pid = pid.as_ref().and_then(Value::as_int);
-                    daemon.gauge.tell(pid.and_then(|pid| pid.try_into().ok()));
+                    daemon
+                        .gauge
+                        .record_pid(pid.and_then(|pid| pid.try_into().ok()));
                 });
-                found
+                descriptors
             }
         };
-        let limits = SlotLimits::of(found.ceiling(self.taken()));
+        let limits = SlotLimits::of(descriptors.ceiling(self.used_descriptors()));
         self.slots.resize(limits);
-        self.connections.keep_at_most(limits.idle - OWN_IDLE);
+        self.connections.limit_idle(limits.idle - OWN_IDLE);
     }
 
-    /// What a call presents that is made for a caller whom the daemon let in with `authorization`:
-    /// the proxy's own credentials, where it has any.
+    /// Returns the authorization for a call on behalf of a caller that the daemon has accepted with
+    /// `authorization`: that of the proxy's own credentials, or else the caller's.
     pub fn authorization_for(&self, authorization: Option<&HeaderValue>) -> Option<HeaderValue> {
-        let mut presented = self.own_authorization.as_ref().or(authorization)?.clone();
-        presented.set_sensitive(true);
-        Some(presented)
+        let mut header = self.own_authorization.as_ref().or(authorization)?.clone();
+        header.set_sensitive(true);
+        Some(header)
     }
 
-    /// Calls `method` with the proxy's own credentials.
+    /// Calls `method` as the proxy and returns its result.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -322,12 +332,12 @@ impl Daemon {
             .await
     }
 
-    /// The same of a method that the daemon answers when processes have stopped. None, and no call, where
-    /// clients' calls that wait have taken all connections for such: theirs may take long.
+    /// Calls a method that the daemon answers after processes have stopped. Returns `None` without a call
+    /// if clients' waiting calls use all connections of [`Share::Waiting`], because these may take long.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call_that_waits(
+    pub async fn call_waiting(
         &self,
         method: &str,
         params: &[Value],
@@ -336,8 +346,8 @@ impl Daemon {
             return Ok(None);
         };
         let authorization = self.authorization();
-        let called = self.call_in_slot(authorization.as_ref(), method, params);
-        called.await.map(Some)
+        let call = self.call_in_slot(authorization.as_ref(), method, params);
+        call.await.map(Some)
     }
 
     async fn call_as(
@@ -369,11 +379,11 @@ impl Daemon {
         let client = ON_BEHALF.try_with(|client| *client);
         let client = client.unwrap_or(Client::Proxy);
         let slot = self.slots.take(client, share).await;
-        slot.map_err(|Full| CallError::Unreachable(Unanswered::Full.to_string()))
+        slot.map_err(|Full| CallError::Unreachable(NoReply::Full.to_string()))
     }
 
-    /// The reply as soon as its head is there; the daemon has done what it was asked by then, unless
-    /// that takes it several turns of its loop.
+    /// Sends a call and returns the reply as soon as its head has arrived. By then the daemon has executed
+    /// the call, unless the call takes several iterations of its main loop.
     async fn reply(
         &self,
         authorization: Option<&HeaderValue>,
@@ -381,7 +391,7 @@ impl Daemon {
         params: &[Value],
     ) -> Result<reqwest::Response, CallError> {
         let mut request = self
-            .caller
+            .http
             .post(&self.rpc_url)
             .header(CONTENT_TYPE, "text/xml")
             .body(xmlrpc::write::call(method, params));
@@ -399,10 +409,10 @@ impl Daemon {
         Ok(reply)
     }
 
-    /// Runs `calls` in one `system.multicall`, as the proxy itself; one result for each, in order.
+    /// Runs `calls` in one `system.multicall` as the proxy. Returns one result per call, in order.
     ///
     /// # Errors
-    /// When the multicall as a whole has no answer; faults of single calls are in the list.
+    /// If the multicall as a whole fails. Faults of single calls are in the list.
     pub async fn multicall(
         &self,
         calls: &[(&str, Vec<Value>)],
@@ -414,16 +424,15 @@ impl Daemon {
         Ok(multicall_results(results))
     }
 
-    /// Runs `calls` and then `reloadConfig` in one multicall, as the proxy itself, and does not wait
-    /// for the list of groups that are gone from the files. The results of the calls, and what has
-    /// come.
+    /// Runs `calls` and then `reloadConfig` in one multicall as the proxy. Returns the results of the
+    /// calls and that of `reloadConfig`, without waiting for the daemon's list of removed groups.
     ///
     /// # Errors
     /// As [`Daemon::multicall`].
     pub async fn multicall_and_reload(
         &self,
         mut calls: Vec<(&str, Vec<Value>)>,
-    ) -> Result<(Vec<Result<Value, Fault>>, Result<Reloaded, Fault>), CallError> {
+    ) -> Result<(Vec<Result<Value, Fault>>, Result<ReloadResult, Fault>), CallError> {
         let slot = self.own_slot(Share::Reload).await?;
         let mut head = Head::after(calls.len());
         calls.push(("supervisor.reloadConfig", vec![]));
@@ -437,26 +446,27 @@ impl Daemon {
             .await?;
         let mut received = Vec::new();
         let mut body = None;
-        while let Some(piece) = reply
+        while let Some(chunk) = reply
             .chunk()
             .await
             .map_err(|error| self.unreachable_call(&error))?
         {
-            received.extend_from_slice(&piece);
+            received.extend_from_slice(&chunk);
             body = head.complete(&received);
             if body.is_some() {
                 tokio::spawn(async move {
                     let _slot = slot;
                     let rest = async { while let Ok(Some(_)) = reply.chunk().await {} };
-                    let _ = tokio::time::timeout(LEFT_OVER_TIME, rest).await; // closed then
+                    // After the timeout the connection is closed.
+                    let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
                 });
                 break;
             }
         }
         let results = xmlrpc::read::response(&body.unwrap_or(received))??;
         let mut results = multicall_results(results);
-        let reloaded = results.pop().unwrap_or(Ok(Value::Nil));
-        Ok((results, reloaded.map(|value| Reloaded::read(&value))))
+        let reload = results.pop().unwrap_or(Ok(Value::Nil));
+        Ok((results, reload.map(|value| ReloadResult::read(&value))))
     }
 
     fn unreachable(&self, error: &dyn std::error::Error) -> String {
@@ -472,10 +482,10 @@ impl Daemon {
     }
 }
 
-/// What carries out several calls.
+/// The method that executes several calls.
 pub const MULTICALL: &str = "system.multicall";
 
-/// A multicall's parameter.
+/// Returns the parameter of a multicall.
 pub fn multicall_entries(calls: &[(&str, Vec<Value>)]) -> Value {
     let entry = |(method, params): &(&str, Vec<Value>)| {
         Value::Struct(vec![
@@ -486,7 +496,7 @@ pub fn multicall_entries(calls: &[(&str, Vec<Value>)]) -> Value {
     Value::Array(calls.iter().map(entry).collect())
 }
 
-/// What a multicall returned: one result for each call.
+/// Splits the reply of a multicall into one result per call.
 pub fn multicall_results(value: Value) -> Vec<Result<Value, Fault>> {
     match value {
         Value::Array(results) => results.into_iter().map(multicall_result).collect(),
@@ -494,8 +504,9 @@ pub fn multicall_results(value: Value) -> Vec<Result<Value, Fault>> {
     }
 }
 
-/// One result of a multicall. A struct with a `faultCode` is a fault: the daemon's multicall returns bare values
-/// (`supervisor/xmlrpc.py`, `multicall`), and no other reply of it has such a member.
+/// Returns one result of a multicall. A struct with a `faultCode` is a fault: the daemon's multicall
+/// returns values without an enclosing array (`supervisor/xmlrpc.py`, `multicall`), and none of its
+/// methods returns a struct with that member.
 ///
 /// # Errors
 /// The fault.
@@ -512,22 +523,22 @@ pub fn multicall_result(value: Value) -> Result<Value, Fault> {
     }
 }
 
-fn reached(address: &DaemonAddress) -> Reached {
+fn transport(address: &DaemonAddress) -> Transport {
     match address {
-        DaemonAddress::Unix(_) => Reached::Socket,
+        DaemonAddress::Unix(_) => Transport::UnixSocket,
         DaemonAddress::Tcp { host, .. } => {
             let address = host.parse::<std::net::IpAddr>();
             if host == "localhost" || address.is_ok_and(|address| address.is_loopback()) {
-                Reached::Loopback
+                Transport::Loopback
             } else {
-                Reached::Network
+                Transport::Network
             }
         }
     }
 }
 
-/// A password that is only known as a digest, or not at all, cannot be presented.
-fn usable(credentials: Option<&Credentials>) -> Option<&Credentials> {
+/// Returns the credentials unless the password is a digest or unknown.
+fn presentable(credentials: Option<&Credentials>) -> Option<&Credentials> {
     credentials.filter(|credentials| credentials.can_be_presented())
 }
 
@@ -539,7 +550,7 @@ fn basic(credentials: &Credentials) -> anyhow::Result<HeaderValue> {
     Ok(value)
 }
 
-/// The innermost error is the one that says what to do ("No such file or directory").
+/// Returns the text of the innermost error, which has the reason ("No such file or directory").
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

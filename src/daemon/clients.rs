@@ -1,8 +1,8 @@
-//! Whose turn a call takes: clients as far as they can be told apart before the daemon has judged
-//! them.
+//! Distinguishes clients, which take turns for connections to the daemon.
 //!
-//! Anybody can present any credentials, so those tell clients apart only after the daemon has taken
-//! them. All that come from one place with others, or with none, are one client.
+//! A client is an origin with credentials. Credentials only count after the daemon has accepted them,
+//! because a client can present any. All requests of one origin with other credentials, or with none,
+//! are one client.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -13,33 +13,34 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderMap, HeaderValue, StatusCode};
 
-/// Credentials that are remembered because the daemon took them.
-const MAX_TAKEN: usize = 256;
-/// One machine may have all IPv6 addresses that begin with the same half.
-const OF_ONE_MACHINE: u128 = u128::MAX << 64;
+/// The largest number of accepted credentials that are remembered.
+const MAX_ACCEPTED: usize = 256;
+/// The network part of an IPv6 address: one machine may have all addresses of a /64 network.
+const IPV6_NETWORK: u128 = u128::MAX << 64;
 
-/// Where a connection comes from. Each request carries it among its extensions.
+/// The origin of a connection. Each request has it among its extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// Another address.
+    /// An IP address.
     Address(IpAddr),
-    /// A process of this machine.
+    /// The pid of a process on this machine.
     Process(i32),
-    /// A process that cannot be seen from here, of this account.
+    /// The user id of a process that is not visible in the proxy's pid namespace.
     Account(u32),
 }
 
 impl Origin {
-    /// The peer at `address`. All programs of this machine have all of its loopback addresses.
+    /// Returns the origin of a TCP peer. All loopback addresses are one origin, because any program on
+    /// this machine can use each of them.
     pub fn at(address: IpAddr) -> Self {
         Origin::Address(match address.to_canonical() {
             address if address.is_loopback() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & OF_ONE_MACHINE).into(),
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & IPV6_NETWORK).into(),
             address => address,
         })
     }
 
-    /// The peer with these credentials of a unix socket.
+    /// Returns the origin of a peer of a unix socket.
     pub fn with(credentials: &tokio::net::unix::UCred) -> Self {
         match credentials.pid() {
             Some(pid) if pid > 0 => Origin::Process(pid),
@@ -48,78 +49,78 @@ impl Origin {
     }
 }
 
-/// Whose turn a call takes.
+/// The client whose turn a call takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Client {
     /// The proxy itself.
     Proxy,
-    /// Somebody at this place, with the credentials of this number, if the daemon takes them.
+    /// A client at this origin, with the hash of its credentials if the daemon has accepted them.
     At(Option<Origin>, Option<u64>),
 }
 
-/// Tells clients apart.
+/// Distinguishes clients by the credentials that the daemon has accepted.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
-    numbers: RandomState,
+    hasher: RandomState,
     credentials: Mutex<Credentials>,
 }
 
 #[derive(Debug, Default)]
 struct Credentials {
-    /// Whether the daemon asks for any, by its file or by having refused some. Otherwise it takes all,
-    /// and they tell nothing.
-    are_judged: bool,
-    /// Numbers of those that it took, the oldest first.
-    taken: VecDeque<u64>,
+    /// Whether the daemon requires credentials, according to its file or because it has refused some.
+    /// Otherwise it accepts any, so that they do not distinguish clients.
+    are_required: bool,
+    /// The hashes of the credentials that the daemon has accepted, the oldest first.
+    accepted: VecDeque<u64>,
 }
 
 impl Clients {
-    /// Those of a daemon whose file says whether it asks for credentials.
-    pub(super) fn of(asks: bool) -> Self {
+    /// Returns the clients of a daemon whose configuration file does or does not require credentials.
+    pub(super) fn new(are_required: bool) -> Self {
         Clients {
             credentials: Mutex::new(Credentials {
-                are_judged: asks,
-                taken: VecDeque::new(),
+                are_required,
+                accepted: VecDeque::new(),
             }),
             ..Clients::default()
         }
     }
 
-    /// Whether the daemon has taken what these headers present, or asks for nothing.
-    pub(super) fn has_let_in(&self, headers: &HeaderMap) -> bool {
-        let number = headers.get(AUTHORIZATION).map(|value| self.number(value));
+    /// Returns whether the daemon has accepted the credentials in these headers, or requires none.
+    pub(super) fn has_accepted(&self, headers: &HeaderMap) -> bool {
+        let hash = headers.get(AUTHORIZATION).map(|value| self.hash(value));
         let credentials = self.credentials();
-        !credentials.are_judged || number.is_some_and(|number| credentials.taken.contains(&number))
+        !credentials.are_required || hash.is_some_and(|hash| credentials.accepted.contains(&hash))
     }
 
-    /// Whose turn a request with these extensions and headers takes.
+    /// Returns the client that sent a request with these extensions and headers.
     pub(super) fn client(&self, extensions: &Extensions, headers: &HeaderMap) -> Client {
-        let number = headers.get(AUTHORIZATION).map(|value| self.number(value));
-        let number = number.filter(|number| self.credentials().taken.contains(number));
-        Client::At(extensions.get().copied(), number)
+        let hash = headers.get(AUTHORIZATION).map(|value| self.hash(value));
+        let hash = hash.filter(|hash| self.credentials().accepted.contains(hash));
+        Client::At(extensions.get().copied(), hash)
     }
 
-    /// Takes note of what the daemon answered to somebody who presented this.
-    pub(super) fn judged(&self, presented: Option<&HeaderValue>, status: StatusCode) {
-        let number = presented.map(|value| self.number(value));
+    /// Records the status with which the daemon answered a request with this authorization.
+    pub(super) fn record_verdict(&self, authorization: Option<&HeaderValue>, status: StatusCode) {
+        let hash = authorization.map(|value| self.hash(value));
         let mut credentials = self.credentials();
         if status == StatusCode::UNAUTHORIZED {
-            credentials.are_judged = true;
-            credentials.taken.retain(|taken| Some(*taken) != number);
-        } else if let Some(number) = number
+            credentials.are_required = true;
+            credentials.accepted.retain(|other| Some(*other) != hash);
+        } else if let Some(hash) = hash
             && status == StatusCode::OK
-            && credentials.are_judged
-            && !credentials.taken.contains(&number)
+            && credentials.are_required
+            && !credentials.accepted.contains(&hash)
         {
-            if credentials.taken.len() >= MAX_TAKEN {
-                credentials.taken.pop_front();
+            if credentials.accepted.len() >= MAX_ACCEPTED {
+                credentials.accepted.pop_front();
             }
-            credentials.taken.push_back(number);
+            credentials.accepted.push_back(hash);
         }
     }
 
-    fn number(&self, presented: &HeaderValue) -> u64 {
-        self.numbers.hash_one(presented.as_bytes())
+    fn hash(&self, authorization: &HeaderValue) -> u64 {
+        self.hasher.hash_one(authorization.as_bytes())
     }
 
     fn credentials(&self) -> MutexGuard<'_, Credentials> {
@@ -133,55 +134,55 @@ impl Clients {
 mod tests {
     use super::*;
 
-    fn client_with(clients: &Clients, presented: Option<&HeaderValue>) -> Client {
+    fn client_with(clients: &Clients, authorization: Option<&HeaderValue>) -> Client {
         let mut headers = HeaderMap::new();
-        if let Some(presented) = presented {
-            headers.insert(AUTHORIZATION, presented.clone());
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
         }
         clients.client(&Extensions::new(), &headers)
     }
 
     #[test]
-    fn credentials_count_once_the_daemon_has_taken_them() {
+    fn credentials_count_after_the_daemon_has_accepted_them() {
         let clients = Clients::default();
         let [good, bad] = ["Basic good", "Basic bad"].map(HeaderValue::from_static);
         let stranger = Client::At(None, None);
-        clients.judged(Some(&bad), StatusCode::OK);
+        clients.record_verdict(Some(&bad), StatusCode::OK);
         assert_eq!(client_with(&clients, Some(&bad)), stranger);
-        clients.judged(None, StatusCode::UNAUTHORIZED);
-        clients.judged(Some(&good), StatusCode::OK);
+        clients.record_verdict(None, StatusCode::UNAUTHORIZED);
+        clients.record_verdict(Some(&good), StatusCode::OK);
         let known = client_with(&clients, Some(&good));
         assert_ne!(known, stranger);
-        clients.judged(Some(&bad), StatusCode::UNAUTHORIZED);
-        for presented in [Some(&bad), None] {
-            assert_eq!(client_with(&clients, presented), stranger);
+        clients.record_verdict(Some(&bad), StatusCode::UNAUTHORIZED);
+        for authorization in [Some(&bad), None] {
+            assert_eq!(client_with(&clients, authorization), stranger);
         }
         assert_eq!(client_with(&clients, Some(&good)), known);
-        clients.judged(Some(&good), StatusCode::UNAUTHORIZED);
+        clients.record_verdict(Some(&good), StatusCode::UNAUTHORIZED);
         assert_eq!(client_with(&clients, Some(&good)), stranger);
     }
 
     #[test]
-    fn only_so_many_are_remembered() {
+    fn the_number_of_remembered_credentials_is_limited() {
         let clients = Clients::default();
-        clients.judged(None, StatusCode::UNAUTHORIZED);
-        for number in 0..=MAX_TAKEN {
-            let presented = HeaderValue::from_str(&format!("Basic {number}")).unwrap();
-            clients.judged(Some(&presented), StatusCode::OK);
+        clients.record_verdict(None, StatusCode::UNAUTHORIZED);
+        for number in 0..=MAX_ACCEPTED {
+            let authorization = HeaderValue::from_str(&format!("Basic {number}")).unwrap();
+            clients.record_verdict(Some(&authorization), StatusCode::OK);
         }
-        assert_eq!(clients.credentials().taken.len(), MAX_TAKEN);
-        let newest = HeaderValue::from_str(&format!("Basic {MAX_TAKEN}")).unwrap();
+        assert_eq!(clients.credentials().accepted.len(), MAX_ACCEPTED);
+        let newest = HeaderValue::from_str(&format!("Basic {MAX_ACCEPTED}")).unwrap();
         assert_ne!(client_with(&clients, Some(&newest)), Client::At(None, None));
     }
 
     #[test]
-    fn addresses_of_one_machine_are_one_peer() {
-        let peer = |address: &str| Origin::at(address.parse().unwrap());
-        assert_eq!(peer("2001:db8::1"), peer("2001:db8::2:3"));
-        assert_ne!(peer("2001:db8::1"), peer("2001:db8:0:1::1"));
-        assert_eq!(peer("::ffff:10.0.0.1"), peer("10.0.0.1"));
-        assert_ne!(peer("10.0.0.1"), peer("10.0.0.2"));
-        assert_eq!(peer("127.0.0.1"), peer("127.8.0.2"));
-        assert_eq!(peer("127.0.0.1"), peer("::1"));
+    fn addresses_of_one_machine_are_one_origin() {
+        let origin = |address: &str| Origin::at(address.parse().unwrap());
+        assert_eq!(origin("2001:db8::1"), origin("2001:db8::2:3"));
+        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
+        assert_eq!(origin("::ffff:10.0.0.1"), origin("10.0.0.1"));
+        assert_ne!(origin("10.0.0.1"), origin("10.0.0.2"));
+        assert_eq!(origin("127.0.0.1"), origin("127.8.0.2"));
+        assert_eq!(origin("127.0.0.1"), origin("::1"));
     }
 }

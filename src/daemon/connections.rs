@@ -1,8 +1,8 @@
-//! Connections that requests are passed on over, one request at a time on each.
+//! The pool of connections for forwarded requests, with one request at a time on each.
 //!
-//! The daemon's HTTP server leaves some connections in a state that no later request may meet, so
-//! a connection is kept only after a reply that is known to be harmless, and used again only if
-//! nothing has come over it since. Knows nothing of what is asked.
+//! The daemon's HTTP server leaves some connections in a state in which a later request would get a
+//! wrong reply. A connection is therefore reused only after a reply that is known to be safe, and only
+//! if no byte has arrived since. This module does not look at the contents of requests.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -27,39 +27,39 @@ use super::conf::DaemonAddress;
 use super::descriptors::Gauge;
 use super::slots::Slot;
 
-/// What is sent upstream: bytes of a known length, or the empty body of unknown length that makes
-/// the daemon answer 411 by itself.
+/// The body of a request to the daemon: bytes of a known length, or an empty body of unknown length, to
+/// which the daemon answers 411.
 pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
-/// How long a connection to the daemon may take; there is no limit on an answer, because starting
-/// and stopping with wait take as long as the process does.
+/// How long connecting to the daemon may take. A reply has no such limit, because a call that starts or
+/// stops a process with `wait` takes as long as the process does.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Idle connections are dropped well before the daemon's own 30 minutes
+/// How long a connection may be idle. The daemon closes it after 30 minutes
 /// (`supervisor/medusa/http_server.py`, `zombie_timeout`).
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// Kept connections that may turn out to be closed before a request goes over a new one.
+/// How many stale connections a request may try before it opens a new one.
 const MAX_STALE: usize = 16;
-/// A request whose body is no longer is sent to its end though its caller has gone: what such bodies
-/// hold of the memory is bounded by the slots alone.
+/// The longest body, in bytes, that is sent completely even after its client has closed the connection.
+/// The number of slots bounds the memory that these bodies take.
 const SMALL_BODY: u64 = 64 * 1024;
-/// A reply of more bytes than this takes as long as its reader does.
+/// The longest reply, in bytes, that does not depend on how fast the client reads.
 const LARGE_REPLY: u64 = 64 * 1024;
-/// A header block of the daemon's replies is small; its redirects carry what the client sent.
+/// The longest head of a reply, in bytes. A redirect of the daemon repeats the path of the request.
 const MAX_REPLY_HEAD: usize = 512 * 1024;
 
-/// Whether a request may meet other requests on its connection.
+/// Whether a request may share its connection with other requests.
 ///
-/// The daemon leaves body bytes of many requests unread and answers HEAD and 304 with bytes that
-/// no client expects, so only calls under `/RPC2` may share a connection.
+/// The daemon does not read the bodies of many requests, and sends a body with replies to HEAD and with
+/// 304. Only calls to `/RPC2` may therefore share a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reuse {
-    /// A `POST` under `/RPC2` with its body.
+    /// A `POST` to `/RPC2` with a body.
     Shared,
-    /// Anything else: a connection of its own, closed afterwards.
+    /// Any other request: it has a connection of its own, which is closed afterwards.
     Alone,
 }
 
-/// Why there is no reply.
+/// Why a request has no reply.
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The connections to one daemon.
@@ -69,28 +69,27 @@ pub(super) struct Connections {
     idle: Arc<Idle>,
 }
 
-/// Connections that are kept.
+/// The idle connections.
 #[derive(Default)]
 struct Idle {
-    ways: Mutex<Vec<PooledConnection>>,
-    /// How many may be kept; more may be open while calls are waiting.
-    most: AtomicUsize,
+    connections: Mutex<Vec<PooledConnection>>,
+    /// The largest number of idle connections. More may be open while calls are in progress.
+    limit: AtomicUsize,
 }
 
-/// A connection on which one request can be sent. It ends when this is dropped, with whatever the
-/// daemon has not taken of a request's body: the daemon drains slowly what follows a head that it has
-/// refused.
+/// A connection for one request at a time. Dropping it closes the connection without sending the rest of
+/// a body, because the daemon is slow to read a body whose head it has refused.
 struct PooledConnection {
     sender: SendRequest<Body>,
     _connection: Serving,
-    /// The same socket once more, to ask the kernel about it; only where the way may be kept.
+    /// A duplicate of the socket, to ask the kernel about it. `None` if the connection must not be reused.
     socket: Option<File>,
-    since: Instant,
-    /// While it is in use.
+    idle_since: Instant,
+    /// The slot that the connection takes while it is in use.
     slot: Option<Slot>,
 }
 
-/// The task that reads and writes on a connection, ended on drop.
+/// The task that reads and writes on a connection. Dropping this aborts it.
 struct Serving(AbortHandle);
 
 impl Drop for Serving {
@@ -100,7 +99,7 @@ impl Drop for Serving {
 }
 
 impl Connections {
-    /// Takes note with `gauge` of whose socket it connects to.
+    /// Returns an empty pool for the daemon at `address`. `gauge` records the peer of each unix socket.
     pub(super) fn new(address: DaemonAddress, gauge: Arc<Gauge>) -> Self {
         Connections {
             address,
@@ -109,23 +108,24 @@ impl Connections {
         }
     }
 
-    /// How many nobody uses.
+    /// Returns the number of idle connections.
     pub(super) fn idle(&self) -> usize {
         self.idle.lock().len()
     }
 
-    /// Keeps no more than so many connections that nobody uses.
-    pub(super) fn keep_at_most(&self, most: usize) {
-        self.idle.most.store(most, Ordering::Relaxed);
-        self.idle.lock().truncate(most);
+    /// Sets the largest number of idle connections, and closes the surplus.
+    pub(super) fn limit_idle(&self, limit: usize) {
+        self.idle.limit.store(limit, Ordering::Relaxed);
+        self.idle.lock().truncate(limit);
     }
 
-    /// Sends a request and gives the reply's head as soon as it is there. A request that may have
-    /// arrived is never sent twice. The `slot` is taken until the connection is free or closed.
+    /// Sends a request and returns the reply as soon as its head has arrived. A request that the daemon
+    /// may have received is never sent twice. The `slot` is taken until the connection is idle or closed.
     ///
-    /// What the daemon answers at once is awaited also when the caller has gone: it accepts one
-    /// connection in a turn of its loop, and those that were closed before would fill its queue, so that
-    /// nobody reaches it. A large body ends with its caller, who counts for its memory.
+    /// A quick call with a small body continues if its client closes the connection: the daemon accepts
+    /// one connection per iteration of its main loop, so that connections which are closed before would
+    /// fill its queue and block all clients. A call with a large body ends with its client, because the
+    /// limits count its memory as that client's.
     pub(super) async fn send(
         self: &Arc<Self>,
         request: Request<Body>,
@@ -148,11 +148,12 @@ impl Connections {
         slot: Slot,
     ) -> Result<Response<ReplyBody>, Failure> {
         if reuse == Reuse::Shared {
-            // Each that fails is gone, and others are kept in the meantime only by replies.
             for _ in 0..MAX_STALE {
-                let Some(mut way) = self.kept() else { break };
-                match way.sender.try_send_request(request).await {
-                    Ok(reply) => return Ok(self.streamed(reply, way, slot)),
+                let Some(mut connection) = self.pop_idle() else {
+                    break;
+                };
+                match connection.sender.try_send_request(request).await {
+                    Ok(reply) => return Ok(self.stream(reply, connection, slot)),
                     Err(mut error) => match error.take_message() {
                         Some(unsent) => request = unsent,
                         None => return Err(error.into_error().into()),
@@ -160,17 +161,17 @@ impl Connections {
                 }
             }
         }
-        let mut way = self.open(reuse).await?;
-        let reply = way.sender.send_request(request).await?;
-        Ok(self.streamed(reply, way, slot))
+        let mut connection = self.open(reuse).await?;
+        let reply = connection.sender.send_request(request).await?;
+        Ok(self.stream(reply, connection, slot))
     }
 
-    /// A kept connection that is as good as a new one.
-    fn kept(&self) -> Option<PooledConnection> {
+    /// Returns an idle connection that is usable. Drops the others before it.
+    fn pop_idle(&self) -> Option<PooledConnection> {
         let mut idle = self.idle.lock();
-        while let Some(way) = idle.pop() {
-            if way.is_fresh() {
-                return Some(way);
+        while let Some(connection) = idle.pop() {
+            if connection.is_fresh() {
+                return Some(connection);
             }
         }
         None
@@ -180,8 +181,8 @@ impl Connections {
         match &self.address {
             DaemonAddress::Unix(path) => {
                 let stream = UnixStream::connect(path).await?;
-                self.gauge.meet(&stream.peer_cred()?);
-                begin(stream, reuse).await
+                self.gauge.record_peer(&stream.peer_cred()?);
+                handshake(stream, reuse).await
             }
             DaemonAddress::Tcp { host, port } => {
                 let connecting = TcpStream::connect((host.as_str(), *port));
@@ -189,41 +190,42 @@ impl Connections {
                     .await
                     .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
                 stream.set_nodelay(true)?;
-                begin(stream, reuse).await
+                handshake(stream, reuse).await
             }
         }
     }
 
-    fn streamed(
+    /// Returns the reply with a body that returns its connection to the pool at the end.
+    fn stream(
         &self,
         reply: Response<Incoming>,
-        way: PooledConnection,
+        connection: PooledConnection,
         mut slot: Slot,
     ) -> Response<ReplyBody> {
         let size = hyper::body::Body::size_hint(reply.body()).exact();
         if size.is_none_or(|size| size > LARGE_REPLY) {
-            slot.take_long();
+            slot.move_to_waiting();
         }
-        // Where the daemon finds fault with the head of a request, it takes the body for the next
-        // request (`supervisor/medusa/auth_handler.py` does with credentials that it cannot read).
-        let was_read = reply.status() == StatusCode::OK;
+        // If the daemon refuses the head of a request, it reads the body as the next request
+        // (`supervisor/medusa/auth_handler.py` does so for malformed credentials).
+        let has_read_body = reply.status() == StatusCode::OK;
         reply.map(|body| {
             let mut body = ReplyBody {
                 body,
-                way: Some(PooledConnection {
-                    socket: way.socket.filter(|_| was_read),
+                connection: Some(PooledConnection {
+                    socket: connection.socket.filter(|_| has_read_body),
                     slot: Some(slot),
-                    ..way
+                    ..connection
                 }),
                 idle: self.idle.clone(),
             };
-            body.keep_way_at_end();
+            body.release_at_end();
             body
         })
     }
 }
 
-async fn begin<S>(stream: S, reuse: Reuse) -> Result<PooledConnection, Failure>
+async fn handshake<S>(stream: S, reuse: Reuse) -> Result<PooledConnection, Failure>
 where
     S: AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static,
 {
@@ -246,65 +248,70 @@ where
         sender,
         _connection: Serving(serving.abort_handle()),
         socket,
-        since: Instant::now(),
+        idle_since: Instant::now(),
         slot: None,
     })
 }
 
 impl PooledConnection {
-    /// Whether the daemon still holds the other end, and has sent nothing that nobody asked for.
+    /// Returns whether the daemon has neither closed the connection nor sent anything on it.
     ///
-    /// This asks the kernel, because tokio answers from what it last heard of it, and the daemon
-    /// may have restarted this very moment.
+    /// This reads from the socket, because tokio's readiness may be outdated if the daemon has just
+    /// restarted.
     fn is_fresh(&self) -> bool {
         let is_silent = self.socket.as_ref().is_some_and(|mut socket| {
             matches!(socket.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
         });
-        is_silent && self.sender.is_ready() && self.since.elapsed() < IDLE_TIMEOUT
+        is_silent && self.sender.is_ready() && self.idle_since.elapsed() < IDLE_TIMEOUT
     }
 }
 
 impl Idle {
     fn lock(&self) -> MutexGuard<'_, Vec<PooledConnection>> {
-        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The body of a reply of the daemon, as it comes. Its connection ends with it, or is kept.
+/// The body of a reply of the daemon, as a stream. At its end the connection becomes idle or is closed.
 pub struct ReplyBody {
     body: Incoming,
-    /// None once it was kept or given up.
-    way: Option<PooledConnection>,
+    /// `None` after the connection has become idle or was closed.
+    connection: Option<PooledConnection>,
     idle: Arc<Idle>,
 }
 
 impl ReplyBody {
-    fn look_at(&mut self, data: &Bytes) {
-        // The length of a reply that had to wait counts characters, and so falls short of its
-        // bytes (`supervisor/xmlrpc.py`, `DeferredXMLRPCResponse`). The rest would be taken for the
-        // beginning of the next reply.
+    /// Excludes the connection from reuse if the reply is not ASCII. The daemon computes the length of a
+    /// deferred reply in characters (`supervisor/xmlrpc.py`, `DeferredXMLRPCResponse`), so that the
+    /// bytes beyond it would be read as the beginning of the next reply.
+    fn check_ascii(&mut self, data: &Bytes) {
         if !data.is_ascii()
-            && let Some(way) = &mut self.way
+            && let Some(connection) = &mut self.connection
         {
-            way.socket = None;
+            connection.socket = None;
         }
     }
 
-    fn keep_way_at_end(&mut self) {
+    /// Returns the connection to the pool if the body has ended.
+    fn release_at_end(&mut self) {
         if !hyper::body::Body::is_end_stream(&self.body) {
             return;
         }
-        let Some(mut way) = self.way.take().filter(|way| way.socket.is_some()) else {
+        let connection = self.connection.take();
+        let Some(mut connection) = connection.filter(|connection| connection.socket.is_some())
+        else {
             return;
         };
-        way.since = Instant::now();
-        let slot = way.slot.take();
+        connection.idle_since = Instant::now();
+        let slot = connection.slot.take();
         let mut idle = self.idle.lock();
-        if idle.len() < self.idle.most.load(Ordering::Relaxed) {
-            idle.push(way);
+        if idle.len() < self.idle.limit.load(Ordering::Relaxed) {
+            idle.push(connection);
         }
         drop(idle);
-        // Whoever is next finds the connection.
+        // The slot is released last, so that the next call finds the idle connection.
         drop(slot);
     }
 }
@@ -321,11 +328,11 @@ impl hyper::body::Body for ReplyBody {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    self.look_at(data);
+                    self.check_ascii(data);
                 }
-                self.keep_way_at_end();
+                self.release_at_end();
             }
-            Some(Err(_)) | None => self.way = None,
+            Some(Err(_)) | None => self.connection = None,
         }
         Poll::Ready(frame)
     }

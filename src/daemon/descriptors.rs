@@ -1,7 +1,7 @@
-//! How many connections the daemon can spare.
+//! How many connections the daemon can spare, by its limit on open files.
 //!
-//! Its limit of open files is read where its process can be seen from here, else taken from its
-//! configuration file.
+//! The limit is that of the daemon's process if the proxy can see it, and otherwise that of the
+//! daemon's configuration file.
 
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,32 +9,32 @@ use std::time::{Duration, Instant};
 
 use tokio::net::unix::UCred;
 
-/// The most connections, whatever the daemon could bear.
-const MOST: usize = 200;
-/// The fewest.
-pub(super) const FEWEST: usize = 16;
-/// What a running process costs the daemon: three pipes and two logs.
-const OF_A_PROCESS: usize = 5;
-/// What the daemon needs beside processes and connections, and others who connect to it themselves.
+/// The largest number of connections.
+const MAX_CONNECTIONS: usize = 200;
+/// The smallest number of connections.
+pub(super) const MIN_CONNECTIONS: usize = 16;
+/// The descriptors that the daemon needs for a running process: three pipes and two log files.
+const PER_PROCESS: usize = 5;
+/// The descriptors for the daemon's other files and for clients that connect to it directly.
 const SPARE: usize = 64;
-/// How long what was read of the daemon's process is good for.
-const READ_AGAIN: Duration = Duration::from_secs(1);
-/// The same for the number of its process, where the daemon was asked for it.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// How long a measurement of the daemon's process is valid.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait before the daemon is asked for its pid again.
+const PID_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the daemon has, and what its programs need of it.
+/// The daemon's file descriptors and the number of its processes, which need some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
-    /// How many it may have.
+    /// The limit on open files.
     pub limit: usize,
-    /// Its processes.
+    /// The number of processes.
     pub processes: usize,
-    /// What it has open now, where that can be seen.
+    /// The number of open descriptors, or 0 if it is unknown.
     pub open: usize,
 }
 
 impl Default for Descriptors {
-    /// A daemon whose configuration says nothing (`supervisor/options.py`, `minfds`).
+    /// Returns those of a daemon with the default `minfds` (`supervisor/options.py`).
     fn default() -> Self {
         Descriptors {
             limit: 1024,
@@ -45,128 +45,130 @@ impl Default for Descriptors {
 }
 
 impl Descriptors {
-    /// How many connections the daemon may have at a time, when it has `taken` descriptors for us.
+    /// Returns how many connections the proxy may have to the daemon, which has `used` descriptors open
+    /// for the proxy now.
     ///
-    /// It may have more open than its processes need: the log of a follower who has gone stays open
-    /// until Python collects what refers to itself (`supervisor/http.py`, `tail_f_producer`).
-    pub(super) fn ceiling(self, taken: usize) -> usize {
-        let needed = self.processes.saturating_mul(OF_A_PROCESS);
-        let others = self.open.saturating_sub(taken);
+    /// The daemon may have more descriptors open than its processes need. The log of a closed `tail -f`
+    /// stays open until Python's cycle collector frees it (`supervisor/http.py`, `tail_f_producer`).
+    pub(super) fn ceiling(self, used: usize) -> usize {
+        let needed = self.processes.saturating_mul(PER_PROCESS);
+        let others = self.open.saturating_sub(used);
         self.limit
             .saturating_sub(needed.max(others))
             .saturating_sub(SPARE)
-            .clamp(FEWEST, MOST)
+            .clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
     }
 }
 
-/// What is known of the daemon's descriptors.
+/// Measures the daemon's descriptors.
 #[derive(Debug)]
 pub(super) struct Gauge {
-    /// What its configuration file says.
+    /// The descriptors according to the daemon's configuration file.
     configured: Descriptors,
-    reached: Reached,
-    known: Mutex<Known>,
+    transport: Transport,
+    state: Mutex<State>,
 }
 
-/// How the daemon is reached.
+/// How the proxy reaches the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reached {
-    /// Over its socket, which tells whose it is.
-    Socket,
+pub(super) enum Transport {
+    /// Over a unix socket, which has the pid of the peer.
+    UnixSocket,
     /// Over TCP on this machine.
     Loopback,
-    /// Over TCP on another.
+    /// Over TCP on another machine.
     Network,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    is_met: bool,
+struct State {
+    has_peer: bool,
     pid: Option<i32>,
-    read: Option<Instant>,
-    asked: Option<Instant>,
+    measured_at: Option<Instant>,
+    pid_requested_at: Option<Instant>,
 }
 
-/// What to do for a better idea of it.
+/// The result of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
-    /// Go by this from now on.
-    Found(Descriptors),
-    /// The same, and ask the daemon for the number of its process.
-    Ask(Descriptors),
-    /// It was looked at just now, or cannot be looked at yet.
+pub(super) enum Measurement {
+    /// The daemon's descriptors.
+    Known(Descriptors),
+    /// The configured descriptors. The caller should ask the daemon for its pid and call
+    /// [`Gauge::record_pid`].
+    PidNeeded(Descriptors),
+    /// The last measurement is still valid, or none is possible yet.
     Recent,
 }
 
 impl Gauge {
-    /// Where nothing can be seen, the daemon has what its configuration file says.
-    pub(super) fn new(configured: Descriptors, reached: Reached) -> Self {
+    /// Returns a gauge that falls back to the descriptors in the daemon's configuration file.
+    pub(super) fn new(configured: Descriptors, transport: Transport) -> Self {
         Gauge {
             configured,
-            reached,
-            known: Mutex::default(),
+            transport,
+            state: Mutex::default(),
         }
     }
 
-    /// Takes note of whose the socket is. A daemon that has gone into the background since is not
-    /// that process any more.
-    pub(super) fn meet(&self, peer: &UCred) {
-        let mut known = self.known();
-        known.is_met = true;
-        if known.asked.is_none() {
-            known.pid = peer.pid();
+    /// Records the peer of a unix socket. Its pid is ignored after the daemon was asked for its pid:
+    /// the peer is the process that opened the socket, which may have daemonized since.
+    pub(super) fn record_peer(&self, peer: &UCred) {
+        let mut state = self.state();
+        state.has_peer = true;
+        if state.pid_requested_at.is_none() {
+            state.pid = peer.pid();
         }
     }
 
-    /// Takes note of the number that the daemon told.
-    pub(super) fn tell(&self, pid: Option<i32>) {
-        let mut known = self.known();
-        known.pid = pid;
-        known.read = None;
+    /// Records the pid that the daemon has returned.
+    pub(super) fn record_pid(&self, pid: Option<i32>) {
+        let mut state = self.state();
+        state.pid = pid;
+        state.measured_at = None;
     }
 
-    /// Looks at the daemon's process.
-    pub(super) fn look(&self) -> Look {
-        let mut known = self.known();
-        if known.read.is_some_and(|read| read.elapsed() < READ_AGAIN)
-            || self.reached == Reached::Socket && !known.is_met
+    /// Measures the daemon's process, at most once per [`MEASURE_INTERVAL`].
+    pub(super) fn measure(&self) -> Measurement {
+        let mut state = self.state();
+        let is_recent =
+            |at: Option<Instant>, interval| at.is_some_and(|at| at.elapsed() < interval);
+        if is_recent(state.measured_at, MEASURE_INTERVAL)
+            || self.transport == Transport::UnixSocket && !state.has_peer
         {
-            return Look::Recent;
+            return Measurement::Recent;
         }
-        known.read = Some(Instant::now());
-        if let Some(seen) = known.pid.and_then(see) {
-            return Look::Found(Descriptors {
-                limit: seen.limit,
-                // Those that are configured may be started at once.
-                processes: seen.processes.max(self.configured.processes),
-                open: seen.open,
+        state.measured_at = Some(Instant::now());
+        if let Some(process) = state.pid.and_then(descriptors_of) {
+            return Measurement::Known(Descriptors {
+                limit: process.limit,
+                // The daemon may start all configured processes at any time.
+                processes: process.processes.max(self.configured.processes),
+                open: process.open,
             });
         }
-        if self.reached == Reached::Network
-            || known.asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN)
-        {
-            return Look::Found(self.configured);
+        if self.transport == Transport::Network || is_recent(state.pid_requested_at, PID_INTERVAL) {
+            return Measurement::Known(self.configured);
         }
-        known.asked = Some(Instant::now());
-        Look::Ask(self.configured)
+        state.pid_requested_at = Some(Instant::now());
+        Measurement::PidNeeded(self.configured)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What can be seen of a process, if it is a supervisord. The same number may be another process
-/// where the daemon is in a container of its own.
-fn see(pid: i32) -> Option<Descriptors> {
+/// Returns the descriptors of a process if it is a supervisord. If the daemon is in another pid
+/// namespace, the pid may belong to another process here.
+fn descriptors_of(pid: i32) -> Option<Descriptors> {
     let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     if !is_supervisord(&command) {
         return None;
     }
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-    // A kernel may be built without this file.
+    // The kernel may be built without this file.
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    // Those of another account are not shown.
+    // This fails for a process of another account.
     let open = fs::read_dir(format!("/proc/{pid}/fd"));
     Some(Descriptors {
         limit: open_files(&limits)?,
@@ -186,7 +188,7 @@ fn is_supervisord(command: &[u8]) -> bool {
     })
 }
 
-/// The soft limit of open files (proc_pid_limits(5)).
+/// Returns the soft limit on open files (proc_pid_limits(5)).
 fn open_files(limits: &str) -> Option<usize> {
     let line = limits
         .lines()
@@ -202,8 +204,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_leave_the_daemon_its_descriptors() {
-        for (limit, processes, open, taken, expected) in [
+    fn connections_leave_descriptors_for_the_daemons_processes() {
+        for (limit, processes, open, used, expected) in [
             (1024, 0, 0, 0, 200),
             (1024, 152, 0, 0, 200),
             (1024, 153, 0, 0, 195),
@@ -214,10 +216,10 @@ mod tests {
             (64, 0, 0, 0, 16),
             (0, 0, 0, 0, 16),
             (usize::MAX, 10_000, 0, 0, 200),
-            // What its processes have is open too.
+            // The open descriptors include those for processes.
             (256, 10, 57, 0, 135),
             (256, 10, 157, 107, 142),
-            // Logs of followers who have gone.
+            // Logs of closed `tail -f` requests are open.
             (1024, 10, 850, 10, 120),
             (1024, 10, 1024, 0, 16),
             (1024, 10, 0, 100, 200),
@@ -228,15 +230,15 @@ mod tests {
                 open,
             };
             assert_eq!(
-                descriptors.ceiling(taken),
+                descriptors.ceiling(used),
                 expected,
-                "{descriptors:?}, {taken}"
+                "{descriptors:?}, {used}"
             );
         }
     }
 
     #[test]
-    fn a_supervisord_is_known_by_its_command() {
+    fn a_supervisord_is_recognized_by_its_command() {
         for (command, expected) in [
             ("/usr/bin/python3\0/usr/bin/supervisord\0-n\0", true),
             ("supervisord\0", true),
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_soft_limit_counts() {
+    fn the_limit_on_open_files_is_the_soft_one() {
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
             Max processes             96365                96365                processes \n\
             Max open files            1024                 524288               files     \n";

@@ -1,4 +1,4 @@
-//! Whether the daemon answers, found out by one question for all who ask.
+//! The daemon's health: one probe answers all callers that ask at the same time.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -6,59 +6,61 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-/// The daemon is asked no more often.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// A daemon that takes longer does not answer. It is not asked again before it has.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// The shortest time between two probes.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a daemon may take to answer. While it has not answered, no other probe starts.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The last question, if there was one.
+/// The last probe.
 #[derive(Debug, Default)]
-pub(super) struct Health(Mutex<Option<Question>>);
+pub(super) struct Health(Mutex<Option<Probe>>);
 
-/// A question, and its answer once it is there. Without a sender there will be none.
+/// A probe and its result, which is `None` until the daemon answers. If the probe's task has panicked,
+/// the channel is closed.
 #[derive(Clone, Debug)]
-struct Question {
-    asked: Instant,
-    answer: watch::Receiver<Option<bool>>,
+struct Probe {
+    started: Instant,
+    result: watch::Receiver<Option<bool>>,
 }
 
-impl Question {
-    /// Whether it answers for those who come now.
-    fn is_good(&self) -> bool {
-        let is_open = self.answer.borrow().is_none() && self.answer.has_changed().is_ok();
-        is_open || self.asked.elapsed() < ASK_AGAIN
+impl Probe {
+    /// Returns whether a new caller may use this probe.
+    fn is_recent(&self) -> bool {
+        let is_running = self.result.borrow().is_none() && self.result.has_changed().is_ok();
+        is_running || self.started.elapsed() < PROBE_INTERVAL
     }
 }
 
 impl Health {
-    /// Whether the daemon answers. `ask` is what finds out, and goes on if nobody waits any more.
-    pub(super) async fn is_up<F>(&self, ask: impl FnOnce() -> F) -> bool
+    /// Returns whether the daemon answers. `probe` asks it, and continues if all callers hang up.
+    pub(super) async fn is_up<F>(&self, probe: impl FnOnce() -> F) -> bool
     where
         F: Future<Output = bool> + Send + 'static,
     {
-        let mut question = self.question(ask);
-        let answer = question.answer.wait_for(Option::is_some);
-        let answered = timeout_at(question.asked + ANSWER_TIME, answer).await;
-        answered.is_ok_and(|answer| answer.is_ok_and(|answer| *answer == Some(true)))
+        let mut probe = self.probe(probe);
+        let result = probe.result.wait_for(Option::is_some);
+        let result = timeout_at(probe.started + PROBE_TIMEOUT, result).await;
+        result.is_ok_and(|result| result.is_ok_and(|is_up| *is_up == Some(true)))
     }
 
-    fn question<F>(&self, ask: impl FnOnce() -> F) -> Question
+    /// Returns the last probe if it is recent, and starts another one otherwise.
+    fn probe<F>(&self, probe: impl FnOnce() -> F) -> Probe
     where
         F: Future<Output = bool> + Send + 'static,
     {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(question) = last.as_ref().filter(|question| question.is_good()) {
-            return question.clone();
+        if let Some(probe) = last.as_ref().filter(|probe| probe.is_recent()) {
+            return probe.clone();
         }
-        let (sender, answer) = watch::channel(None);
-        let asking = ask();
-        tokio::spawn(async move { sender.send_replace(Some(asking.await)) });
-        let question = Question {
-            asked: Instant::now(),
-            answer,
+        let (sender, result) = watch::channel(None);
+        let probe = probe();
+        tokio::spawn(async move { sender.send_replace(Some(probe.await)) });
+        let probe = Probe {
+            started: Instant::now(),
+            result,
         };
-        *last = Some(question.clone());
-        question
+        *last = Some(probe.clone());
+        probe
     }
 }
 
@@ -69,42 +71,42 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn one_question_answers_all_who_ask_within_a_second() {
-        let (health, asked) = (Arc::new(Health::default()), Arc::new(AtomicUsize::new(0)));
-        let ask = |takes: Duration, up: bool| {
-            let (health, asked) = (health.clone(), asked.clone());
+    async fn one_probe_answers_all_callers_within_a_second() {
+        let (health, probes) = (Arc::new(Health::default()), Arc::new(AtomicUsize::new(0)));
+        let call = |duration: Duration, is_up: bool| {
+            let (health, probes) = (health.clone(), probes.clone());
             tokio::spawn(async move {
-                let question = || async move {
-                    asked.fetch_add(1, Ordering::Relaxed);
-                    tokio::time::sleep(takes).await;
-                    up
+                let probe = || async move {
+                    probes.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(duration).await;
+                    is_up
                 };
-                health.is_up(question).await
+                health.is_up(probe).await
             })
         };
         let second = Duration::from_secs(1);
-        let all: Vec<_> = (0..1000).map(|_| ask(second * 5, true)).collect();
-        // Whoever hangs up takes the question from nobody.
+        let calls: Vec<_> = (0..1000).map(|_| call(second * 5, true)).collect();
+        // The probe continues after its first caller has hung up.
         tokio::time::sleep(second / 10).await;
-        all[0].abort();
-        for asking in all.into_iter().skip(1) {
-            assert!(asking.await.unwrap());
+        calls[0].abort();
+        for call in calls.into_iter().skip(1) {
+            assert!(call.await.unwrap());
         }
-        assert_eq!(asked.load(Ordering::Relaxed), 1);
-        assert!(!ask(Duration::ZERO, false).await.unwrap());
-        assert!(!ask(Duration::ZERO, true).await.unwrap());
+        assert_eq!(probes.load(Ordering::Relaxed), 1);
+        assert!(!call(Duration::ZERO, false).await.unwrap());
+        assert!(!call(Duration::ZERO, true).await.unwrap());
         tokio::time::sleep(second).await;
-        assert!(ask(Duration::ZERO, true).await.unwrap());
-        assert_eq!(asked.load(Ordering::Relaxed), 3);
+        assert!(call(Duration::ZERO, true).await.unwrap());
+        assert_eq!(probes.load(Ordering::Relaxed), 3);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_answer_in_time_is_down_and_nobody_asks_again() {
+    async fn a_probe_without_an_answer_is_down_and_is_not_repeated() {
         let health = Health::default();
-        let began = Instant::now();
+        let start = Instant::now();
         assert!(!health.is_up(std::future::pending::<bool>).await);
-        assert_eq!(began.elapsed(), ANSWER_TIME);
+        assert_eq!(start.elapsed(), PROBE_TIMEOUT);
         assert!(!health.is_up(|| async { true }).await);
-        assert_eq!(began.elapsed(), ANSWER_TIME);
+        assert_eq!(start.elapsed(), PROBE_TIMEOUT);
     }
 }

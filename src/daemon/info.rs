@@ -1,4 +1,4 @@
-//! The structs of the daemon's replies, each read in one place.
+//! The structs of the daemon's replies.
 
 use crate::xmlrpc::Value;
 
@@ -13,18 +13,18 @@ pub enum ProcessState {
     Running,
     /// 30: waiting for its next attempt to start.
     Backoff,
-    /// 40: told to stop, and still there.
+    /// 40: has received its stop signal and still runs.
     Stopping,
-    /// 100: ended by itself.
+    /// 100: exited without a request.
     Exited,
-    /// 200: given up.
+    /// 200: failed to start, and the daemon does not try again.
     Fatal,
-    /// Anything else, `UNKNOWN` (1000) included.
+    /// Any other number, including `UNKNOWN` (1000).
     Unknown,
 }
 
 impl ProcessState {
-    /// The state of this number.
+    /// Returns the state with this number.
     pub fn from_code(code: i64) -> Self {
         match code {
             0 => Self::Stopped,
@@ -38,7 +38,7 @@ impl ProcessState {
         }
     }
 
-    /// The daemon's number for it.
+    /// Returns the daemon's number for the state.
     pub fn code(self) -> i64 {
         match self {
             Self::Stopped => 0,
@@ -52,12 +52,12 @@ impl ProcessState {
         }
     }
 
-    /// The daemon would start it again or has it up (`RUNNING_STATES`).
+    /// Returns whether the process runs or the daemon is about to start it (`RUNNING_STATES`).
     pub fn is_running(self) -> bool {
         matches!(self, Self::Running | Self::Starting | Self::Backoff)
     }
 
-    /// The daemon would remove it (`STOPPED_STATES`).
+    /// Returns whether the daemon would remove the process (`STOPPED_STATES`).
     pub fn is_stopped(self) -> bool {
         matches!(
             self,
@@ -66,31 +66,31 @@ impl ProcessState {
     }
 }
 
-/// What `getProcessInfo` says of one process (`supervisor/rpcinterface.py`).
+/// The reply of `getProcessInfo` (`supervisor/rpcinterface.py`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProcessInfo {
-    /// Its group.
+    /// The group of the process.
     pub group: String,
-    /// Its name within the group.
+    /// The name within the group.
     pub name: String,
-    /// Its state.
+    /// The state.
     pub state: ProcessState,
-    /// The state in the daemon's words.
+    /// The daemon's name for the state.
     pub state_name: String,
-    /// Its process number; 0 when there is none.
+    /// The pid, or 0 if the process does not run.
     pub pid: i64,
-    /// When it last started, in seconds since 1970; 0 for never.
+    /// The time of the last start in seconds since 1970, or 0 if it never started.
     pub start: i64,
-    /// One line for people, such as `pid 12, uptime 0:00:05`.
+    /// One line for users, such as `pid 12, uptime 0:00:05`.
     pub description: String,
-    /// The exit status of its last run.
+    /// The exit status of the last run.
     pub exit_status: i64,
-    /// Why it could not be started; empty when it could.
+    /// Why the last start failed. Empty if it did not.
     pub spawn_error: String,
 }
 
 impl ProcessInfo {
-    /// Reads the daemon's struct; nothing where it lacks one of the members that every release has.
+    /// Reads the daemon's struct. Returns `None` if a member is missing that every release has.
     pub fn read(info: &Value) -> Option<Self> {
         let text = |member: &str| Some(info.get(member)?.as_str()?.to_owned());
         let number = |member: &str| info.get(member)?.as_int();
@@ -107,7 +107,7 @@ impl ProcessInfo {
         })
     }
 
-    /// A process that is stopped and last started at `start`.
+    /// Returns the information about a stopped process that last started at `start`.
     pub fn stopped(group: &str, name: &str, start: i64) -> Self {
         ProcessInfo {
             group: group.to_owned(),
@@ -122,28 +122,29 @@ impl ProcessInfo {
         }
     }
 
-    /// Reads the list of `getAllProcessInfo`.
+    /// Reads the reply of `getAllProcessInfo`. Leaves out structs that cannot be read.
     pub fn read_all(infos: &Value) -> Vec<Self> {
         let infos = infos.as_array().unwrap_or_default();
         infos.iter().filter_map(Self::read).collect()
     }
 }
 
-/// What a group or all form says of one process (`supervisor/rpcinterface.py`, `make_allfunc`).
+/// The result for one process of a call for a group or for all processes
+/// (`supervisor/rpcinterface.py`, `make_allfunc`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusEntry {
-    /// Its group.
+    /// The group of the process.
     pub group: String,
-    /// Its name within the group.
+    /// The name within the group.
     pub name: String,
-    /// `SUCCESS` (80) or the number of a fault.
+    /// `SUCCESS` (80), or the number of a fault.
     pub status: i32,
     /// `OK`, or the text of the fault.
     pub description: String,
 }
 
 impl StatusEntry {
-    /// Reads the daemon's struct.
+    /// Reads the daemon's struct. Returns `None` if a member is missing.
     pub fn read(entry: &Value) -> Option<Self> {
         let text = |member: &str| Some(entry.get(member)?.as_str()?.to_owned());
         Some(StatusEntry {
@@ -154,13 +155,13 @@ impl StatusEntry {
         })
     }
 
-    /// Reads the list that a group or all form returned.
+    /// Reads the list that such a call returns. Leaves out structs that cannot be read.
     pub fn read_all(entries: &Value) -> Vec<Self> {
         let entries = entries.as_array().unwrap_or_default();
         entries.iter().filter_map(Self::read).collect()
     }
 
-    /// The struct, as the daemon writes it.
+    /// Returns the struct as the daemon writes it.
     pub fn into_value(self) -> Value {
         let member = |name: &str, value: Value| (name.to_owned(), value);
         Value::Struct(vec![
@@ -172,26 +173,26 @@ impl StatusEntry {
     }
 }
 
-/// What `getAllConfigInfo` says of one process of which more than its name counts here
+/// The members of `getAllConfigInfo` about one process that the proxy uses
 /// (`supervisor/rpcinterface.py`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigInfo {
-    /// Its group.
+    /// The group of the process.
     pub group: String,
-    /// Its name within the group.
+    /// The name within the group.
     pub name: String,
-    /// Its group's place among the groups.
+    /// The priority of the group.
     pub group_priority: Option<i64>,
-    /// Its place within the group.
+    /// The priority within the group.
     pub priority: Option<i64>,
-    /// How long it must run to count as started, in seconds.
+    /// How long the process must run before the daemon considers it started, in seconds.
     pub startsecs: Option<i64>,
-    /// How long it may take to stop, in seconds.
+    /// How long the process may take to stop, in seconds.
     pub stopwaitsecs: Option<i64>,
 }
 
 impl ConfigInfo {
-    /// Reads the daemon's struct; nothing where it lacks a name. Older releases lack numbers.
+    /// Reads the daemon's struct. Returns `None` if a name is missing. Older releases have no numbers.
     pub fn read(config: &Value) -> Option<Self> {
         let text = |member: &str| Some(config.get(member)?.as_str()?.to_owned());
         let number = |member: &str| config.get(member)?.as_int();
@@ -205,7 +206,7 @@ impl ConfigInfo {
         })
     }
 
-    /// Reads the list.
+    /// Reads the list. Leaves out structs that cannot be read.
     pub fn read_all(configs: &Value) -> Vec<Self> {
         let configs = configs.as_array().unwrap_or_default();
         configs.iter().filter_map(Self::read).collect()
@@ -217,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_count_as_the_daemon_counts_them() {
+    fn states_are_running_or_stopped_as_in_the_daemon() {
         for (code, running, stopped) in [
             (0, false, true),
             (10, true, false),
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_struct_that_lacks_a_name_is_no_process() {
+    fn a_struct_without_a_name_is_not_a_process() {
         let member = |name: &str, value: Value| (name.to_owned(), value);
         let mut members = vec![
             member("group", "g".into()),

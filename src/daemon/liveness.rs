@@ -1,9 +1,9 @@
-//! Notices that the daemon has started again, without asking it.
+//! Detects that the daemon has restarted, without a call to it.
 //!
-//! The daemon closes every connection when it restarts, also on `supervisor.restart()`, which keeps
-//! its pid. So an idle connection that is still open means: the same life. One that was closed
-//! means only that somebody must ask, because the daemon also closes connections that idle for
-//! half an hour (`supervisor/medusa/http_server.py`, `zombie_timeout`).
+//! The daemon closes all connections when it restarts, even on `supervisor.restart()`, which keeps its
+//! pid. An idle connection that is still open therefore proves that the epoch is the same. A closed one
+//! does not prove a restart, because the daemon also closes connections that are idle for half an hour
+//! (`supervisor/medusa/http_server.py`, `zombie_timeout`). The proxy then has to ask the daemon.
 
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
@@ -15,14 +15,14 @@ use tokio::io::AsyncReadExt;
 
 use super::conf::DaemonAddress;
 
-/// A connection to the daemon that is never used.
+/// An idle connection to the daemon, on which no request is sent.
 #[derive(Default)]
 pub struct Liveness {
     connection: Mutex<Option<Connection>>,
 }
 
-/// How long a connection is taken for unbroken that cannot be waited on.
-const UNWATCHED: Duration = Duration::from_millis(500);
+/// How long [`Liveness::broken`] waits if no file descriptor is free to watch the connection.
+const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(500);
 
 enum Connection {
     Unix(UnixStream),
@@ -30,8 +30,8 @@ enum Connection {
 }
 
 impl Liveness {
-    /// Whether the daemon has been up without a break since [`Liveness::watch`] succeeded. Costs one
-    /// system call.
+    /// Returns whether the daemon has run without a restart since [`Liveness::watch`] succeeded. Costs
+    /// one system call.
     pub fn is_unbroken(&self) -> bool {
         let mut connection = self
             .connection
@@ -44,26 +44,26 @@ impl Liveness {
         open
     }
 
-    /// Done when the daemon has broken the connection that is watched now, at once if there is none.
+    /// Waits until the daemon closes the current connection. Returns at once if there is none.
     pub async fn broken(&self) {
-        let watched = {
+        let duplicate = {
             let connection = self
                 .connection
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            connection.as_ref().map(Connection::second)
+            connection.as_ref().map(Connection::duplicate)
         };
-        // The daemon has nothing to say: what comes is the end, however it is told.
-        match watched {
-            Some(Ok(Second::Unix(mut stream))) => drop(stream.read(&mut [0]).await),
-            Some(Ok(Second::Tcp(mut stream))) => drop(stream.read(&mut [0]).await),
-            // No descriptor is free to wait on: whoever asks again at once would take all of a core.
-            Some(Err(_)) => tokio::time::sleep(UNWATCHED).await,
+        // The daemon sends nothing on an idle connection, so a read returns at its end or on an error.
+        match duplicate {
+            Some(Ok(Duplicate::Unix(mut stream))) => drop(stream.read(&mut [0]).await),
+            Some(Ok(Duplicate::Tcp(mut stream))) => drop(stream.read(&mut [0]).await),
+            // No file descriptor is free. The wait keeps a caller's loop from using a whole core.
+            Some(Err(_)) => tokio::time::sleep(WITHOUT_DESCRIPTOR).await,
             None => {}
         }
     }
 
-    /// Trusts the connection no longer.
+    /// Drops the connection, so that the daemon counts as restarted.
     pub fn forget(&self) {
         *self
             .connection
@@ -71,11 +71,11 @@ impl Liveness {
             .unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Begins to watch the daemon at `address`. What is asked of the daemon after this is known to
-    /// be of the life that is watched.
+    /// Connects to the daemon at `address`. Replies to later calls are of the current epoch as long as
+    /// [`Liveness::is_unbroken`] returns true.
     ///
     /// # Errors
-    /// When it cannot be reached.
+    /// If the daemon cannot be reached.
     pub async fn watch(&self, address: &DaemonAddress) -> std::io::Result<()> {
         let connection = Connection::open(address).await?;
         *self
@@ -86,27 +86,26 @@ impl Liveness {
     }
 }
 
-/// The same connection, to wait on.
-enum Second {
+/// A duplicate of a connection, registered with tokio.
+enum Duplicate {
     Unix(tokio::net::UnixStream),
     Tcp(tokio::net::TcpStream),
 }
 
 impl Connection {
-    fn second(&self) -> std::io::Result<Second> {
+    fn duplicate(&self) -> std::io::Result<Duplicate> {
         Ok(match self {
             Connection::Unix(stream) => {
-                Second::Unix(tokio::net::UnixStream::from_std(stream.try_clone()?)?)
+                Duplicate::Unix(tokio::net::UnixStream::from_std(stream.try_clone()?)?)
             }
             Connection::Tcp(stream) => {
-                Second::Tcp(tokio::net::TcpStream::from_std(stream.try_clone()?)?)
+                Duplicate::Tcp(tokio::net::TcpStream::from_std(stream.try_clone()?)?)
             }
         })
     }
 
     async fn open(address: &DaemonAddress) -> std::io::Result<Self> {
-        // The standard library's sockets, because tokio's answer from what it last heard of the
-        // kernel, and this question is about now.
+        // These are the standard library's sockets, because tokio's readiness may be outdated.
         match address {
             DaemonAddress::Unix(path) => {
                 let stream = tokio::net::UnixStream::connect(path).await?.into_std()?;

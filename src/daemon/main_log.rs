@@ -1,6 +1,6 @@
-//! Lines in the daemon's own main log.
+//! Writes lines to the daemon's main log.
 //!
-//! The daemon has no call for it, so the line is appended to its file in its format
+//! The daemon has no method for it, so the proxy appends lines to the file in the daemon's format
 //! (`supervisor/options.py`, `make_logger`; `supervisor/loggers.py`, `LogRecord.asdict`).
 
 use std::fs::File;
@@ -17,15 +17,15 @@ use crate::daemon::conf::{LogFile, LogLevel};
 use crate::fault::{FAILED, fault};
 use crate::xmlrpc::Fault;
 
-/// While the daemon rotates its log there is no file of that name for an instant.
-const ROTATION: Duration = Duration::from_secs(5);
-/// open(2): where writes go, and whether there are any.
+/// How long a rotation of the log may take, during which the file may be missing.
+const ROTATION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often to try again during a rotation.
+const RETRY_INTERVAL: Duration = Duration::from_millis(2);
+/// Flags of open(2).
 const O_APPEND: u32 = 0o2000;
 const O_ACCMODE: u32 = 0o3;
-/// How often to look for the file meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// The daemon's main log, as the proxy reaches it.
+/// The daemon's main log.
 #[derive(Clone, Debug)]
 pub struct MainLog {
     file: LogFile,
@@ -33,16 +33,16 @@ pub struct MainLog {
 }
 
 impl MainLog {
-    /// The log that the configuration names, and the level below which nothing is written.
+    /// Returns the main log with the `logfile` and `loglevel` of the daemon's configuration.
     pub fn new(file: LogFile, threshold: LogLevel) -> Self {
         MainLog { file, threshold }
     }
 
-    /// Appends `message`, unless `level` is below the daemon's `loglevel`. The process number of the
-    /// `daemon` helps to see whether it would write over the line.
+    /// Appends `message`, unless `level` is below the daemon's `loglevel`. `daemon` is the pid of the
+    /// daemon, which helps to detect that the daemon would overwrite the line.
     ///
     /// # Errors
-    /// A fault that says why the file cannot be written from here.
+    /// The fault `FAILED` with the reason why the proxy cannot write the file.
     pub async fn write(
         &self,
         level: LogLevel,
@@ -54,8 +54,8 @@ impl MainLog {
         }
         let path = match target(&self.file) {
             Target::File(path) => path,
-            Target::Nothing => return Ok(()),
-            Target::OutOfReach(reason) => return Err(fault(FAILED, reason)),
+            Target::Discarded => return Ok(()),
+            Target::Unreachable(reason) => return Err(fault(FAILED, reason)),
         };
         let now = chrono::Local::now().format("%Y-%m-%d %H:%M:%S,%3f");
         let line = format!("{now} {} {}\n", level.code(), one_line(message));
@@ -72,34 +72,34 @@ impl MainLog {
     }
 }
 
-/// Where lines for the daemon's log go.
+/// The target of a line for the daemon's log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target<'a> {
-    /// To this file.
+    /// A file.
     File(&'a Path),
-    /// Nowhere: the daemon throws them away.
-    Nothing,
-    /// Where only the daemon can write, for this reason.
-    OutOfReach(String),
+    /// `/dev/null`: the daemon discards its log.
+    Discarded,
+    /// Only the daemon can write its log, for this reason.
+    Unreachable(String),
 }
 
-/// What the daemon's log is to another process than the daemon.
+/// Returns the target of a line that another process than the daemon writes.
 pub fn target(file: &LogFile) -> Target<'_> {
     let path = match file {
         LogFile::File(path) => path,
         LogFile::Syslog => {
             let reason = "supervisord logs to syslog, which has no file to write to";
-            return Target::OutOfReach(reason.to_owned());
+            return Target::Unreachable(reason.to_owned());
         }
         LogFile::Unknown(missing) => {
-            return Target::OutOfReach(format!(
+            return Target::Unreachable(format!(
                 "twiddler does not know where supervisord logs: {missing} for twiddler"
             ));
         }
     };
     match destination(path) {
-        end if end == Path::new("/dev/null") => Target::Nothing,
-        end if is_own_descriptor(&end) => Target::OutOfReach(format!(
+        end if end == Path::new("/dev/null") => Target::Discarded,
+        end if is_own_descriptor(&end) => Target::Unreachable(format!(
             "supervisord logs to {}, which is its own output and another file for every other process",
             path.display()
         )),
@@ -107,9 +107,9 @@ pub fn target(file: &LogFile) -> Target<'_> {
     }
 }
 
-/// Where symbolic links lead, but for those of the kernel's that lead elsewhere for each process.
+/// Follows symbolic links, except those of the kernel that differ for each process.
 fn destination(path: &Path) -> PathBuf {
-    /// As many as Linux follows (path_resolution(7)).
+    /// The number of links that Linux follows (path_resolution(7)).
     const MAX_LINKS: usize = 40;
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -126,6 +126,7 @@ fn destination(path: &Path) -> PathBuf {
     path
 }
 
+/// Returns whether a path means another file in each process.
 fn is_own_descriptor(path: &Path) -> bool {
     const STANDARD: [&str; 3] = ["/dev/stdin", "/dev/stdout", "/dev/stderr"];
     const DIRECTORIES: [&str; 3] = ["/dev/fd", "/proc/self", "/proc/thread-self"];
@@ -133,8 +134,8 @@ fn is_own_descriptor(path: &Path) -> bool {
         || DIRECTORIES.iter().any(|dir| path.starts_with(dir))
 }
 
-/// The message without anything that ends a line, moves a terminal's cursor or turns the direction of
-/// text: such characters are written as Python writes them in a string. A tab stays.
+/// Escapes characters that end a line, move a terminal's cursor or change the direction of text, in the
+/// notation of Python's strings. A tab is not escaped.
 fn one_line(message: &str) -> String {
     let mut line = String::with_capacity(message.len());
     for c in message.chars() {
@@ -152,35 +153,36 @@ fn one_line(message: &str) -> String {
     line
 }
 
-/// Writes `line` in one piece, so that it stays whole beside the daemon's own.
+/// Appends `line` with one write, so that no line of the daemon splits it. Waits while the daemon rotates
+/// its log or would overwrite the line.
 async fn append(path: &Path, daemon: Option<Pid>, line: &str) -> io::Result<()> {
-    let deadline = tokio::time::Instant::now() + ROTATION;
-    let mut asked_about = None;
+    let deadline = tokio::time::Instant::now() + ROTATION_TIMEOUT;
+    let mut inode_of_last_request = None;
     loop {
         let in_time = tokio::time::Instant::now() < deadline;
         match open(path) {
             Ok(mut file) => {
-                let spoilt = daemon.filter(|daemon| in_time && overwrites(*daemon, &file));
-                // Each rotation makes another file, about which the daemon must be asked again.
+                let overwriting = daemon.filter(|daemon| in_time && overwrites(*daemon, &file));
+                // One request per file is enough, and each rotation makes another file.
                 let inode = file.metadata()?.ino();
-                let waits = spoilt.is_some_and(|daemon| {
-                    asked_about.replace(inode) == Some(inode) || ask_to_reopen(daemon)
+                let has_to_wait = overwriting.is_some_and(|daemon| {
+                    inode_of_last_request.replace(inode) == Some(inode) || request_reopen(daemon)
                 });
-                if !waits {
+                if !has_to_wait {
                     return file.write_all(line.as_bytes());
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound && in_time && was_rotated(path) => {}
             Err(error) => return Err(error),
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-/// Opens a log to append to it. The file must be there: one that we made would not be the daemon's.
+/// Opens an existing log for appending. It creates no file, because the daemon would not write to it.
 ///
 /// # Errors
-/// When it cannot be written, or is not a regular file: a FIFO without a reader would hold us up.
+/// If the file cannot be written, or is not a regular file: opening a FIFO without a reader would block.
 pub fn open(path: &Path) -> io::Result<File> {
     let file = File::options()
         .append(true)
@@ -196,30 +198,30 @@ pub fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Rotation leaves the earlier log beside it.
+/// Returns whether the earlier log that a rotation leaves exists.
 fn was_rotated(path: &Path) -> bool {
     let mut rotated = path.as_os_str().to_owned();
     rotated.push(".1");
     PathBuf::from(rotated).exists()
 }
 
-/// Whether the daemon writes to `file` where it left off rather than at the end, and so over what
-/// others append. It does so after it rotated its log (`supervisor/loggers.py`, `doRollover`).
-/// What cannot be seen from here, in another container say, is taken for harmless.
+/// Returns whether the daemon writes to `file` without `O_APPEND`, and so overwrites lines that other
+/// processes append. It does so after a rotation (`supervisor/loggers.py`, `doRollover`). Returns
+/// false if the daemon's descriptors are not visible, for example in another container.
 fn overwrites(daemon: Pid, file: &File) -> bool {
     writers(daemon, file).is_ok_and(|flags| flags.iter().any(|flags| flags & O_APPEND == 0))
 }
 
-/// The flags of the daemon's descriptors that are open for writing to the same file.
+/// Returns the flags of the daemon's descriptors that are open for writing to `file`.
 fn writers(daemon: Pid, file: &File) -> io::Result<Vec<u32>> {
-    let same = file.metadata()?;
+    let log = file.metadata()?;
     let process = PathBuf::from(format!("/proc/{daemon}"));
     let mut flags = Vec::new();
     for entry in std::fs::read_dir(process.join("fd"))?.flatten() {
-        let Ok(found) = std::fs::metadata(entry.path()) else {
+        let Ok(metadata) = std::fs::metadata(entry.path()) else {
             continue;
         };
-        if (found.dev(), found.ino()) == (same.dev(), same.ino()) {
+        if (metadata.dev(), metadata.ino()) == (log.dev(), log.ino()) {
             let info = std::fs::read_to_string(process.join("fdinfo").join(entry.file_name()))?;
             flags.extend(descriptor_flags(&info).filter(|flags| flags & O_ACCMODE != 0));
         }
@@ -227,20 +229,21 @@ fn writers(daemon: Pid, file: &File) -> io::Result<Vec<u32>> {
     Ok(flags)
 }
 
-/// The octal `flags:` line of a descriptor (proc(5)).
+/// Parses the octal `flags:` line of `/proc/PID/fdinfo/FD` (proc(5)).
 fn descriptor_flags(info: &str) -> Option<u32> {
     let line = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
     u32::from_str_radix(line.trim(), 8).ok()
 }
 
-/// Lets the daemon open its logs again, at their end this time. False where we may not.
-fn ask_to_reopen(daemon: Pid) -> bool {
-    let asked = kill(daemon, Signal::SIGUSR2);
+/// Sends SIGUSR2, on which the daemon opens its logs again for appending. Returns false if the proxy may
+/// not signal the daemon.
+fn request_reopen(daemon: Pid) -> bool {
+    let result = kill(daemon, Signal::SIGUSR2);
     tracing::debug!(
-        ?asked,
-        "asked supervisord to open its log again, because it overwrites what others append"
+        ?result,
+        "asked supervisord to open its log again, because it overwrites lines that others append"
     );
-    asked.is_ok()
+    result.is_ok()
 }
 
 #[cfg(test)]
@@ -248,38 +251,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_is_told_from_what_is_another_file_for_each_process() -> io::Result<()> {
+    fn paths_that_differ_for_each_process_are_unreachable() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
-        let named = |name: &str, target: &str| {
+        let link = |name: &str, target: &str| {
             let path = dir.path().join(name);
             std::os::unix::fs::symlink(target, &path).map(|()| path)
         };
-        let own = named("own", "/dev/stdout")?;
-        for (path, out_of_reach) in [
+        let own = link("own", "/dev/stdout")?;
+        for (path, is_unreachable) in [
             ("/dev/stdout".into(), true),
             ("/dev/stderr".into(), true),
             ("/dev/fd/7".into(), true),
             ("/proc/self/fd/1".into(), true),
             (own, true),
-            (named("again", "own")?, true),
-            (named("log", "elsewhere")?, false),
-            (named("round", "round")?, false),
+            (link("again", "own")?, true),
+            (link("log", "elsewhere")?, false),
+            (link("loop", "loop")?, false),
             ("/var/log/dev/stdout".into(), false),
         ] {
             let file = LogFile::File(path);
             match target(&file) {
-                Target::OutOfReach(_) => assert!(out_of_reach, "{file:?}"),
-                target => assert_eq!((target, out_of_reach), (as_file(&file), false)),
+                Target::Unreachable(_) => assert!(is_unreachable, "{file:?}"),
+                target => assert_eq!((target, is_unreachable), (as_file(&file), false)),
             }
         }
-        let null = LogFile::File(named("null", "/dev/null")?);
-        assert_eq!(target(&null), Target::Nothing);
-        assert_eq!(target(&LogFile::File("/dev/null".into())), Target::Nothing);
+        let null = LogFile::File(link("null", "/dev/null")?);
+        assert_eq!(target(&null), Target::Discarded);
+        assert_eq!(
+            target(&LogFile::File("/dev/null".into())),
+            Target::Discarded
+        );
         Ok(())
     }
 
     #[test]
-    fn a_log_without_a_reader_is_not_waited_for() -> io::Result<()> {
+    fn a_log_that_is_no_regular_file_is_not_opened() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
@@ -292,12 +298,12 @@ mod tests {
     fn as_file(file: &LogFile) -> Target<'_> {
         match file {
             LogFile::File(path) => Target::File(path),
-            LogFile::Syslog | LogFile::Unknown(_) => Target::Nothing,
+            LogFile::Syslog | LogFile::Unknown(_) => Target::Discarded,
         }
     }
 
     #[test]
-    fn a_message_is_one_line_whatever_it_holds() {
+    fn every_message_is_one_line() {
         let table = [
             (
                 "plain äöü \t tab, \\n as it is",
@@ -316,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_read_from_their_line() {
+    fn descriptor_flags_are_parsed() {
         let info = "pos:\t12\nflags:\t0102001\nmnt_id:\t29\n";
         assert_eq!(descriptor_flags(info), Some(0o102001));
         assert_eq!(descriptor_flags("pos:\t0\n"), None);

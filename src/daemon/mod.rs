@@ -1,6 +1,7 @@
-//! The supervisord on the other side: how it is reached, what its configuration says.
+//! The supervisord behind the proxy: connections and calls to it, its configuration file, and the
+//! structs of its replies.
 //!
-//! Knows nothing of groups that were added at run time, nor of the clients in front of us.
+//! This module knows neither the groups that were added at run time nor the proxy's HTTP server.
 
 mod client;
 mod clients;
@@ -15,8 +16,7 @@ mod reload;
 mod slots;
 
 pub use client::{
-    CallError, Daemon, MULTICALL, Unanswered, multicall_entries, multicall_result,
-    multicall_results,
+    CallError, Daemon, MULTICALL, NoReply, multicall_entries, multicall_result, multicall_results,
 };
 pub use clients::{Client, Origin};
 pub use connections::{Body, ReplyBody, Reuse};
@@ -24,7 +24,7 @@ pub use descriptors::Descriptors;
 pub use info::{ConfigInfo, ProcessInfo, ProcessState, StatusEntry};
 pub use liveness::Liveness;
 pub use main_log::MainLog;
-pub use reload::Reloaded;
+pub use reload::ReloadResult;
 #[cfg(test)]
 pub(crate) use slots::Slot;
 pub(crate) use slots::Slots;

@@ -1,9 +1,9 @@
-//! Who may have a connection to the daemon, and in which order.
+//! Slots: the fair distribution of the daemon's connections among calls.
 //!
-//! Every connection takes a slot, and there are as many slots as the daemon can spare descriptors.
-//! Each kind of call has a [`Share`] of them, so that one kind never stands behind another. Within a
-//! share turns go round between the clients that wait, and one client never has all of it. Checks of
-//! passwords take turns in the same way, in a pool of their own.
+//! Every connection takes a slot, and there are as many slots as the daemon can spare descriptors. Each
+//! kind of call has a [`Share`] of them, so that no kind waits for another. Within a share, the waiting
+//! clients take turns, and one client never gets all slots. The checks of password hashes take turns in
+//! the same way, in a pool of their own.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,54 +12,55 @@ use tokio::sync::oneshot;
 
 use super::clients::Client;
 
-/// Calls of clients that wait for a slot at a time. Beyond it the client that has most of them
-/// waiting loses its newest.
+/// The largest number of clients' calls that wait for a slot. Beyond it, the client with the most
+/// waiting calls loses its newest.
 pub const MAX_QUEUED: usize = 768;
-/// A follower of a log costs the daemon a connection and an open file.
+/// The descriptors that `tail -f` of a log costs the daemon: a connection and an open file.
 const TAIL_COST: usize = 2;
-/// Followers that calls which wait always leave room for.
-const ASSURED_TAILS: usize = 4;
-/// Logs that are followed at a time, at most: one client may follow those of fifty processes.
-const MOST_TAILS: usize = 68;
-/// Calls that wait which followers leave room for where there are many connections.
-const LEAST_WAITING: usize = 10;
-/// Connections that only watch whether the daemon has started again, or ask for its account.
+/// The number of tails for which waiting calls always leave room.
+const RESERVED_TAILS: usize = 4;
+/// The largest number of tails. One client gets three in four, enough for fifty processes.
+const MAX_TAILS: usize = 68;
+/// The number of waiting calls for which tails leave room if there are many connections.
+const RESERVED_WAITING: usize = 10;
+/// The connections outside of the shares: the one that detects restarts, and the one that reads the
+/// daemon's account.
 const WATCHING: usize = 2;
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Share {
     /// A call that the daemon answers at once.
     Quick,
     /// A call that waits for processes.
     Waiting,
-    /// A log that is followed. There is no waiting for this one.
+    /// A log that a client follows. If no slot is free, the call fails instead of waiting.
     Tail,
-    /// A call of the proxy's own.
+    /// A call of the proxy.
     Own,
-    /// A reading of the daemon's files, whose reply may be read to its end after it is of use.
+    /// A `reloadConfig` of the proxy. The end of its reply arrives after the proxy has used the rest.
     Reload,
 }
 
-/// How many slots there are.
+/// The number of slots of each share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotLimits {
-    /// Connections that may be kept open while nobody uses them.
+    /// The largest number of idle connections.
     pub idle: usize,
     /// Slots of [`Share::Quick`].
     pub quick: usize,
-    /// Slots of [`Share::Waiting`], if nobody follows a log.
+    /// Slots of [`Share::Waiting`] if there are no tails.
     pub waiting: usize,
-    /// Slots of [`Share::Tail`], if no call waits.
+    /// Slots of [`Share::Tail`] if there are no waiting calls.
     pub tails: usize,
-    /// What waiting calls and followers may cost together.
+    /// The descriptors for waiting calls and tails together.
     long: usize,
     own: usize,
     reload: usize,
 }
 
 impl SlotLimits {
-    /// One slot of [`Share::Quick`], for work that is done one at a time.
+    /// One slot of [`Share::Quick`], for work that runs one at a time.
     pub(crate) const ONE: SlotLimits = SlotLimits {
         idle: 0,
         quick: 1,
@@ -70,7 +71,7 @@ impl SlotLimits {
         reload: 0,
     };
 
-    /// Divides `ceiling` connections, of which there are 16 or more.
+    /// Divides `ceiling` connections, at least 16, among the shares.
     pub fn of(ceiling: usize) -> Self {
         let idle = (ceiling / 4).min(8);
         let own = (ceiling / 16).clamp(2, 4);
@@ -78,9 +79,9 @@ impl SlotLimits {
         let rest = ceiling.saturating_sub(idle + WATCHING + own + reload);
         let quick = (rest / 4).clamp(2, 32);
         let long = rest.saturating_sub(quick);
-        let tails = (long / 3).max(long.saturating_sub(LEAST_WAITING) / TAIL_COST);
-        let tails = tails.clamp(1, MOST_TAILS);
-        let waiting = long.saturating_sub(TAIL_COST * tails.min(ASSURED_TAILS));
+        let tails = (long / 3).max(long.saturating_sub(RESERVED_WAITING) / TAIL_COST);
+        let tails = tails.clamp(1, MAX_TAILS);
+        let waiting = long.saturating_sub(TAIL_COST * tails.min(RESERVED_TAILS));
         SlotLimits {
             idle,
             quick,
@@ -102,9 +103,9 @@ impl SlotLimits {
         }
     }
 
-    /// How many slots of `share` one client may have: three in four, so that another's next call
-    /// waits for nobody's end.
-    pub fn of_one(&self, share: Share) -> usize {
+    /// Returns how many slots of `share` one client may have: three in four, so that a call of another
+    /// client finds a free slot.
+    pub fn per_client(&self, share: Share) -> usize {
         let all = self.of_share(share);
         match share {
             Share::Own | Share::Reload => all,
@@ -113,10 +114,10 @@ impl SlotLimits {
     }
 }
 
-/// A call's place in a queue.
+/// The number of a waiting call.
 type Ticket = u64;
 
-/// A slot that is free for whoever has this ticket.
+/// A slot for the waiting call with this ticket.
 #[derive(Debug, PartialEq, Eq)]
 struct Grant {
     ticket: Ticket,
@@ -124,22 +125,22 @@ struct Grant {
     share: Share,
 }
 
-/// The slots that are taken, and the calls that wait for one.
+/// The occupied slots and the waiting calls.
 ///
-/// After each of its methods no call waits that could have a slot.
+/// Invariant: after each method, no call waits for a slot that is free for it.
 #[derive(Debug)]
 struct Queue {
     limits: SlotLimits,
-    taken: HashMap<Share, usize>,
-    taken_by: HashMap<(Share, Client), usize>,
+    occupied: HashMap<Share, usize>,
+    occupied_by: HashMap<(Share, Client), usize>,
     lines: HashMap<Share, Line>,
-    next: Ticket,
+    next_ticket: Ticket,
 }
 
-/// The calls that wait for one share.
+/// The calls that wait for a slot of one share.
 #[derive(Debug, Default)]
 struct Line {
-    /// Whose turn is next. Each client of `calls` is here once.
+    /// The clients in the order of their turns. Each client of `calls` is in it once.
     turns: VecDeque<Client>,
     calls: HashMap<Client, VecDeque<Ticket>>,
 }
@@ -153,9 +154,9 @@ impl Line {
         calls.push_back(ticket);
     }
 
-    /// The oldest call of the first client in turn that `may` have a slot.
-    fn pop(&mut self, may: impl Fn(&Client) -> bool) -> Option<(Client, Ticket)> {
-        let at = self.turns.iter().position(may)?;
+    /// Removes the oldest call of the first client in turn for which `is_free` returns true.
+    fn pop(&mut self, is_free: impl Fn(&Client) -> bool) -> Option<(Client, Ticket)> {
+        let at = self.turns.iter().position(is_free)?;
         let client = self.turns.remove(at)?;
         let calls = self.calls.get_mut(&client)?;
         let ticket = calls.pop_front()?;
@@ -191,45 +192,45 @@ impl Queue {
     fn new(limits: SlotLimits) -> Self {
         Queue {
             limits,
-            taken: HashMap::new(),
-            taken_by: HashMap::new(),
+            occupied: HashMap::new(),
+            occupied_by: HashMap::new(),
             lines: HashMap::new(),
-            next: 0,
+            next_ticket: 0,
         }
     }
 
-    fn taken(&self, share: Share) -> usize {
-        self.taken.get(&share).copied().unwrap_or_default()
+    fn occupied(&self, share: Share) -> usize {
+        self.occupied.get(&share).copied().unwrap_or_default()
     }
 
-    /// Whether a slot of `share` is free for `client`.
+    /// Returns whether a slot of `share` is free for `client`.
     fn is_free(&self, client: Client, share: Share) -> bool {
-        let long = self.taken(Share::Waiting) + TAIL_COST * self.taken(Share::Tail);
+        let long = self.occupied(Share::Waiting) + TAIL_COST * self.occupied(Share::Tail);
         let fits = match share {
             Share::Waiting => long < self.limits.long,
             Share::Tail => long + TAIL_COST <= self.limits.long,
             Share::Quick | Share::Own | Share::Reload => true,
         };
         let key = (share, client);
-        let by_one = self.taken_by.get(&key).copied().unwrap_or_default();
-        fits && self.taken(share) < self.limits.of_share(share)
-            && by_one < self.limits.of_one(share)
+        let of_client = self.occupied_by.get(&key).copied().unwrap_or_default();
+        fits && self.occupied(share) < self.limits.of_share(share)
+            && of_client < self.limits.per_client(share)
     }
 
-    /// Takes a slot, if one is free.
+    /// Takes a slot if one is free. Returns whether it did.
     fn take(&mut self, client: Client, share: Share) -> bool {
         let is_free = self.is_free(client, share);
         if is_free {
-            *self.taken.entry(share).or_default() += 1;
-            *self.taken_by.entry((share, client)).or_default() += 1;
+            *self.occupied.entry(share).or_default() += 1;
+            *self.occupied_by.entry((share, client)).or_default() += 1;
         }
         is_free
     }
 
-    /// Has a call wait. Returns its ticket, and that of the call which has to go for it, if any has.
+    /// Adds a waiting call. Returns its ticket, and that of the call that is dropped for it, if any.
     fn wait(&mut self, client: Client, share: Share) -> (Ticket, Option<Ticket>) {
-        let ticket = self.next;
-        self.next += 1;
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
         self.lines.entry(share).or_default().push(client, ticket);
         let queued = [Share::Quick, Share::Waiting].map(|share| self.queued(share));
         let too_many = queued.iter().sum::<usize>() > MAX_QUEUED;
@@ -240,7 +241,7 @@ impl Queue {
         self.lines.get(&share).map(Line::len).unwrap_or_default()
     }
 
-    /// Drops the newest call of the client that has most waiting.
+    /// Drops the newest call of the client with the most waiting calls in one share.
     fn drop_newest(&mut self) -> Option<Ticket> {
         let lines = [Share::Quick, Share::Waiting]
             .into_iter()
@@ -253,23 +254,23 @@ impl Queue {
         Some(ticket)
     }
 
-    /// A call waits no longer.
+    /// Removes a waiting call.
     fn leave(&mut self, client: Client, share: Share, ticket: Ticket) {
         if let Some(line) = self.lines.get_mut(&share) {
             line.remove(client, ticket);
         }
     }
 
-    /// Takes a slot back and gives it to whoever is next.
-    fn give_back(&mut self, client: Client, share: Share) -> Vec<Grant> {
-        if let Some(taken) = self.taken.get_mut(&share) {
-            *taken = taken.saturating_sub(1);
+    /// Frees a slot. Returns the grants for the next waiting calls.
+    fn release(&mut self, client: Client, share: Share) -> Vec<Grant> {
+        if let Some(occupied) = self.occupied.get_mut(&share) {
+            *occupied = occupied.saturating_sub(1);
         }
         let key = (share, client);
-        if let Some(taken) = self.taken_by.get_mut(&key) {
-            *taken = taken.saturating_sub(1);
-            if *taken == 0 {
-                self.taken_by.remove(&key);
+        if let Some(occupied) = self.occupied_by.get_mut(&key) {
+            *occupied = occupied.saturating_sub(1);
+            if *occupied == 0 {
+                self.occupied_by.remove(&key);
             }
         }
         match share {
@@ -278,12 +279,12 @@ impl Queue {
         }
     }
 
-    /// Exchanges a slot for one of another share, if one is free.
+    /// Exchanges a slot for one of another share, if one is free. Returns the grants for waiting calls.
     fn exchange(&mut self, client: Client, from: Share, to: Share) -> Option<Vec<Grant>> {
-        self.take(client, to).then(|| self.give_back(client, from))
+        self.take(client, to).then(|| self.release(client, from))
     }
 
-    /// Goes by other limits from now on. What is taken stays taken.
+    /// Replaces the limits. Occupied slots stay occupied.
     fn resize(&mut self, limits: SlotLimits) -> Vec<Grant> {
         self.limits = limits;
         [Share::Quick, Share::Waiting, Share::Own, Share::Reload]
@@ -297,7 +298,7 @@ impl Queue {
         let Some(mut line) = self.lines.remove(&share) else {
             return grants;
         };
-        // Each turn takes a slot, and there are only so many.
+        // Each iteration takes a slot, so the number of slots bounds the loop.
         while let Some((client, ticket)) = line.pop(|client| self.is_free(*client, share)) {
             self.take(client, share);
             grants.push(Grant {
@@ -323,7 +324,7 @@ struct State {
     waiting: HashMap<Ticket, oneshot::Sender<Slot>>,
 }
 
-/// A slot, free again when it is dropped.
+/// A slot. Dropping it frees it.
 #[derive(Debug)]
 pub(crate) struct Slot {
     slots: Arc<Slots>,
@@ -343,12 +344,13 @@ impl Slots {
         }))
     }
 
-    /// Waits for a slot, as long as it takes.
+    /// Waits for a slot without a timeout.
     ///
     /// # Errors
-    /// When as many calls wait as may, or, for a follower of a log, when there is none now.
+    /// If [`MAX_QUEUED`] calls wait already and this client has the most of them, or if no slot is free
+    /// for a tail.
     pub(crate) async fn take(self: &Arc<Self>, client: Client, share: Share) -> Result<Slot, Full> {
-        let turn = {
+        let waiting = {
             let mut state = self.state();
             if state.queue.take(client, share) {
                 return Ok(self.slot(client, share));
@@ -362,7 +364,7 @@ impl Slots {
             if let Some(dropped) = dropped {
                 state.waiting.remove(&dropped);
             }
-            Turn {
+            WaitingCall {
                 receiver,
                 place: Place {
                     slots: self.clone(),
@@ -372,24 +374,24 @@ impl Slots {
                 },
             }
         };
-        turn.come().await
+        waiting.slot().await
     }
 
-    /// Takes a slot where one is free now.
+    /// Takes a slot if one is free now.
     pub(crate) fn take_free(self: &Arc<Self>, client: Client, share: Share) -> Option<Slot> {
         let mut state = self.state();
         let is_free = state.queue.take(client, share);
         is_free.then(|| self.slot(client, share))
     }
 
-    /// How many descriptors of the daemon those take that are taken.
+    /// Returns how many of the daemon's descriptors the occupied slots need.
     pub(crate) fn cost(&self) -> usize {
         let state = self.state();
-        let all = state.queue.taken.values().sum::<usize>();
-        all + (TAIL_COST - 1) * state.queue.taken(Share::Tail)
+        let all = state.queue.occupied.values().sum::<usize>();
+        all + (TAIL_COST - 1) * state.queue.occupied(Share::Tail)
     }
 
-    /// Goes by other limits from now on.
+    /// Replaces the limits.
     pub(crate) fn resize(self: &Arc<Self>, limits: SlotLimits) {
         let grants = {
             let mut state = self.state();
@@ -401,7 +403,7 @@ impl Slots {
         self.hand_over(grants);
     }
 
-    /// The limits now.
+    /// Returns the current limits.
     pub(crate) fn limits(&self) -> SlotLimits {
         self.state().queue.limits
     }
@@ -411,7 +413,7 @@ impl Slots {
             let waiting = self.state().waiting.remove(&grant.ticket);
             let slot = self.slot(grant.client, grant.share);
             if let Some(waiting) = waiting {
-                // Whoever has hung up this very moment leaves it to the next.
+                // If the caller has just hung up, dropping the slot grants it to the next call.
                 let _ = waiting.send(slot);
             }
         }
@@ -431,23 +433,23 @@ impl Slots {
 }
 
 impl Slot {
-    /// Whether it is for a call that the daemon answers at once.
+    /// Returns whether the slot is for a call that the daemon answers at once.
     pub(crate) fn is_quick(&self) -> bool {
         self.share == Share::Quick
     }
 
-    /// Counts a quick call among those that take long, as far as there is room: its reply is so large
-    /// that its reader decides how long it takes.
-    pub(crate) fn take_long(&mut self) {
+    /// Moves a quick call to [`Share::Waiting`] if a slot is free there. Its reply is so large that it
+    /// takes as long as the client's reading.
+    pub(crate) fn move_to_waiting(&mut self) {
         if self.share != Share::Quick {
             return;
         }
-        let exchanged = self
+        let grants = self
             .slots
             .state()
             .queue
             .exchange(self.client, self.share, Share::Waiting);
-        if let Some(grants) = exchanged {
+        if let Some(grants) = grants {
             self.share = Share::Waiting;
             self.slots.hand_over(grants);
         }
@@ -456,18 +458,18 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let grants = self.slots.state().queue.give_back(self.client, self.share);
+        let grants = self.slots.state().queue.release(self.client, self.share);
         self.slots.hand_over(grants);
     }
 }
 
 /// A call that waits for its slot.
-struct Turn {
+struct WaitingCall {
     receiver: oneshot::Receiver<Slot>,
     place: Place,
 }
 
-/// Its place in the queue, which it leaves when nobody waits any more.
+/// The place of a waiting call in the queue. Dropping it removes the call.
 struct Place {
     slots: Arc<Slots>,
     client: Client,
@@ -475,12 +477,12 @@ struct Place {
     ticket: Ticket,
 }
 
-impl Turn {
-    async fn come(self) -> Result<Slot, Full> {
-        let Turn { receiver, place } = self;
-        let came = receiver.await;
+impl WaitingCall {
+    async fn slot(self) -> Result<Slot, Full> {
+        let WaitingCall { receiver, place } = self;
+        let slot = receiver.await;
         drop(place);
-        came.map_err(|_| Full)
+        slot.map_err(|_| Full)
     }
 }
 
@@ -509,21 +511,21 @@ mod tests {
     const A: Client = Client::At(None, Some(1));
     const B: Client = Client::At(None, Some(2));
     const C: Client = Client::At(None, Some(3));
-    const NOBODY: Vec<(Client, Ticket)> = Vec::new();
+    const NONE: Vec<(Client, Ticket)> = Vec::new();
 
-    fn granted(grants: &[Grant]) -> Vec<(Client, Ticket)> {
+    fn tickets(grants: &[Grant]) -> Vec<(Client, Ticket)> {
         let pairs = grants.iter().map(|grant| (grant.client, grant.ticket));
         pairs.collect()
     }
 
     #[test]
-    fn all_shares_together_keep_to_the_ceiling() {
+    fn all_shares_together_fit_the_ceiling() {
         for ceiling in 16..=200 {
             let limits = SlotLimits::of(ceiling);
             let calls = limits.quick + limits.long + limits.own + limits.reload;
             assert!(calls + limits.idle + WATCHING <= ceiling, "{limits:?}");
-            let followed = TAIL_COST * limits.tails.min(ASSURED_TAILS);
-            assert!(limits.waiting + followed <= limits.long, "{limits:?}");
+            let tails = TAIL_COST * limits.tails.min(RESERVED_TAILS);
+            assert!(limits.waiting + tails <= limits.long, "{limits:?}");
             assert!(limits.idle > 2 && limits.idle <= 8);
         }
         let most = SlotLimits::of(200);
@@ -533,38 +535,37 @@ mod tests {
     }
 
     #[test]
-    fn turns_go_round_between_clients_and_in_order_within_one() {
+    fn clients_take_turns_and_calls_of_one_client_keep_their_order() {
         let mut queue = Queue::new(LIMITS);
         assert!((0..3).all(|_| queue.take(A, Share::Quick)));
-        assert!(!queue.take(A, Share::Quick), "three in four");
-        assert!(queue.take(B, Share::Quick), "another's is kept");
+        assert!(!queue.take(A, Share::Quick), "A has three in four");
+        assert!(queue.take(B, Share::Quick), "one is reserved for others");
         for client in [A, A, A, C, B] {
             queue.wait(client, Share::Quick);
         }
         let mut order = Vec::new();
-        // Whoever has a slot is soon through.
         for client in [A, A, C, A, B] {
-            order.extend(granted(&queue.give_back(client, Share::Quick)));
+            order.extend(tickets(&queue.release(client, Share::Quick)));
         }
         assert_eq!(order, [(A, 0), (C, 3), (B, 4), (A, 1), (A, 2)]);
     }
 
     #[test]
-    fn whoever_has_his_share_is_passed_over() {
+    fn a_client_at_its_limit_is_passed_over() {
         let mut queue = Queue::new(LIMITS);
         assert!((0..3).all(|_| queue.take(A, Share::Quick)));
         assert!(queue.take(B, Share::Quick));
         queue.wait(A, Share::Quick);
         queue.wait(C, Share::Quick);
-        let next = queue.give_back(B, Share::Quick);
-        assert_eq!(granted(&next), [(C, 1)]);
-        let next = queue.give_back(C, Share::Quick);
-        assert_eq!(granted(&next), NOBODY, "A has three already");
+        let next = queue.release(B, Share::Quick);
+        assert_eq!(tickets(&next), [(C, 1)]);
+        let next = queue.release(C, Share::Quick);
+        assert_eq!(tickets(&next), NONE, "A has three already");
         assert!(queue.take(B, Share::Quick));
     }
 
     #[test]
-    fn one_share_stands_behind_no_other() {
+    fn no_share_waits_for_another() {
         let mut queue = Queue::new(LIMITS);
         let clients = [A, B, A, B, A, B];
         assert!(
@@ -579,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_takes_the_place_of_two_calls() {
+    fn a_tail_takes_the_place_of_two_calls() {
         let mut queue = Queue::new(LIMITS);
         assert!(
             [A, B, A]
@@ -595,33 +596,33 @@ mod tests {
         queue.wait(B, Share::Waiting);
         queue.wait(C, Share::Waiting);
         assert!(!queue.take(C, Share::Tail));
-        let next = queue.give_back(B, Share::Tail);
-        assert_eq!(granted(&next), [(A, 0), (B, 1)]);
+        let next = queue.release(B, Share::Tail);
+        assert_eq!(tickets(&next), [(A, 0), (B, 1)]);
         assert!(!queue.take(C, Share::Tail));
     }
 
     #[tokio::test]
-    async fn a_quick_call_that_takes_long_makes_room_for_another() {
+    async fn a_quick_call_with_a_large_reply_moves_to_the_waiting_share() {
         let slots = Arc::new(Slots::new(SlotLimits {
             quick: 1,
             waiting: 1,
             ..LIMITS
         }));
         let mut first = slots.take(A, Share::Quick).await.unwrap();
-        first.take_long();
-        first.take_long();
+        first.move_to_waiting();
+        first.move_to_waiting();
         let mut second = slots.take(B, Share::Quick).await.unwrap();
-        second.take_long();
-        assert!(!slots.state().queue.is_free(C, Share::Quick), "no room");
+        second.move_to_waiting();
+        assert!(!slots.state().queue.is_free(C, Share::Quick));
         drop(first);
-        second.take_long();
+        second.move_to_waiting();
         assert!(slots.state().queue.is_free(C, Share::Quick));
         drop(second);
-        assert!(slots.state().queue.taken_by.is_empty());
+        assert!(slots.state().queue.occupied_by.is_empty());
     }
 
     #[test]
-    fn the_newest_of_whoever_waits_most_has_to_go() {
+    fn the_client_with_the_most_waiting_calls_loses_its_newest() {
         let mut queue = Queue::new(LIMITS);
         assert!(
             [A, A, A, B]
@@ -643,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn other_limits_let_in_more_or_fewer() {
+    fn new_limits_grant_more_or_fewer_slots() {
         let mut queue = Queue::new(LIMITS);
         assert!(
             [A, A, A, B]
@@ -652,32 +653,32 @@ mod tests {
         );
         queue.wait(B, Share::Quick);
         let more = SlotLimits { quick: 8, ..LIMITS };
-        assert_eq!(granted(&queue.resize(more)), [(B, 0)]);
+        assert_eq!(tickets(&queue.resize(more)), [(B, 0)]);
         let fewer = SlotLimits { quick: 2, ..LIMITS };
-        assert_eq!(granted(&queue.resize(fewer)), NOBODY);
+        assert_eq!(tickets(&queue.resize(fewer)), NONE);
         assert!(!queue.take(C, Share::Quick));
         queue.wait(C, Share::Quick);
         for client in [A, A, A] {
-            assert_eq!(granted(&queue.give_back(client, Share::Quick)), NOBODY);
+            assert_eq!(tickets(&queue.release(client, Share::Quick)), NONE);
         }
-        let next = queue.give_back(B, Share::Quick);
-        assert_eq!(granted(&next), [(C, 1)]);
+        let next = queue.release(B, Share::Quick);
+        assert_eq!(tickets(&next), [(C, 1)]);
     }
 
     #[tokio::test]
-    async fn whoever_hangs_up_leaves_his_place_and_his_slot() {
+    async fn a_caller_that_hangs_up_frees_its_place_and_its_slot() {
         let slots = Arc::new(Slots::new(LIMITS));
         let first = slots.take(Client::Proxy, Share::Reload).await.unwrap();
-        let ask = |client| {
+        let call = |client| {
             let slots = slots.clone();
             tokio::spawn(async move { slots.take(client, Share::Reload).await })
         };
-        let (one, two, three) = (ask(A), ask(B), ask(C));
+        let (one, two, three) = (call(A), call(B), call(C));
         tokio::task::yield_now().await;
         one.abort();
         assert!(one.await.is_err());
         drop(first);
-        // The slot is on its way to this one.
+        // The slot is already tickets to this call.
         two.abort();
         assert!(two.await.is_err());
         let slot = three.await.unwrap().unwrap();
@@ -685,6 +686,6 @@ mod tests {
         drop(slot);
         let state = slots.state();
         assert!(state.waiting.is_empty() && state.queue.lines.is_empty());
-        assert!(state.queue.taken_by.is_empty());
+        assert!(state.queue.occupied_by.is_empty());
     }
 }

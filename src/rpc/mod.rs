@@ -249,7 +249,7 @@ impl Rpc {
     async fn gate(&self, caller: &Caller<'_>) -> Result<(), Failure> {
         self.ask(caller, "supervisor.getState", &[]).await?;
         let presented = caller.head.headers.get(AUTHORIZATION);
-        self.daemon.lend(presented);
+        self.daemon.remember_authorization(presented);
         if let Some(presented) = presented
             && !self.daemon.is_open()
         {

@@ -44,7 +44,7 @@ pub(super) enum Back {
     /// It is `getAllConfigInfo`'s.
     Configs,
     /// It is `reloadConfig`'s.
-    Reloaded,
+    ReloadResult,
     /// It is `addProcessGroup`'s, about this group that is there.
     Added(String),
 }
@@ -301,12 +301,12 @@ impl Rpc {
                     _ => told,
                 });
             }
-            Back::Statuses | Back::Infos | Back::Configs | Back::Reloaded => {}
+            Back::Statuses | Back::Infos | Back::Configs | Back::ReloadResult => {}
         }
         let mut value = answer?;
         let is_doubtful = self.twiddler.with_registry(|registry| match back {
             Back::Infos => translate::lacks_members(registry, &value),
-            Back::Reloaded => translate::lacks_marker(registry, &value),
+            Back::ReloadResult => translate::lacks_marker(registry, &value),
             _ => false,
         });
         if is_doubtful {
@@ -322,7 +322,7 @@ impl Rpc {
                 translate::rewrite_configs(registry, &mut value);
                 Vec::new()
             }
-            Back::Reloaded => {
+            Back::ReloadResult => {
                 translate::rewrite_reloaded(registry, &mut value);
                 Vec::new()
             }
@@ -330,7 +330,7 @@ impl Rpc {
         });
         self.twiddler.show(epoch, shown).await;
         match (back, &mut value) {
-            (Back::Reloaded, reloaded) => {
+            (Back::ReloadResult, reloaded) => {
                 self.updates.omit_applied(reloaded);
                 self.updates.report_defined(reloaded);
                 self.under_way
@@ -375,7 +375,7 @@ fn decide(registry: &Registry, kind: MethodKind, params: &[Value]) -> Translatio
         (MethodKind::All(verb), _) => all_processes(registry, verb, params),
         (MethodKind::Infos, _) if !registry.is_plain() => ask(params, Back::Infos),
         (MethodKind::Configs, _) if params.is_empty() => ask(params, Back::Configs),
-        (MethodKind::Reload, _) => ask(params, Back::Reloaded),
+        (MethodKind::Reload, _) => ask(params, Back::ReloadResult),
         (MethodKind::AddGroup, Some(group)) if registry.added_group(group).is_some() => {
             ask(params, Back::Added(group.to_owned()))
         }

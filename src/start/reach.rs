@@ -149,7 +149,7 @@ fn has_unread_password(daemon: &Daemon, conf: &DaemonConf) -> bool {
     let mut servers = conf.servers.iter();
     let server = servers.find(|server| server.address == *daemon.address());
     let credentials = server.and_then(|server| server.credentials.as_ref());
-    credentials.is_some_and(|credentials| credentials.is_unread)
+    credentials.is_some_and(|credentials| credentials.is_unexpanded)
         && daemon.own_authorization().is_none()
 }
 

@@ -26,7 +26,7 @@ use super::model::view::{Epoch, Status, View};
 use super::queries;
 use crate::audit::reason;
 use crate::daemon::conf::{self, ConfiguredGroup};
-use crate::daemon::{CallError, Daemon, Liveness, ProcessInfo, Reloaded};
+use crate::daemon::{CallError, Daemon, Liveness, ProcessInfo, ReloadResult};
 use crate::failpoint;
 use crate::fault::{
     ALREADY_ADDED, BAD_NAME, CANT_REREAD, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault,
@@ -138,7 +138,7 @@ pub(super) struct StagedRead {
 #[must_use]
 pub(super) struct Reading {
     pub(super) staged: StagedRead,
-    pub(super) reloaded: Result<Reloaded, Fault>,
+    pub(super) reloaded: Result<ReloadResult, Fault>,
 }
 
 /// What the daemon answered when it was asked to act, in the epoch that the view describes.
@@ -271,7 +271,7 @@ impl Engine {
     pub(super) async fn query_and_reload(
         &mut self,
         queries: Vec<Query>,
-    ) -> Result<(Answers, Result<Reloaded, Fault>), Interrupted> {
+    ) -> Result<(Answers, Result<ReloadResult, Fault>), Interrupted> {
         let calls = queries::calls(&queries);
         let answer = self.daemon.multicall_and_reload(calls).await;
         let (results, reloaded) = self.heard(answer)?;
@@ -587,7 +587,7 @@ impl Engine {
         let reloaded = self.call("supervisor.reloadConfig").await?;
         drop(staged);
         self.warn_of_other_markers(&reloaded);
-        let seen = Reloaded::read(&reloaded).added.contains(&group);
+        let seen = ReloadResult::read(&reloaded).added.contains(&group);
         let delivery = if seen { Delivery::Link } else { Delivery::File };
         tracing::debug!(?delivery, "tried how generated files reach supervisord");
         Ok(delivery)
@@ -596,7 +596,7 @@ impl Engine {
     /// Another proxy has marked the daemon's epoch, with another include directory. Whether it still
     /// runs cannot be told where its lock is not seen.
     fn warn_of_other_markers(&self, reloaded: &Value) {
-        let others = Reloaded::gone(reloaded).filter(|name| is_marker(name));
+        let others = ReloadResult::removed_groups(reloaded).filter(|name| is_marker(name));
         for marker in others.filter(|name| *name != self.marker) {
             tracing::warn!(
                 "supervisord has the group {marker} of another twiddler: if one still runs in front of it, with another include directory, stop one of the two; if none does, supervisorctl remove {marker} straight on supervisord ends this warning"

@@ -12,7 +12,7 @@ use super::model::reconcile::{self, Known, Mode, Reconciliation, reconcile};
 use super::model::script::{ADD, Call};
 use super::model::view::Status;
 use crate::audit::reason;
-use crate::daemon::Reloaded;
+use crate::daemon::ReloadResult;
 use crate::fault::{CANT_REREAD, SHUTDOWN_STATE};
 use crate::persist::{self, Contents, real_groups};
 use crate::program;
@@ -104,7 +104,7 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
 /// withheld, and taken what is in it for gone: it is added again.
 async fn add_withheld(engine: &mut Engine) -> Result<(), ChangeError> {
     let reloaded = engine.call("supervisor.reloadConfig").await?;
-    let reloaded = Reloaded::read(&reloaded);
+    let reloaded = ReloadResult::read(&reloaded);
     let mut lacking = engine.look(real_groups);
     lacking.retain(|name| reloaded.added.contains(name));
     if lacking.is_empty() {
@@ -334,7 +334,7 @@ async fn make(engine: &mut Engine, now: &mut Registry) -> Result<(), ChangeError
 /// Lets the daemon read what is kept, and adds what it has not or has otherwise.
 async fn add_kept(engine: &mut Engine, now: &Registry) -> Result<(), ChangeError> {
     let reloaded = engine.call("supervisor.reloadConfig").await?;
-    let reloaded = Reloaded::read(&reloaded);
+    let reloaded = ReloadResult::read(&reloaded);
     let ours = real_groups(now);
     // Real groups bear a number that no other program has had.
     let is_changed =

@@ -11,7 +11,7 @@ use super::model::change::{Change, ChangeError, Outcome};
 use super::model::plan::{self, Draft, Plan, Planner};
 use super::model::script::{Repair, Script, Verdict};
 use crate::daemon::conf::ConfiguredGroup;
-use crate::daemon::{ConfigInfo, Reloaded};
+use crate::daemon::{ConfigInfo, ReloadResult};
 use crate::failpoint;
 use crate::fault::complaint::blames;
 use crate::fault::{CANT_REREAD, INCORRECT_PARAMETERS, fault};
@@ -252,7 +252,7 @@ impl Transaction<'_> {
         Ok(Some(reading))
     }
 
-    fn place_where_not_empty(&mut self, engine: &mut Engine, different: &Reloaded) {
+    fn place_where_not_empty(&mut self, engine: &mut Engine, different: &ReloadResult) {
         for plan in &mut self.plans {
             if let Some(Plan::Fill { group, .. }) = plan
                 && (different.changed.contains(group) || different.added.contains(group))
@@ -293,7 +293,7 @@ impl Transaction<'_> {
         }
     }
 
-    async fn refuse_unread(&mut self, engine: &Engine, reloaded: &Reloaded) {
+    async fn refuse_unread(&mut self, engine: &Engine, reloaded: &ReloadResult) {
         let unread: Vec<usize> = self
             .pending()
             .filter(|(_, plan)| !plan.is_read(reloaded))

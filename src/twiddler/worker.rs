@@ -305,7 +305,9 @@ impl Worker {
             .unzip();
         self.batch_size = changes.len();
         let daemon = self.engine.daemon.clone();
-        let outcomes = daemon.presenting(presented, self.carry_out(&changes)).await;
+        let outcomes = daemon
+            .with_authorization(presented, self.carry_out(&changes))
+            .await;
         for ((change, (record, answer)), outcome) in changes.iter().zip(answers).zip(outcomes) {
             log_outcome(change, &record, &outcome);
             // The client may have hung up; the change holds all the same.

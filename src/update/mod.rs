@@ -140,7 +140,7 @@ impl Updates {
         work: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
     ) -> Result<T, ChangeError> {
         let daemon = self.twiddler.daemon().clone();
-        let work = tokio::spawn(async move { daemon.presenting(presented, work).await });
+        let work = tokio::spawn(async move { daemon.with_authorization(presented, work).await });
         work.await.unwrap_or_else(|error| {
             let reason = format!("the update was cut short: {error}");
             Err(ChangeError::Unreachable(reason))

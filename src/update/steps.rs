@@ -253,7 +253,7 @@ impl Updates {
         let work = async { self.stop(&plan.stop, &self.whole_groups(&plan)).await };
         let daemon = self.twiddler.daemon();
         daemon
-            .presenting(authorized.presented(), work)
+            .with_authorization(authorized.presented(), work)
             .await
             .map(drop)
     }

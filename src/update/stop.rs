@@ -79,7 +79,7 @@ impl Updates {
     async fn stop_group(&self, real: &str, names: &[Name]) -> Result<Vec<Name>, ChangeError> {
         let daemon = self.twiddler.daemon();
         let group = [real.into()];
-        let stop = daemon.call_that_waits("supervisor.stopProcessGroup", &group);
+        let stop = daemon.call_waiting("supervisor.stopProcessGroup", &group);
         let entries = match stop.await {
             Ok(Some(entries)) => StatusEntry::read_all(&entries),
             Ok(None) => return self.stop_each(names).await,

@@ -309,7 +309,7 @@ fn followers_of_logs_leave_room_for_calls() -> Result<()> {
     let (_daemon, sidecar) = started(CAT)?;
     let client = sidecar.client();
     let mut followers = Vec::new();
-    for _ in 0..SlotLimits::of(200).of_one(Share::Tail) {
+    for _ in 0..SlotLimits::of(200).per_client(Share::Tail) {
         let mut connection = Connection::open(sidecar.tcp_addr())?;
         connection.send(b"GET /mainlogtail HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
         assert_eq!(Reply::parse(&connection.read(Until::Head)?)?.status, 200);

@@ -1,4 +1,4 @@
-//! Where a daemon is reached.
+//! The address of a daemon.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::paths::normal_path;
 use crate::python::is_space;
 
-/// Where the daemon is reached. Displays as the URL that supervisorctl takes.
+/// The address of a daemon. Displays as the URL that supervisorctl takes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DaemonAddress {
     /// A unix socket.
@@ -21,10 +21,10 @@ pub enum DaemonAddress {
 }
 
 impl DaemonAddress {
-    /// Reads `unix:///PATH` or `http://HOST:PORT`.
+    /// Parses `unix:///PATH` or `http://HOST:PORT`.
     ///
     /// # Errors
-    /// What is wrong with it, and what to write. Credentials are not repeated.
+    /// A message with the mistake and the correct form. It does not repeat credentials.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix://") {
             return if path.starts_with('/') && path.len() > 1 {
@@ -67,10 +67,11 @@ impl DaemonAddress {
 fn host_and_port(text: &str) -> Option<DaemonAddress> {
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port > 0)?;
-    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let has_brackets = host.starts_with('[') && host.ends_with(']');
     let host = without_brackets(host);
-    let plain = !host.is_empty() && !host.contains(is_space) && (bracketed || !host.contains(':'));
-    plain.then(|| DaemonAddress::Tcp {
+    let is_valid =
+        !host.is_empty() && !host.contains(is_space) && (has_brackets || !host.contains(':'));
+    is_valid.then(|| DaemonAddress::Tcp {
         host: host.to_lowercase(),
         port,
     })
@@ -97,12 +98,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_and_displayed() {
+    fn addresses_are_parsed_and_displayed() {
         let tcp = |host: &str, port| DaemonAddress::Tcp {
             host: host.to_owned(),
             port,
         };
-        for (text, expected, shown) in [
+        for (text, expected, url) in [
             (
                 "unix:///run/s.sock",
                 DaemonAddress::Unix("/run/s.sock".into()),
@@ -123,12 +124,12 @@ mod tests {
         ] {
             let address = DaemonAddress::parse(text).unwrap();
             assert_eq!(address, expected, "{text}");
-            assert_eq!(address.to_string(), shown);
+            assert_eq!(address.to_string(), url);
         }
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_refused() {
         for text in [
             "",
             "/run/s.sock",

@@ -1,4 +1,4 @@
-//! A user name and its password, as a configuration file has them.
+//! A user name and a password in a configuration file.
 
 use std::fmt;
 
@@ -9,28 +9,28 @@ pub struct Credentials {
     pub username: String,
     /// The password, or its digest after `{SHA}`.
     pub password: String,
-    /// Whether one of both holds a variable that is not set here. Then they are as written, which
-    /// serves to compare them alone: they are nobody's.
-    pub is_unread: bool,
+    /// Whether one of them has a variable that is not set in this process. Both then have the text of the
+    /// file, which can be compared but not presented.
+    pub is_unexpanded: bool,
 }
 
 impl Credentials {
-    /// These.
+    /// Returns credentials that are fully expanded.
     pub fn new(username: String, password: String) -> Self {
         Credentials {
             username,
             password,
-            is_unread: false,
+            is_unexpanded: false,
         }
     }
 
-    /// Whether they can be presented to the daemon.
+    /// Returns whether the proxy can present them to the daemon.
     pub fn can_be_presented(&self) -> bool {
-        !self.is_unread && !self.is_hashed()
+        !self.is_unexpanded && !self.is_hashed()
     }
 
-    /// Whether supervisord.conf holds a digest in place of the password: then it serves to check
-    /// what clients send, and cannot be presented to the daemon.
+    /// Returns whether the password is a digest. The daemon can check a client's password with it, but
+    /// the proxy cannot present it.
     pub fn is_hashed(&self) -> bool {
         self.password.starts_with("{SHA}")
     }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_digest_is_no_password() {
+    fn a_digest_has_the_prefix_sha() {
         for (password, expected) in [("{SHA}82ab", true), ("{sha}82ab", false), ("x{SHA}", false)] {
             let credentials = Credentials::new("me".into(), password.into());
             assert_eq!(credentials.is_hashed(), expected, "{password}");
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_password_is_not_in_debug_output() {
-        let shown = format!("{:?}", Credentials::new("me".into(), "hush".into()));
-        assert!(shown.contains("me") && !shown.contains("hush"), "{shown}");
+        let debug = format!("{:?}", Credentials::new("me".into(), "hush".into()));
+        assert!(debug.contains("me") && !debug.contains("hush"), "{debug}");
     }
 }

@@ -1,6 +1,6 @@
-//! The programs that the files define, with their options as they are written.
+//! The programs that the files define, with their options before expansion.
 //!
-//! What the daemon would make of them is the daemon's to say: this only finds the sections.
+//! This module finds the sections. The daemon judges and expands their options.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,60 +14,60 @@ use super::reader::Reader;
 use super::{ConfError, Environment};
 use crate::python::{int, strip};
 
-/// What the files define, in the daemon's order of reading.
+/// The groups that the files define.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definitions {
-    /// `[supervisord] environment` as it is written, which the daemon gives to every program.
+    /// The text of `environment` in `[supervisord]`, which every program inherits.
     pub environment: Option<String>,
-    /// The groups.
+    /// The groups, in the order in which the daemon reads them.
     pub groups: Vec<GroupDefinition>,
 }
 
 /// A group with its programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupDefinition {
-    /// Its name.
+    /// The name of the group.
     pub name: String,
-    /// Which kind of section makes it.
+    /// The kind of its sections.
     pub kind: Kind,
-    /// Whether a `[group:x]` of its own makes it, and not the section of a lone program.
+    /// Whether the group has a `[group:x]` section. Otherwise a single program's section defines it.
     pub has_section: bool,
-    /// The number of its priority, and the default where it has none.
+    /// The priority, or the default if none is set.
     pub priority: i64,
-    /// Its priority as it is written.
-    pub written_priority: Option<String>,
-    /// Its programs, in their order.
+    /// The text of `priority` in the file.
+    pub priority_text: Option<String>,
+    /// The programs, in the order of the group.
     pub programs: Vec<ProgramDefinition>,
 }
 
-/// What makes the processes of a group (`supervisor/options.py`, `process_groups_from_parser`).
+/// The kind of a group (`supervisor/options.py`, `process_groups_from_parser`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, PartialOrd, Ord)]
 pub enum Kind {
-    /// Programs.
+    /// Ordinary programs.
     Program,
     /// A FastCGI program, whose processes share a socket.
     Fcgi,
-    /// Event listeners, which share a buffer of events.
+    /// Event listeners, which share an event buffer.
     Listener,
 }
 
 /// A section that defines processes.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramDefinition {
-    /// Its name.
+    /// The name of the program.
     pub name: String,
     /// The kind of its section.
     pub kind: Kind,
-    /// How many processes it has; none where that is not known here.
+    /// The number of processes.
     pub numprocs: i64,
-    /// The number of the first.
+    /// The number of the first process.
     pub numprocs_start: i64,
-    /// Its options as they are written, by name.
+    /// The texts of the options in the file, by name.
     pub options: BTreeMap<String, String>,
 }
 
 impl Kind {
-    /// The kind of its section, as the daemon names it.
+    /// Returns the part of the section's name before the colon.
     pub fn section(self) -> &'static str {
         match self {
             Kind::Program => "program",
@@ -79,11 +79,11 @@ impl Kind {
     fn of_section(section: &str) -> Option<Self> {
         let kinds = [Kind::Program, Kind::Fcgi, Kind::Listener];
         let kind = section.split_once(':')?.0;
-        kinds.into_iter().find(|one| one.section() == kind)
+        kinds.into_iter().find(|other| other.section() == kind)
     }
 }
 
-/// Leaves the values of options out: they may be secrets.
+/// Leaves out the values of the options, which may be secrets.
 impl std::fmt::Debug for ProgramDefinition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ProgramDefinition")
@@ -95,24 +95,24 @@ impl std::fmt::Debug for ProgramDefinition {
 }
 
 impl Definitions {
-    /// The group of this name.
+    /// Returns the group of this name.
     pub fn group(&self, name: &str) -> Option<&GroupDefinition> {
         self.groups.iter().find(|group| group.name == name)
     }
 }
 
 impl GroupDefinition {
-    /// The program of this name.
+    /// Returns the program of this name.
     pub fn program(&self, name: &str) -> Option<&ProgramDefinition> {
         self.programs.iter().find(|program| program.name == name)
     }
 }
 
-/// Reads what the files define. Files are found by the variables of `env`, as this process sees them;
-/// all else is told by those `of_daemon`.
+/// Reads the definitions in `file` and the files that it includes. `[include]` is expanded with `env`, the
+/// environment of this process, and everything else with `of_daemon`, the daemon's environment.
 ///
 /// # Errors
-/// When the file is missing or cannot be read.
+/// If the file is missing or cannot be read.
 pub fn definitions(
     file: &Path,
     env: &Environment<'_>,
@@ -125,8 +125,7 @@ pub fn definitions(
     Ok(reader.definitions())
 }
 
-/// The variables that a text such as `environment` sets, by name; none where the daemon would refuse
-/// it. What `%(name)s` stands for in it must be settled before.
+/// Parses the variables of an expanded `environment`. Returns `None` if the daemon would refuse the text.
 pub fn variables(text: &str) -> Option<BTreeMap<String, String>> {
     Some(pairs(text)?.into_iter().collect())
 }
@@ -142,7 +141,7 @@ impl Reader<'_> {
 
     fn group_definitions(&self) -> Vec<GroupDefinition> {
         let groups = self.groups();
-        let named = |section: &Section| {
+        let definition = |section: &Section| {
             let (kind, name) = section.name.split_once(':')?;
             let name = match kind {
                 "eventlistener" => name,
@@ -154,8 +153,8 @@ impl Reader<'_> {
             } else {
                 vec![section.name.clone()]
             };
-            let known = groups.iter().find(|group| group.name == name)?;
-            let written = self.sections.find(&section.name, "priority");
+            let configured = groups.iter().find(|group| group.name == name)?;
+            let priority = self.sections.find(&section.name, "priority");
             Some(GroupDefinition {
                 name: name.to_owned(),
                 kind: if has_section {
@@ -164,19 +163,19 @@ impl Reader<'_> {
                     Kind::of_section(&section.name)?
                 },
                 has_section,
-                priority: known.priority,
-                written_priority: written.map(|setting| setting.value.clone()),
+                priority: configured.priority,
+                priority_text: priority.map(|setting| setting.value.clone()),
                 programs: programs
                     .iter()
                     .filter_map(|program| self.program_definition(program, name))
                     .collect(),
             })
         };
-        let claimed = self.claimed();
+        let in_groups = self.sections_in_groups();
         self.sections
             .iter()
-            .filter(|section| !claimed.contains(&section.name))
-            .filter_map(named)
+            .filter(|section| !in_groups.contains(&section.name))
+            .filter_map(definition)
             .collect()
     }
 

@@ -1,12 +1,12 @@
-//! What can be wrong with a configuration file of supervisord.
+//! Mistakes in a configuration file of supervisord.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::ini::is_server;
 
-/// An option whose value holds a variable of the environment that is not set here. Displays as one
-/// line without what to do.
+/// An option whose value has an environment variable that is not set in this process. `Display` names the
+/// mistake in one line, without advice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: [{section}] {key}: the environment variable {variable} is not set", .file.display())]
 pub struct MissingVariable {
@@ -20,10 +20,10 @@ pub struct MissingVariable {
     pub variable: String,
 }
 
-/// A mistake in the parts of a configuration file that the proxy needs, and what to write instead.
+/// A mistake in a part of a configuration file that the proxy needs. `Display` says what to write instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfError {
-    /// There is no such file.
+    /// The file does not exist.
     #[error("{}: there is no such file; name supervisord's configuration file with -c PATH", .file.display())]
     Missing {
         /// The file.
@@ -34,43 +34,43 @@ pub enum ConfError {
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         #[source]
         cause: io::Error,
     },
-    /// A line that the daemon cannot read, where the proxy needs to.
+    /// The daemon cannot parse a line in a section that the proxy needs.
     #[error("{}: line {line} {problem}", .file.display())]
     Line {
         /// The file.
         file: PathBuf,
-        /// The line's number, from 1.
+        /// The number of the line, counted from 1.
         line: usize,
-        /// Where it stands, and what to write.
+        /// The mistake, and what to write instead.
         problem: String,
     },
-    /// No `[supervisord]`.
+    /// The file has no `[supervisord]` section.
     #[error("{}: there is no [supervisord] section, without which supervisord does not start; write [supervisord], even an empty one", .file.display())]
     NoSupervisord {
         /// The file.
         file: PathBuf,
     },
-    /// Nothing makes the daemon listen.
+    /// No section makes the daemon listen.
     #[error("{}: there is no [unix_http_server] and no [inet_http_server] section, so nothing can talk to supervisord; write [unix_http_server] and below it file = /run/supervisor.sock", .file.display())]
     NoServer {
         /// The file.
         file: PathBuf,
     },
-    /// A variable that is needed is not set.
+    /// A required variable is not set.
     #[error("{0}; start twiddler with the value that supervisord has, {instead}or write %% for a percent sign", instead = instead_of(.0))]
     Variable(MissingVariable),
-    /// An option of a section is missing, or wrong.
+    /// An option of a section is missing or invalid.
     #[error("{}: [{section}] {problem}", .file.display())]
     Section {
         /// The file.
         file: PathBuf,
         /// The section.
         section: String,
-        /// What is wrong with which option, and what to write. No value that may be a password.
+        /// The option, the mistake, and what to write instead. It quotes no value that may be a password.
         problem: String,
     },
 }
@@ -85,7 +85,7 @@ impl ConfError {
     }
 }
 
-/// The option of twiddler that stands in for an option of the daemon's.
+/// Returns the advice to set an option of twiddler instead of the daemon's option.
 fn instead_of(missing: &MissingVariable) -> &'static str {
     match (&*missing.section, &*missing.key) {
         ("include", _) => "or name the directory that it includes with --include-dir, ",

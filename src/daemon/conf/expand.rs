@@ -1,22 +1,22 @@
-//! Values to what they stand for: Python's `%` formatting, paths, and the `KEY=value`
-//! lists of `environment`.
+//! Expands values: Python's `%` formatting, home directories, and the `KEY=value` lists of
+//! `environment`.
 
 use nix::unistd::{Uid, User};
 
-/// What a variable of the environment holds; tests bring their own.
+/// Looks up an environment variable by name.
 pub type Environment<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
-/// The environment of this process.
+/// Looks up a variable in the environment of this process.
 pub fn process_environment(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
-/// Wider than any name; more would only serve to fill the memory.
+/// The largest width and precision, which bounds the memory for padding.
 const MAX_WIDTH: usize = 4096;
 
 const LONE_PERCENT: &str = "a % alone stands for nothing; write %% for a percent sign";
 
-/// The names that `%(name)s` may stand for.
+/// The values of `%(name)s`.
 pub(super) struct Variables<'a> {
     pub(super) here: String,
     pub(super) host: String,
@@ -34,9 +34,9 @@ impl Variables<'_> {
     }
 
     fn variable(&self, name: &str) -> Option<String> {
-        // A name that `environment` sets twice has the later value.
-        let set = self.environment.iter().rev().find(|(key, _)| key == name);
-        set.map(|(_, value)| value.clone())
+        // If `environment` sets a name twice, the later value wins.
+        let pair = self.environment.iter().rev().find(|(key, _)| key == name);
+        pair.map(|(_, value)| value.clone())
             .or_else(|| (self.outer)(name))
     }
 
@@ -45,8 +45,8 @@ impl Variables<'_> {
     }
 }
 
-/// `text % names` (supervisor/options.py, `expand`), but for a bare `%s`: the daemon would put
-/// in its whole environment.
+/// Expands `text` as Python's `text % names` does (`supervisor/options.py`, `expand`). Refuses `%s`
+/// without a name, for which the daemon would insert all its values.
 pub(super) fn format(
     text: &str,
     lookup: impl Fn(&str) -> Option<String>,
@@ -63,7 +63,7 @@ pub(super) fn format(
         let (field, after) =
             Field::parse(after).ok_or_else(|| Unexpanded::Wrong(LONE_PERCENT.to_owned()))?;
         let value = lookup(field.name).ok_or_else(|| field.unknown())?;
-        formatted.push_str(&field.fit(&value));
+        formatted.push_str(&field.pad(&value));
         rest = after;
     }
     formatted.push_str(rest);
@@ -73,13 +73,13 @@ pub(super) fn format(
 /// Why a value cannot be expanded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unexpanded {
-    /// This variable of the environment is not set here; the daemon may have it.
+    /// An environment variable is not set in this process. The daemon may have it.
     Variable(String),
-    /// The daemon cannot expand it either: what is wrong, and what to write.
+    /// The daemon cannot expand the value either, for this reason.
     Wrong(String),
 }
 
-/// `(name)s`, with the flags, width and precision that may stand before the `s`.
+/// A conversion `(name)s`, with optional flags, width and precision before the `s`.
 struct Field<'a> {
     name: &'a str,
     left: bool,
@@ -110,7 +110,7 @@ impl<'a> Field<'a> {
         Some((field, rest))
     }
 
-    fn fit(&self, value: &str) -> String {
+    fn pad(&self, value: &str) -> String {
         let (width, precision) = (self.width, self.precision);
         let value = if precision < MAX_WIDTH {
             value.chars().take(precision).collect()
@@ -135,7 +135,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Where the bracket closes that was opened before `text`.
+/// Returns the position of the parenthesis that closes the one before `text`.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 1;
     text.char_indices().find_map(|(at, letter)| {
@@ -160,9 +160,10 @@ fn amount(digits: &str) -> Option<usize> {
     }
 }
 
-/// The pairs of `KEY=value,KEY="value"` (supervisor/datatypes.py, `dict_of_key_value_pairs`).
+/// Parses the pairs of `KEY=value,KEY="value"` (`supervisor/datatypes.py`, `dict_of_key_value_pairs`).
+/// Returns `None` if the daemon would refuse the text.
 pub(super) fn pairs(text: &str) -> Option<Vec<(String, String)>> {
-    // Whatever stands between two pairs is skipped, not only a comma.
+    // The daemon accepts any word between two pairs, not only a comma.
     words(text)?
         .chunks(4)
         .map(|chunk| match chunk {
@@ -174,7 +175,7 @@ pub(super) fn pairs(text: &str) -> Option<Vec<(String, String)>> {
         .collect()
 }
 
-/// The tokens that Python's `shlex` sees without its POSIX rules; none where a quote stays open.
+/// Splits a text as Python's `shlex` does in its non-POSIX mode. Returns `None` if a quote is not closed.
 fn words(text: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut rest = text.trim_start_matches(is_blank);
@@ -194,8 +195,8 @@ fn words(text: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// A run of word characters. Quotes do not end it, and a comment neither: the word goes on in
-/// the next line.
+/// Reads a word and returns the rest. A quote does not end a word. A comment does not either: the word
+/// continues on the next line.
 fn word(text: &str) -> (String, &str) {
     let mut word = String::new();
     let mut rest = text;
@@ -222,7 +223,8 @@ fn is_word(letter: char) -> bool {
     letter.is_ascii_alphanumeric() || "_/.+-():".contains(letter)
 }
 
-/// `~` and `~user` replaced by the home directory, if there is one (Python's `expanduser`).
+/// Replaces `~` or `~user` at the beginning by the home directory, as Python's `expanduser` does. An
+/// unknown user is left as it is.
 pub(super) fn home(path: &str, env: &Environment<'_>) -> String {
     let Some(rest) = path.strip_prefix('~') else {
         return path.to_owned();
@@ -235,11 +237,11 @@ pub(super) fn home(path: &str, env: &Environment<'_>) -> String {
     let Some(home) = home else {
         return path.to_owned();
     };
-    let whole = format!("{}{rest}", home.trim_end_matches('/'));
-    if whole.is_empty() {
+    let path = format!("{}{rest}", home.trim_end_matches('/'));
+    if path.is_empty() {
         "/".to_owned()
     } else {
-        whole
+        path
     }
 }
 
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn percent_signs_are_expanded_as_python_does() {
+    fn conversions_are_expanded_as_python_expands_them() {
         for (text, expected) in [
             ("a", "a"),
             ("%(here)s/x", "/etc/x"),
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_expanded_is_named() {
+    fn errors_name_the_conversion_or_variable() {
         for (text, expected) in [
             ("%(x)s", "%(x)s stands"),
             ("%()s", "%()s stands"),

@@ -1,4 +1,4 @@
-//! `[include]`: its patterns, and the files that they match.
+//! The `[include]` section: its patterns and the files that they match.
 
 use std::path::{Path, PathBuf};
 
@@ -11,14 +11,14 @@ use crate::python::is_space;
 /// A pattern of `[include] files`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IncludePattern {
-    /// The whole pattern, expanded and absolute.
+    /// The pattern, expanded and absolute.
     pub pattern: String,
-    /// Its directory, which may be a pattern itself.
+    /// The directory of the pattern, which may have wildcards itself.
     pub dir: PathBuf,
 }
 
 impl IncludePattern {
-    /// The part after the last slash, which the names of files are held against.
+    /// Returns the part after the last slash, which matches the names of files.
     pub fn file_part(&self) -> &str {
         self.pattern
             .rsplit_once('/')
@@ -26,28 +26,28 @@ impl IncludePattern {
     }
 }
 
-/// A pattern of `[include] files` that is not known here.
+/// A pattern of `[include] files` with a variable that is not set in this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnplacedPattern {
-    /// What it lacks.
+pub struct UnresolvedPattern {
+    /// The missing variable.
     pub missing: MissingVariable,
-    /// The part after the last slash, where that is known.
+    /// The part after the last slash, if it can be expanded.
     pub file_part: Option<String>,
 }
 
-/// What `[include]` says, and what it leads to.
+/// The patterns of `[include]` and the files that were read.
 #[derive(Default)]
 pub(super) struct Include {
     pub(super) patterns: Vec<IncludePattern>,
-    pub(super) unplaced: Vec<UnplacedPattern>,
-    pub(super) included: Vec<PathBuf>,
+    pub(super) unresolved: Vec<UnresolvedPattern>,
+    pub(super) files: Vec<PathBuf>,
 }
 
 impl Reader<'_> {
-    /// Reads the included files, in the order of the patterns and sorted for each of them.
+    /// Reads the included files in the order of the patterns, and sorted by name within a pattern.
     ///
-    /// Only the main file's `[include]` counts, and it is what makes `%(here)s` a textual
-    /// replacement, file by file.
+    /// The daemon ignores the `[include]` of an included file. If the main file has an `[include]`, the
+    /// daemon replaces `%(here)s` in each file by the directory of that file.
     pub(super) fn include(&mut self) -> Include {
         let Some(section) = self.sections.get("include") else {
             return Include::default();
@@ -55,32 +55,32 @@ impl Reader<'_> {
         let section_file = section.file.to_path_buf();
         self.sections.expand_here(&self.names.here);
         let files = self.required("include", "files", &section_file, &self.include_example());
-        let (patterns, unplaced) = match files {
-            Err(ConfError::Variable(_)) => self.known_patterns(),
+        let (patterns, unresolved) = match files {
+            Err(ConfError::Variable(_)) => self.resolve_patterns(),
             files => {
-                let files = self.keep(files);
+                let files = self.collect_mistake(files);
                 let patterns = files.map(|(files, _)| self.patterns(&files));
                 (patterns.unwrap_or_default(), Vec::new())
             }
         };
-        let matched: Vec<_> = patterns
+        let matches: Vec<_> = patterns
             .iter()
-            .flat_map(|one| glob(&one.pattern))
+            .flat_map(|pattern| glob(&pattern.pattern))
             .filter(|file| !is_generated(file))
             .collect();
-        let included = matched
+        let files = matches
             .into_iter()
             .filter(|file| self.include_file(file))
             .collect();
         Include {
             patterns,
-            unplaced,
-            included,
+            unresolved,
+            files,
         }
     }
 
-    /// The patterns that can be expanded, where not all can, and the others.
-    fn known_patterns(&mut self) -> (Vec<IncludePattern>, Vec<UnplacedPattern>) {
+    /// Expands each pattern for itself. Returns the patterns that can be expanded, and the others.
+    fn resolve_patterns(&mut self) -> (Vec<IncludePattern>, Vec<UnresolvedPattern>) {
         let Some(setting) = self.sections.find("include", "files").cloned() else {
             return Default::default();
         };
@@ -88,21 +88,21 @@ impl Reader<'_> {
             .value
             .split(is_space)
             .filter(|word| !word.is_empty());
-        let (mut known, mut unplaced) = (Vec::new(), Vec::new());
+        let (mut patterns, mut unresolved) = (Vec::new(), Vec::new());
         for word in words {
             match self.expanded_as("include", &setting, word) {
                 Err(ConfError::Variable(missing)) => {
                     let file_part = word.rsplit('/').next().unwrap_or(word);
                     let file_part = self.names.format(file_part).ok();
-                    unplaced.push(UnplacedPattern { missing, file_part });
+                    unresolved.push(UnresolvedPattern { missing, file_part });
                 }
-                expanded => {
-                    let expanded = self.keep(expanded);
-                    known.extend(expanded.iter().flat_map(|(files, _)| self.patterns(files)));
+                files => {
+                    let files = self.collect_mistake(files);
+                    patterns.extend(files.iter().flat_map(|(files, _)| self.patterns(files)));
                 }
             }
         }
-        (known, unplaced)
+        (patterns, unresolved)
     }
 
     fn include_example(&self) -> String {
@@ -120,7 +120,8 @@ impl Reader<'_> {
             .collect()
     }
 
-    /// Adds a file; one that cannot be read is passed over in silence, as the daemon does.
+    /// Adds the sections of a file. Returns false for a file that cannot be read, which the daemon skips
+    /// without a message.
     fn include_file(&mut self, file: &Path) -> bool {
         let Ok(text) = read_text(file) else {
             return false;
@@ -131,7 +132,7 @@ impl Reader<'_> {
     }
 }
 
-/// Files that the proxy itself wrote say nothing about what the user configured.
+/// Returns whether the proxy has written the file. Such a file is not the user's configuration.
 fn is_generated(file: &Path) -> bool {
     file.file_name()
         .is_some_and(|name| name.to_string_lossy().contains("zz-twiddler"))

@@ -1,8 +1,8 @@
-//! Text to sections, as Python's `configparser` does it under the settings of
-//! supervisor/options.py, `UnhosedConfigParser`.
+//! Parses files into sections, as Python's `configparser` does with the settings of
+//! `UnhosedConfigParser` in `supervisor/options.py`.
 //!
-//! Comments, continued values and section names are settled here, line by line. What is left is
-//! a plain document of one option a line, which rust-ini reads.
+//! This module handles comments, continued values and section names line by line. It produces a plain
+//! document with one option per line, which rust-ini parses.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -12,21 +12,21 @@ use ::ini::{Ini, ParseOption, Properties};
 
 use crate::python::{is_space, strip};
 
-/// The prefixes of the sections that make the daemon listen. It compares no more than these letters:
+/// The prefixes of the sections that make the daemon listen. The daemon only compares prefixes, so that
 /// `[unix_http_server:a]` and `[unix_http_servers]` are servers too.
 pub(super) const UNIX_SERVER: &str = "unix_http_server";
 pub(super) const INET_SERVER: &str = "inet_http_server";
 
-/// Whether a section makes the daemon listen.
+/// Returns whether a section makes the daemon listen.
 pub(super) fn is_server(section: &str) -> bool {
     section.starts_with(UNIX_SERVER) || section.starts_with(INET_SERVER)
 }
 
-/// The section whose options all others inherit.
+/// The section from which all others inherit options.
 const DEFAULTS: &str = "DEFAULT";
 const HERE: &str = "%(here)s";
 
-/// rust-ini with all that the daemon does not do turned off.
+/// The options of rust-ini without the features that the daemon's parser does not have.
 const PLAIN: ParseOption = ParseOption {
     enabled_quote: false,
     enabled_escape: false,
@@ -45,58 +45,59 @@ pub(super) struct Setting {
 #[derive(Clone)]
 pub(super) struct Section {
     pub(super) name: String,
-    /// The file in which it appeared first.
+    /// The first file with this section.
     pub(super) file: Arc<Path>,
-    /// What the section itself sets.
+    /// The options in the section itself.
     pub(super) own: Vec<Setting>,
-    /// What it once took from the defaults, because `%(here)s` had to be replaced for it.
+    /// Options that the section inherited when `%(here)s` was replaced in them.
     inherited: Vec<Setting>,
 }
 
 /// A line that the daemon refuses.
-pub(super) struct OddLine {
+pub(super) struct InvalidLine {
     pub(super) file: Arc<Path>,
     pub(super) line: usize,
     pub(super) section: Option<String>,
 }
 
-/// All sections of the files added so far; same-named ones are merged.
+/// The sections of all files so far. Sections of the same name are merged.
 #[derive(Default)]
 pub(super) struct Sections {
     defaults: Vec<Setting>,
     sections: Vec<Section>,
-    /// Where each section is in `sections`.
-    places: HashMap<String, usize>,
-    pub(super) odd_lines: Vec<OddLine>,
+    /// The index of each section in `sections`.
+    indexes: HashMap<String, usize>,
+    pub(super) invalid_lines: Vec<InvalidLine>,
 }
 
 impl Sections {
+    /// Adds the sections of a file.
     pub(super) fn add(&mut self, file: &Path, text: &str) {
         let file: Arc<Path> = file.into();
         let mut lines = Lines::default();
         for (index, line) in text.split('\n').enumerate() {
-            lines.take(index + 1, line);
+            lines.push(index + 1, line);
         }
-        let (document, odd) = lines.finish();
-        let odd = odd.into_iter().map(|(line, section)| OddLine {
+        let (document, invalid) = lines.finish();
+        let invalid = invalid.into_iter().map(|(line, section)| InvalidLine {
             file: file.clone(),
             line,
             section,
         });
-        self.odd_lines.extend(odd);
+        self.invalid_lines.extend(invalid);
         let ini = Ini::load_from_str_opt(&document, PLAIN).expect(
             "the document has only headers and `key=value` lines, without special characters",
         );
         for (name, properties) in ini.iter() {
             let Some(name) = name else { continue };
-            self.merge(&unguard(name), properties, &file);
+            self.merge(&decode(name), properties, &file);
         }
     }
 
     fn merge(&mut self, name: &str, properties: &Properties, file: &Arc<Path>) {
         let settings = self.settings_of(name, file);
         for (key, value) in properties.iter() {
-            let (key, value, file) = (unguard(key), unguard(value), file.clone());
+            let (key, value, file) = (decode(key), decode(value), file.clone());
             let new = Setting { key, value, file };
             match settings.iter_mut().find(|setting| setting.key == new.key) {
                 Some(setting) => *setting = new,
@@ -109,7 +110,7 @@ impl Sections {
         if name == DEFAULTS {
             return &mut self.defaults;
         }
-        let index = *self.places.entry(name.to_owned()).or_insert_with(|| {
+        let index = *self.indexes.entry(name.to_owned()).or_insert_with(|| {
             self.sections.push(Section {
                 name: name.to_owned(),
                 file: file.clone(),
@@ -123,19 +124,19 @@ impl Sections {
 
     /// Replaces `%(here)s` in all values so far (`UnhosedConfigParser.expand_here`).
     ///
-    /// A default is replaced for each section on its own: a section that a later file brings
+    /// `%(here)s` in a default is replaced for each section separately, so that a section of a later file
     /// gets the directory of that file.
     pub(super) fn expand_here(&mut self, here: &str) {
         for section in &mut self.sections {
-            let open = |setting: &&Setting| setting.value.contains(HERE);
-            let taken: Vec<_> = self
+            let has_here = |setting: &&Setting| setting.value.contains(HERE);
+            let inherited: Vec<_> = self
                 .defaults
                 .iter()
-                .filter(open)
+                .filter(has_here)
                 .filter(|default| !section.has(&default.key))
                 .cloned()
                 .collect();
-            section.inherited.extend(taken);
+            section.inherited.extend(inherited);
             for setting in section.own.iter_mut().chain(&mut section.inherited) {
                 setting.value = setting.value.replace(HERE, here);
             }
@@ -152,10 +153,10 @@ impl Sections {
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Section> {
-        self.places.get(name).map(|index| &self.sections[*index])
+        self.indexes.get(name).map(|index| &self.sections[*index])
     }
 
-    /// All options that a section has, its own before those that it inherits.
+    /// Returns all options of a section, including the defaults.
     pub(super) fn options(&self, section: &str) -> BTreeMap<String, String> {
         let Some(section) = self.get(section) else {
             return BTreeMap::new();
@@ -194,24 +195,25 @@ impl Section {
     }
 }
 
-/// Goes through the lines of one file and writes the plain document.
+/// Builds the plain document from the lines of one file.
 #[derive(Default)]
 struct Lines {
     document: String,
-    odd: Vec<(usize, Option<String>)>,
+    /// The numbers and sections of the invalid lines.
+    invalid: Vec<(usize, Option<String>)>,
     section: Option<String>,
-    /// The option whose value may go on in the next line.
+    /// The option whose value may continue on the next line.
     open: Option<(String, String)>,
     indent: usize,
 }
 
 impl Lines {
-    fn take(&mut self, number: usize, line: &str) {
+    fn push(&mut self, number: usize, line: &str) {
         let comment = comment_start(line);
         let content = strip(&line[..comment.unwrap_or(line.len())]);
         let indent = line.chars().take_while(|letter| is_space(*letter)).count();
         match &mut self.open {
-            // A line with nothing but a comment is no part of a value, a blank one is.
+            // An empty line is part of a value. A line that only has a comment is not.
             _ if content.is_empty() && comment.is_some() => {}
             Some((_, value)) if content.is_empty() || indent > self.indent => {
                 value.push('\n');
@@ -228,13 +230,13 @@ impl Lines {
     fn begin(&mut self, number: usize, content: &str) {
         if let Some(name) = header(content) {
             self.close();
-            self.document.push_str(&format!("[{}]\n", guard(name)));
+            self.document.push_str(&format!("[{}]\n", encode(name)));
             self.section = Some(name.to_owned());
         } else if let Some(option) = option(content).filter(|_| self.section.is_some()) {
             self.close();
             self.open = Some(option);
         } else {
-            self.odd.push((number, self.section.clone()));
+            self.invalid.push((number, self.section.clone()));
         }
     }
 
@@ -242,21 +244,21 @@ impl Lines {
         if let Some((key, value)) = self.open.take() {
             let value = value.trim_end_matches(is_space);
             self.document
-                .push_str(&format!("{}={}\n", guard(&key), guard(value)));
+                .push_str(&format!("{}={}\n", encode(&key), encode(value)));
         }
     }
 
     fn finish(mut self) -> (String, Vec<(usize, Option<String>)>) {
         self.close();
-        (self.document, self.odd)
+        (self.document, self.invalid)
     }
 }
 
-/// Where the comment in a line begins: at a `;` or `#` that is its first visible character, or
-/// that follows white space.
+/// Returns where the comment of a line begins: at a `;` or `#` that is the first visible character or
+/// follows white space.
 ///
-/// Python goes through the occurrences of both in step and stops at the first step that finds a
-/// comment, so in `a;b ;c #d` the comment is `#d`. (From 3.13 on it takes the first of all.)
+/// Python searches for the nth `;` and the nth `#` together, and stops at the first n with a comment. In
+/// `a;b ;c #d` the comment is therefore `#d`. (Since Python 3.13 it is the first comment of the line.)
 fn comment_start(line: &str) -> Option<usize> {
     if strip(line).starts_with([';', '#']) {
         return Some(0);
@@ -269,14 +271,14 @@ fn comment_start(line: &str) -> Option<usize> {
         if step == [None, None] {
             return None;
         }
-        let found = step.into_iter().flatten().filter(begins).min();
-        if found.is_some() {
-            return found;
+        let comment = step.into_iter().flatten().filter(begins).min();
+        if comment.is_some() {
+            return comment;
         }
     }
 }
 
-/// The name in `[name]`: up to the last bracket of the line, and with its spaces.
+/// Returns the name in `[name]`, up to the last bracket of the line and with its spaces.
 fn header(content: &str) -> Option<&str> {
     let rest = content.strip_prefix('[')?;
     let name = &rest[..rest.rfind(']')?];
@@ -289,25 +291,26 @@ fn option(content: &str) -> Option<(String, String)> {
     (!key.is_empty()).then(|| (key, strip(value).to_owned()))
 }
 
-/// Hides from rust-ini the characters that mean something to it (`%` stands for itself as `%25`).
-fn guard(text: &str) -> String {
-    let special =
+/// Percent-encodes the characters that are special to rust-ini, and `%` itself.
+fn encode(text: &str) -> String {
+    let is_special =
         |letter: char| "%\\[]".contains(letter) || is_space(letter) || letter.is_control();
-    let mut guarded = String::with_capacity(text.len());
+    let mut encoded = String::with_capacity(text.len());
     for letter in text.chars() {
-        if !special(letter) {
-            guarded.push(letter)
+        if !is_special(letter) {
+            encoded.push(letter)
         } else {
             letter
                 .encode_utf8(&mut [0; 4])
                 .bytes()
-                .for_each(|byte| guarded.push_str(&format!("%{byte:02x}")))
+                .for_each(|byte| encoded.push_str(&format!("%{byte:02x}")))
         }
     }
-    guarded
+    encoded
 }
 
-fn unguard(text: &str) -> String {
+/// Reverts [`encode`].
+fn decode(text: &str) -> String {
     let mut pieces = text.split('%');
     let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
     for piece in pieces {
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_as_the_daemon_reads_them() {
+    fn values_are_parsed_as_the_daemon_parses_them() {
         for (text, expected) in [
             ("k=v", "v"),
             ("k : v", "v"),
@@ -370,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_as_the_daemon_reads_them() {
+    fn headers_are_parsed_as_the_daemon_parses_them() {
         for (text, expected) in [
             ("[a]", Some("a")),
             ("[ a b ]", Some(" a b ")),
@@ -389,7 +392,7 @@ mod tests {
                 "{text:?}"
             );
             assert_eq!(
-                sections.odd_lines.is_empty(),
+                sections.invalid_lines.is_empty(),
                 expected.is_some(),
                 "{text:?}"
             );
@@ -397,19 +400,19 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_no_options_are_remembered() {
+    fn invalid_lines_are_collected() {
         let sections = read("outside\n[a]\nk = v\n\n= x\nl = w\n  more\n[");
-        let odd: Vec<_> = sections
-            .odd_lines
+        let invalid: Vec<_> = sections
+            .invalid_lines
             .iter()
-            .map(|odd| (odd.line, odd.section.as_deref()))
+            .map(|invalid| (invalid.line, invalid.section.as_deref()))
             .collect();
-        assert_eq!(odd, [(1, None), (5, Some("a")), (8, Some("a"))]);
+        assert_eq!(invalid, [(1, None), (5, Some("a")), (8, Some("a"))]);
         assert_eq!(value(&sections, "l"), Some("w\nmore"));
     }
 
     #[test]
-    fn defaults_are_seen_by_every_section_and_keep_its_here() {
+    fn sections_inherit_defaults_with_the_directory_of_their_file() {
         let mut sections = read("[DEFAULT]\nk=%(here)s\nl=1\n[a]\nm=%(here)s");
         sections.expand_here("/one");
         sections.add(Path::new("/two/x"), "[b]\nn=%(here)s");
@@ -423,12 +426,12 @@ mod tests {
         assert_eq!(
             sections.iter().count(),
             2,
-            "DEFAULT is no section of its own"
+            "DEFAULT is not listed as a section"
         );
     }
 
     #[test]
-    fn guarded_text_comes_back_whole() {
+    fn encoded_texts_are_decoded_unchanged() {
         for text in [
             "",
             "a b",
@@ -438,7 +441,7 @@ mod tests {
             "\n\t\u{1c}\u{85}\u{3000}é",
             "=:;#'\"",
         ] {
-            assert_eq!(unguard(&guard(text)), text);
+            assert_eq!(decode(&encode(text)), text);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The daemon's own log: where it is, and how much is in it.
+//! The daemon's main log: its file and its level.
 
 use std::path::PathBuf;
 
@@ -7,22 +7,23 @@ use super::expand::home;
 use super::paths::{absolute, join, normal_path};
 use super::reader::Reader;
 
-/// The daemon's log file where its configuration names none.
+/// The default of `logfile`.
 const DEFAULT_LOGFILE: &str = "supervisord.log";
 
-/// Where the daemon logs.
+/// The file of the daemon's main log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogFile {
-    /// A file. A relative one is meant from where the daemon was started, which cannot be known
-    /// here: it is looked for in `[supervisord] directory`, else taken from the current directory.
+    /// A path. The daemon resolves a relative `logfile` in the directory in which it was started, which
+    /// the proxy does not know. The path is then in `[supervisord] directory` if the file exists there, and
+    /// otherwise in the current directory.
     File(PathBuf),
-    /// The system's log.
+    /// Syslog.
     Syslog,
-    /// Its name holds a variable that is not set here.
+    /// The path has a variable that is not set in this process.
     Unknown(MissingVariable),
 }
 
-/// A level of the daemon's log (`supervisor/loggers.py`). What matters more is greater.
+/// A level of the daemon's log (`supervisor/loggers.py`). More important levels are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LogLevel {
     /// 3, `BLAT`.
@@ -42,7 +43,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    /// Every level, the most important first.
+    /// All levels, the most important first.
     pub const ALL: [LogLevel; 7] = [
         Self::Critical,
         Self::Error,
@@ -53,40 +54,40 @@ impl LogLevel {
         Self::Blather,
     ];
 
-    /// The level of this name (`info`, `warn`), in any case.
+    /// Returns the level with this name in the configuration (`warn`), in any case.
     pub fn parse(name: &str) -> Option<Self> {
         let name = name.to_lowercase();
         Self::ALL.into_iter().find(|level| level.name() == name)
     }
 
-    /// The level that is called so in a line of the log (`WARN`), in any case.
+    /// Returns the level with this name in lines of the log (`WARN`), in any case.
     pub fn from_code(code: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|level| level.code().eq_ignore_ascii_case(code))
     }
 
-    /// The level of this number.
+    /// Returns the level with this number.
     pub fn from_number(number: i64) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.number() == number)
     }
 
-    /// Its name in the configuration.
+    /// Returns the name in the configuration.
     pub fn name(self) -> &'static str {
-        self.spelled().0
+        self.name_code_number().0
     }
 
-    /// Its name in a line of the log.
+    /// Returns the name in lines of the log.
     pub fn code(self) -> &'static str {
-        self.spelled().1
+        self.name_code_number().1
     }
 
-    /// Its number.
+    /// Returns the number.
     pub fn number(self) -> i64 {
-        self.spelled().2
+        self.name_code_number().2
     }
 
-    fn spelled(self) -> (&'static str, &'static str, i64) {
+    fn name_code_number(self) -> (&'static str, &'static str, i64) {
         match self {
             Self::Critical => ("critical", "CRIT", 50),
             Self::Error => ("error", "ERRO", 40),
@@ -101,36 +102,37 @@ impl LogLevel {
 
 impl Reader<'_> {
     pub(super) fn logfile(&mut self) -> LogFile {
-        let named = self.value("supervisord", "logfile");
-        if let Err(ConfError::Variable(missing)) = named {
+        let logfile = self.value("supervisord", "logfile");
+        if let Err(ConfError::Variable(missing)) = logfile {
             return LogFile::Unknown(missing);
         }
-        let named = self
-            .keep(named)
+        let logfile = self
+            .collect_mistake(logfile)
             .flatten()
             .map_or_else(|| DEFAULT_LOGFILE.to_owned(), |(value, _)| value);
-        if named == "syslog" {
+        if logfile == "syslog" {
             return LogFile::Syslog;
         }
-        let named = home(&named, self.names.outer);
+        let logfile = home(&logfile, self.names.outer);
         let directory = self.directory();
-        let moved = directory.map(|directory| normal_path(&join(&directory, &named)).into());
-        let moved = moved.filter(|path: &PathBuf| path.exists());
-        LogFile::File(moved.unwrap_or_else(|| absolute(&named).into()))
+        let in_directory =
+            directory.map(|directory| normal_path(&join(&directory, &logfile)).into());
+        let in_directory = in_directory.filter(|path: &PathBuf| path.exists());
+        LogFile::File(in_directory.unwrap_or_else(|| absolute(&logfile).into()))
     }
 
-    /// Where the daemon goes once it is in the background; from there it names its relative log
-    /// file when it restarts (supervisor/supervisord.py, `main`).
+    /// Returns the working directory of the daemon after it has daemonized. When the daemon restarts, it
+    /// resolves a relative log file in this directory (`supervisor/supervisord.py`, `main`).
     fn directory(&self) -> Option<String> {
         let directory = self.text("supervisord", "directory")?;
         Some(absolute(&home(&directory, self.names.outer)))
     }
 
     pub(super) fn loglevel(&mut self) -> LogLevel {
-        let named = self.value("supervisord", "loglevel");
-        let named = self.unless_missing(named);
-        let named = named.and_then(|named| self.keep(named)).flatten();
-        let Some((value, file)) = named else {
+        let level = self.value("supervisord", "loglevel");
+        let level = self.unless_missing(level);
+        let level = level.and_then(|level| self.collect_mistake(level));
+        let Some((value, file)) = level.flatten() else {
             return LogLevel::Info;
         };
         LogLevel::parse(&value).unwrap_or_else(|| {
@@ -148,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_have_the_names_and_numbers_of_the_daemon() {
+    fn levels_have_the_daemons_names_and_numbers() {
         let codes = ["CRIT", "ERRO", "WARN", "INFO", "DEBG", "TRAC", "BLAT"];
         let numbers = [50, 40, 30, 20, 10, 5, 3];
         for ((level, code), number) in LogLevel::ALL.into_iter().zip(codes).zip(numbers) {

@@ -1,12 +1,11 @@
-//! supervisord's configuration file and what it includes, read by the daemon's own rules.
+//! Reads supervisord's configuration file and the files that it includes, by the daemon's rules.
 //!
-//! Owns what the proxy must know before it talks to the daemon: where it listens, which files it
-//! includes, where it logs, which groups are configured, and the keys of `[twiddler]`, whose meaning
-//! is `config`'s. What is wrong with a program is left to the daemon to judge. The rules, odd ones
-//! too, are those of supervisor/options.py, `ServerOptions.read_config`.
+//! The result has everything that the proxy must know before it calls the daemon: the addresses on
+//! which the daemon listens, the files that it includes, its log, the configured groups, and the keys of
+//! `[twiddler]`, which `config` interprets. The daemon judges the options of programs. The rules are
+//! those of `ServerOptions.read_config` in `supervisor/options.py`.
 //!
-//! `reader` has the files and their values; what it makes of them, subject by subject, is in the
-//! modules beside it, without a look at another file.
+//! `reader` has the sections and their values. Each of the other modules reads one subject from it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,10 +21,10 @@ pub use self::definitions::{
 pub use self::error::{ConfError, MissingVariable};
 pub use self::expand::{Environment, process_environment};
 pub use self::groups::ConfiguredGroup;
-pub use self::include::{IncludePattern, UnplacedPattern};
+pub use self::include::{IncludePattern, UnresolvedPattern};
 pub use self::log::{LogFile, LogLevel};
 pub use self::pattern::{has_wildcard, name_matches};
-pub use self::servers::{HttpServer, Supervisorctl, UnplacedServer};
+pub use self::servers::{HttpServer, Supervisorctl, UnresolvedServer};
 
 mod address;
 mod credentials;
@@ -41,57 +40,58 @@ mod pattern;
 mod reader;
 mod servers;
 
-/// What a configuration file says, as far as the proxy needs it.
+/// The parts of a configuration file that the proxy needs.
 #[derive(Clone, Debug)]
 pub struct DaemonConf {
-    /// The file, as it was named, made absolute.
+    /// The absolute path of the main file.
     pub file: PathBuf,
-    /// Its directory: `%(here)s`.
+    /// The directory of the main file: `%(here)s`.
     pub here: PathBuf,
-    /// Where the daemon listens, unix sockets first: the order in which the proxy prefers them.
+    /// The servers of the daemon in the order in which the proxy prefers them: unix sockets first.
     pub servers: Vec<HttpServer>,
-    /// Servers whose address holds a variable that is not set here.
-    pub unplaced: Vec<UnplacedServer>,
-    /// The patterns of `[include] files`; empty where there are none.
+    /// The servers whose address has a variable that is not set in this process.
+    pub unresolved_servers: Vec<UnresolvedServer>,
+    /// The patterns of `[include] files`.
     pub include: Vec<IncludePattern>,
-    /// Patterns of it that hold a variable that is not set here.
-    pub unplaced_include: Vec<UnplacedPattern>,
-    /// The files that the patterns matched and that could be read, in the order of reading.
+    /// The patterns that have a variable that is not set in this process.
+    pub unresolved_include: Vec<UnresolvedPattern>,
+    /// The included files that could be read, in the order of reading.
     pub included: Vec<PathBuf>,
-    /// The daemon's own log.
+    /// The file of the daemon's main log.
     pub logfile: LogFile,
-    /// How much it logs there.
+    /// The level of the daemon's main log.
     pub loglevel: LogLevel,
-    /// How many descriptors the daemon sees to it that it may have.
+    /// The limit on open files to which the daemon raises its own at its start.
     pub minfds: usize,
-    /// Every group that the files define, in their order.
+    /// The groups that the files define, in the order of the files.
     pub groups: Vec<ConfiguredGroup>,
-    /// What `[supervisorctl]` tells its clients.
+    /// The `[supervisorctl]` section.
     pub supervisorctl: Supervisorctl,
     /// The keys of `[twiddler]`.
     pub twiddler: Vec<TwiddlerKey>,
     /// The names of all sections.
     pub sections: Vec<String>,
-    /// The sections of programs that run `twiddler serve`.
+    /// The names of the program sections that run `twiddler serve`.
     pub proxies: Vec<String>,
-    /// Variables that are not set here, in what is neither an address, a pattern nor the log.
+    /// Missing variables in options other than addresses, patterns and the log file.
     pub missing: Vec<MissingVariable>,
 }
 
 impl DaemonConf {
-    /// All variables that are not set here.
+    /// Returns all variables that are not set in this process.
     pub fn all_missing(&self) -> impl Iterator<Item = &MissingVariable> {
         let log = match &self.logfile {
             LogFile::Unknown(missing) => Some(missing),
             _ => None,
         };
-        let servers = self.unplaced.iter().map(|server| &server.missing);
-        let patterns = self.unplaced_include.iter().map(|one| &one.missing);
-        let placed = patterns.chain(servers).chain(log);
-        placed.chain(&self.missing)
+        let servers = self.unresolved_servers.iter();
+        let servers = servers.map(|server| &server.missing);
+        let patterns = self.unresolved_include.iter();
+        let patterns = patterns.map(|pattern| &pattern.missing);
+        patterns.chain(servers).chain(log).chain(&self.missing)
     }
 
-    /// What the daemon may have, and what it needs for these programs.
+    /// Returns the daemon's limit on open files and the number of the configured processes.
     pub fn descriptors(&self) -> Descriptors {
         Descriptors {
             limit: self.minfds,
@@ -106,7 +106,7 @@ impl DaemonConf {
 pub struct TwiddlerKey {
     /// The key, in lower case.
     pub key: String,
-    /// Its value, expanded.
+    /// The expanded value.
     pub value: String,
     /// The file that sets it.
     pub file: PathBuf,
@@ -120,20 +120,20 @@ impl fmt::Debug for TwiddlerKey {
     }
 }
 
-/// A configuration file and all mistakes in the parts of it that the proxy needs.
+/// A configuration file and all mistakes in the parts that the proxy needs.
 #[derive(Debug)]
 pub struct Inspection {
-    /// What could be read. What a mistake hides is left out or has the daemon's default.
+    /// The configuration. An invalid option is missing or has the daemon's default.
     pub conf: DaemonConf,
-    /// The mistakes; what is wrong with the text itself comes first.
+    /// The mistakes. Invalid lines come first.
     pub mistakes: Vec<ConfError>,
 }
 
-/// Where supervisorctl looks for a file that nobody named, best first (supervisor/options.py,
-/// `Options.__init__`).
+/// Returns the paths at which supervisorctl looks for a configuration file without `-c`, in its order
+/// (`supervisor/options.py`, `Options.__init__`).
 ///
-/// Two places depend on where supervisorctl itself is. It is looked for in `PATH`; where there is
-/// none, this program stands in for it.
+/// Two of them depend on the path of supervisorctl, which is searched in `PATH`. If it is not found, the
+/// path of this program is used instead.
 pub fn search() -> Vec<PathBuf> {
     let program = find_program("supervisorctl").or_else(|| std::env::current_exe().ok());
     let prefix = program
@@ -158,7 +158,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-/// Reads a configuration file and what it includes.
+/// Reads a configuration file and the files that it includes, with the environment of this process.
 ///
 /// # Errors
 /// The first mistake in a part that the proxy needs.
@@ -166,7 +166,7 @@ pub fn read(file: &Path) -> Result<DaemonConf, ConfError> {
     read_with_env(file, &process_environment)
 }
 
-/// Like [`read`], with this environment.
+/// Reads a configuration file and the files that it includes, with the environment `env`.
 ///
 /// # Errors
 /// The first mistake in a part that the proxy needs.
@@ -175,17 +175,17 @@ pub fn read_with_env(file: &Path, env: &Environment<'_>) -> Result<DaemonConf, C
     mistakes.into_iter().next().map_or(Ok(conf), Err)
 }
 
-/// The groups that the files define now. Files that cannot be read define nothing.
+/// Returns the groups that the files define now, or none if the main file cannot be read.
 pub fn configured_groups(file: &Path) -> Vec<ConfiguredGroup> {
     inspect(file, &process_environment)
-        .map(|found| found.conf.groups)
+        .map(|inspection| inspection.conf.groups)
         .unwrap_or_default()
 }
 
-/// Like [`read_with_env`], with all mistakes at once.
+/// Reads a configuration file and the files that it includes. Returns all mistakes with the result.
 ///
 /// # Errors
-/// When the file is missing or cannot be read.
+/// If the main file is missing or cannot be read.
 pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfError> {
     let mut reader = Reader::open(file, env)?;
     let include = reader.include();
@@ -195,19 +195,19 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
     let loglevel = reader.loglevel();
     let minfds = reader.minfds();
     reader.load_environment();
-    let (servers, unplaced) = reader.servers();
+    let (servers, unresolved_servers) = reader.servers();
     let conf = DaemonConf {
         servers,
-        unplaced,
+        unresolved_servers,
         groups: reader.groups(),
         supervisorctl: reader.supervisorctl(),
         twiddler: twiddler_keys(&mut reader),
-        sections: reader.sections.iter().map(|one| one.name.clone()).collect(),
+        sections: section_names(&reader),
         proxies: reader.proxies(),
         here: reader.names.here.clone().into(),
         include: include.patterns,
-        unplaced_include: include.unplaced,
-        included: include.included,
+        unresolved_include: include.unresolved,
+        included: include.files,
         logfile,
         loglevel,
         minfds,
@@ -220,12 +220,17 @@ pub fn inspect(file: &Path, env: &Environment<'_>) -> Result<Inspection, ConfErr
     })
 }
 
+fn section_names(reader: &Reader<'_>) -> Vec<String> {
+    let sections = reader.sections.iter();
+    sections.map(|section| section.name.clone()).collect()
+}
+
 fn twiddler_keys(reader: &mut Reader<'_>) -> Vec<TwiddlerKey> {
     let section = reader.sections.get("twiddler");
     let settings = section.map(|section| section.own.clone());
     let keys = settings.into_iter().flatten().filter_map(|setting| {
         let value = reader.expanded("twiddler", &setting);
-        let (value, file) = reader.keep(value)?;
+        let (value, file) = reader.collect_mistake(value)?;
         let key = setting.key;
         Some(TwiddlerKey { key, value, file })
     });
@@ -237,18 +242,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usual_places_are_searched_last() {
-        let found = search();
-        let usual = [
+    fn the_fixed_paths_are_searched_last() {
+        let paths = search();
+        let fixed = [
             "supervisord.conf",
             "etc/supervisord.conf",
             "/etc/supervisord.conf",
             "/etc/supervisor/supervisord.conf",
         ];
-        assert_eq!(found[found.len() - 4..], usual.map(PathBuf::from));
+        assert_eq!(paths[paths.len() - 4..], fixed.map(PathBuf::from));
         assert!(
-            found.len() == 6 && found[0].ends_with("etc/supervisord.conf"),
-            "{found:?}"
+            paths.len() == 6 && paths[0].ends_with("etc/supervisord.conf"),
+            "{paths:?}"
         );
     }
 
@@ -259,7 +264,7 @@ mod tests {
             value: "hush".into(),
             file: "/f".into(),
         };
-        let shown = format!("{key:?}");
-        assert!(shown.contains('k') && !shown.contains("hush"), "{shown}");
+        let debug = format!("{key:?}");
+        assert!(debug.contains('k') && !debug.contains("hush"), "{debug}");
     }
 }

@@ -1,23 +1,26 @@
-//! Paths, cut and joined as Python's `os.path` does.
+//! Path functions with the results of Python's `os.path`.
 
 use std::path::Path;
 
+/// Returns the absolute path, as `os.path.abspath` does.
 pub(super) fn absolute(path: &str) -> String {
     let current = std::env::current_dir().unwrap_or_default();
     normal_path(&join(&current.to_string_lossy(), path))
 }
 
+/// Returns the absolute directory of a file.
 pub(super) fn dir_of(file: &Path) -> String {
     absolute(dir_in(&file.to_string_lossy()))
 }
 
-/// The part before the last slash, as Python's `os.path.dirname` cuts it.
+/// Returns the part before the last slash, as `os.path.dirname` does.
 pub(super) fn dir_in(path: &str) -> &str {
     let head = &path[..path.rfind('/').map_or(0, |at| at + 1)];
-    let cut = head.trim_end_matches('/');
-    if cut.is_empty() { head } else { cut }
+    let trimmed = head.trim_end_matches('/');
+    if trimmed.is_empty() { head } else { trimmed }
 }
 
+/// Joins two paths, as `os.path.join` does.
 pub(super) fn join(base: &str, path: &str) -> String {
     if path.starts_with('/') {
         return path.to_owned();
@@ -25,10 +28,10 @@ pub(super) fn join(base: &str, path: &str) -> String {
     format!("{}/{path}", base.strip_suffix('/').unwrap_or(base))
 }
 
-/// Python's `os.path.normpath`: a matter of text, which follows no links.
+/// Normalizes a path, as `os.path.normpath` does. It does not follow symbolic links.
 pub(super) fn normal_path(path: &str) -> String {
     let root = match path {
-        // Exactly two slashes are another root than one, says POSIX.
+        // In POSIX, exactly two slashes are another root than one.
         _ if path.starts_with("//") && !path.starts_with("///") => "//",
         _ if path.starts_with('/') => "/",
         _ => "",
@@ -44,11 +47,11 @@ pub(super) fn normal_path(path: &str) -> String {
             _ => parts.push(part),
         }
     }
-    let whole = format!("{root}{}", parts.join("/"));
-    if whole.is_empty() {
+    let path = format!("{root}{}", parts.join("/"));
+    if path.is_empty() {
         ".".to_owned()
     } else {
-        whole
+        path
     }
 }
 
@@ -57,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directories_are_cut_off_as_python_does() {
+    fn directories_are_those_of_python() {
         for (path, expected) in [
             ("/a/b", "/a"),
             ("/a", "/"),
@@ -70,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_normal_as_python_has_them() {
+    fn paths_are_normalized_as_python_normalizes_them() {
         for (path, expected) in [
             ("/a/./b//c/", "/a/b/c"),
             ("/a/../b", "/b"),

@@ -1,57 +1,57 @@
-//! File patterns as Python's `glob` takes them.
+//! File patterns with the results of Python's `glob`.
 
 use std::fs;
 use std::path::PathBuf;
 
 use ::glob::{MatchOptions, Pattern};
 
-/// Hidden names are the caller's: in Python one dot at the beginning of a pattern opens all of
-/// them, and only that.
+/// [`name_matches`] handles names with a leading dot: in Python they match if and only if the pattern
+/// begins with a dot.
 const OPTIONS: MatchOptions = MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
     require_literal_leading_dot: false,
 };
 
-/// Whether a pattern, or a part of it, can match more than its own text.
+/// Returns whether a pattern can match more than its own text.
 pub fn has_wildcard(pattern: &str) -> bool {
     pattern.contains(['*', '?', '['])
 }
 
-/// Whether the daemon would see a file of this name through this pattern of names (the part
-/// after the last slash).
+/// Returns whether the part of a pattern after the last slash matches the name of a file for the daemon.
 pub fn name_matches(pattern: &str, name: &str) -> bool {
     if name.starts_with('.') && !pattern.starts_with('.') {
         return false;
     }
-    Pattern::new(&translated(pattern)).is_ok_and(|pattern| pattern.matches_with(name, OPTIONS))
+    let pattern = Pattern::new(&to_glob_crate(pattern));
+    pattern.is_ok_and(|pattern| pattern.matches_with(name, OPTIONS))
 }
 
-/// The same pattern in the words of the glob crate: `**` is no more than `*` to the daemon, and a
-/// bracket that does not close is a bracket.
-fn translated(pattern: &str) -> String {
+/// Translates a pattern for the glob crate. To Python, `**` is the same as `*` here, and a bracket that is
+/// not closed is a literal.
+fn to_glob_crate(pattern: &str) -> String {
     let letters: Vec<char> = pattern.chars().collect();
-    let mut translated = String::new();
+    let mut out = String::new();
     let mut at = 0;
     while let Some(&letter) = letters.get(at) {
         at += 1;
         match letter {
-            '*' if translated.ends_with('*') => {}
+            '*' if out.ends_with('*') => {}
             '[' => match set_end(&letters, at) {
                 Some(end) => {
-                    translated.extend(&letters[at - 1..=end]);
+                    out.extend(&letters[at - 1..=end]);
                     at = end + 1;
                 }
-                None => translated.push_str("[[]"),
+                None => out.push_str("[[]"),
             },
-            _ => translated.push(letter),
+            _ => out.push(letter),
         }
     }
-    translated
+    out
 }
 
-/// Where the set closes whose bracket stands before `start`. A bracket closes nothing right
-/// after the opening one or its `!`.
+/// Returns the position of the bracket that closes the set before `start`. A closing bracket directly
+/// after the opening one or its `!` is a member of the set.
 fn set_end(letters: &[char], start: usize) -> Option<usize> {
     let start = start + usize::from(letters.get(start) == Some(&'!'));
     let closing = letters
@@ -61,19 +61,19 @@ fn set_end(letters: &[char], start: usize) -> Option<usize> {
     Some(start + 1 + closing)
 }
 
-/// The paths that an absolute pattern matches, sorted.
+/// Returns the paths that an absolute pattern matches, sorted.
 pub(super) fn glob(pattern: &str) -> Vec<PathBuf> {
-    let mut found = vec![PathBuf::from("/")];
+    let mut paths = vec![PathBuf::from("/")];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
-        found = if has_wildcard(part) {
-            found.iter().flat_map(|dir| entries(dir, part)).collect()
+        paths = if has_wildcard(part) {
+            paths.iter().flat_map(|dir| entries(dir, part)).collect()
         } else {
-            found.into_iter().map(|dir| dir.join(part)).collect()
+            paths.into_iter().map(|dir| dir.join(part)).collect()
         };
     }
-    found.retain(|path| path.symlink_metadata().is_ok());
-    found.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
-    found
+    paths.retain(|path| path.symlink_metadata().is_ok());
+    paths.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
+    paths
 }
 
 fn entries(dir: &PathBuf, pattern: &str) -> Vec<PathBuf> {

@@ -1,4 +1,4 @@
-//! The files as they have been read so far: values, and what is wrong with them.
+//! The reader of the configuration files: their sections, expanded values, and mistakes.
 
 use std::fs;
 use std::io;
@@ -9,10 +9,10 @@ use super::expand::{Environment, Unexpanded, Variables, pairs};
 use super::ini::{Sections, Setting, is_server};
 use super::paths::dir_of;
 
-/// An option's value, expanded, and the file that sets it.
+/// An expanded value and the file that sets it.
 type Value = (String, PathBuf);
 
-/// The files as they have been read so far, and what was found wrong with them.
+/// The sections of the files that have been read, and the mistakes in them.
 pub(super) struct Reader<'a> {
     pub(super) file: PathBuf,
     pub(super) sections: Sections,
@@ -22,6 +22,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    /// Reads the main file.
     pub(super) fn open(file: &Path, env: &'a Environment<'a>) -> Result<Self, ConfError> {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
         let text = read_text(&file).map_err(|cause| match cause.kind() {
@@ -48,18 +49,18 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Lines that make the daemon refuse all its files are ours to report only in what we need.
+    /// Reports invalid lines in the sections that the proxy needs. The daemon itself reports all of them.
     pub(super) fn check_lines(&mut self) {
-        let mut outside = false;
-        for odd in &self.sections.odd_lines {
-            let (file, line) = (odd.file.to_path_buf(), odd.line);
-            let problem = match &odd.section {
-                Some(section) if concerns_us(section) => format!(
+        let mut has_line_outside = false;
+        for invalid in &self.sections.invalid_lines {
+            let (file, line) = (invalid.file.to_path_buf(), invalid.line);
+            let problem = match &invalid.section {
+                Some(section) if is_needed(section) => format!(
                     "in [{section}] is not an option; write key = value, or indent it if it continues a value"
                 ),
-                // One is enough: the lines after it are most likely outside as well.
-                None if file == self.file && !outside => {
-                    outside = true;
+                // Only the first line is reported, because the next lines are probably outside as well.
+                None if file == self.file && !has_line_outside => {
+                    has_line_outside = true;
                     "stands before any section; write [supervisord] above it, or name \
                      supervisord's configuration file with -c PATH"
                         .to_owned()
@@ -74,6 +75,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reports a missing `[supervisord]` section.
     pub(super) fn check_supervisord(&mut self) {
         if self.sections.get("supervisord").is_none() {
             self.mistakes.push(ConfError::NoSupervisord {
@@ -82,28 +84,28 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Lets later expansions see what `[supervisord] environment` sets. The daemon expands that
-    /// value twice; where it cannot be read, the daemon says so better than we could.
+    /// Makes the variables of `[supervisord] environment` available to later expansions. The daemon
+    /// expands that value twice. An invalid one is ignored, because the daemon reports it.
     pub(super) fn load_environment(&mut self) {
         let text = self.text("supervisord", "environment");
         let expanded = text.and_then(|text| self.names.format(&text).ok());
         self.names.environment = expanded.and_then(|text| pairs(&text)).unwrap_or_default();
     }
 
-    /// An option's value, where it can be expanded.
+    /// Returns an expanded value, or `None` if it is missing or cannot be expanded.
     pub(super) fn text(&self, section: &str, key: &str) -> Option<String> {
         Some(self.value(section, key).ok()??.0)
     }
 
-    /// An option's value, expanded, and the file that sets it.
+    /// Returns an expanded value and the file that sets it.
     pub(super) fn value(&self, section: &str, key: &str) -> Result<Option<Value>, ConfError> {
         let setting = self.sections.find(section, key);
         let value = setting.map(|setting| self.expanded(section, setting));
         value.transpose()
     }
 
-    /// Like [`Self::value`], as it is written where a variable is not set.
-    pub(super) fn value_or_written(
+    /// Returns the same as [`Self::value`], or the text in the file if a variable is not set.
+    pub(super) fn value_or_text(
         &mut self,
         section: &str,
         key: &str,
@@ -112,11 +114,11 @@ impl<'a> Reader<'a> {
         if let Some(value) = self.unless_missing(value).transpose()? {
             return Ok(value);
         }
-        let written = self.sections.find(section, key);
-        Ok(written.map(|setting| (setting.value.clone(), setting.file.to_path_buf())))
+        let setting = self.sections.find(section, key);
+        Ok(setting.map(|setting| (setting.value.clone(), setting.file.to_path_buf())))
     }
 
-    /// None where a variable is not set, which is noted.
+    /// Collects a missing variable and returns `None`. Returns any other result unchanged.
     pub(super) fn unless_missing<T>(
         &mut self,
         value: Result<T, ConfError>,
@@ -130,6 +132,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Returns the value of a required option. `file` and `example` are for the error.
     pub(super) fn required(
         &self,
         section: &str,
@@ -147,7 +150,7 @@ impl<'a> Reader<'a> {
         self.expanded_as(section, setting, &setting.value)
     }
 
-    /// `text`, a part of an option's value, expanded, and the file that sets it.
+    /// Expands `text`, a part of an option's value. Returns it with the file that sets the option.
     pub(super) fn expanded_as(
         &self,
         section: &str,
@@ -170,18 +173,19 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn keep<T>(&mut self, result: Result<T, ConfError>) -> Option<T> {
+    /// Collects an error among the mistakes and returns `None`.
+    pub(super) fn collect_mistake<T>(&mut self, result: Result<T, ConfError>) -> Option<T> {
         result.map_err(|mistake| self.mistakes.push(mistake)).ok()
     }
 }
 
-/// Whether the proxy needs what is in a section.
-fn concerns_us(section: &str) -> bool {
+/// Returns whether the proxy needs the options of a section.
+fn is_needed(section: &str) -> bool {
     ["supervisord", "include", "twiddler"].contains(&section) || is_server(section)
 }
 
-/// A file as text, with the line ends that Python's text files have. The daemon takes what its
-/// locale can decode; here bytes that are no UTF-8 must not keep the rest from being read.
+/// Reads a text file with Python's universal newlines. Bytes that are not UTF-8 are replaced, because the
+/// daemon's locale may be able to decode them.
 pub(super) fn read_text(file: &Path) -> io::Result<String> {
     let bytes = fs::read(file)?;
     Ok(String::from_utf8_lossy(&bytes)

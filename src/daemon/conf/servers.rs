@@ -1,4 +1,4 @@
-//! The sections that make the daemon listen, and what `[supervisorctl]` makes of them.
+//! The sections that make the daemon listen, and the `[supervisorctl]` section.
 
 use super::address::{DaemonAddress, without_brackets};
 use super::credentials::Credentials;
@@ -9,49 +9,49 @@ use super::paths::absolute;
 use super::reader::Reader;
 use crate::python::{int, strip};
 
-/// One section that makes the daemon listen.
+/// A section that makes the daemon listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpServer {
-    /// The section's name.
+    /// The name of the section.
     pub section: String,
-    /// Where the daemon listens.
+    /// The address to which clients connect.
     pub address: DaemonAddress,
-    /// What it asks of clients; none where its user name is empty, as the daemon has it.
+    /// The credentials that clients have to present. With an empty user name, the daemon requires none.
     pub credentials: Option<Credentials>,
-    /// The mode of its unix socket, as it is written.
+    /// The text of `chmod` for the unix socket.
     pub chmod: Option<String>,
-    /// The owner of its unix socket, as it is written.
+    /// The text of `chown` for the unix socket.
     pub chown: Option<String>,
 }
 
-/// A section that makes the daemon listen at an address that is not known here.
+/// A section whose address has a variable that is not set in this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnplacedServer {
-    /// What its address lacks.
+pub struct UnresolvedServer {
+    /// The missing variable.
     pub missing: MissingVariable,
-    /// What it asks of clients, as [`HttpServer::credentials`].
+    /// The same as [`HttpServer::credentials`].
     pub credentials: Option<Credentials>,
 }
 
-impl UnplacedServer {
-    /// Whether it can be the one that listens at an address.
+impl UnresolvedServer {
+    /// Returns whether the section may be the one that listens at `address`.
     pub fn may_be_at(&self, address: &DaemonAddress) -> bool {
         self.missing.section.starts_with(UNIX_SERVER) == matches!(address, DaemonAddress::Unix(_))
     }
 }
 
-/// What `[supervisorctl]` says (`supervisor/options.py`, `ClientOptions.read_config`).
+/// The `[supervisorctl]` section (`supervisor/options.py`, `ClientOptions.read_config`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Supervisorctl {
-    /// Where supervisorctl connects, as written and expanded.
+    /// The URL to which supervisorctl connects, expanded.
     pub serverurl: Option<String>,
-    /// What supervisorctl presents; none where neither name nor password is set.
+    /// The credentials that supervisorctl presents, or `None` if neither user name nor password is set.
     pub credentials: Option<Credentials>,
 }
 
 impl Reader<'_> {
-    /// The sections that make the daemon listen, and those whose address is not known.
-    pub(super) fn servers(&mut self) -> (Vec<HttpServer>, Vec<UnplacedServer>) {
+    /// Returns the sections that make the daemon listen, and those with an unknown address.
+    pub(super) fn servers(&mut self) -> (Vec<HttpServer>, Vec<UnresolvedServer>) {
         let unix = self.sections.starting_with(UNIX_SERVER);
         let sections = unix.chain(self.sections.starting_with(INET_SERVER));
         let sections: Vec<Section> = sections.cloned().collect();
@@ -60,16 +60,16 @@ impl Reader<'_> {
                 file: self.file.clone(),
             });
         }
-        let mut unplaced = Vec::new();
+        let mut unresolved = Vec::new();
         let servers = sections.iter();
-        let servers = servers.filter_map(|section| self.server(section, &mut unplaced));
-        (servers.collect(), unplaced)
+        let servers = servers.filter_map(|section| self.server(section, &mut unresolved));
+        (servers.collect(), unresolved)
     }
 
     fn server(
         &mut self,
         section: &Section,
-        unplaced: &mut Vec<UnplacedServer>,
+        unresolved: &mut Vec<UnresolvedServer>,
     ) -> Option<HttpServer> {
         let address = if section.name.starts_with(UNIX_SERVER) {
             self.unix_address(section)
@@ -78,18 +78,18 @@ impl Reader<'_> {
         };
         let (address, missing) = match address {
             Err(ConfError::Variable(missing)) => (None, Some(missing)),
-            address => (self.keep(address), None),
+            address => (self.collect_mistake(address), None),
         };
         let credentials = self.credentials(section);
-        let credentials = self.keep(credentials);
+        let credentials = self.collect_mistake(credentials);
         if let (Some(missing), Some(credentials)) = (missing, &credentials) {
             let credentials = credentials.clone();
-            unplaced.push(UnplacedServer {
+            unresolved.push(UnresolvedServer {
                 missing,
                 credentials,
             });
         }
-        // The daemon itself does not start with those that it does not understand.
+        // Invalid texts are not checked, because the daemon does not start with them.
         let text = |key| self.text(&section.name, key);
         Some(HttpServer {
             section: section.name.clone(),
@@ -119,7 +119,7 @@ impl Reader<'_> {
             return Err(ConfError::section(file, &section.name, problem));
         };
         let host = match &*host.to_lowercase() {
-            // Every address of the machine: to listen on, not to call.
+            // The daemon listens on all addresses of the machine.
             "" | "*" | "0.0.0.0" => "127.0.0.1".to_owned(),
             host => without_brackets(host).to_owned(),
         };
@@ -128,9 +128,9 @@ impl Reader<'_> {
 
     fn credentials(&mut self, section: &Section) -> Result<Option<Credentials>, ConfError> {
         let before = self.missing.len();
-        let username = self.value_or_written(&section.name, "username")?;
-        let password = self.value_or_written(&section.name, "password")?;
-        let is_unread = self.missing.len() > before;
+        let username = self.value_or_text(&section.name, "username")?;
+        let password = self.value_or_text(&section.name, "password")?;
+        let is_unexpanded = self.missing.len() > before;
         let incomplete = |file, present, absent| {
             let problem = format!("has a {present} but no {absent}; write both or neither");
             Err(ConfError::section(file, &section.name, problem))
@@ -138,19 +138,20 @@ impl Reader<'_> {
         match (username, password) {
             (Some((_, file)), None) => incomplete(file, "username", "password"),
             (None, Some((_, file))) => incomplete(file, "password", "username"),
-            // supervisor/http.py, `make_http_servers`: an empty name asks for nothing.
+            // With an empty user name the daemon requires no credentials (`supervisor/http.py`,
+            // `make_http_servers`).
             (Some((username, _)), Some((password, _))) if !username.is_empty() => {
                 Ok(Some(Credentials {
                     username,
                     password,
-                    is_unread,
+                    is_unexpanded,
                 }))
             }
             _ => Ok(None),
         }
     }
 
-    /// Values that cannot be expanded here are left out: the proxy does not need them.
+    /// Reads `[supervisorctl]`. Values that cannot be expanded are left out.
     pub(super) fn supervisorctl(&self) -> Supervisorctl {
         let text = |key: &str| self.text("supervisorctl", key);
         let (username, password) = (text("username"), text("password"));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::answers::{Answers, Query};
 use super::change::{Change, ChangeError};
 use crate::daemon::conf::ConfiguredGroup;
-use crate::daemon::{ProcessInfo, ProcessState, Reloaded};
+use crate::daemon::{ProcessInfo, ProcessState, ReloadResult};
 use crate::program::{self, Program, Scope};
 use crate::registry::Rendered;
 use crate::registry::real_name;
@@ -202,7 +202,7 @@ impl Plan {
     }
 
     /// Whether the daemon has read all that it is to take for this.
-    pub fn is_read(&self, reloaded: &Reloaded) -> bool {
+    pub fn is_read(&self, reloaded: &ReloadResult) -> bool {
         match self {
             Plan::Create { group, .. } => reloaded.added.contains(group),
             Plan::Fill { group, .. } | Plan::Reset { group, .. } => {
