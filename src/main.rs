@@ -222,7 +222,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
         };
         server::serve(listeners, app, tls, floods.clone(), stop).await;
         // The end of the daemon goes on even if the client that called for it has disconnected.
-        let _ = tokio::time::timeout(server::GRACE, endings.told()).await;
+        let _ = tokio::time::timeout(server::GRACE, endings.finished()).await;
         floods.flush();
         twiddler.shut_down(server::GRACE).await;
     };

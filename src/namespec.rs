@@ -1,7 +1,7 @@
 //! Names of processes as supervisord and its clients write them: `group:process`.
 
-/// Group and process of a name; no process means the whole group
-/// (`supervisor/options.py`, `split_namespec`).
+/// Splits a name into group and process. No process means the whole group (`supervisor/options.py`,
+/// `split_namespec`).
 pub fn split_namespec(namespec: &str) -> (&str, Option<&str>) {
     match namespec.split_once(':') {
         Some((group, "" | "*")) => (group, None),
@@ -10,7 +10,7 @@ pub fn split_namespec(namespec: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The name of a process: short where group and process bear the same name
+/// The name of a process: `process` where the group has the same name, `group:process` otherwise
 /// (`supervisor/options.py`, `make_namespec`).
 pub fn namespec(group: &str, process: &str) -> String {
     if group == process {

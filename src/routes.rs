@@ -16,7 +16,7 @@ use crate::failure::{Failure, HttpResult};
 use crate::forward::{self, Payload, Reads};
 use crate::lease::{self, Leases};
 use crate::limits::{ClientSlot, Phase};
-use crate::rpc::{Caller, Rpc, Update};
+use crate::rpc::{Caller, ConnectionUpdate, Rpc};
 
 /// What health says. Everybody may read it: why supervisord does not answer is in the log.
 const UP: &str = r#"{"status":"up"}"#;
@@ -24,7 +24,7 @@ const DOWN: &str = r#"{"status":"down"}"#;
 
 /// What happens on one connection and matters to its later requests.
 #[derive(Clone, Default)]
-pub struct Connection(Arc<Update>);
+pub struct Connection(Arc<ConnectionUpdate>);
 
 /// The routes. Each request carries a [`Connection`] among its extensions.
 pub fn app(rpc: Arc<Rpc>, leases: Arc<Leases>) -> Router {
@@ -59,7 +59,7 @@ async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
 /// What is below `/twiddler/` is the proxy's own, also where there is nothing.
 async fn unknown(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
     let (head, _body) = request.into_parts();
-    rpc.let_in(&head).await?;
+    rpc.authorize_request(&head).await?;
     if let Some(slot) = head.extensions.get::<ClientSlot>() {
         slot.linger();
     }
@@ -72,7 +72,7 @@ async fn unknown(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
 /// Lets whoever may come in hold a lease, until he hangs up.
 async fn hold_lease(rpc: &Rpc, leases: &Arc<Leases>, name: &str, request: Request) -> HttpResult {
     let (head, _) = request.into_parts();
-    rpc.let_in(&head).await?;
+    rpc.authorize_request(&head).await?;
     if head.method != Method::GET {
         let text = format!("a lease is held by GET, not by {}", head.method);
         return Err(Failure::Unread(StatusCode::METHOD_NOT_ALLOWED, text));
@@ -91,7 +91,12 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
         .unwrap_or_else(ClientSlot::alone);
     let held = match reads {
         Reads::Nothing => Ok(Held::nothing()),
-        _ => body::read(&head, body, &slot, async || rpc.let_in(&head).await).await,
+        _ => {
+            body::read(&head, body, &slot, async || {
+                rpc.authorize_request(&head).await
+            })
+            .await
+        }
     };
     let held = held.inspect_err(|_| slot.linger())?;
     let payload = forward::payload(reads, &head.headers, held.bytes.clone());

@@ -382,11 +382,11 @@ fn replies_are_put_into_the_clients_names() {
         }
         translate::rewrite_reloaded(&registry, &mut original.clone());
         let name = text(rng, WORDS);
-        if let Some(alias) = translate::alias(&registry, &name) {
-            let told = Fault::received(10, format!("BAD_NAME: {}", alias.real));
-            let told = alias.back(Err(told)).unwrap_err();
-            assert_eq!(told.text, format!("BAD_NAME: {name}"));
-            let _ = alias.back(Ok(original));
+        if let Some(mapping) = translate::map_name(&registry, &name) {
+            let fault = Fault::received(10, format!("BAD_NAME: {}", mapping.real));
+            let fault = mapping.rewrite_reply(Err(fault)).unwrap_err();
+            assert_eq!(fault.text, format!("BAD_NAME: {name}"));
+            let _ = mapping.rewrite_reply(Ok(original));
         }
     });
 }
@@ -671,13 +671,13 @@ fn requests_for_pages_are_understood() {
                     "{uri}"
                 );
             }
-            if let Some(asked) = pages::Asked::read(&method, &uri, Some(&body)) {
-                let _ = asked.naming("g~000001:a");
+            if let Some(request) = pages::PageRequest::read(&method, &uri, Some(&body)) {
+                let _ = request.with_process("g~000001:a");
             }
         }
         let page = "<table><tr><td><a href=\"tail.html?processname=g~000001%3Aa\">g~000001:a</a></td><td><a href=\"index.html?processname=g~000001%3Aa&amp;action=stop\">Stop</a></td></tr></table>";
         let page = mutated(rng, &[page], MARKUP);
-        let _ = pages::status_back(&registry, &String::from_utf8_lossy(&page));
+        let _ = pages::rewrite_status(&registry, &String::from_utf8_lossy(&page));
         let _ = Login::new(
             "u",
             &String::from_utf8_lossy(&mutated(

@@ -1,12 +1,13 @@
-//! The daemon's web interface and log tails, in the names of clients.
+//! Translation of names in the daemon's web pages and log tails.
 //!
-//! Pure: reads one request as the daemon does, and rewrites one reply. Paths and forms name a
-//! process on the way in (`supervisor/web.py`, `supervisor/http.py`); rows, titles, links and
-//! messages on the way out.
+//! Pure: it reads one request as the daemon does, and rewrites one reply. A request has names in its path and
+//! form (`supervisor/web.py`, `supervisor/http.py`), a reply in rows, titles, links and messages.
 
 mod quote;
 mod reply;
 mod request;
 
-pub use reply::{Rewritten, message_back, restarted, status_back, tail_back};
-pub use request::{Asked, Page, refresh};
+pub use reply::{
+    Rewritten, rewrite_message, rewrite_refresh_message, rewrite_status, rewrite_tail,
+};
+pub use request::{Page, PageRequest, refresh};

@@ -1,8 +1,8 @@
-//! Text as the daemon writes it into links and pages, and reads it from requests.
+//! Quoting and escaping of text, as the daemon does it in links, pages and requests.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-/// What Python's `urllib.parse.quote` leaves as it is, beside letters and digits.
+/// The characters that Python's `urllib.parse.quote` escapes: all but letters, digits and these.
 const QUOTED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.')
@@ -25,8 +25,8 @@ pub(super) fn field(text: &str) -> String {
     unquote(&text.replace('+', " "))
 }
 
-/// Text in a page (`supervisor/templating.py`, `_escape_cdata`): what looks like an entity is left
-/// alone.
+/// Escapes text for a page (`supervisor/templating.py`, `_escape_cdata`). Text that looks like an entity is not
+/// escaped.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for (at, letter) in text.char_indices() {
@@ -39,7 +39,7 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Whether this is the rest of what `_NONENTITY_RE` takes for an entity.
+/// Whether `rest`, after a `&`, makes an entity according to `_NONENTITY_RE`.
 fn is_entity(rest: &str) -> bool {
     let name = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '#' | '_');
     rest.trim_start_matches(name).starts_with(';')

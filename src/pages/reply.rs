@@ -1,65 +1,65 @@
-//! What the daemon's pages say, put into the names of clients.
+//! The daemon's pages, rewritten into the names of clients.
 
 use super::quote::{escape, quote, unquote};
 use crate::namespec::{namespec, split_namespec};
 use crate::registry::Registry;
-use crate::translate::Alias;
+use crate::translate::NameMapping;
 
-/// A page after it was looked through.
+/// The result of a rewrite.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Rewritten {
-    /// It shows nothing that lives elsewhere.
+    /// The page needs no change.
     Same,
-    /// It says this instead.
+    /// The new page.
     Page(String),
 }
 
 const ROW: &str = "<tr";
 const ROW_END: &str = "</tr>";
-/// The link of a row that bears its name.
+/// The start of the link in a row whose target and text are the process's name.
 const NAME_LINK: &str = "<a href=\"tail.html?processname=";
-/// `supervisor/web.py`, `StatusView.render`, and where the table was.
+/// The text in place of an empty table (`supervisor/web.py`, `StatusView.render`).
 const NOTHING_LEFT: &str = "No programs to manage";
 
-/// The status page: placed processes as members of their groups, in the daemon's order, and no
-/// hidden ones. Those that are to be seen again must have been looked for before.
-pub fn status_back(registry: &Registry, page: &str) -> Rewritten {
+/// Rewrites the status page: placed processes are shown as members of their groups, in the daemon's order, and
+/// hidden ones are left out. The caller must have checked before which processes are still hidden.
+pub fn rewrite_status(registry: &Registry, page: &str) -> Rewritten {
     let Some(table) = Table::read(page) else {
         return Rewritten::Same;
     };
-    let mut touched = false;
+    let mut is_changed = false;
     let mut rows: Vec<Row> = Vec::with_capacity(table.rows.len());
     for row in &table.rows {
-        match shown(registry, row) {
-            Shown::AsIs(row) => rows.push(row),
-            Shown::Renamed(row) => {
-                touched = true;
+        match visibility(registry, row) {
+            Visibility::Unchanged(row) => rows.push(row),
+            Visibility::Renamed(row) => {
+                is_changed = true;
                 rows.push(row);
             }
-            Shown::Not => touched = true,
+            Visibility::Hidden => is_changed = true,
         }
     }
-    if !touched {
+    if !is_changed {
         return Rewritten::Same;
     }
     rows.sort_by(|one, other| one.key.cmp(&other.key));
     Rewritten::Page(table.with(&rows))
 }
 
-/// A row and what the daemon sorts it by: group and process.
+/// A row with the daemon's sort key: group and process.
 struct Row {
     key: (String, String),
     html: String,
 }
 
-enum Shown {
-    AsIs(Row),
+enum Visibility {
+    Unchanged(Row),
     Renamed(Row),
-    Not,
+    Hidden,
 }
 
-fn shown(registry: &Registry, html: &str) -> Shown {
-    let quoted = named_in(html).unwrap_or_default();
+fn visibility(registry: &Registry, html: &str) -> Visibility {
+    let quoted = quoted_name(html).unwrap_or_default();
     let real = unquote(quoted);
     let (real_group, process) = split_namespec(&real);
     let process = process.unwrap_or_default();
@@ -71,25 +71,26 @@ fn shown(registry: &Registry, html: &str) -> Shown {
         registry.hidden_start(real_group, process),
         registry.owner(real_group),
     ) {
-        (Some(_), _) => Shown::Not,
+        (Some(_), _) => Visibility::Hidden,
         (None, Some(group)) => {
-            let shown = namespec(group, process);
-            Shown::Renamed(row(group, renamed(html, quoted, &real, &shown)))
+            let name = namespec(group, process);
+            Visibility::Renamed(row(group, renamed(html, quoted, &real, &name)))
         }
-        (None, None) => Shown::AsIs(row(real_group, html.to_owned())),
+        (None, None) => Visibility::Unchanged(row(real_group, html.to_owned())),
     }
 }
 
-/// The name in a row's link, as it is quoted there.
-fn named_in(row: &str) -> Option<&str> {
+/// The quoted name in a row's link.
+fn quoted_name(row: &str) -> Option<&str> {
     let (_, rest) = row.split_once(NAME_LINK)?;
     Some(rest.split_once('"')?.0)
 }
 
-/// A row with another name in its links and as the text of the first.
-fn renamed(row: &str, quoted: &str, real: &str, shown: &str) -> String {
+/// The row with the name `client` instead of `real` in its links and in the text of the first link. `quoted` is
+/// the real name as it is in the links.
+fn renamed(row: &str, quoted: &str, real: &str, client: &str) -> String {
     const LINK: &str = "href=\"";
-    let new = quote(shown);
+    let new = quote(client);
     let mut pieces = row.split(LINK);
     let mut html = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
@@ -97,22 +98,23 @@ fn renamed(row: &str, quoted: &str, real: &str, shown: &str) -> String {
         html += &format!("{LINK}{}\"{rest}", target.replace(quoted, &new));
     }
     let text = |name: &str| format!(">{}</a></td>", escape(name));
-    html.replacen(&text(real), &text(shown), 1)
+    html.replacen(&text(real), &text(client), 1)
 }
 
 /// The table of the status page.
 struct Table<'a> {
-    /// Everything before the first row.
+    /// The text before the first row.
     before: &'a str,
     rows: Vec<&'a str>,
-    /// What stands between two rows.
+    /// The text between two rows.
     between: &'a str,
-    /// Everything after the last row.
+    /// The text after the last row.
     after: &'a str,
 }
 
 impl<'a> Table<'a> {
-    /// Text and attributes hold no `<` (`supervisor/templating.py`), so tags are tags.
+    /// Finds the table in the status page. Text and attributes hold no `<` (`supervisor/templating.py`), so the
+    /// names of tags can be searched as text.
     fn read(page: &'a str) -> Option<Table<'a>> {
         let body = page.find("<tbody>")?;
         let start = body + page[body..].find(ROW)?;
@@ -149,7 +151,7 @@ impl<'a> Table<'a> {
         format!("{}{}{}", self.before, rows.join(self.between), self.after)
     }
 
-    /// The page without its table, whose place the text takes up to the end of the form.
+    /// The page with a text instead of the table and the rest of the form.
     fn with_none(&self) -> String {
         let before = self
             .before
@@ -163,30 +165,30 @@ impl<'a> Table<'a> {
     }
 }
 
-/// The page that shows the end of a process's log. The log itself is left alone.
-pub fn tail_back(alias: &Alias, page: &str) -> Rewritten {
-    let (real, shown) = (escape(&alias.real), escape(&alias.shown));
+/// Rewrites the page with the end of a process's log. The log itself is unchanged.
+pub fn rewrite_tail(mapping: &NameMapping, page: &str) -> Rewritten {
+    let (real, client) = (escape(&mapping.real), escape(&mapping.client));
     let page = inside(page, "<title>", "</title>", |title| {
-        title.replace(&real, &shown)
+        title.replace(&real, &client)
     });
     let page = inside(&page, "<pre>", "</pre>", |text| {
         if text.starts_with("ERROR: unexpected rpc fault [")
             || text == format!("No file for {real}")
         {
-            text.replace(&real, &shown)
+            text.replace(&real, &client)
         } else {
             text.to_owned()
         }
     });
-    // The last link of the page; what comes before it may be the log's.
+    // Only the last link is the page's own. The log may hold text that looks like a link.
     let Some(at) = page.rfind("href=\"tail.html?processname=") else {
         return Rewritten::Page(page);
     };
-    let link = page[at..].replacen(&quote(&alias.real), &quote(&alias.shown), 1);
+    let link = page[at..].replacen(&quote(&mapping.real), &quote(&mapping.client), 1);
     Rewritten::Page(format!("{}{link}", &page[..at]))
 }
 
-/// Changes what stands between the first `open` and the last `close`.
+/// Applies `change` to the text between the first `open` and the last `close` after it.
 fn inside(page: &str, open: &str, close: &str, change: impl FnOnce(&str) -> String) -> String {
     let range = page.find(open).and_then(|start| {
         let start = start + open.len();
@@ -206,15 +208,16 @@ fn inside(page: &str, open: &str, close: &str, change: impl FnOnce(&str) -> Stri
 
 const MESSAGE: &str = "?message=";
 
-/// Where an action sends its caller: the message says the client's name.
-pub fn message_back(alias: &Alias, location: &str) -> Option<String> {
+/// Rewrites the redirect after an action: the message in it gets the client's name. None if the redirect has no
+/// message.
+pub fn rewrite_message(mapping: &NameMapping, location: &str) -> Option<String> {
     let (page, message) = location.rsplit_once(MESSAGE)?;
-    let message = alias.text_back(&unquote(message));
+    let message = mapping.rewrite_text(&unquote(message));
     Some(format!("{page}{MESSAGE}{}", quote(&message)))
 }
 
-/// Where `restartall` sends its caller, made from where `refresh` does: the time is the daemon's.
-pub fn restarted(location: &str) -> Option<String> {
+/// Rewrites the redirect of the action `refresh` into that of `restartall`, with the daemon's time in it.
+pub fn rewrite_refresh_message(location: &str) -> Option<String> {
     let (page, message) = location.rsplit_once(MESSAGE)?;
     let message = message.replacen("Page%20refreshed", "All%20restarted", 1);
     Some(format!("{page}{MESSAGE}{message}"))
@@ -225,54 +228,60 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn alias() -> Alias {
-        Alias {
+    fn mapping() -> NameMapping {
+        NameMapping {
             real: "web~1:a&b".to_owned(),
-            shown: "web:a&b".to_owned(),
+            client: "web:a&b".to_owned(),
             group: "web".to_owned(),
         }
     }
 
     #[test]
-    fn a_tail_page_names_its_process_but_keeps_its_log() {
+    fn a_tail_page_is_rewritten_but_for_its_log() {
         let page = |name: &str, log: &str, link: &str| {
             format!(
                 "<title>{name}</title><pre>{log}</pre><a href=\"tail.html?processname={link}&amp;limit=1\">"
             )
         };
-        let (real, shown) = ("web~1:a&amp;b", "web:a&amp;b");
+        let (real, client) = ("web~1:a&amp;b", "web:a&amp;b");
         for (log, expected) in [
             (
                 format!("No file for {real}"),
-                format!("No file for {shown}"),
+                format!("No file for {client}"),
             ),
             (
                 format!("ERROR: unexpected rpc fault [10] BAD_NAME: {real}"),
-                format!("ERROR: unexpected rpc fault [10] BAD_NAME: {shown}"),
+                format!("ERROR: unexpected rpc fault [10] BAD_NAME: {client}"),
             ),
             (format!("{real}</pre>{real}"), format!("{real}</pre>{real}")),
         ] {
-            let told = tail_back(&alias(), &page(real, &log, "web~1%3Aa%26b"));
-            assert_eq!(told, Rewritten::Page(page(shown, &expected, "web%3Aa%26b")));
+            let rewritten = rewrite_tail(&mapping(), &page(real, &log, "web~1%3Aa%26b"));
+            assert_eq!(
+                rewritten,
+                Rewritten::Page(page(client, &expected, "web%3Aa%26b"))
+            );
         }
     }
 
     #[test]
-    fn messages_say_the_name_of_the_client() {
-        let told = "http://web~1:a&b/?message=Process%20web~1%3Aa%26b%20stopped";
+    fn messages_in_redirects_have_the_names_of_clients() {
+        let location = "http://web~1:a&b/?message=Process%20web~1%3Aa%26b%20stopped";
         let expected = "http://web~1:a&b/?message=Process%20web%3Aa%26b%20stopped";
-        assert_eq!(message_back(&alias(), told).as_deref(), Some(expected));
-        assert_eq!(message_back(&alias(), "http://h/images/"), None);
-        let told = "http://h/?message=Page%20refreshed%20at%20Sun";
+        assert_eq!(
+            rewrite_message(&mapping(), location).as_deref(),
+            Some(expected)
+        );
+        assert_eq!(rewrite_message(&mapping(), "http://h/images/"), None);
+        let location = "http://h/?message=Page%20refreshed%20at%20Sun";
         let expected = "http://h/?message=All%20restarted%20at%20Sun";
-        assert_eq!(restarted(told).as_deref(), Some(expected));
+        assert_eq!(rewrite_refresh_message(location).as_deref(), Some(expected));
     }
 
     proptest! {
         #[test]
-        fn any_page_is_taken(page in "(<tbody>|<tr|</tr>|<pre>|</pre>|href=\"tail[.]html[?]processname=|[a\"> \u{e9}]){0,12}") {
-            status_back(&Registry::default(), &page);
-            tail_back(&alias(), &page);
+        fn no_page_makes_the_rewrite_panic(page in "(<tbody>|<tr|</tr>|<pre>|</pre>|href=\"tail[.]html[?]processname=|[a\"> \u{e9}]){0,12}") {
+            rewrite_status(&Registry::default(), &page);
+            rewrite_tail(&mapping(), &page);
         }
     }
 }

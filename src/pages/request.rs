@@ -1,4 +1,4 @@
-//! Which process a request for a page or a log names, read as the daemon reads it.
+//! The process that a request for a page or a log names. The request is read as the daemon reads it.
 
 use std::ops::Range;
 
@@ -8,8 +8,8 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::quote::{field, quote, unquote};
 
-/// What may not stand in a query as it is, and the question mark: everything before the last one
-/// is unquoted once more (`supervisor/http.py`, `found_terminator`).
+/// The characters that are escaped in a query: those that are not allowed in it, and the question mark, because
+/// the daemon unquotes everything before the last one once more (`supervisor/http.py`, `found_terminator`).
 const BAD_IN_QUERY: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -35,13 +35,13 @@ pub enum Page {
 
 /// A request for a page that names processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct PageRequest {
     /// The page.
     pub page: Page,
-    /// The process that it names.
+    /// The process that the request names.
     pub process: Option<String>,
     target: Target,
-    named_in: Place,
+    position: Position,
 }
 
 /// A request's path and query as the daemon sees them, and its body if it is a form.
@@ -52,31 +52,32 @@ struct Target {
     form: String,
 }
 
-/// Where the name stands.
+/// The position of the name in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
-    /// Between `/logtail/` and this channel, which has its slash.
+enum Position {
+    /// Between `/logtail/` and this channel, which begins with a slash.
     Path(String),
-    /// In these bytes of the query.
+    /// These bytes of the query.
     Query(Range<usize>),
-    /// In these bytes of the form.
+    /// These bytes of the form.
     Form(Range<usize>),
-    /// Nowhere.
+    /// The request names no process.
     Absent,
 }
 
-impl Asked {
-    /// Reads a request; `body` is what the daemon will read as a form. None for all that names no
-    /// process.
-    pub fn read(method: &Method, uri: &Uri, body: Option<&[u8]>) -> Option<Asked> {
+impl PageRequest {
+    /// Reads a request. `body` is the form. None for a request for any other page.
+    pub fn read(method: &Method, uri: &Uri, body: Option<&[u8]>) -> Option<PageRequest> {
         if uri.scheme().is_some() {
             return None;
         }
         let target = Target::read(uri, body)?;
         let page = target.path.trim_start_matches('/');
         match (method, page) {
-            (&Method::GET, _) if target.path.starts_with("/logtail") => Asked::log(target),
-            (&Method::GET | &Method::POST, "tail.html") => Some(Asked::form(Page::Tail, target)),
+            (&Method::GET, _) if target.path.starts_with("/logtail") => PageRequest::log(target),
+            (&Method::GET | &Method::POST, "tail.html") => {
+                Some(PageRequest::form(Page::Tail, target))
+            }
             (&Method::GET | &Method::POST, "" | "index.html") => {
                 let page = match target.field("action") {
                     None => Page::Status,
@@ -86,14 +87,14 @@ impl Asked {
                         _ => Page::Action,
                     },
                 };
-                Some(Asked::form(page, target))
+                Some(PageRequest::form(page, target))
             }
             _ => None,
         }
     }
 
     /// `supervisor/http.py`, `logtail_handler`
-    fn log(target: Target) -> Option<Asked> {
+    fn log(target: Target) -> Option<PageRequest> {
         let path = if target.path.contains('%') {
             unquote(&target.path)
         } else {
@@ -101,56 +102,60 @@ impl Asked {
         };
         let (_, rest) = path.trim_start_matches('/').split_once('/')?;
         let (process, channel) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        Some(Asked {
+        Some(PageRequest {
             page: Page::Log,
             process: Some(process.to_owned()),
-            named_in: Place::Path(channel.to_owned()),
+            position: Position::Path(channel.to_owned()),
             target,
         })
     }
 
-    fn form(page: Page, target: Target) -> Asked {
+    fn form(page: Page, target: Target) -> PageRequest {
         let named = match page {
             Page::Tail | Page::Action => target.field("processname"),
             Page::Log | Page::Status | Page::RestartAll => None,
         };
-        let (process, named_in) = match named {
+        let (process, position) = match named {
             Some((process, place)) => (Some(process), place),
-            None => (None, Place::Absent),
+            None => (None, Position::Absent),
         };
-        Asked {
+        PageRequest {
             page,
             process,
             target,
-            named_in,
+            position,
         }
     }
 
-    /// The same request for the process `real`: where it goes, and its form if that is another one.
-    pub fn naming(&self, real: &str) -> (Option<Uri>, Option<Bytes>) {
+    /// The same request for the process `real`: its target and its form, each only if it changes.
+    pub fn with_process(&self, real: &str) -> (Option<Uri>, Option<Bytes>) {
         let Target { path, query, form } = &self.target;
-        match &self.named_in {
-            // Unquoted twice, and looked through for `;`, `?` and `#` in between.
-            Place::Path(channel) => {
+        match &self.position {
+            // The daemon unquotes the path twice, and searches it for `;`, `?` and `#` in between.
+            Position::Path(channel) => {
                 let rest = quote(&quote(&format!("{real}{channel}")));
-                (to(&format!("/logtail/{rest}"), query), None)
+                (target_uri(&format!("/logtail/{rest}"), query), None)
             }
-            Place::Query(range) => (to(&quote(path), &with(query, range, real)), None),
-            Place::Form(range) => (None, Some(with(form, range, real).into())),
-            Place::Absent => (None, None),
+            Position::Query(range) => (
+                target_uri(&quote(path), &replaced(query, range, real)),
+                None,
+            ),
+            Position::Form(range) => (None, Some(replaced(form, range, real).into())),
+            Position::Absent => (None, None),
         }
     }
 }
 
 impl Target {
-    /// `supervisor/http.py`, `found_terminator`; `supervisor/medusa/http_server.py`, `split_uri`
+    /// Reads the target as the daemon does (`supervisor/http.py`, `found_terminator`;
+    /// `supervisor/medusa/http_server.py`, `split_uri`).
     fn read(uri: &Uri, body: Option<&[u8]>) -> Option<Target> {
         let raw = uri.path_and_query()?.as_str();
-        let seen = match raw.rsplit_once('?') {
+        let decoded = match raw.rsplit_once('?') {
             Some((path, query)) => format!("{}?{query}", unquote(path)),
             None => unquote(raw),
         };
-        let whole = seen.split('#').next().unwrap_or_default();
+        let whole = decoded.split('#').next().unwrap_or_default();
         let (before, query) = whole.split_once('?').unwrap_or((whole, ""));
         let path = before.split(';').next().unwrap_or_default();
         Some(Target {
@@ -162,18 +167,18 @@ impl Target {
         })
     }
 
-    /// The value of a field and where it stands: the last one of the form, else the first one of
-    /// the query; empty ones don't count (`supervisor/web.py`, `continue_request`).
-    fn field(&self, key: &str) -> Option<(String, Place)> {
+    /// The value and position of a field: the last one of the form, otherwise the first one of the query.
+    /// Empty values are ignored (`supervisor/web.py`, `continue_request`).
+    fn field(&self, key: &str) -> Option<(String, Position)> {
         if let Some((value, range)) = fields(&self.form, key).last() {
-            return Some((value, Place::Form(range)));
+            return Some((value, Position::Form(range)));
         }
         let (value, range) = fields(&self.query, key).next()?;
-        Some((value, Place::Query(range)))
+        Some((value, Position::Query(range)))
     }
 }
 
-/// What asks the daemon for nothing but its redirect to the status page: where, and the form.
+/// The target and the form of a request that only makes the daemon redirect to the status page.
 pub fn refresh() -> (Uri, Bytes) {
     (
         Uri::from_static("/index.html?action=refresh"),
@@ -181,7 +186,7 @@ pub fn refresh() -> (Uri, Bytes) {
     )
 }
 
-/// The values of a field in a query or form, and where they stand.
+/// The values of a field in a query or form, with their positions.
 fn fields<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = (String, Range<usize>)> + 'a {
     let mut at = 0;
     text.split('&').filter_map(move |pair| {
@@ -193,7 +198,8 @@ fn fields<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = (String, Rang
     })
 }
 
-fn with(text: &str, range: &Range<usize>, real: &str) -> String {
+/// The text with the quoted name `real` in `range`.
+fn replaced(text: &str, range: &Range<usize>, real: &str) -> String {
     format!(
         "{}{}{}",
         &text[..range.start],
@@ -202,7 +208,7 @@ fn with(text: &str, range: &Range<usize>, real: &str) -> String {
     )
 }
 
-fn to(path: &str, query: &str) -> Option<Uri> {
+fn target_uri(path: &str, query: &str) -> Option<Uri> {
     let query = match query {
         "" => String::new(),
         query => format!("?{}", utf8_percent_encode(query, BAD_IN_QUERY)),
@@ -215,21 +221,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn get(uri: &str) -> Option<Asked> {
-        Asked::read(&Method::GET, &uri.parse().expect("a URI"), None)
+    fn get(uri: &str) -> Option<PageRequest> {
+        PageRequest::read(&Method::GET, &uri.parse().expect("a URI"), None)
     }
 
-    fn post(uri: &str, form: &str) -> Option<Asked> {
-        Asked::read(
+    fn post(uri: &str, form: &str) -> Option<PageRequest> {
+        PageRequest::read(
             &Method::POST,
             &uri.parse().expect("a URI"),
             Some(form.as_bytes()),
         )
     }
 
-    fn named(asked: Option<Asked>) -> (Page, Option<String>) {
-        let asked = asked.expect("a page that names processes");
-        (asked.page, asked.process)
+    fn page_and_process(request: Option<PageRequest>) -> (Page, Option<String>) {
+        let request = request.expect("a page that names processes");
+        (request.page, request.process)
     }
 
     #[test]
@@ -266,17 +272,21 @@ mod tests {
             ),
             ("/tail.html;params?processname=x", Page::Tail, Some("x")),
         ] {
-            assert_eq!(named(get(uri)), (page, process.map(str::to_owned)), "{uri}");
+            assert_eq!(
+                page_and_process(get(uri)),
+                (page, process.map(str::to_owned)),
+                "{uri}"
+            );
         }
         let form = post(
             "/?processname=a",
             "action=start&processname=b&processname=c",
         );
-        assert_eq!(named(form), (Page::Action, Some("c".to_owned())));
+        assert_eq!(page_and_process(form), (Page::Action, Some("c".to_owned())));
     }
 
     #[test]
-    fn what_names_no_process_is_left_alone() {
+    fn other_requests_are_not_rewritten() {
         for uri in [
             "/ok.html",
             "/mainlogtail",
@@ -294,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn another_name_takes_the_place_of_the_one_that_counts() {
+    fn the_name_that_the_daemon_reads_is_replaced() {
         for (uri, expected) in [
             (
                 "/logtail/web:cat/stderr?x=1",
@@ -309,15 +319,15 @@ mod tests {
                 "/?processname=&action=stop&processname=web~1%3Acat&b=1%3F2",
             ),
         ] {
-            let (uri, form) = get(uri).expect("a page").naming("web~1:cat");
+            let (uri, form) = get(uri).expect("a page").with_process("web~1:cat");
             assert_eq!(uri.expect("a URI").to_string(), expected);
             assert_eq!(form, None);
         }
-        let asked = post(
+        let request = post(
             "/?processname=a&action=stop",
             "processname=b&processname=c&d=%00",
         );
-        let (uri, form) = asked.expect("a page").naming("web~1:\u{e9}");
+        let (uri, form) = request.expect("a page").with_process("web~1:\u{e9}");
         assert_eq!(uri, None);
         let expected = "processname=b&processname=web~1%3A%C3%A9&d=%00";
         assert_eq!(form.expect("a form"), expected.as_bytes());
@@ -325,14 +335,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_daemon_is_asked_for_the_name_that_was_put_in(
+        fn the_rewritten_request_names_the_real_process(
             process in "[a-z?;#%&=+\u{e9}]{1,6}",
             page in "/logtail/x(/y)?|/tail[.]html[?](a=[?%2]{0,4}&)?processname=x(&b=[?%2]{0,4})?",
         ) {
             let real = format!("web~1:{process}");
-            let (uri, _) = get(&page).expect("a page").naming(&real);
-            let asked = Asked::read(&Method::GET, &uri.expect("a URI"), None);
-            prop_assert_eq!(asked.expect("a page").process, Some(real));
+            let (uri, _) = get(&page).expect("a page").with_process(&real);
+            let request = PageRequest::read(&Method::GET, &uri.expect("a URI"), None);
+            prop_assert_eq!(request.expect("a page").process, Some(real));
         }
     }
 }

@@ -1,27 +1,30 @@
-//! What is left out by `allow`: calls, entries of multicalls, and pages of the web interface.
+//! The refusal of calls, entries of multicalls and web pages that the option `allow` denies.
 //!
-//! A caller whom the daemon refuses learns nothing of it: the daemon is asked first.
+//! The daemon authorizes the caller first, so that an unauthorized caller does not learn what is denied.
 
 use http::StatusCode;
 
-use super::web::asking_head;
-use super::{Caller, Rpc, read_entry, refused_call, turned_down};
+use super::web::call_head;
+use super::{Caller, Rpc, log_refusal, read_entry, refused_call};
 use crate::access::method_policy::{self, Allow};
 use crate::failure::Failure;
 use crate::fault::{INCORRECT_PARAMETERS, NOT_IN_WHITELIST, fault};
 use crate::xmlrpc::{Fault, MethodCall, Value};
 
-/// What the refusal of a page says whose needs cannot be told.
+/// The text of a refusal if the proxy cannot tell which methods a page request needs.
 const UNCLEAR: &str = "NOT_IN_WHITELIST: only plain requests pass where methods are limited";
 
 impl Rpc {
-    /// Whether only some methods may be called.
+    /// Whether `allow` denies some methods.
     pub(super) fn is_restricted(&self) -> bool {
         self.policy.get().allow.is_some()
     }
 
-    /// Refuses a call that may not be made; `body` are its original bytes. What could be understood
-    /// in another way than it was understood here may not be made either.
+    /// Refuses a call that `allow` denies. `body` are its original bytes: a call that the daemon could read
+    /// differently than the proxy is denied too.
+    ///
+    /// # Errors
+    /// The fault for a denied call, or the daemon's refusal of the caller.
     pub(super) async fn ensure_allowed(
         &self,
         caller: &Caller<'_>,
@@ -29,15 +32,15 @@ impl Rpc {
         body: &[u8],
     ) -> Result<(), Failure> {
         let policy = self.policy.get();
-        let denied = policy.allow.as_ref();
-        let Some(fault) = denied.and_then(|allow| judge(allow, call, body)) else {
+        let allow = policy.allow.as_ref();
+        let Some(fault) = allow.and_then(|allow| denial(allow, call, body)) else {
             return Ok(());
         };
-        self.gate(caller).await?;
-        Err(turned_down(caller, &refused_call(&call.method), fault))
+        self.authorize(caller).await?;
+        Err(log_refusal(caller, &refused_call(&call.method), fault))
     }
 
-    /// The result of an entry of a multicall that may not be carried out.
+    /// The fault for an entry of a multicall that `allow` denies; none for an allowed entry.
     pub(super) fn entry_denied(&self, entry: &Value) -> Option<Fault> {
         let policy = self.policy.get();
         let allow = policy.allow.as_ref()?;
@@ -47,10 +50,10 @@ impl Rpc {
         }
     }
 
-    /// Refuses a page that may not be seen, or that does what may not be done.
+    /// Refuses a page that `allow` denies. `body` is the form of the request.
     ///
     /// # Errors
-    /// That it may not, or what the daemon says to a caller whom it does not let in.
+    /// HTTP 403 for a denied page, or the daemon's refusal of the caller.
     pub async fn ensure_page_allowed(
         &self,
         caller: &Caller<'_>,
@@ -69,20 +72,20 @@ impl Rpc {
                 },
                 None => UNCLEAR.to_owned(),
             };
-        // The question is a call, whatever was asked for: the page itself must not be asked for.
-        let head = asking_head(caller.head);
-        let asking = Caller {
+        // The caller is authorized by a call, because the request for the page itself may have effects.
+        let head = call_head(caller.head);
+        let caller = Caller {
             head: &head,
             update: caller.update,
         };
-        match self.gate(&asking).await {
+        match self.authorize(&caller).await {
             Ok(()) | Err(Failure::Fault(_)) => Err(Failure::Refused(StatusCode::FORBIDDEN, reason)),
             failure => failure,
         }
     }
 }
 
-fn judge(allow: &Allow, call: &MethodCall, body: &[u8]) -> Option<Fault> {
+fn denial(allow: &Allow, call: &MethodCall, body: &[u8]) -> Option<Fault> {
     if let Some(fault) = method_denied(allow, &call.method) {
         return Some(fault);
     }

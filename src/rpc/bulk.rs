@@ -1,9 +1,10 @@
-//! Group and all forms on processes that live in several real groups, or beside hidden ones.
+//! Calls on a whole group or on all processes, where these are in several real groups or beside hidden
+//! processes.
 //!
-//! Does what the daemon's `make_allfunc` does (`supervisor/rpcinterface.py`): to every process that
-//! it concerns, in the daemon's order, all at once, and then waits for each. The daemon spawns and
-//! kills in the order of one multicall without waiting, and says beside each call what state it left
-//! behind; states are looked at until all are done.
+//! They do the same as the daemon's `make_allfunc` (`supervisor/rpcinterface.py`): they act on every process
+//! concerned, in the daemon's order, without waiting in between, and then wait for each. One multicall
+//! spawns or kills the processes, and queries the state after each call. The states are then polled until
+//! all processes are done.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -20,14 +21,14 @@ use crate::translate::{BulkAction, is_hidden, is_still_hidden};
 use crate::twiddler::ChangeError;
 use crate::xmlrpc::{Fault, Value};
 
-/// How often states are looked at while processes start or stop: as often as the daemon itself
-/// looks (`make_allfunc`, `delay`).
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Processes that take long are looked at less often, until they are about to be up.
-const LOOK_AGAIN_AT_MOST: Duration = Duration::from_millis(400);
-/// How often the daemon's log says who is waited for (`supervisor/process.py`, `stop_report`).
-const REPORT_AGAIN: Duration = Duration::from_secs(2);
-/// No program needs longer to start or to stop.
+/// How often states are polled while processes start or stop: as often as by the daemon itself
+/// (`make_allfunc`, `delay`).
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The longest interval, for processes that take long to stop or whose `startsecs` have not passed.
+const LONGEST_POLL_INTERVAL: Duration = Duration::from_millis(400);
+/// How often the daemon's log names a stopping process (`supervisor/process.py`, `stop_report`).
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
+/// The largest value of `startsecs` and `stopwaitsecs` that is used, so that times do not overflow.
 const MAX_SECONDS: i64 = 365 * 24 * 60 * 60;
 const DEFAULT_PRIORITY: i64 = 999;
 
@@ -49,35 +50,35 @@ type Outcome = Result<Value, Fault>;
 /// A call on a whole group, or on all processes.
 #[derive(Clone, Debug)]
 pub(super) struct BulkCall {
-    verb: BulkAction,
+    action: BulkAction,
     group: Option<String>,
     signal: Option<Value>,
     wait: bool,
-    /// Namespecs of processes that the same multicall has added and the daemon has started by itself.
-    /// In the in-process original they are still to be started.
+    /// Namespecs of processes that the same multicall has added and that the daemon has started by itself.
+    /// In the in-process supervisor_twiddler they do not run yet at this point.
     starting: HashSet<String>,
 }
 
 impl BulkCall {
-    /// A call on `group`; nothing if the daemon would not take that many parameters.
-    pub(super) fn group(verb: BulkAction, group: &str, params: &[Value]) -> Option<Self> {
-        Self::new(verb, Some(group.to_owned()), &params[1..])
+    /// A call on `group`; none if the daemon would not accept the number of parameters.
+    pub(super) fn group(action: BulkAction, group: &str, params: &[Value]) -> Option<Self> {
+        Self::new(action, Some(group.to_owned()), &params[1..])
     }
 
-    /// A call on all processes.
-    pub(super) fn all(verb: BulkAction, params: &[Value]) -> Option<Self> {
-        Self::new(verb, None, params)
+    /// A call on all processes; none if the daemon would not accept the number of parameters.
+    pub(super) fn all(action: BulkAction, params: &[Value]) -> Option<Self> {
+        Self::new(action, None, params)
     }
 
-    fn new(verb: BulkAction, group: Option<String>, rest: &[Value]) -> Option<Self> {
-        let (signal, wait) = match (verb, rest) {
+    fn new(action: BulkAction, group: Option<String>, rest: &[Value]) -> Option<Self> {
+        let (signal, wait) = match (action, rest) {
             (BulkAction::Start | BulkAction::Stop | BulkAction::ClearLogs, []) => (None, true),
             (BulkAction::Start | BulkAction::Stop, [wait]) => (None, is_true(wait)),
             (BulkAction::Signal, [signal]) => (Some(signal.clone()), false),
             _ => return None,
         };
         Some(BulkCall {
-            verb,
+            action,
             group,
             signal,
             wait,
@@ -85,9 +86,9 @@ impl BulkCall {
         })
     }
 
-    /// Takes out of `starting` what this call is to start, as far as it starts anything.
+    /// Moves the processes that this call concerns from `starting` into it, if it is a start.
     pub(super) fn take_starting(mut self, starting: &mut HashSet<String>) -> Self {
-        if self.verb == BulkAction::Start {
+        if self.action == BulkAction::Start {
             let group = self.group.as_deref();
             let is_in = |namespec: &String| {
                 let of = namespec.split_once(':').map(|(group, _)| group);
@@ -98,27 +99,28 @@ impl BulkCall {
         self
     }
 
-    /// Whether it starts what the same multicall has added.
+    /// Whether the call starts processes that the same multicall has added.
     pub(super) fn starts_added(&self) -> bool {
         !self.starting.is_empty()
     }
 
-    fn is_starting(&self, target: &Target) -> bool {
+    fn is_just_added(&self, target: &Target) -> bool {
         let Order { group, process, .. } = &target.order;
         !self.starting.is_empty() && self.starting.contains(&format!("{group}:{process}"))
     }
 
-    /// The call that does it to this one. Who has ended already has been started.
+    /// The daemon's call for this process. A process that the same multicall has added and that has already
+    /// exited is only queried, because it has been started.
     fn call(&self, target: &Target) -> (&'static str, Vec<Value>) {
-        if self.is_starting(target) && target.state == EXITED {
-            target.question()
+        if self.is_just_added(target) && target.state == EXITED {
+            target.query()
         } else {
             (self.method(), self.params(target.real.clone()))
         }
     }
 
     fn method(&self) -> &'static str {
-        match self.verb {
+        match self.action {
             BulkAction::Start => "supervisor.startProcess",
             BulkAction::Stop => "supervisor.stopProcess",
             BulkAction::Signal => "supervisor.signalProcess",
@@ -127,7 +129,7 @@ impl BulkCall {
     }
 
     fn params(&self, real: String) -> Vec<Value> {
-        match (&self.signal, self.verb) {
+        match (&self.signal, self.action) {
             (Some(signal), _) => vec![real.into(), signal.clone()],
             (None, BulkAction::ClearLogs) => vec![real.into()],
             (None, _) => vec![real.into(), Value::Bool(false)],
@@ -136,34 +138,34 @@ impl BulkCall {
 
     fn concerns(&self, target: &Target) -> bool {
         let state = target.state;
-        match self.verb {
-            BulkAction::Start => !RUNNING_STATES.contains(&state) || self.is_starting(target),
+        match self.action {
+            BulkAction::Start => !RUNNING_STATES.contains(&state) || self.is_just_added(target),
             BulkAction::Stop => RUNNING_STATES.contains(&state),
             BulkAction::Signal => SIGNALLABLE_STATES.contains(&state),
             BulkAction::ClearLogs => true,
         }
     }
 
-    /// Whether what becomes of a process counts, and not only that it was told.
+    /// Whether the call waits until the processes have started or stopped.
     fn waits(&self) -> bool {
-        self.wait && matches!(self.verb, BulkAction::Start | BulkAction::Stop)
+        self.wait && matches!(self.action, BulkAction::Start | BulkAction::Stop)
     }
 
-    /// Whether the call alone has brought a process where it is to be. One without `startsecs` is
-    /// up at once, whatever becomes of it then.
+    /// Whether a process was already done when the call returned. One with `startsecs=0` is running at once,
+    /// even if it exits later.
     fn is_done(&self, info: &Value) -> bool {
-        match self.verb {
+        match self.action {
             BulkAction::Start => state(info) == RUNNING,
             _ => STOPPED_STATES.contains(&state(info)),
         }
     }
 
-    /// What a process has come to that was told to start or stop; nothing while it is on its way.
-    /// A look that comes `late` may have missed that it was up: it exits only after it was,
-    /// otherwise it backs off.
+    /// The outcome for a process; none while it is still starting or stopping. A `late` query may have missed
+    /// that the process was running. It was if it is EXITED now, because a process that exits too soon is
+    /// in BACKOFF.
     fn verdict(&self, info: &Value, name: &str, late: bool) -> Option<Result<(), Fault>> {
         let state = state(info);
-        match self.verb {
+        match self.action {
             BulkAction::Stop => STOPPED_STATES.contains(&state).then_some(Ok(())),
             BulkAction::Start => {
                 let spawnerr = info
@@ -183,14 +185,14 @@ impl BulkCall {
     }
 }
 
-/// The number of the state that the daemon says a process to be in.
+/// The number of the state in the daemon's info struct of a process.
 pub(super) fn state(info: &Value) -> i64 {
     info.get("state")
         .and_then(Value::as_int)
         .unwrap_or_default()
 }
 
-/// Python's idea of a true value.
+/// Whether the value is true in Python.
 pub(super) fn is_true(value: &Value) -> bool {
     match value {
         Value::Nil => false,
@@ -203,10 +205,9 @@ pub(super) fn is_true(value: &Value) -> bool {
     }
 }
 
-/// Where a process stands among those that a call concerns: one group after the other, and each by
-/// priority. Python's sort leaves what is equal as it is: groups as they are when the daemon starts
-/// (`supervisor/options.py`, `Config`), processes as the group's `programs` has them, and what was
-/// added behind that.
+/// The sort key of processes in a call: by group, and within a group by priority. Python's sort is stable, so
+/// equal groups keep the order in which the daemon reads them (`supervisor/options.py`, `Config`), and equal
+/// processes the order of the group's `programs`, followed by added processes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Order {
     group_priority: i64,
@@ -217,31 +218,31 @@ struct Order {
     process: String,
 }
 
-/// A process's place among those of its group that have its priority.
+/// The position of a process among those of its group with the same priority.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
-    /// The user's files define it at this place.
+    /// The position in the user's files.
     Configured(usize),
-    /// The daemon has it, and the files do not say where.
+    /// The daemon has the process, but the files do not define it.
     Unknown,
-    /// It was added: real groups are numbered as they come, and the first program of an empty group
-    /// needs none. Processes of one program are in the order of their names.
+    /// The number of the real group of an added process, which grows with each addition; none for the first
+    /// program of an empty group. Processes of one program are ordered by name.
     Added(Option<u64>),
 }
 
-/// A process that is dealt with.
+/// A process that a call concerns.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
-    /// Also bears the names that clients know.
+    /// The sort key, which also holds the names that clients know.
     order: Order,
-    /// The daemon's name for it.
+    /// The namespec in the daemon.
     real: String,
     state: i64,
     pid: i64,
     startsecs: Duration,
     stopwaitsecs: Duration,
-    /// When the log last said that it is waited for.
-    reported: Option<Instant>,
+    /// When the daemon's log last named it as stopping.
+    last_report: Option<Instant>,
 }
 
 impl Target {
@@ -250,48 +251,49 @@ impl Target {
         &self.order.group
     }
 
-    /// Whether it lives in a real group.
+    /// Whether it is in a real group.
     pub(super) fn is_placed(&self) -> bool {
         self.real
             .split_once(':')
             .is_some_and(|(real, _)| real != self.order.group)
     }
 
-    /// Whether the daemon would wait for it before it ends (`get_unstopped_processes`).
+    /// Whether the daemon waits for the process when it shuts down (`get_unstopped_processes`).
     pub(super) fn is_up(&self) -> bool {
         !STOPPED_STATES.contains(&self.state)
     }
 
-    /// Whether it is this proxy, which may run as a program of the same daemon.
+    /// Whether the process is this proxy, which can be a program of the same daemon.
     pub(super) fn is_this_proxy(&self) -> bool {
         self.pid == i64::from(std::process::id())
     }
 
-    /// How long it may take to stop before the daemon kills it.
+    /// How long the process may take to stop before the daemon kills it.
     pub(super) fn stopwaitsecs(&self) -> Duration {
         self.stopwaitsecs
     }
 
-    /// The parameters of a call that starts or stops it and does not wait.
+    /// The parameters of a call that starts or stops the process without waiting.
     pub(super) fn without_waiting(&self) -> Vec<Value> {
         vec![self.real.as_str().into(), Value::Bool(false)]
     }
 
-    /// Asks for its state.
-    pub(super) fn question(&self) -> (&'static str, Vec<Value>) {
+    /// The call that queries its state.
+    pub(super) fn query(&self) -> (&'static str, Vec<Value>) {
         let real = self.real.as_str().into();
         ("supervisor.getProcessInfo", vec![real])
     }
 
-    fn shown(&self) -> String {
+    /// The name that clients know.
+    fn namespec(&self) -> String {
         namespec(&self.order.group, &self.order.process)
     }
 
-    /// The daemon's struct for it (`make_allfunc`).
+    /// The status struct of the process (`make_allfunc`).
     fn status(&self, outcome: Result<(), Fault>) -> Value {
         let (status, description) = match outcome {
             Ok(()) => (SUCCESS, "OK".to_owned()),
-            Err(fault) => (fault.code, fault.text.replace(&self.real, &self.shown())),
+            Err(fault) => (fault.code, fault.text.replace(&self.real, &self.namespec())),
         };
         let entry = StatusEntry {
             group: self.order.group.clone(),
@@ -304,134 +306,140 @@ impl Target {
 }
 
 impl Rpc {
-    /// Does it, and gives the daemon's kind of list of what became of each process.
-    pub(super) async fn whole(&self, caller: &Caller<'_>, whole: BulkCall) -> Answer {
+    /// Executes a call on a group or on all processes. Returns the daemon's array of status structs, one for
+    /// each process.
+    pub(super) async fn run_bulk(&self, caller: &Caller<'_>, bulk: BulkCall) -> Answer {
         let targets: Vec<Target> = self
-            .targets(caller, &whole)
+            .targets(caller, &bulk)
             .await?
             .into_iter()
-            .filter(|target| whole.concerns(target))
+            .filter(|target| bulk.concerns(target))
             .collect();
-        let began = Instant::now();
-        let results = self.act(caller, &whole, &targets).await?;
+        let start = Instant::now();
+        let results = self.act(caller, &bulk, &targets).await?;
         let mut statuses = Vec::with_capacity(targets.len());
         let mut failed = Vec::new();
-        let mut under_way = Vec::new();
-        for (target, (result, left_behind)) in targets.into_iter().zip(results) {
-            let is_starting = whole.is_starting(&target);
+        let mut pending = Vec::new();
+        for (target, (result, state_after)) in targets.into_iter().zip(results) {
+            let is_just_added = bulk.is_just_added(&target);
             let result = match result {
-                Err(told) if told.code == ALREADY_STARTED && is_starting => Ok(Value::Bool(true)),
+                Err(fault) if fault.code == ALREADY_STARTED && is_just_added => {
+                    Ok(Value::Bool(true))
+                }
                 result => result,
             };
-            match (result, left_behind) {
-                (Ok(_), Some(Ok(info))) if !whole.is_done(&info) => {
-                    match whole.verdict(&info, &target.shown(), is_starting) {
+            match (result, state_after) {
+                (Ok(_), Some(Ok(info))) if !bulk.is_done(&info) => {
+                    match bulk.verdict(&info, &target.namespec(), is_just_added) {
                         Some(outcome) => failed.push(target.status(outcome)),
-                        None => under_way.push(target),
+                        None => pending.push(target),
                     }
                 }
                 (Ok(_), Some(Err(fault))) => statuses.push(target.status(Err(fault))),
                 (result, _) => statuses.push(target.status(result.map(|_| ()))),
             }
         }
-        // The daemon looks at them only after all have been told.
+        // The daemon checks these only after it has called all processes, so they come later in its array.
         statuses.append(&mut failed);
-        statuses.extend(self.wait_for(caller, &whole, under_way, began).await?);
+        statuses.extend(self.wait_for(caller, &bulk, pending, start).await?);
         Ok(Value::Array(statuses))
     }
 
-    /// Does it to all in one multicall. Gives the result of each, and where it matters the state
-    /// that the daemon said was left behind before it turned to anything else.
+    /// Acts on all processes in one multicall. Returns the result for each and, if the call waits, its info
+    /// struct right after.
     async fn act(
         &self,
         caller: &Caller<'_>,
-        whole: &BulkCall,
+        bulk: &BulkCall,
         targets: &[Target],
     ) -> Result<Vec<(Outcome, Option<Outcome>)>, Failure> {
         let calls: Vec<_> = targets
             .iter()
             .flat_map(|target| {
-                let act = whole.call(target);
-                let ask = whole.waits().then(|| target.question());
-                std::iter::once(act).chain(ask)
+                let act = bulk.call(target);
+                let query = bulk.waits().then(|| target.query());
+                std::iter::once(act).chain(query)
             })
             .collect();
         let mut results = self.multicall_as(caller, &calls).await?.into_iter();
         let pair = |_: &Target| {
             let result = results.next()?;
-            let left_behind = if whole.waits() { results.next() } else { None };
-            Some((result, left_behind))
+            let state_after = if bulk.waits() { results.next() } else { None };
+            Some((result, state_after))
         };
         Ok(targets.iter().map_while(pair).collect())
     }
 
-    /// Looks until none is under way any more.
+    /// Polls until no process is starting or stopping any more. Returns their status structs.
     async fn wait_for(
         &self,
         caller: &Caller<'_>,
-        whole: &BulkCall,
-        mut under_way: Vec<Target>,
-        began: Instant,
+        bulk: &BulkCall,
+        mut pending: Vec<Target>,
+        start: Instant,
     ) -> Result<Vec<Value>, Failure> {
         let mut statuses = Vec::new();
-        let mut looked = began;
-        // What was killed may be gone already; what was started is not up before its time.
-        let mut pause = match whole.verb {
-            BulkAction::Start => LOOK_AGAIN,
+        let mut last_query = start;
+        // A killed process may have stopped already. A started one is not RUNNING before its `startsecs`.
+        let mut pause = match bulk.action {
+            BulkAction::Start => POLL_INTERVAL,
             _ => Duration::ZERO,
         };
-        while !under_way.is_empty() {
+        while !pending.is_empty() {
             tokio::time::sleep(pause).await;
-            let asked = Instant::now();
-            let mut calls: Vec<_> = under_way.iter().map(Target::question).collect();
+            let sent = Instant::now();
+            let mut calls: Vec<_> = pending.iter().map(Target::query).collect();
             calls.push(("supervisor.getPID", vec![]));
             let mut infos = self.multicall_as(caller, &calls).await?;
             let daemon = infos.pop().and_then(Result::ok);
-            let late = looked.elapsed() > pause + 2 * LOOK_AGAIN;
-            looked = asked;
-            let mut left = Vec::new();
-            for (target, info) in under_way.into_iter().zip(infos) {
+            let late = last_query.elapsed() > pause + 2 * POLL_INTERVAL;
+            last_query = sent;
+            let mut unfinished = Vec::new();
+            for (target, info) in pending.into_iter().zip(infos) {
                 let verdict = match info {
-                    Ok(info) => whole.verdict(&info, &target.shown(), late),
+                    Ok(info) => bulk.verdict(&info, &target.namespec(), late),
                     Err(fault) => Some(Err(fault)),
                 };
                 match verdict {
                     Some(outcome) => statuses.push(target.status(outcome)),
-                    None => left.push(target),
+                    None => unfinished.push(target),
                 }
             }
-            under_way = left;
-            if whole.verb == BulkAction::Stop && !pause.is_zero() {
+            pending = unfinished;
+            if bulk.action == BulkAction::Stop && !pause.is_zero() {
                 let daemon = daemon.as_ref().and_then(Value::as_int);
-                self.report(&mut under_way, daemon).await;
+                self.report(&mut pending, daemon).await;
             }
-            pause = next_pause(whole, &under_way, pause, began.elapsed());
+            pause = next_pause(bulk, &pending, pause, start.elapsed());
         }
         Ok(statuses)
     }
 
-    /// Says in the daemon's log what it says itself of a process that is waited for, as far as that
-    /// log can be written.
-    async fn report(&self, under_way: &mut [Target], daemon: Option<i64>) {
-        for target in under_way {
+    /// Writes the daemon's own lines about stopping processes to its log. A log that cannot be written is
+    /// ignored.
+    async fn report(&self, pending: &mut [Target], daemon: Option<i64>) {
+        for target in pending {
             if target
-                .reported
-                .is_none_or(|reported| reported.elapsed() > REPORT_AGAIN)
+                .last_report
+                .is_none_or(|last_report| last_report.elapsed() > REPORT_INTERVAL)
             {
                 let text = format!("waiting for {} to stop", target.order.process);
                 if let Err(fault) = self.main_log.write(LogLevel::Info, &text, daemon).await {
                     tracing::debug!(fault = fault.text, "supervisord's log lacks a line");
                 }
-                target.reported = Some(Instant::now());
+                target.last_report = Some(Instant::now());
             }
         }
     }
 
-    /// All that clients see of the group, or of everything, in the order of the daemon.
+    /// The visible processes of the call's group, or of all groups, in the daemon's order.
+    ///
+    /// # Errors
+    /// When the daemon refuses the caller or does not answer, or the group is unknown.
     pub(super) async fn targets(
         &self,
         caller: &Caller<'_>,
-        whole: &BulkCall,
+        bulk: &BulkCall,
     ) -> Result<Vec<Target>, Failure> {
         let calls = [
             ("supervisor.getAllProcessInfo", vec![]),
@@ -443,22 +451,21 @@ impl Rpc {
         let infos = next()?;
         let settings = Settings::read(&next()?, self.twiddler.configured_groups());
         let infos = infos.as_array().unwrap_or_default();
-        let (mut targets, shown) = self.twiddler.with_registry(|registry| {
-            let shown = shown_again(registry, infos);
+        let (mut targets, visible) = self.twiddler.with_registry(|registry| {
+            let visible = restarted_hidden(registry, infos);
             let targets: Vec<Target> = infos
                 .iter()
                 .filter_map(|info| target(registry, &settings, info))
                 .filter(|target| {
-                    whole
-                        .group
+                    bulk.group
                         .as_ref()
                         .is_none_or(|group| *group == target.order.group)
                 })
                 .collect();
-            (targets, shown)
+            (targets, visible)
         });
-        self.twiddler.show(epoch, shown).await;
-        if let Some(group) = &whole.group
+        self.twiddler.show(epoch, visible).await;
+        if let Some(group) = &bulk.group
             && targets.is_empty()
         {
             self.twiddler
@@ -473,7 +480,7 @@ impl Rpc {
         Ok(targets)
     }
 
-    /// Several calls in one, as the caller; one result for each.
+    /// Makes several calls with the caller's credentials in one multicall. Returns one result for each.
     pub(super) async fn multicall_as(
         &self,
         caller: &Caller<'_>,
@@ -483,14 +490,14 @@ impl Rpc {
             return Ok(Vec::new());
         }
         let results = self
-            .ask(caller, MULTICALL, &[multicall_entries(calls)])
+            .query(caller, MULTICALL, &[multicall_entries(calls)])
             .await?;
         Ok(multicall_results(results))
     }
 }
 
-/// Hidden processes that somebody started behind our back.
-fn shown_again(registry: &Registry, infos: &[Value]) -> Vec<(String, String)> {
+/// Hidden processes that a client has started directly on the daemon since they were hidden.
+fn restarted_hidden(registry: &Registry, infos: &[Value]) -> Vec<(String, String)> {
     infos
         .iter()
         .filter_map(|info| {
@@ -501,25 +508,24 @@ fn shown_again(registry: &Registry, infos: &[Value]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// How long to wait before the next look, `elapsed` after the start of it all. A process may be up
-/// for no longer than the daemon takes to see it, so it is looked at as often as the daemon looks once
-/// its time has come; before that it can only fail, and that stays to be seen for a second at least
-/// (`supervisor/process.py`, `record_spawnerr`).
-fn next_pause(
-    whole: &BulkCall,
-    under_way: &[Target],
-    last: Duration,
-    elapsed: Duration,
-) -> Duration {
-    let longer = (last.max(LOOK_AGAIN) * 5 / 4).min(LOOK_AGAIN_AT_MOST);
-    if whole.verb != BulkAction::Start {
-        return if last.is_zero() { LOOK_AGAIN } else { longer };
+/// The pause before the next poll, `elapsed` after the start of the call. Once `startsecs` have passed, a
+/// process can be RUNNING for a short time only, so it is polled as often as by the daemon. Before, it can
+/// only fail, which is visible for at least a second (`supervisor/process.py`, `record_spawnerr`).
+fn next_pause(bulk: &BulkCall, pending: &[Target], last: Duration, elapsed: Duration) -> Duration {
+    let longer = (last.max(POLL_INTERVAL) * 5 / 4).min(LONGEST_POLL_INTERVAL);
+    if bulk.action != BulkAction::Start {
+        return if last.is_zero() {
+            POLL_INTERVAL
+        } else {
+            longer
+        };
     }
-    let left = under_way
+    let remaining = pending
         .iter()
         .map(|target| target.startsecs.saturating_sub(elapsed));
-    left.min()
-        .map_or(longer, |left| longer.min(left.max(LOOK_AGAIN)))
+    remaining
+        .min()
+        .map_or(longer, |time| longer.min(time.max(POLL_INTERVAL)))
 }
 
 fn target(registry: &Registry, settings: &Settings, info: &Value) -> Option<Target> {
@@ -552,11 +558,11 @@ fn target(registry: &Registry, settings: &Settings, info: &Value) -> Option<Targ
         pid: info.get("pid").and_then(Value::as_int).unwrap_or_default(),
         startsecs: seconds(startsecs),
         stopwaitsecs: seconds(stopwaitsecs),
-        reported: None,
+        last_report: None,
     })
 }
 
-/// What an option of so many seconds means.
+/// The value of an option in seconds.
 fn seconds(number: i64) -> Duration {
     Duration::from_secs(number.clamp(0, MAX_SECONDS).unsigned_abs())
 }
@@ -564,14 +570,14 @@ fn seconds(number: i64) -> Duration {
 /// Group and process.
 type Key = (String, String);
 
-/// What `getAllConfigInfo` says of priorities and times, and the user's files of the order.
+/// Priorities and times from `getAllConfigInfo`, and the order from the user's files.
 struct Settings {
     groups: HashMap<String, i64>,
     processes: HashMap<Key, ProcessSettings>,
     places: HashMap<Key, usize>,
 }
 
-/// The same for one process.
+/// The priority and times of one process.
 #[derive(Clone, Copy)]
 struct ProcessSettings {
     priority: i64,
@@ -579,7 +585,7 @@ struct ProcessSettings {
     stopwaitsecs: i64,
 }
 
-/// The daemon's (`supervisor/options.py`, `processes_from_section`).
+/// The daemon's defaults (`supervisor/options.py`, `processes_from_section`).
 const DEFAULTS: ProcessSettings = ProcessSettings {
     priority: DEFAULT_PRIORITY,
     startsecs: DEFAULT_STARTSECS,
@@ -607,7 +613,7 @@ impl Settings {
         for group in configured {
             for (place, process) in group.processes.into_iter().enumerate() {
                 let key = (group.name.clone(), process);
-                // A program that is named twice stays at its first place.
+                // A program that is listed twice keeps its first position.
                 settings.places.entry(key).or_insert(place);
             }
         }

@@ -1,4 +1,4 @@
-//! The table of `twiddler.*` methods: their names, what they take, their help.
+//! The table of `twiddler.*` methods: names, parameters and help texts.
 
 use crate::daemon::conf::LogLevel;
 use crate::fault::{INCORRECT_PARAMETERS, bare, fault};
@@ -7,21 +7,22 @@ use crate::twiddler::Change;
 use crate::update;
 use crate::xmlrpc::{Fault, Value};
 
-/// What `getAPIVersion` answers.
+/// The result of `getAPIVersion`.
 pub const API_VERSION: &str = "1.0";
-/// XML-RPC integers have 32 bits; the daemon's lists could not be read with a larger priority.
+/// The range of XML-RPC integers, which have 32 bits. With a larger priority, clients could not read the
+/// daemon's lists.
 const INTEGERS: std::ops::RangeInclusive<i64> = i32::MIN as i64..=i32::MAX as i64;
 
 /// One method of the namespace.
 #[derive(Debug)]
 pub struct Method {
-    /// Its name, without the namespace.
+    /// The name without the namespace.
     pub name: &'static str,
-    /// Result type and parameter types, as `system.methodSignature` has them.
+    /// The types of result and parameters, for `system.methodSignature`.
     pub signature: &'static [&'static str],
-    /// What `system.methodHelp` says.
+    /// The text for `system.methodHelp`.
     pub help: &'static str,
-    /// How many of the parameters must be there.
+    /// The number of parameters that are not optional.
     required: usize,
     kind: Kind,
 }
@@ -43,7 +44,7 @@ enum Kind {
     Scale,
 }
 
-/// A call whose parameters make sense as far as that can be told without the daemon.
+/// A call whose parameters are valid as far as the proxy can check without the daemon.
 #[derive(Debug)]
 pub enum Request {
     /// `getAPIVersion()`
@@ -52,22 +53,22 @@ pub enum Request {
     GroupNames,
     /// `log(message, level)`
     Log {
-        /// How much it matters.
+        /// The level of the line.
         level: LogLevel,
-        /// What to write.
+        /// The text of the line.
         message: String,
     },
     /// A change.
     Change(Change),
-    /// What concerns programs as the files define them, or as they were added.
+    /// A request about the files or about programs.
     Update(update::Request),
-    /// A change that is not valid; an unknown group is complained about first.
+    /// An addition that is not valid. If the group is unknown, the fault about the group comes first.
     Invalid {
-        /// The group it is about.
+        /// The group.
         group: String,
-        /// The program that was to join it, where it is named by a text.
+        /// The program's name, if it is a string.
         program: Option<String>,
-        /// What is wrong with it.
+        /// The fault about the program.
         fault: Fault,
     },
 }
@@ -214,7 +215,7 @@ pub fn method(name: &str) -> Option<&'static Method> {
 }
 
 impl Method {
-    /// Whether nothing but the daemon's own gate stands before the change itself.
+    /// Whether the method makes a change in the daemon after no other check than the daemon's authorization.
     pub fn changes(&self) -> bool {
         matches!(
             self.kind,
@@ -222,26 +223,31 @@ impl Method {
         )
     }
 
-    /// Whether that many parameters can be right.
+    /// Checks the number of parameters.
     ///
     /// # Errors
-    /// The daemon's fault for a call that Python would not make.
+    /// The daemon's fault for a wrong number of parameters.
     pub fn check_count(&self, params: &[Value]) -> Result<(), Fault> {
         let most = self.signature.len() - 1;
         if (self.required..=most).contains(&params.len()) {
             Ok(())
         } else {
-            Err(wrong())
+            Err(incorrect_parameters())
         }
     }
 
-    /// Reads the parameters; `main_file` is the daemon's configuration file, as its texts name it.
+    /// Reads the parameters. `main_file` is the path of the daemon's configuration file, as in its texts.
     ///
     /// # Errors
     /// The fault for a parameter of a wrong type or value.
     pub fn request(&self, params: &[Value], main_file: &str) -> Result<Request, Fault> {
         self.check_count(params)?;
-        let text = |at: usize| params.get(at).and_then(Value::as_str).ok_or_else(wrong);
+        let text = |at: usize| {
+            params
+                .get(at)
+                .and_then(Value::as_str)
+                .ok_or_else(incorrect_parameters)
+        };
         Ok(match self.kind {
             Kind::ApiVersion => Request::ApiVersion,
             Kind::GroupNames => Request::GroupNames,
@@ -270,7 +276,7 @@ impl Method {
             Kind::Scale => Request::Update(update::Request::Scale {
                 group: text(0)?.to_owned(),
                 program: text(1)?.to_owned(),
-                numprocs: params[2].as_int().ok_or_else(wrong)?,
+                numprocs: params[2].as_int().ok_or_else(incorrect_parameters)?,
             }),
             Kind::RemoveGroup => Request::Change(Change::RemoveGroup {
                 name: text(0)?.to_owned(),
@@ -279,17 +285,21 @@ impl Method {
     }
 }
 
-fn wrong() -> Fault {
+fn incorrect_parameters() -> Fault {
     bare(INCORRECT_PARAMETERS)
 }
 
-/// Names of groups; none means all.
+/// The names of groups; an empty list means all groups.
 fn groups(names: Option<&Value>) -> Result<Vec<String>, Fault> {
     let Some(names) = names else {
         return Ok(Vec::new());
     };
-    let names = names.as_array().ok_or_else(wrong)?.iter();
-    let text = |name: &Value| name.as_str().map(str::to_owned).ok_or_else(wrong);
+    let names = names.as_array().ok_or_else(incorrect_parameters)?.iter();
+    let text = |name: &Value| {
+        name.as_str()
+            .map(str::to_owned)
+            .ok_or_else(incorrect_parameters)
+    };
     names.map(text).collect()
 }
 
@@ -324,13 +334,13 @@ fn add_program(group: &str, params: &[Value], main_file: &str) -> Request {
 }
 
 fn parse_program(group: &Name, params: &[Value], main_file: &str) -> Result<Program, Fault> {
-    let name = params[1].as_str().ok_or_else(wrong)?;
+    let name = params[1].as_str().ok_or_else(incorrect_parameters)?;
     Program::parse(group, name, &params[2], main_file)
         .map_err(|error| fault(INCORRECT_PARAMETERS, error.into_marked_text()))
 }
 
-/// The daemon's level names in any case, long (`warn`) or as they stand in its log (`WARN`), or
-/// their numbers. The in-process twiddler knows only the latter two.
+/// The level of a log line: the daemon's name for it in any case (`warn`), its code in the daemon's log
+/// (`WARN`), or its number. The in-process supervisor_twiddler accepts only the latter two.
 fn level(value: Option<&Value>) -> Result<LogLevel, Fault> {
     match value {
         None => Some(LogLevel::Info),
@@ -338,5 +348,5 @@ fn level(value: Option<&Value>) -> Result<LogLevel, Fault> {
         Some(Value::Int(number)) => LogLevel::from_number(*number),
         Some(_) => None,
     }
-    .ok_or_else(wrong)
+    .ok_or_else(incorrect_parameters)
 }

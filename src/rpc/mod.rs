@@ -1,7 +1,7 @@
-//! One XML-RPC call: whose it is, who answers it, and in which names.
+//! One XML-RPC call: it is answered by the proxy, forwarded to the daemon, or forwarded with translated names.
 //!
-//! What concerns nobody's names is passed on with its original bytes. The `twiddler` namespace is
-//! answered here, after the daemon let the caller in.
+//! A call without names to translate is forwarded with its original bytes. The `twiddler` namespace is
+//! answered here, after the daemon has authorized the caller.
 
 mod allow;
 mod bulk;
@@ -12,7 +12,7 @@ mod share;
 mod steps;
 mod supervisor;
 mod system;
-mod under_way;
+mod update_sessions;
 mod web;
 mod wording;
 
@@ -41,22 +41,23 @@ use crate::update::{self, Updates};
 use crate::xmlrpc::read::ReadError;
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 use methods::{Method, Request};
-use under_way::UnderWay;
+use update_sessions::UpdateSessions;
 use wording::Api;
 
 pub use ending::Endings;
-pub use under_way::Update;
+pub use update_sessions::ConnectionUpdate;
 
-/// What the daemon is sent instead of a call that cannot be read: it refuses it in its own words.
+/// The body that the daemon gets instead of a call that the proxy cannot read, so that it answers with its own
+/// fault.
 const UNREADABLE: &[u8] = b"<methodCall/>";
 
-/// Where the daemon takes calls.
+/// The daemon's path for calls.
 const CALLS: &str = "/RPC2";
 
-/// A reply of this many bytes is held back until it is whole.
+/// The largest reply in bytes that is forwarded in one piece.
 const IN_ONE_PIECE: u64 = 64 * 1024;
 
-/// A call that takes milliseconds to read.
+/// The size in bytes from which a call takes milliseconds to parse.
 const LARGE_CALL: usize = 256 * 1024;
 
 /// Answers calls.
@@ -65,35 +66,35 @@ pub struct Rpc {
     daemon: Arc<Daemon>,
     twiddler: Arc<Twiddler>,
     updates: Arc<Updates>,
-    under_way: Arc<UnderWay>,
+    update_sessions: Arc<UpdateSessions>,
     policy: Arc<Current<Policy>>,
     main_log: MainLog,
-    /// The daemon's configuration file as its texts name it.
+    /// The path of the daemon's configuration file, as in the daemon's texts.
     main_file: String,
     endings: Arc<Endings>,
 }
 
-/// A call's caller: the head of the HTTP request, and what its connection did before.
+/// The caller of a method: the head of the HTTP request, and the update session of the connection.
 pub struct Caller<'a> {
-    /// The request's head.
+    /// The head of the request.
     pub head: &'a Parts,
-    /// Whether `supervisorctl update` is under way on this connection.
-    pub update: &'a Update,
+    /// The session of `supervisorctl update` on this connection, if any.
+    pub update: &'a ConnectionUpdate,
 }
 
 impl Caller<'_> {
-    /// What is known of the request.
+    /// The audit record of the request.
     fn record(&self) -> Record {
         Record::of(&self.head.extensions)
     }
 }
 
-/// An answer that may be a fault, or no XML-RPC at all.
+/// The value of an answer, or the reason why there is none: a fault, or a failure without XML-RPC.
 type Answer = Result<Value, Failure>;
 
 impl Rpc {
-    /// Answers on behalf of `twiddler` in front of `daemon`, as far as the policy goes that holds
-    /// when a call comes.
+    /// Answers calls in front of `daemon`. `policy` can be exchanged while calls are answered. `main_file` is
+    /// the path of the daemon's configuration file, as in the daemon's texts.
     pub fn new(
         daemon: Arc<Daemon>,
         twiddler: Arc<Twiddler>,
@@ -106,7 +107,7 @@ impl Rpc {
             daemon,
             twiddler,
             updates,
-            under_way: Arc::default(),
+            update_sessions: Arc::default(),
             policy,
             main_log,
             main_file,
@@ -114,22 +115,22 @@ impl Rpc {
         }
     }
 
-    /// The end of the daemon that is under way, if any.
+    /// The `shutdown` or `restart` call that is in progress, if any.
     pub fn endings(&self) -> Arc<Endings> {
         self.endings.clone()
     }
 
-    /// What was changed in the daemon.
+    /// The changes in the daemon.
     pub fn twiddler(&self) -> &Arc<Twiddler> {
         &self.twiddler
     }
 
-    /// The daemon behind.
+    /// The daemon.
     pub fn daemon(&self) -> &Arc<Daemon> {
         &self.daemon
     }
 
-    /// The same for the proxy's own calls: `allow` and `whitelist` are about those of callers.
+    /// The same without `allow` and `whitelist`, for the proxy's own calls.
     pub fn unrestricted(&self) -> Self {
         Rpc {
             policy: Arc::new(Current::new(Policy::default())),
@@ -137,10 +138,10 @@ impl Rpc {
         }
     }
 
-    /// Answers the call in `body`.
+    /// Answers the call in `body`. A fault of a `twiddler` method is an answer.
     ///
     /// # Errors
-    /// Why there is no answer to it.
+    /// The reason why there is no answer.
     pub async fn answer(&self, caller: &Caller<'_>, body: Bytes) -> HttpResult {
         let call = match read_call(&body).await {
             Ok(call) => call,
@@ -170,9 +171,8 @@ impl Rpc {
         Ok(reply(answer))
     }
 
-    /// Passes a call on with these bytes. The daemon sends a reply in pieces of 4 KiB; one that is
-    /// not large goes on in one piece, because nobody can make use of a part of it, and each piece
-    /// wakes its reader.
+    /// Forwards a call with these bytes. The daemon sends a reply in pieces of 4 KiB. A small reply is forwarded
+    /// in one piece, because a client cannot use a part of it, and each piece would wake the client.
     async fn forward(&self, caller: &Caller<'_>, body: Bytes, share: Share) -> HttpResult {
         let payload = Payload::Bytes(body);
         let reply = forward::forward(&self.daemon, caller.head, payload, share).await?;
@@ -185,17 +185,17 @@ impl Rpc {
         Ok(Response::from_parts(head, Body::from(body)))
     }
 
-    /// Asks the daemon as the caller, and reads the answer.
-    async fn ask(&self, caller: &Caller<'_>, method: &str, params: &[Value]) -> Answer {
+    /// Calls the daemon with the caller's credentials, and reads the answer.
+    async fn query(&self, caller: &Caller<'_>, method: &str, params: &[Value]) -> Answer {
         let body = xmlrpc::write::call(method, params);
         let share = share::of_call(method, params);
         read_reply(self.forward(caller, body.into(), share).await?).await
     }
 
-    /// Makes a call for the proxy itself, as a client that presents `authorization` makes it.
+    /// Makes a call for the proxy itself, with the credentials in `authorization`.
     ///
     /// # Errors
-    /// The fault, and one of the proxy's own where there is no answer.
+    /// The fault of the call. If there is no answer, a fault with the HTTP status.
     pub async fn call_as(
         &self,
         authorization: Option<HeaderValue>,
@@ -209,7 +209,7 @@ impl Rpc {
             .extend(authorization.map(|header| (AUTHORIZATION, header)));
         let caller = Caller {
             head: &head,
-            update: &Update::default(),
+            update: &ConnectionUpdate::default(),
         };
         let body = xmlrpc::write::call(method, params);
         let reply = self.answer(&caller, body.into()).await;
@@ -222,19 +222,19 @@ impl Rpc {
         }
     }
 
-    /// Lets the daemon decide whether the sender of a request may come in, whatever it asks for.
+    /// Asks the daemon to authorize the sender of any request.
     ///
     /// # Errors
-    /// What the sender is answered instead: the daemon's challenge, or that it is away.
-    pub async fn let_in(&self, head: &Parts) -> Result<(), Failure> {
+    /// The reply for the sender: the daemon's challenge, or that the daemon does not answer.
+    pub async fn authorize_request(&self, head: &Parts) -> Result<(), Failure> {
         let mut head = head.clone();
         head.method = http::Method::POST;
         head.uri = Uri::from_static(CALLS);
         let caller = Caller {
             head: &head,
-            update: &Update::default(),
+            update: &ConnectionUpdate::default(),
         };
-        match self.gate(&caller).await {
+        match self.authorize(&caller).await {
             Ok(()) | Err(Failure::Fault(_)) => {
                 if let Some(slot) = head.extensions.get::<ClientSlot>() {
                     slot.set_authorized();
@@ -245,9 +245,9 @@ impl Rpc {
         }
     }
 
-    /// Lets the daemon decide whether the caller may come in, and whether it is up.
-    async fn gate(&self, caller: &Caller<'_>) -> Result<(), Failure> {
-        self.ask(caller, "supervisor.getState", &[]).await?;
+    /// Asks the daemon to authorize the caller. It fails too if the daemon shuts down.
+    async fn authorize(&self, caller: &Caller<'_>) -> Result<(), Failure> {
+        self.query(caller, "supervisor.getState", &[]).await?;
         let presented = caller.head.headers.get(AUTHORIZATION);
         self.daemon.remember_authorization(presented);
         if let Some(presented) = presented
@@ -260,14 +260,16 @@ impl Rpc {
 
     async fn twiddler_call(&self, caller: &Caller<'_>, name: &str, params: &[Value]) -> Answer {
         match self.read(name, params) {
-            Ok(Request::Change(change)) => self.judged_change(caller, change, Api::Twiddler).await,
+            Ok(Request::Change(change)) => {
+                self.authorized_change(caller, change, Api::Twiddler).await
+            }
             Ok(request) => {
-                self.gate(caller).await?;
+                self.authorize(caller).await?;
                 self.perform(caller, request).await
             }
             Err(fault) => {
-                self.gate(caller).await?;
-                Err(turned_down(
+                self.authorize(caller).await?;
+                Err(log_refusal(
                     caller,
                     &refused_call(&format!("twiddler.{name}")),
                     fault,
@@ -276,23 +278,28 @@ impl Rpc {
         }
     }
 
-    /// Makes a change after the daemon let the caller in. Where it asks nobody for credentials, the
-    /// change's own questions are judged like the caller's.
-    async fn judged_change(&self, caller: &Caller<'_>, change: Change, api: Api) -> Answer {
+    /// Makes a change after the daemon has authorized the caller. A daemon that requires no credentials is not
+    /// asked, because it would answer the queries of the change itself in the same way.
+    async fn authorized_change(&self, caller: &Caller<'_>, change: Change, api: Api) -> Answer {
         if self.daemon.is_open() {
             let authorized = Authorized::NotRequired;
             return self.change(caller, change, &api, authorized).await;
         }
-        self.gate(caller).await?;
-        self.change(caller, change, &api, self.judged(caller)).await
+        self.authorize(caller).await?;
+        self.change(caller, change, &api, self.authorization_of(caller))
+            .await
     }
 
-    /// For a change of a caller whom the daemon let in.
-    fn judged(&self, caller: &Caller<'_>) -> Authorized {
+    /// The authorization for changes of a caller that the daemon has authorized.
+    fn authorization_of(&self, caller: &Caller<'_>) -> Authorized {
         let presented = caller.head.headers.get(AUTHORIZATION);
         Authorized::Checked(self.daemon.authorization_for(presented))
     }
 
+    /// Reads a call of the `twiddler` namespace.
+    ///
+    /// # Errors
+    /// The fault for an unknown method, for one that `whitelist` does not list, or for wrong parameters.
     fn read(&self, name: &str, params: &[Value]) -> Result<Request, Fault> {
         let method: &Method = methods::method(name).ok_or_else(|| bare(UNKNOWN_METHOD))?;
         method.check_count(params)?;
@@ -309,7 +316,7 @@ impl Rpc {
             Request::ApiVersion => Ok(methods::API_VERSION.into()),
             Request::GroupNames => match self.twiddler.group_names().await {
                 Ok(names) => Ok(Value::Array(names.into_iter().map(Value::from).collect())),
-                Err(error) => Err(self.refused(caller, error).await),
+                Err(error) => Err(self.failure_for(caller, error).await),
             },
             Request::Log { level, message } => {
                 let pid = self.daemon.call("supervisor.getPID", &[]).await.ok();
@@ -325,27 +332,28 @@ impl Rpc {
             } => Err(self
                 .invalid(caller, &group, program.as_deref(), fault)
                 .await),
-            Request::Change(change) => self.judged_change(caller, change, Api::Twiddler).await,
+            Request::Change(change) => self.authorized_change(caller, change, Api::Twiddler).await,
             Request::Update(request) => {
-                let (judged, record) = (self.judged(caller), caller.record());
+                let (authorized, record) = (self.authorization_of(caller), caller.record());
                 let updated = match &request {
                     update::Request::Update(groups) => Some(groups.clone()),
                     _ => None,
                 };
-                match self.updates.answer(request, judged, &record).await {
+                match self.updates.answer(request, authorized, &record).await {
                     Ok(value) => {
                         if let Some(groups) = updated {
-                            self.take_back(caller, &groups).await;
+                            self.cancel_removals(caller, &groups).await;
                         }
                         Ok(value)
                     }
-                    Err(error) => Err(self.refused(caller, error).await),
+                    Err(error) => Err(self.failure_for(caller, error).await),
                 }
             }
         }
     }
 
-    /// Like the in-process twiddler, complains about an unknown group before anything else.
+    /// The fault for an addition that is not valid. As in the in-process supervisor_twiddler, the fault for an
+    /// unknown group comes first.
     async fn invalid(
         &self,
         caller: &Caller<'_>,
@@ -359,16 +367,16 @@ impl Rpc {
             None => format!("did not add a program to group {group_shown}"),
         };
         match self.twiddler.require_group(group).await {
-            Ok(()) => turned_down(caller, &what, fault),
+            Ok(()) => log_refusal(caller, &what, fault),
             Err(error) => match error.fault() {
-                Some(fault) => turned_down(caller, &what, fault),
-                None => self.refused(caller, error).await,
+                Some(fault) => log_refusal(caller, &what, fault),
+                None => self.failure_for(caller, error).await,
             },
         }
     }
 
-    /// Makes one change. A daemon that asks for credentials although its file does not say so has
-    /// refused all of it, and lets the caller speak for it.
+    /// Makes one change. If the running daemon requires credentials although its file has none, it refuses the
+    /// whole change. The change is then tried again with the caller's credentials.
     async fn change(
         &self,
         caller: &Caller<'_>,
@@ -382,10 +390,14 @@ impl Rpc {
             .await
             .pop();
         if let Some(Err(ChangeError::Status(_))) = outcome {
-            self.gate(caller).await?;
+            self.authorize(caller).await?;
             outcome = self
                 .twiddler
-                .change(vec![change], self.judged(caller), &caller.record())
+                .change(
+                    vec![change],
+                    self.authorization_of(caller),
+                    &caller.record(),
+                )
                 .await
                 .pop();
         }
@@ -395,20 +407,20 @@ impl Rpc {
     async fn outcome(&self, caller: &Caller<'_>, api: &Api, outcome: Outcome) -> Answer {
         match outcome {
             Ok(()) => Ok(Value::Bool(true)),
-            Err(error) => Err(self.refused(caller, api.word(error)).await),
+            Err(error) => Err(self.failure_for(caller, api.word(error)).await),
         }
     }
 
-    /// What a caller is told of a change that was not made. Where the daemon did not take the
-    /// credentials, it says so itself once more, with its own challenge.
-    async fn refused(&self, caller: &Caller<'_>, error: ChangeError) -> Failure {
+    /// The failure for the caller of a change that was not made. If the daemon refused the caller's
+    /// credentials, the failure is the daemon's own challenge.
+    async fn failure_for(&self, caller: &Caller<'_>, error: ChangeError) -> Failure {
         if let Some(fault) = error.fault() {
             return fault.into();
         }
         let ChangeError::Status(status) = error else {
             return Failure::Unreachable(error.to_string());
         };
-        match self.gate(caller).await {
+        match self.authorize(caller).await {
             Err(failure) => failure,
             Ok(()) => Failure::Unreachable(format!(
                 "supervisord answered HTTP {status} to the proxy itself: set username and password in supervisord.conf as the running daemon has them"
@@ -416,11 +428,11 @@ impl Rpc {
         }
     }
 
-    /// Makes several changes of a caller that the daemon let in, as far as possible together; one
-    /// answer for each.
+    /// Makes several changes of a caller that the daemon has authorized, together as far as possible. Returns
+    /// one answer for each.
     async fn changes(&self, caller: &Caller<'_>, changes: Vec<(Change, Api)>) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(changes.len());
-        let authorized = self.judged(caller);
+        let authorized = self.authorization_of(caller);
         let record = caller.record();
         let (changes, apis): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
         let outcomes = self.twiddler.change(changes, authorized, &record).await;
@@ -431,8 +443,8 @@ impl Rpc {
     }
 }
 
-/// Says in the log that a call was refused before anything was done for it.
-fn turned_down(caller: &Caller<'_>, what: &str, fault: Fault) -> Failure {
+/// Logs that a call was refused without any effect, and returns the failure for the caller.
+fn log_refusal(caller: &Caller<'_>, what: &str, fault: Fault) -> Failure {
     let record = caller.record();
     let reason = reason(&fault);
     tracing::info!(
@@ -448,18 +460,18 @@ fn refused_call(method: &str) -> String {
     format!("refused {}", shown(method))
 }
 
-/// Reads a call; a large one where it keeps nobody waiting.
+/// Parses a call; a large one on a thread of its own, so that other requests do not wait.
 async fn read_call(body: &Bytes) -> Result<MethodCall, ReadError> {
     if body.len() < LARGE_CALL {
         return xmlrpc::read::call(body);
     }
     let large = body.clone();
-    let read = tokio::task::spawn_blocking(move || xmlrpc::read::call(&large)).await;
-    read.unwrap_or(Err(ReadError::NoMethod))
+    let call = tokio::task::spawn_blocking(move || xmlrpc::read::call(&large)).await;
+    call.unwrap_or(Err(ReadError::NoMethod))
 }
 
-/// Namespace and method of a name; the daemon knows none with more than one dot
-/// (`supervisor/xmlrpc.py`, `traverse`).
+/// Splits a name into namespace and method. The daemon has no method with more than one dot in its name
+/// (`supervisor/xmlrpc.py`, `traverse`); the namespace is then empty.
 fn namespace(method: &str) -> (&str, &str) {
     match method.split_once('.') {
         Some((namespace, name)) if !name.contains('.') => (namespace, name),
@@ -467,14 +479,14 @@ fn namespace(method: &str) -> (&str, &str) {
     }
 }
 
-/// The HTTP reply for an answer.
+/// The HTTP response for an answer.
 fn reply(answer: Answer) -> Response<Body> {
     answer.map_or_else(Failure::into_response, |value| {
         failure::xml(xmlrpc::write::response(&value))
     })
 }
 
-/// Reads the answer in a reply of the daemon.
+/// Reads the answer in an HTTP response of the daemon.
 async fn read_reply(reply: Response<Body>) -> Answer {
     if reply.status() != StatusCode::OK {
         return Err(Failure::Reply(Box::new(reply)));
@@ -486,13 +498,13 @@ async fn read_reply(reply: Response<Body>) -> Answer {
     Ok(answer?)
 }
 
-/// Reads a reply of the daemon to its end.
+/// Reads the body of a response to its end.
 async fn collect(body: Body) -> Result<Bytes, Failure> {
     let collected = body.collect().await.map_err(Failure::cut_short)?;
     Ok(collected.to_bytes())
 }
 
-/// The daemon's reply with another answer in it: its head stays, but for the length.
+/// The daemon's response with another answer in it. Its head is unchanged but for the length.
 fn with_answer(mut head: http::response::Parts, answer: Result<Value, Fault>) -> Response<Body> {
     let body = match answer {
         Ok(value) => xmlrpc::write::response(&value),
@@ -503,7 +515,7 @@ fn with_answer(mut head: http::response::Parts, answer: Result<Value, Fault>) ->
     Response::from_parts(head, Body::from(body))
 }
 
-/// The calls of a multicall: method and parameters, as the daemon takes them.
+/// Reads an entry of a multicall as the daemon does; none if it has no method.
 fn read_entry(entry: &Value) -> Option<MethodCall> {
     Some(MethodCall {
         method: entry.get("methodName")?.as_str()?.to_owned(),

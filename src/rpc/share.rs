@@ -1,6 +1,7 @@
-//! Which calls and pages wait for processes, so that nothing else stands behind them.
+//! Which calls and pages wait for processes. They use a share of the connections of their own, so that quick
+//! calls do not queue behind them.
 //!
-//! A call that is taken for one which waits, and does not, is only slower where many wait.
+//! A quick call that is mistaken for a waiting one is only slower while many calls wait.
 
 use http::Uri;
 use percent_encoding::percent_decode_str;
@@ -13,47 +14,46 @@ use crate::namespec::split_namespec;
 use crate::translate::{BulkAction, MethodKind, method_kind};
 use crate::xmlrpc::Value;
 
-/// The share of a call (`supervisor/rpcinterface.py`: what returns a callback is answered in a later
-/// turn of the daemon's loop).
+/// The share of a call. In `supervisor/rpcinterface.py`, a method that returns a callback is answered in a
+/// later turn of the daemon's loop.
 pub(super) fn of_call(method: &str, params: &[Value]) -> Share {
     match namespace(method) {
         ("supervisor", name) => of_supervisor(name, params),
         ("system", "multicall") => of_multicall(params),
         ("system" | "twiddler", _) => Share::Quick,
-        // Of other interfaces nothing is known.
+        // The methods of other interfaces are unknown.
         _ => Share::Waiting,
     }
 }
 
 fn of_supervisor(name: &str, params: &[Value]) -> Share {
     let waits = match method_kind(name) {
-        // A process that runs already is also waited for, if it is only starting.
-        MethodKind::ProcessOrGroup(verb) => {
+        MethodKind::ProcessOrGroup(action) => {
             let is_group = params
                 .first()
                 .and_then(Value::as_str)
                 .is_none_or(|name| split_namespec(name).1.is_none());
-            is_group || verb != BulkAction::Signal && params.get(1).is_none_or(is_true)
+            is_group || action != BulkAction::Signal && params.get(1).is_none_or(is_true)
         }
-        // One process in each turn of the loop.
+        // The daemon acts on one process in each turn of its loop.
         MethodKind::Group(_) | MethodKind::All(_) => true,
         _ => false,
     };
     if waits { Share::Waiting } else { Share::Quick }
 }
 
-/// The calls go one after the other, so one that waits holds up all.
+/// The share of a multicall. Its calls run one after another, so it waits if one of them does.
 fn of_multicall(params: &[Value]) -> Share {
     let entries = params.first().and_then(Value::as_array).unwrap_or_default();
     let waits = entries.iter().filter_map(read_entry).any(|call| {
-        let is_nested = call.method == "system.multicall"; // which the daemon refuses
+        let is_nested = call.method == "system.multicall"; // The daemon refuses it.
         !is_nested && of_call(&call.method, &call.params) == Share::Waiting
     });
     if waits { Share::Waiting } else { Share::Quick }
 }
 
-/// The share of a request that is no call; `form` is what it sends. Actions wait for the process
-/// (`supervisor/web.py`, `make_callback`). Looked at twice decoded, as the daemon may do.
+/// The share of a request for a page; `form` is its body. Actions wait for the process (`supervisor/web.py`,
+/// `make_callback`). The target is also searched twice decoded, because the daemon can decode it twice.
 pub(super) fn of_page(uri: &Uri, form: &[u8]) -> Share {
     if forward::is_followed(uri) {
         return Share::Tail;
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_wait_for_processes_are_told_from_others() {
+    fn calls_that_wait_for_processes_have_their_own_share() {
         let text = |text: &str| vec![Value::from(text)];
         let two = |text: &str, wait: Value| vec![text.into(), wait];
         let calls: &[(&str, Vec<Value>, Share)] = &[
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_act_are_told_from_others() {
+    fn pages_with_actions_have_the_share_of_waiting_calls() {
         for (target, form, expected) in [
             ("/", "", Share::Quick),
             ("/index.html?message=done", "", Share::Quick),

@@ -1,8 +1,8 @@
-//! The steps of `supervisorctl update`: a group is stopped, removed and added again.
+//! The steps of `supervisorctl update`: it stops, removes and adds each group that differs.
 //!
-//! A step restarts only what changed where that is wanted, and leaves alone what was added where it can
-//! be told from a call of somebody who means the whole group. Where it cannot, what was added comes back
-//! with its group.
+//! With `live_update`, the steps restart only the processes that changed. Otherwise, steps that can be told
+//! from calls about the whole group leave added processes alone. Where they cannot be told apart, added
+//! processes are added again with their group.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,9 @@ use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{Response, StatusCode};
 
-use super::under_way::{How, Place, PutBy, Steps, goes_on};
+use super::update_sessions::{
+    CallOrigin, DeferredRemoval, StopScope, UpdateSession, session_timeout,
+};
 use super::{Answer, Caller, Rpc, collect, reply, share, with_answer};
 use crate::daemon::StatusEntry;
 use crate::failure::HttpResult;
@@ -30,7 +32,8 @@ pub(super) enum Step {
 }
 
 impl Step {
-    fn named(name: &str) -> Option<(Self, usize)> {
+    /// The step of a method, and its largest number of parameters.
+    fn of_method(name: &str) -> Option<(Self, usize)> {
         Some(match name {
             "stopProcessGroup" => (Step::Stop, 2),
             "removeProcessGroup" => (Step::Remove, 1),
@@ -41,20 +44,20 @@ impl Step {
 
     /// Whether calls of this method may be steps.
     pub(super) fn is_one(name: &str) -> bool {
-        Step::named(name).is_some()
+        Step::of_method(name).is_some()
     }
 
     /// The step that a call may be, and the group that it is about.
     pub(super) fn read<'p>(name: &str, params: &'p [Value]) -> Option<(Self, &'p str)> {
-        let (step, most) = Step::named(name)?;
+        let (step, most) = Step::of_method(name)?;
         let group = params.first().and_then(Value::as_str)?;
         (params.len() <= most).then_some((step, group))
     }
 }
 
 impl Caller<'_> {
-    /// Where a call comes from that need not come by one connection.
-    pub(super) fn place(&self) -> Place {
+    /// The peer and credentials of the call.
+    pub(super) fn origin(&self) -> CallOrigin {
         let credentials = self.head.headers.get(AUTHORIZATION).cloned();
         (self.record().peer().without_port(), credentials)
     }
@@ -69,12 +72,13 @@ impl Rpc {
         call: &MethodCall,
         body: Bytes,
     ) -> HttpResult {
-        let steps = caller.update.steps(&self.under_way, &caller.place());
-        let steps = steps.filter(|steps| steps.may_go_on(group));
+        let sessions = &self.update_sessions;
+        let session = caller.update.session(sessions, &caller.origin());
+        let session = session.filter(|session| session.may_continue(group));
         match step {
-            Step::Stop => self.stop(caller, group, steps, call, body).await,
-            Step::Remove => self.remove(caller, group, steps, call, body).await,
-            Step::Add => self.add(caller, group, steps, call, body).await,
+            Step::Stop => self.stop(caller, group, session, call, body).await,
+            Step::Remove => self.remove(caller, group, session, call, body).await,
+            Step::Add => self.add(caller, group, session, call, body).await,
         }
     }
 
@@ -82,69 +86,79 @@ impl Rpc {
         &self,
         caller: &Caller<'_>,
         group: &str,
-        steps: Option<Arc<Steps>>,
+        session: Option<Arc<UpdateSession>>,
         call: &MethodCall,
         body: Bytes,
     ) -> HttpResult {
-        if let Some(steps) = &steps
+        if let Some(session) = &session
             && self.replaces_steps(group)
-            && let Some(answer) = self.stop_what_changed(caller, group, steps).await
+            && let Some(answer) = self.stop_changed(caller, group, session).await
         {
             return Ok(reply(answer));
         }
-        let is_told = caller.update.covers(group) || self.updates.is_live();
-        if let Some(steps) = steps.filter(|_| is_told) {
-            return self.stop_own(caller, group, &steps, call, body).await;
+        let is_step = caller.update.covers(group) || self.updates.is_live();
+        if let Some(session) = session.filter(|_| is_step) {
+            return self
+                .stop_configured(caller, group, &session, call, body)
+                .await;
         }
         let response = self.answer_supervisor(caller, "stopProcessGroup", call, body);
-        self.note_stopped(group, response.await?).await
+        self.record_group_stop(group, response.await?).await
     }
 
-    /// Stops what has to stop, and says who that was; none where the group can only be stopped as a
-    /// whole.
-    async fn stop_what_changed(
+    /// Stops the processes that changed, and returns their status structs; none if the group can only be
+    /// stopped as a whole.
+    async fn stop_changed(
         &self,
         caller: &Caller<'_>,
         group: &str,
-        steps: &Steps,
+        session: &UpdateSession,
     ) -> Option<Answer> {
-        if let Err(failure) = self.gate(caller).await {
+        if let Err(failure) = self.authorize(caller).await {
             return Some(Err(failure));
         }
-        match self.updates.stop_step(group, self.judged(caller)).await {
+        match self
+            .updates
+            .stop_step(group, self.authorization_of(caller))
+            .await
+        {
             Ok(Some(stopped)) => {
-                steps.take(group, How::Changed);
+                session.record_stop(group, StopScope::Changed);
                 Some(Ok(statuses(&stopped)))
             }
             Ok(None) => None,
-            Err(refusal) => Some(Err(self.refused(caller, refusal).await)),
+            Err(error) => Some(Err(self.failure_for(caller, error).await)),
         }
     }
 
-    /// Stops what the files define of a group.
-    async fn stop_own(
+    /// Stops the processes of a group that the files define.
+    async fn stop_configured(
         &self,
         caller: &Caller<'_>,
         group: &str,
-        steps: &Steps,
+        session: &UpdateSession,
         call: &MethodCall,
         body: Bytes,
     ) -> HttpResult {
         let share = share::of_call(&call.method, &call.params);
         let response = self.forward(caller, body, share).await?;
         if response.status() == StatusCode::OK {
-            let stopped = self.updates.stop_placed(group, self.judged(caller)).await;
-            if let Err(refusal) = stopped {
-                return Err(self.refused(caller, refusal).await);
+            let stopped = self
+                .updates
+                .stop_placed(group, self.authorization_of(caller))
+                .await;
+            if let Err(error) = stopped {
+                return Err(self.failure_for(caller, error).await);
             }
         }
-        steps.take(group, How::Own);
+        session.record_stop(group, StopScope::Configured);
         Ok(response)
     }
 
-    /// Takes note of who ran of those that were added, where the group may come again.
-    async fn note_stopped(&self, group: &str, response: Response<Body>) -> HttpResult {
-        if !self.under_way.has_changed(group) {
+    /// Records which added processes a stop of the whole group has stopped, if a client may add the group
+    /// again.
+    async fn record_group_stop(&self, group: &str, response: Response<Body>) -> HttpResult {
+        if !self.update_sessions.has_changed(group) {
             return Ok(response);
         }
         let (head, body) = response.into_parts();
@@ -153,9 +167,9 @@ impl Rpc {
             let statuses = StatusEntry::read_all(&statuses).into_iter();
             let stopped = statuses.filter(|entry| entry.status == SUCCESS);
             let stopped: BTreeSet<String> = stopped.map(|entry| entry.name).collect();
-            let mut ran = self.updates.added_processes(group);
-            ran.retain(|process| stopped.contains(process));
-            self.under_way.note_stopped(group, ran);
+            let mut running = self.updates.added_processes(group);
+            running.retain(|process| stopped.contains(process));
+            self.update_sessions.record_group_stop(group, running);
         }
         Ok(Response::from_parts(head, Body::from(body)))
     }
@@ -164,40 +178,45 @@ impl Rpc {
         &self,
         caller: &Caller<'_>,
         group: &str,
-        steps: Option<Arc<Steps>>,
+        session: Option<Arc<UpdateSession>>,
         call: &MethodCall,
         body: Bytes,
     ) -> HttpResult {
-        let how = steps.as_ref().and_then(|steps| steps.how(group));
-        if let (Some(How::Changed), Some(steps)) = (how, &steps) {
-            steps.touch();
-            self.put_by(caller, group, Some(steps.clone()));
+        let scope = session
+            .as_ref()
+            .and_then(|session| session.stop_scope(group));
+        if let (Some(StopScope::Changed), Some(session)) = (scope, &session) {
+            session.record_step();
+            self.defer_removal(caller, group, Some(session.clone()));
             return Ok(reply(Ok(Value::Bool(true))));
         }
-        if how == Some(How::Own) || steps.is_some() && caller.update.covers(group) {
-            return self.remove_own(caller, group, call, body).await;
+        let is_step = session.is_some() && caller.update.covers(group);
+        if scope == Some(StopScope::Configured) || is_step {
+            return self.remove_configured(caller, group, call, body).await;
         }
-        if !self.under_way.was_stopped(group) || self.updates.added_processes(group).is_empty() {
+        if !self.update_sessions.was_stopped(group)
+            || self.updates.added_processes(group).is_empty()
+        {
             return self
                 .answer_supervisor(caller, "removeProcessGroup", call, body)
                 .await;
         }
-        // What lives in the group itself would be gone with it.
+        // The daemon would remove added processes in the group itself with it.
         if self.updates.holds_added(group) {
-            self.gate(caller).await?;
-            self.put_by(caller, group, None);
+            self.authorize(caller).await?;
+            self.defer_removal(caller, group, None);
             return Ok(reply(Ok(Value::Bool(true))));
         }
-        let response = self.remove_own(caller, group, call, body).await?;
-        let (response, is_done) = is_done(response).await?;
-        if is_done {
-            self.put_by(caller, group, None);
+        let response = self.remove_configured(caller, group, call, body).await?;
+        let (response, is_successful) = is_successful(response).await?;
+        if is_successful {
+            self.defer_removal(caller, group, None);
         }
         Ok(response)
     }
 
-    /// Removes what the files define of a group.
-    async fn remove_own(
+    /// Removes the processes of a group that the files define.
+    async fn remove_configured(
         &self,
         caller: &Caller<'_>,
         group: &str,
@@ -205,34 +224,34 @@ impl Rpc {
         body: Bytes,
     ) -> HttpResult {
         let epoch = self.twiddler.epoch();
-        let (judged, record) = (self.judged(caller), caller.record());
-        let removed = self.updates.remove_placed(group, judged, &record).await;
-        if let Err(refusal) = removed {
-            return Err(self.refused(caller, refusal).await);
+        let (authorized, record) = (self.authorization_of(caller), caller.record());
+        let removed = self.updates.remove_placed(group, authorized, &record).await;
+        if let Err(error) = removed {
+            return Err(self.failure_for(caller, error).await);
         }
         let share = share::of_call(&call.method, &call.params);
         let response = self.forward(caller, body, share).await?;
-        self.show_all_of(group, response, epoch).await
+        self.unhide_group(group, response, epoch).await
     }
 
-    /// Removes the group for good if nobody adds it again in time.
-    fn put_by(&self, caller: &Caller<'_>, group: &str, steps: Option<Arc<Steps>>) {
-        let put_by = self.under_way.put_by(group, steps);
+    /// Defers the removal of a group. If no client adds it before the session ends, it is removed.
+    fn defer_removal(&self, caller: &Caller<'_>, group: &str, session: Option<Arc<UpdateSession>>) {
+        let deferred = self.update_sessions.defer_removal(group, session);
         let (rpc, group, epoch) = (self.clone(), group.to_owned(), self.twiddler.epoch());
-        let (judged, record) = (self.judged(caller), caller.record());
+        let (authorized, record) = (self.authorization_of(caller), caller.record());
         tokio::spawn(async move {
-            tokio::time::sleep(goes_on()).await;
-            if !rpc.under_way.give_up(&group, &put_by) || !rpc.twiddler.is_still(epoch) {
+            tokio::time::sleep(session_timeout()).await;
+            if !rpc.update_sessions.expire(&group, &deferred) || !rpc.twiddler.is_still(epoch) {
                 return;
             }
-            let is_live = put_by.steps.is_some();
-            if let Some(steps) = &put_by.steps {
-                steps.give_back(&group);
+            let is_live = deferred.session.is_some();
+            if let Some(session) = &deferred.session {
+                session.forget_stop(&group);
             }
-            let given_up = rpc
+            let removal = rpc
                 .updates
-                .complete_removal(&group, is_live, judged, &record);
-            if let Err(error) = given_up.await {
+                .complete_removal(&group, is_live, authorized, &record);
+            if let Err(error) = removal.await {
                 tracing::warn!(group, reason = %error, "cannot carry out the removal of a group that was not added again");
             }
         });
@@ -242,97 +261,107 @@ impl Rpc {
         &self,
         caller: &Caller<'_>,
         group: &str,
-        steps: Option<Arc<Steps>>,
+        session: Option<Arc<UpdateSession>>,
         call: &MethodCall,
         body: Bytes,
     ) -> HttpResult {
-        let how = steps.as_ref().and_then(|steps| steps.how(group));
-        let is_taken = how == Some(How::Changed) || self.under_way.is_put_by_live(group);
-        let put_by = self.under_way.take_back(group);
-        let is_ours = is_taken || self.updates.has_clashes(group);
-        let added = if is_ours {
-            self.add_what_changed(caller, group).await
+        let scope = session
+            .as_ref()
+            .and_then(|session| session.stop_scope(group));
+        let is_live =
+            scope == Some(StopScope::Changed) || self.update_sessions.is_deferred_live(group);
+        let deferred = self.update_sessions.cancel_removal(group);
+        let applies_files = is_live || self.updates.has_clashes(group);
+        let added = if applies_files {
+            self.add_changed(caller, group).await
         } else {
             self.answer_supervisor(caller, "addProcessGroup", call, body)
                 .await
         };
-        let (response, is_done) = match added {
-            Ok(response) => is_done(response).await?,
+        let (response, is_successful) = match added {
+            Ok(response) => is_successful(response).await?,
             Err(failure) => {
-                self.put_back_by(caller, group, put_by);
+                self.defer_again(caller, group, deferred);
                 return Err(failure);
             }
         };
-        if !is_done {
-            self.put_back_by(caller, group, put_by);
+        if !is_successful {
+            self.defer_again(caller, group, deferred);
             return Ok(response);
         }
-        if !is_ours {
+        if !applies_files {
             self.updates.after_add(group);
         }
-        if let Some(steps) = &steps {
-            steps.give_back(group);
-            steps.touch();
+        if let Some(session) = &session {
+            session.forget_stop(group);
+            session.record_step();
         }
-        if let Some(put_by) = put_by {
-            self.start_again(caller, group, &put_by).await;
+        if let Some(deferred) = deferred {
+            self.start_again(caller, group, &deferred).await;
         }
         Ok(response)
     }
 
-    async fn add_what_changed(&self, caller: &Caller<'_>, group: &str) -> HttpResult {
-        self.gate(caller).await?;
-        let (judged, record) = (self.judged(caller), caller.record());
-        match self.updates.add_step(group, judged, &record).await {
+    async fn add_changed(&self, caller: &Caller<'_>, group: &str) -> HttpResult {
+        self.authorize(caller).await?;
+        let (authorized, record) = (self.authorization_of(caller), caller.record());
+        match self.updates.add_step(group, authorized, &record).await {
             Ok(()) => Ok(reply(Ok(Value::Bool(true)))),
-            Err(refusal) => Err(self.refused(caller, refusal).await),
+            Err(error) => Err(self.failure_for(caller, error).await),
         }
     }
 
-    fn put_back_by(&self, caller: &Caller<'_>, group: &str, put_by: Option<Arc<PutBy>>) {
-        if let Some(put_by) = put_by {
-            self.under_way
-                .note_stopped(group, put_by.ran.iter().cloned());
-            self.put_by(caller, group, put_by.steps.clone());
+    fn defer_again(
+        &self,
+        caller: &Caller<'_>,
+        group: &str,
+        deferred: Option<Arc<DeferredRemoval>>,
+    ) {
+        if let Some(deferred) = deferred {
+            self.update_sessions
+                .record_group_stop(group, deferred.running.iter().cloned());
+            self.defer_removal(caller, group, deferred.session.clone());
         }
     }
 
-    /// Those members run again that ran when their group was stopped.
-    async fn start_again(&self, caller: &Caller<'_>, group: &str, put_by: &PutBy) {
-        let ran = put_by.ran.iter();
-        let ran = ran.map(|process| (group.to_owned(), process.clone()));
+    /// Starts the added processes that were running when their group was stopped.
+    async fn start_again(&self, caller: &Caller<'_>, group: &str, deferred: &DeferredRemoval) {
+        let names = deferred.running.iter();
+        let names = names.map(|process| (group.to_owned(), process.clone()));
         let started = self
             .updates
-            .start_again(ran.collect(), self.judged(caller))
+            .start_again(names.collect(), self.authorization_of(caller))
             .await;
         if let Err(error) = started {
             tracing::warn!(group, reason = %error, "what was added to the group does not run again");
         }
     }
 
-    /// An update has put these groups in force, all where none is named.
-    pub(super) async fn take_back(&self, caller: &Caller<'_>, groups: &[String]) {
-        for group in self.under_way.groups_put_by() {
+    /// Cancels the deferred removals of these groups, or of all groups where none is named, because an
+    /// update has applied their files.
+    pub(super) async fn cancel_removals(&self, caller: &Caller<'_>, groups: &[String]) {
+        for group in self.update_sessions.deferred_groups() {
             if (groups.is_empty() || groups.contains(&group))
-                && let Some(put_by) = self.under_way.take_back(&group)
+                && let Some(deferred) = self.update_sessions.cancel_removal(&group)
             {
-                self.start_again(caller, &group, &put_by).await;
+                self.start_again(caller, &group, &deferred).await;
             }
         }
     }
 
+    /// Whether an update of the group replaces the daemon's own stop of it.
     fn replaces_steps(&self, group: &str) -> bool {
         let is_added = |registry: &Registry| registry.added_group(group).is_some();
         self.updates.is_live() || self.twiddler.with_registry(is_added)
     }
 
-    /// With `live_update`, a group has changed exactly if an update would do something about it.
-    async fn put_pending(
+    /// Replaces the list `changed` of a `reloadConfig` reply by the groups that an update would change.
+    async fn replace_changed(
         &self,
         caller: &Caller<'_>,
         reloaded: &mut Value,
     ) -> Result<(), ChangeError> {
-        let pending = self.updates.pending(self.judged(caller)).await?;
+        let pending = self.updates.pending(self.authorization_of(caller)).await?;
         let Value::Array(outer) = reloaded else {
             return Ok(());
         };
@@ -344,7 +373,8 @@ impl Rpc {
         Ok(())
     }
 
-    /// The reply of `reloadConfig` where the steps of an update restart only what changed.
+    /// The reply of `reloadConfig` with `live_update`: a group has changed exactly if an update would change
+    /// it.
     pub(super) async fn live_reload(
         &self,
         caller: &Caller<'_>,
@@ -358,18 +388,24 @@ impl Rpc {
         let Ok(Ok(mut reloaded)) = xmlrpc::read::response(&body) else {
             return Ok(Response::from_parts(head, Body::from(body)));
         };
-        if let Err(refusal) = self.put_pending(caller, &mut reloaded).await {
-            return Err(self.refused(caller, refusal).await);
+        if let Err(error) = self.replace_changed(caller, &mut reloaded).await {
+            return Err(self.failure_for(caller, error).await);
         }
-        self.under_way
-            .begin(caller.update, caller.place(), &reloaded);
+        self.update_sessions
+            .begin(caller.update, caller.origin(), &reloaded);
         Ok(with_answer(head, Ok(reloaded)))
     }
 
-    /// A group that was removed comes back as the user's file has it, with what was hidden.
-    async fn show_all_of(&self, group: &str, response: Response<Body>, epoch: Epoch) -> HttpResult {
-        let (response, is_done) = is_done(response).await?;
-        if is_done {
+    /// Ends the hiding of processes in a group that the daemon has removed: if a client adds it again, the
+    /// daemon makes them anew.
+    async fn unhide_group(
+        &self,
+        group: &str,
+        response: Response<Body>,
+        epoch: Epoch,
+    ) -> HttpResult {
+        let (response, is_successful) = is_successful(response).await?;
+        if is_successful {
             let hidden: Vec<_> = self.twiddler.with_registry(|registry| {
                 let hidden = registry.hidden().filter(|(hidden, _, _)| *hidden == group);
                 let names = hidden.map(|(_, process, _)| (group.to_owned(), process.to_owned()));
@@ -381,18 +417,18 @@ impl Rpc {
     }
 }
 
-/// Whether what was asked for was done.
-async fn is_done(
+/// Reads a response to its end. Returns it, and whether it is an answer without a fault.
+async fn is_successful(
     response: Response<Body>,
 ) -> Result<(Response<Body>, bool), crate::failure::Failure> {
     let (head, body) = response.into_parts();
     let body = collect(body).await?;
-    let is_done =
+    let is_successful =
         head.status == StatusCode::OK && matches!(xmlrpc::read::response(&body), Ok(Ok(_)));
-    Ok((Response::from_parts(head, Body::from(body)), is_done))
+    Ok((Response::from_parts(head, Body::from(body)), is_successful))
 }
 
-/// What `stopProcessGroup` says of those that it has stopped.
+/// The array that `stopProcessGroup` returns if it has stopped these processes.
 fn statuses(stopped: &[(String, String)]) -> Value {
     let status = |(group, name): &(String, String)| {
         let entry = StatusEntry {

@@ -1,4 +1,4 @@
-//! `supervisor.*` calls that name, or whose replies list, processes that live elsewhere.
+//! `supervisor.*` calls that name placed or hidden processes, or whose replies list them.
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -12,40 +12,40 @@ use crate::failure::{Failure, HttpResult};
 use crate::fault::{ALREADY_ADDED, BAD_NAME, fault};
 use crate::namespec::split_namespec;
 use crate::registry::{Member, Place, Registry};
-use crate::translate::{self, Alias, BulkAction, Ending, MethodKind, method_kind};
+use crate::translate::{self, BulkAction, Ending, MethodKind, NameMapping, method_kind};
 use crate::twiddler::{Change, ChangeError, Epoch, ReloadPause};
 use crate::xmlrpc::{self, Fault, MethodCall, Value};
 
-/// Epochs of the daemon in which a call is looked at before it is given up.
+/// In how many epochs of the daemon the translation of a call is tried.
 const MAX_EPOCHS: usize = 8;
 
-/// What to do with a call of the daemon's own namespace.
+/// How a `supervisor` call is answered.
 pub(super) enum Translation {
-    /// Pass it on as it is.
+    /// Forward the call unchanged.
     Same,
-    /// Ask the daemon this instead, and put its answer back into the client's names.
-    Ask(Vec<Value>, Back),
-    /// The call is carried out piece by piece.
+    /// Send the call with these parameters, and rewrite the answer.
+    Query(Vec<Value>, Rewrite),
+    /// Execute the call process by process.
     BulkCall(BulkCall),
-    /// The call is a change.
+    /// Make a change.
     Change(Change, Api),
-    /// The daemon ends, after what would take it long.
+    /// End the daemon, after groups with added processes were stopped.
     End(Ending),
 }
 
-/// How an answer of the daemon gets back into the client's names.
-pub(super) enum Back {
-    /// It is about one process.
-    Alias(Alias),
-    /// It lists what became of each process.
+/// How an answer of the daemon is rewritten into the client's names.
+pub(super) enum Rewrite {
+    /// The answer is about one process.
+    Process(NameMapping),
+    /// The answer is an array of status structs.
     Statuses,
-    /// It is `getAllProcessInfo`'s.
+    /// The answer of `getAllProcessInfo`.
     Infos,
-    /// It is `getAllConfigInfo`'s.
+    /// The answer of `getAllConfigInfo`.
     Configs,
-    /// It is `reloadConfig`'s.
-    ReloadResult,
-    /// It is `addProcessGroup`'s, about this group that is there.
+    /// The answer of `reloadConfig`.
+    Reload,
+    /// The answer of `addProcessGroup` for this group, which a client added.
     Added(String),
 }
 
@@ -59,7 +59,7 @@ impl Rpc {
         body: Bytes,
     ) -> HttpResult {
         if name == "getVersion" {
-            self.under_way.end(caller.update, &caller.place());
+            self.update_sessions.end(caller.update, &caller.origin());
         }
         if let Some(step) = Step::read(name, &call.params) {
             return self.step(caller, step, call, body).await;
@@ -73,6 +73,7 @@ impl Rpc {
         }
     }
 
+    /// Answers `supervisor.<name>` where the call is not a step of an update.
     pub(super) async fn answer_supervisor(
         &self,
         caller: &Caller<'_>,
@@ -84,10 +85,10 @@ impl Rpc {
             self.updates.before_reload().await;
         }
         let (translation, epoch) = self.translate(caller, name, &call.params).await?;
-        // Nothing more is asked of the worker while it waits for the end of this.
+        // Until the pause ends, the worker is not asked for anything, because it waits for the end of the pause.
         let kind = method_kind(name);
         let mut pause = match kind {
-            // While a question is put, these would answer with it, or add it.
+            // These depend on the daemon's last reading, which must not be that of a probe or a generated file.
             MethodKind::Reload | MethodKind::Configs | MethodKind::AddGroup => {
                 self.twiddler.pause_reloads().await
             }
@@ -100,42 +101,47 @@ impl Rpc {
                 if kind != MethodKind::Reload {
                     drop(pause.take());
                 }
-                // The first change of all may have come before the daemon's answer.
-                match back_of_list(method_kind(name), &call.params) {
-                    Some(back) if !self.twiddler.with_registry(Registry::is_plain) => {
-                        self.put_back(caller, response, &back, epoch, pause).await
+                // The first change may have been made between the translation and the daemon's answer.
+                match rewrite_of_list(method_kind(name), &call.params) {
+                    Some(rewrite) if !self.twiddler.with_registry(Registry::is_plain) => {
+                        self.rewrite_response(caller, response, &rewrite, epoch, pause)
+                            .await
                     }
                     _ => Ok(response),
                 }
             }
-            Translation::Ask(params, back) => {
-                let asked = xmlrpc::write::call(&call.method, &params);
+            Translation::Query(params, rewrite) => {
+                let query = xmlrpc::write::call(&call.method, &params);
                 let share = share::of_call(&call.method, &params);
-                let response = self.forward(caller, asked.into(), share).await?;
+                let response = self.forward(caller, query.into(), share).await?;
                 if kind != MethodKind::Reload {
                     drop(pause.take());
                 }
-                self.put_back(caller, response, &back, epoch, pause).await
+                self.rewrite_response(caller, response, &rewrite, epoch, pause)
+                    .await
             }
             other => {
                 drop(pause);
-                Ok(reply(self.carry_out(caller, other).await))
+                Ok(reply(self.execute(caller, other).await))
             }
         }
     }
 
-    /// What does not go to the daemon as one call.
-    pub(super) async fn carry_out(&self, caller: &Caller<'_>, what: Translation) -> Answer {
-        match what {
-            Translation::BulkCall(whole) => self.whole(caller, whole).await,
-            Translation::Change(change, api) => self.judged_change(caller, change, api).await,
+    /// Executes a call that is not sent to the daemon as one call.
+    pub(super) async fn execute(&self, caller: &Caller<'_>, translation: Translation) -> Answer {
+        match translation {
+            Translation::BulkCall(bulk) => self.run_bulk(caller, bulk).await,
+            Translation::Change(change, api) => self.authorized_change(caller, change, api).await,
             Translation::End(ending) => self.end(caller, ending).await,
-            Translation::Same | Translation::Ask(..) => Ok(Value::Nil),
+            Translation::Same | Translation::Query(..) => Ok(Value::Nil),
         }
     }
 
-    /// Decides what becomes of a call, and for which epoch of the daemon: names of one mean something
-    /// else in the next.
+    /// Decides how a call is answered. Returns the epoch too, because names can mean other processes in the
+    /// next epoch.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or restarts again and again.
     pub(super) async fn translate(
         &self,
         caller: &Caller<'_>,
@@ -166,33 +172,36 @@ impl Rpc {
         if let (MethodKind::Process | MethodKind::ProcessOrGroup(_), Some(Value::String(name))) =
             (kind, params.first())
         {
-            self.look_at_hidden(caller, name).await?;
+            self.check_hidden(caller, name).await?;
         }
         let decide = |registry: &Registry| decide(registry, kind, params);
         Ok(self.twiddler.with_registry(decide))
     }
 
-    /// Whether anything may have been changed in the daemon's present epoch. Where the daemon does
-    /// not let the proxy in, it tells the caller the same.
+    /// Whether there may be changes in the daemon's current epoch. A daemon that refuses the proxy's
+    /// credentials counts as unchanged: it refuses the caller in the same way.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
     pub(super) async fn needs_translation(&self, caller: &Caller<'_>) -> Result<bool, Failure> {
         if self.twiddler.knows_nothing() {
             return Ok(false);
         }
-        let mut settled = self.twiddler.current().await;
-        // A proxy without credentials of its own knows none before the first caller.
-        if matches!(settled, Err(ChangeError::Status(_))) && self.gate(caller).await.is_ok() {
-            settled = self.twiddler.current().await;
+        let mut current = self.twiddler.current().await;
+        // A proxy without credentials of its own uses those of the first authorized caller.
+        if matches!(current, Err(ChangeError::Status(_))) && self.authorize(caller).await.is_ok() {
+            current = self.twiddler.current().await;
         }
-        match settled {
-            // A daemon that shuts down may be back before it is asked.
+        match current {
+            // A fault means that the daemon shuts down. It may have restarted before the next call.
             Err(ChangeError::Status(_)) => Ok(false),
             Err(ChangeError::Unreachable(reason)) => Err(Failure::Unreachable(reason)),
             Ok(_) | Err(_) => Ok(true),
         }
     }
 
-    /// A hidden process of this name that somebody started behind our back is to be seen again.
-    pub(super) async fn look_at_hidden(
+    /// Ends the hiding of the process of this name, if a client has started it directly on the daemon.
+    pub(super) async fn check_hidden(
         &self,
         caller: &Caller<'_>,
         name: &str,
@@ -206,11 +215,11 @@ impl Rpc {
                 Place::Hidden(start) => vec![(group.to_owned(), process.to_owned(), start)],
                 _ => Vec::new(),
             });
-        self.look_again(caller, hidden).await
+        self.show_restarted(caller, hidden).await
     }
 
-    /// The same for all hidden processes but those whose names are taken again.
-    pub(super) async fn look_at_all_hidden(&self, caller: &Caller<'_>) -> Result<(), Failure> {
+    /// Does the same for all hidden processes, but those whose names have been given to other processes.
+    pub(super) async fn check_all_hidden(&self, caller: &Caller<'_>) -> Result<(), Failure> {
         let hidden = self.twiddler.with_registry(|registry| {
             registry
                 .hidden()
@@ -218,10 +227,10 @@ impl Rpc {
                 .map(|(group, process, start)| (group.to_owned(), process.to_owned(), start))
                 .collect()
         });
-        self.look_again(caller, hidden).await
+        self.show_restarted(caller, hidden).await
     }
 
-    async fn look_again(
+    async fn show_restarted(
         &self,
         caller: &Caller<'_>,
         hidden: Vec<(String, String, i64)>,
@@ -235,21 +244,24 @@ impl Rpc {
             })
             .collect();
         let infos = self.multicall_as(caller, &calls).await?;
-        let shown = hidden.into_iter().zip(infos).filter_map(|(hidden, info)| {
+        let visible = hidden.into_iter().zip(infos).filter_map(|(hidden, info)| {
             let (group, process, start) = hidden;
             let info = info.ok()?;
             (!translate::is_still_hidden(&info, start)).then_some((group, process))
         });
-        self.twiddler.show(epoch, shown).await;
+        self.twiddler.show(epoch, visible).await;
         Ok(())
     }
 
-    /// Puts the daemon's reply into the client's names, if it is of this epoch of the daemon.
-    async fn put_back(
+    /// Rewrites the daemon's response into the client's names.
+    ///
+    /// # Errors
+    /// When the daemon has restarted since `epoch` and does not answer, or the response is cut short.
+    async fn rewrite_response(
         &self,
         caller: &Caller<'_>,
         response: Response<Body>,
-        back: &Back,
+        rewrite: &Rewrite,
         epoch: Epoch,
         mut pause: Option<ReloadPause>,
     ) -> HttpResult {
@@ -258,11 +270,11 @@ impl Rpc {
         }
         let (head, body) = response.into_parts();
         let body = collect(body).await?;
-        if matches!(back, Back::Alias(_)) && !may_name_the_process(&body) {
+        if matches!(rewrite, Rewrite::Process(_)) && !may_name_the_process(&body) {
             return Ok(Response::from_parts(head, Body::from(body)));
         }
-        // The pause lasts until the reply is in the client's names, so that no change comes between,
-        // unless the worker must be waited for.
+        // The pause lasts until the response is rewritten, so that no change comes in between. It ends earlier
+        // if the worker has to find out about a new epoch.
         if !self.twiddler.is_still(epoch) {
             drop(pause.take());
             if let Err(ChangeError::Unreachable(reason)) = self.twiddler.ensure_epoch(epoch).await {
@@ -270,7 +282,10 @@ impl Rpc {
             }
         }
         Ok(match xmlrpc::read::response(&body) {
-            Ok(answer) => with_answer(head, self.back(caller, answer, back, epoch).await),
+            Ok(answer) => with_answer(
+                head,
+                self.rewrite_answer(caller, answer, rewrite, epoch).await,
+            ),
             Err(error) => {
                 tracing::warn!(%error, "a reply of supervisord cannot be read and is passed on as it is");
                 Response::from_parts(head, Body::from(body))
@@ -278,69 +293,73 @@ impl Rpc {
         })
     }
 
-    /// The same for an answer that was read already.
-    pub(super) async fn back(
+    /// Rewrites an answer of the daemon into the client's names, and records what it says about hidden and
+    /// missing processes.
+    ///
+    /// # Errors
+    /// The daemon's fault, in the client's names.
+    pub(super) async fn rewrite_answer(
         &self,
         caller: &Caller<'_>,
         answer: Result<Value, Fault>,
-        back: &Back,
+        rewrite: &Rewrite,
         epoch: Epoch,
     ) -> Result<Value, Fault> {
-        match back {
-            Back::Alias(alias) => {
-                let is_unknown = matches!(&answer, Err(told) if told.code == BAD_NAME);
-                if is_unknown && alias.leads_somewhere() {
+        match rewrite {
+            Rewrite::Process(mapping) => {
+                let is_unknown = matches!(&answer, Err(fault) if fault.code == BAD_NAME);
+                if is_unknown && mapping.is_known() {
                     self.twiddler.doubt();
                 }
-                return alias.back(answer);
+                return mapping.rewrite_reply(answer);
             }
-            // No file defines a group that was added at run time, but it is there all the same.
-            Back::Added(group) => {
-                return answer.map_err(|told| match told.code {
+            // The daemon says BAD_NAME, because no file defines a group that a client added.
+            Rewrite::Added(group) => {
+                return answer.map_err(|error| match error.code {
                     BAD_NAME => fault(ALREADY_ADDED, group),
-                    _ => told,
+                    _ => error,
                 });
             }
-            Back::Statuses | Back::Infos | Back::Configs | Back::ReloadResult => {}
+            Rewrite::Statuses | Rewrite::Infos | Rewrite::Configs | Rewrite::Reload => {}
         }
         let mut value = answer?;
-        let is_doubtful = self.twiddler.with_registry(|registry| match back {
-            Back::Infos => translate::lacks_members(registry, &value),
-            Back::ReloadResult => translate::lacks_marker(registry, &value),
+        let is_doubtful = self.twiddler.with_registry(|registry| match rewrite {
+            Rewrite::Infos => translate::lacks_members(registry, &value),
+            Rewrite::Reload => translate::lacks_marker(registry, &value),
             _ => false,
         });
         if is_doubtful {
             self.twiddler.doubt();
         }
-        let shown = self.twiddler.with_registry(|registry| match back {
-            Back::Infos => translate::rewrite_infos(registry, &mut value),
-            Back::Statuses => {
+        let visible = self.twiddler.with_registry(|registry| match rewrite {
+            Rewrite::Infos => translate::rewrite_infos(registry, &mut value),
+            Rewrite::Statuses => {
                 translate::rewrite_statuses(registry, &mut value);
                 Vec::new()
             }
-            Back::Configs => {
+            Rewrite::Configs => {
                 translate::rewrite_configs(registry, &mut value);
                 Vec::new()
             }
-            Back::ReloadResult => {
+            Rewrite::Reload => {
                 translate::rewrite_reloaded(registry, &mut value);
                 Vec::new()
             }
-            Back::Alias(_) | Back::Added(_) => Vec::new(),
+            Rewrite::Process(_) | Rewrite::Added(_) => Vec::new(),
         });
-        self.twiddler.show(epoch, shown).await;
-        match (back, &mut value) {
-            (Back::ReloadResult, reloaded) => {
+        self.twiddler.show(epoch, visible).await;
+        match (rewrite, &mut value) {
+            (Rewrite::Reload, reloaded) => {
                 self.updates.omit_applied(reloaded);
                 self.updates.report_defined(reloaded);
-                self.under_way
-                    .begin(caller.update, caller.place(), reloaded);
+                self.update_sessions
+                    .begin(caller.update, caller.origin(), reloaded);
                 self.twiddler.warn_of_clashes();
             }
-            (Back::Configs, Value::Array(list)) => {
-                // What cannot be learnt now is left out, as the daemon leaves it out.
-                if let Err(refusal) = self.twiddler.complete_configs(list).await {
-                    tracing::warn!(reason = %refusal, "getAllConfigInfo lacks what was added");
+            (Rewrite::Configs, Value::Array(list)) => {
+                // Added processes that cannot be described are left out, as in the daemon's own list.
+                if let Err(error) = self.twiddler.complete_configs(list).await {
+                    tracing::warn!(reason = %error, "getAllConfigInfo lacks what was added");
                 }
             }
             _ => {}
@@ -349,16 +368,16 @@ impl Rpc {
     }
 }
 
-/// A call on a whole group, or on all processes, of the kind that the daemon would take.
+/// Reads a call on a whole group or on all processes; none for another call, or one that the daemon refuses.
 pub(super) fn bulk_call(name: &str, params: &[Value]) -> Option<BulkCall> {
     let first = params.first().and_then(Value::as_str);
     match (method_kind(name), first) {
-        (MethodKind::ProcessOrGroup(verb), Some(name)) => match split_namespec(name) {
-            (group, None) => BulkCall::group(verb, group, params),
+        (MethodKind::ProcessOrGroup(action), Some(name)) => match split_namespec(name) {
+            (group, None) => BulkCall::group(action, group, params),
             _ => None,
         },
-        (MethodKind::Group(verb), Some(group)) => BulkCall::group(verb, group, params),
-        (MethodKind::All(verb), _) => BulkCall::all(verb, params),
+        (MethodKind::Group(action), Some(group)) => BulkCall::group(action, group, params),
+        (MethodKind::All(action), _) => BulkCall::all(action, params),
         _ => None,
     }
 }
@@ -367,17 +386,17 @@ fn decide(registry: &Registry, kind: MethodKind, params: &[Value]) -> Translatio
     let name = params.first().and_then(Value::as_str);
     match (kind, name) {
         (MethodKind::Process, Some(name)) => one_process(registry, name, params),
-        (MethodKind::ProcessOrGroup(verb), Some(name)) => match split_namespec(name) {
-            (group, None) => one_group(registry, verb, group, params),
+        (MethodKind::ProcessOrGroup(action), Some(name)) => match split_namespec(name) {
+            (group, None) => one_group(registry, action, group, params),
             _ => one_process(registry, name, params),
         },
-        (MethodKind::Group(verb), Some(group)) => one_group(registry, verb, group, params),
-        (MethodKind::All(verb), _) => all_processes(registry, verb, params),
-        (MethodKind::Infos, _) if !registry.is_plain() => ask(params, Back::Infos),
-        (MethodKind::Configs, _) if params.is_empty() => ask(params, Back::Configs),
-        (MethodKind::Reload, _) => ask(params, Back::ReloadResult),
+        (MethodKind::Group(action), Some(group)) => one_group(registry, action, group, params),
+        (MethodKind::All(action), _) => all_processes(registry, action, params),
+        (MethodKind::Infos, _) if !registry.is_plain() => query(params, Rewrite::Infos),
+        (MethodKind::Configs, _) if params.is_empty() => query(params, Rewrite::Configs),
+        (MethodKind::Reload, _) => query(params, Rewrite::Reload),
         (MethodKind::AddGroup, Some(group)) if registry.added_group(group).is_some() => {
-            ask(params, Back::Added(group.to_owned()))
+            query(params, Rewrite::Added(group.to_owned()))
         }
         (MethodKind::End(ending), _) if params.is_empty() && has_placed(registry) => {
             Translation::End(ending)
@@ -389,43 +408,48 @@ fn decide(registry: &Registry, kind: MethodKind, params: &[Value]) -> Translatio
     }
 }
 
-/// How a list of processes gets into the client's names.
-fn back_of_list(kind: MethodKind, params: &[Value]) -> Option<Back> {
+/// The rewrite for the answer of a method that lists all processes.
+fn rewrite_of_list(kind: MethodKind, params: &[Value]) -> Option<Rewrite> {
     match kind {
-        MethodKind::Infos if params.is_empty() => Some(Back::Infos),
-        MethodKind::Configs if params.is_empty() => Some(Back::Configs),
+        MethodKind::Infos if params.is_empty() => Some(Rewrite::Infos),
+        MethodKind::Configs if params.is_empty() => Some(Rewrite::Configs),
         _ => None,
     }
 }
 
-fn ask(params: &[Value], back: Back) -> Translation {
-    Translation::Ask(params.to_vec(), back)
+fn query(params: &[Value], rewrite: Rewrite) -> Translation {
+    Translation::Query(params.to_vec(), rewrite)
 }
 
 fn one_process(registry: &Registry, name: &str, params: &[Value]) -> Translation {
-    let Some(alias) = translate::alias(registry, name) else {
+    let Some(mapping) = translate::map_name(registry, name) else {
         return Translation::Same;
     };
     let mut params = params.to_vec();
-    params[0] = alias.real.as_str().into();
-    Translation::Ask(params, Back::Alias(alias))
+    params[0] = mapping.real.as_str().into();
+    Translation::Query(params, Rewrite::Process(mapping))
 }
 
-fn one_group(registry: &Registry, verb: BulkAction, group: &str, params: &[Value]) -> Translation {
-    match BulkCall::group(verb, group, params) {
-        Some(whole) if registry.is_decorated(group) => Translation::BulkCall(whole),
+fn one_group(
+    registry: &Registry,
+    action: BulkAction,
+    group: &str,
+    params: &[Value],
+) -> Translation {
+    match BulkCall::group(action, group, params) {
+        Some(bulk) if registry.is_decorated(group) => Translation::BulkCall(bulk),
         _ => Translation::Same,
     }
 }
 
-fn all_processes(registry: &Registry, verb: BulkAction, params: &[Value]) -> Translation {
-    match BulkCall::all(verb, params) {
+fn all_processes(registry: &Registry, action: BulkAction, params: &[Value]) -> Translation {
+    match BulkCall::all(action, params) {
         _ if registry.is_plain() => Translation::Same,
-        // The daemon orders real groups, and knows no order between the members that they hold.
-        Some(whole) if registry.hides() || verb != BulkAction::ClearLogs => {
-            Translation::BulkCall(whole)
+        // The daemon's order is by real groups, which is not the order of their members for clients.
+        Some(bulk) if registry.hides() || action != BulkAction::ClearLogs => {
+            Translation::BulkCall(bulk)
         }
-        _ => ask(params, Back::Statuses),
+        _ => query(params, Rewrite::Statuses),
     }
 }
 
@@ -434,10 +458,10 @@ fn has_placed(registry: &Registry) -> bool {
 }
 
 fn remove_group(registry: &Registry, group: &str) -> Translation {
-    let ours = registry.is_decorated(group)
+    let is_change = registry.is_decorated(group)
         || registry.added_group(group).is_some()
         || registry.members_of(group).next().is_some();
-    if ours {
+    if is_change {
         let name = group.to_owned();
         let api = Api::Supervisor(name.clone());
         Translation::Change(Change::RemoveGroup { name }, api)
@@ -446,8 +470,8 @@ fn remove_group(registry: &Registry, group: &str) -> Translation {
     }
 }
 
-/// Only faults and structs of one process name it; logs are passed on as they are, because they
-/// may hold what no XML parser takes.
+/// Whether a reply about one process may name it: only faults and structs do. Logs are forwarded unchanged,
+/// because they may hold text that no XML parser accepts.
 fn may_name_the_process(body: &[u8]) -> bool {
     const HEAD: usize = 128;
     let head = &body[..body.len().min(HEAD)];

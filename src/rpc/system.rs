@@ -1,19 +1,19 @@
-//! `system.*` introspection: the daemon's own answers, with the `twiddler` namespace beside them.
+//! `system.*` introspection: the daemon's answers, completed by the `twiddler` namespace.
 
 use super::methods::{self, METHODS, Method};
 use super::{Answer, Caller, Rpc};
 use crate::xmlrpc::{MethodCall, Value};
 
-/// Whether `system.<name>` with these parameters speaks of our methods.
+/// Whether the answer to `system.<name>` with these parameters includes `twiddler.*` methods.
 pub(super) fn concerns(name: &str, params: &[Value]) -> bool {
     match name {
         "listMethods" => params.is_empty(),
-        "methodHelp" | "methodSignature" => named(params).is_some(),
+        "methodHelp" | "methodSignature" => twiddler_method(params).is_some(),
         _ => false,
     }
 }
 
-fn named(params: &[Value]) -> Option<&'static Method> {
+fn twiddler_method(params: &[Value]) -> Option<&'static Method> {
     match params {
         [Value::String(name)] => methods::method(name.strip_prefix("twiddler.")?),
         _ => None,
@@ -21,29 +21,30 @@ fn named(params: &[Value]) -> Option<&'static Method> {
 }
 
 impl Rpc {
-    /// Answers a call that [`concerns`] us.
+    /// Answers a call for which [`concerns`] is true.
     pub(super) async fn system_call(
         &self,
         caller: &Caller<'_>,
         name: &str,
         call: &MethodCall,
     ) -> Answer {
-        if let Some(method) = named(&call.params) {
-            self.gate(caller).await?;
+        if let Some(method) = twiddler_method(&call.params) {
+            self.authorize(caller).await?;
             return Ok(if name == "methodHelp" {
                 method.help.into()
             } else {
                 Value::Array(method.signature.iter().map(|&kind| kind.into()).collect())
             });
         }
-        let listed = self.ask(caller, &call.method, &call.params).await?;
-        Ok(with_ours(listed))
+        let methods = self.query(caller, &call.method, &call.params).await?;
+        Ok(with_twiddler_methods(methods))
     }
 }
 
-/// The daemon sorts its list (`supervisor/xmlrpc.py`, `listMethods`).
-fn with_ours(listed: Value) -> Value {
-    let mut names: Vec<String> = listed
+/// Adds the `twiddler.*` methods to a list of methods. The daemon sorts its list (`supervisor/xmlrpc.py`,
+/// `listMethods`).
+fn with_twiddler_methods(methods: Value) -> Value {
+    let mut names: Vec<String> = methods
         .as_array()
         .unwrap_or_default()
         .iter()

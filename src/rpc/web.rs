@@ -1,4 +1,4 @@
-//! Pages and logs that name, or list, processes that live elsewhere.
+//! Web pages and logs that name placed or hidden processes, or list them.
 
 use axum::body::Body;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
@@ -6,115 +6,127 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 use super::bulk::BulkCall;
-use super::{Caller, Rpc, Update, collect, share};
+use super::{Caller, ConnectionUpdate, Rpc, collect, share};
 use crate::daemon::Origin;
 use crate::failure::{Failure, HttpResult};
 use crate::forward::{self, Payload};
-use crate::pages::{self, Asked, Page, Rewritten};
+use crate::pages::{self, Page, PageRequest, Rewritten};
 use crate::registry::Registry;
-use crate::translate::{self, Alias, BulkAction};
+use crate::translate::{self, BulkAction, NameMapping};
 
 impl Rpc {
-    /// Passes on a request that is no call, and puts its reply into the client's names.
+    /// Forwards a request that is no call, and rewrites the response into the client's names.
     ///
     /// # Errors
-    /// Why there is no reply.
+    /// The reason why there is no response.
     pub async fn page(&self, head: &Parts, payload: Payload) -> HttpResult {
         let form = match &payload {
             Payload::Bytes(form) => Some(&form[..]),
             Payload::Nothing => None,
-            Payload::NoLength => return self.pass_page(head, payload).await,
+            Payload::NoLength => return self.forward_page(head, payload).await,
         };
-        let Some(asked) = Asked::read(&head.method, &head.uri, form) else {
-            return self.pass_page(head, payload).await;
+        let Some(request) = PageRequest::read(&head.method, &head.uri, form) else {
+            return self.forward_page(head, payload).await;
         };
-        self.answer_page(head, &asked, payload).await
+        self.answer_page(head, &request, payload).await
     }
 
-    async fn pass_page(&self, head: &Parts, payload: Payload) -> HttpResult {
+    async fn forward_page(&self, head: &Parts, payload: Payload) -> HttpResult {
         let share = share::of_page(&head.uri, form_of(&payload));
         forward::forward(&self.daemon, head, payload, share).await
     }
 
-    async fn answer_page(&self, head: &Parts, asked: &Asked, payload: Payload) -> HttpResult {
-        let asking = asking_head(head);
+    async fn answer_page(
+        &self,
+        head: &Parts,
+        request: &PageRequest,
+        payload: Payload,
+    ) -> HttpResult {
+        let call = call_head(head);
         let caller = Caller {
-            head: &asking,
-            update: &Update::default(),
+            head: &call,
+            update: &ConnectionUpdate::default(),
         };
         if !self.needs_translation(&caller).await? {
-            return self.pass_page(head, payload).await;
+            return self.forward_page(head, payload).await;
         }
-        self.look_for(&caller, asked).await?;
+        self.show_restarted_for(&caller, request).await?;
         let hides = self.twiddler.with_registry(Registry::hides);
-        if asked.page == Page::RestartAll && hides {
+        if request.page == Page::RestartAll && hides {
             return self.restart_all(&caller, head).await;
         }
-        if let Some(alias) = self.alias(asked) {
-            return self.named(head, asked, &alias, payload).await;
+        if let Some(mapping) = self.mapping(request) {
+            return self
+                .forward_with_real_name(head, request, &mapping, payload)
+                .await;
         }
-        let response = self.pass_page(head, payload).await?;
-        if asked.page == Page::Status && !self.twiddler.with_registry(Registry::is_plain) {
+        let response = self.forward_page(head, payload).await?;
+        if request.page == Page::Status && !self.twiddler.with_registry(Registry::is_plain) {
             return rewrite(response, |page| {
                 self.twiddler
-                    .with_registry(|registry| pages::status_back(registry, page))
+                    .with_registry(|registry| pages::rewrite_status(registry, page))
             })
             .await;
         }
         Ok(response)
     }
 
-    /// Sees whether hidden processes that matter here were started behind our back.
-    async fn look_for(&self, caller: &Caller<'_>, asked: &Asked) -> Result<(), Failure> {
-        let looked = match (asked.page, &asked.process) {
-            (Page::Status, _) => self.look_at_all_hidden(caller).await,
-            (_, Some(process)) => self.look_at_hidden(caller, process).await,
+    /// Ends the hiding of processes that the page concerns, if a client has started them directly on the daemon.
+    async fn show_restarted_for(
+        &self,
+        caller: &Caller<'_>,
+        request: &PageRequest,
+    ) -> Result<(), Failure> {
+        let result = match (request.page, &request.process) {
+            (Page::Status, _) => self.check_all_hidden(caller).await,
+            (_, Some(process)) => self.check_hidden(caller, process).await,
             (_, None) => Ok(()),
         };
-        match looked {
-            // What the daemon refuses now it refuses again, in the words of its pages.
+        match result {
+            // After a fault, the daemon refuses the page too, with a text for pages.
             Ok(()) | Err(Failure::Fault(_)) => Ok(()),
             failure => failure,
         }
     }
 
-    fn alias(&self, asked: &Asked) -> Option<Alias> {
-        let process = asked.process.as_deref()?;
+    fn mapping(&self, request: &PageRequest) -> Option<NameMapping> {
+        let process = request.process.as_deref()?;
         self.twiddler
-            .with_registry(|registry| translate::alias(registry, process))
+            .with_registry(|registry| translate::map_name(registry, process))
     }
 
-    /// Asks for the process under its real name.
-    async fn named(
+    /// Forwards the request with the real name of the process.
+    async fn forward_with_real_name(
         &self,
         head: &Parts,
-        asked: &Asked,
-        alias: &Alias,
+        request: &PageRequest,
+        mapping: &NameMapping,
         payload: Payload,
     ) -> HttpResult {
-        let (uri, form) = asked.naming(&alias.real);
+        let (uri, form) = request.with_process(&mapping.real);
         let uri = uri.as_ref().unwrap_or(&head.uri);
         let payload = form.map_or(payload, Payload::Bytes);
         let response = self.send(head, uri, payload).await?;
-        match asked.page {
+        match request.page {
             Page::Log => Ok(response),
-            Page::Tail => rewrite(response, |page| pages::tail_back(alias, page)).await,
+            Page::Tail => rewrite(response, |page| pages::rewrite_tail(mapping, page)).await,
             Page::Status | Page::Action | Page::RestartAll => {
-                Ok(redirected(response, |location| {
-                    pages::message_back(alias, location)
+                Ok(with_location(response, |location| {
+                    pages::rewrite_message(mapping, location)
                 }))
             }
         }
     }
 
-    /// Stops and starts all but what is hidden. The redirect is the daemon's own, with its time.
+    /// Stops and starts all visible processes. The redirect is the daemon's reply to `refresh`, so that it has
+    /// the daemon's time.
     async fn restart_all(&self, caller: &Caller<'_>, head: &Parts) -> HttpResult {
-        for verb in [BulkAction::Stop, BulkAction::Start] {
-            let Some(whole) = BulkCall::all(verb, &[]) else {
+        for action in [BulkAction::Stop, BulkAction::Start] {
+            let Some(bulk) = BulkCall::all(action, &[]) else {
                 continue;
             };
-            // Nor does the daemon say what became of each.
-            match self.whole(caller, whole).await {
+            // As in the daemon, the result for each process is ignored.
+            match self.run_bulk(caller, bulk).await {
                 Ok(_) | Err(Failure::Fault(_)) => {}
                 Err(failure) => return Err(failure),
             }
@@ -126,7 +138,7 @@ impl Rpc {
             Payload::Nothing
         };
         let response = self.send(head, &uri, payload).await?;
-        Ok(redirected(response, pages::restarted))
+        Ok(with_location(response, pages::rewrite_refresh_message))
     }
 
     async fn send(&self, head: &Parts, uri: &Uri, payload: Payload) -> HttpResult {
@@ -143,26 +155,25 @@ fn form_of(payload: &Payload) -> &[u8] {
     }
 }
 
-/// What the proxy asks with on behalf of somebody who asked for a page.
-pub(super) fn asking_head(head: &Parts) -> Parts {
-    let (mut asking, ()) = Request::new(()).into_parts();
-    asking.method = Method::POST;
-    asking.uri = Uri::from_static("/RPC2");
-    if let Some(peer) = head.extensions.get::<Origin>() {
-        asking.extensions.insert(*peer);
+/// The head for calls that the proxy makes on behalf of the client that requests a page.
+pub(super) fn call_head(page: &Parts) -> Parts {
+    let (mut call, ()) = Request::new(()).into_parts();
+    call.method = Method::POST;
+    call.uri = Uri::from_static("/RPC2");
+    if let Some(peer) = page.extensions.get::<Origin>() {
+        call.extensions.insert(*peer);
     }
     for name in [AUTHORIZATION, HOST] {
-        if let Some(value) = head.headers.get(&name) {
-            asking.headers.insert(name, value.clone());
+        if let Some(value) = page.headers.get(&name) {
+            call.headers.insert(name, value.clone());
         }
     }
-    asking
-        .headers
+    call.headers
         .insert(CONTENT_TYPE, HeaderValue::from_static("text/xml"));
-    asking
+    call
 }
 
-/// Puts another text into a page. Whatever is no page of the daemon's passes as it is.
+/// Rewrites the text of a page. Other responses are returned unchanged.
 async fn rewrite(response: Response<Body>, change: impl FnOnce(&str) -> Rewritten) -> HttpResult {
     if response.status() != StatusCode::OK {
         return Ok(response);
@@ -181,8 +192,8 @@ async fn rewrite(response: Response<Body>, change: impl FnOnce(&str) -> Rewritte
     Ok(Response::from_parts(head, body))
 }
 
-/// Sends the client elsewhere than the daemon does.
-fn redirected(
+/// Changes the target of a redirect.
+fn with_location(
     mut response: Response<Body>,
     change: impl FnOnce(&str) -> Option<String>,
 ) -> Response<Body> {

@@ -1,19 +1,19 @@
-//! The errors of changes, in the words of the API that was called.
+//! The faults for failed changes, with the texts of the API that was called.
 
 use crate::fault::{BAD_NAME, STILL_RUNNING, fault};
 use crate::twiddler::ChangeError;
 
-/// The API by which a change was asked for.
+/// The API that a client called for a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Api {
-    /// `twiddler.removeGroup` and the others, which name the process that is not stopped.
+    /// The `twiddler` namespace, whose `removeGroup` names the process that is not stopped.
     Twiddler,
-    /// `supervisor.removeProcessGroup` of this group, which names that alone.
+    /// `supervisor.removeProcessGroup` of this group, which names only the group.
     Supervisor(String),
 }
 
 impl Api {
-    /// The error as this API tells it.
+    /// The error with the text that this API uses.
     pub(super) fn word(&self, error: ChangeError) -> ChangeError {
         match (self, error) {
             (Api::Supervisor(group), ChangeError::UnknownGroup(_)) => fault(BAD_NAME, group).into(),
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_api_has_its_own_words() {
+    fn each_api_has_its_own_texts() {
         let unknown = || ChangeError::UnknownGroup("g".to_owned());
         let running = || ChangeError::StillRunning("p".to_owned());
         let taken = || ChangeError::NameTaken("g".to_owned());
@@ -44,8 +44,8 @@ mod tests {
             (supervisor(), taken(), "BAD_NAME: g"),
         ];
         for (api, error, expected) in table {
-            let told = api.word(error).fault().map(|fault| fault.text);
-            assert_eq!(told.as_deref(), Some(expected), "{api:?}");
+            let text = api.word(error).fault().map(|fault| fault.text);
+            assert_eq!(text.as_deref(), Some(expected), "{api:?}");
         }
     }
 }
