@@ -1,8 +1,9 @@
-//! The bodies of requests: how much of them is read, at which moment, and how many are held.
+//! The bodies of requests: how much of a body is read, when, and how many bodies are in memory.
 //!
-//! Of a caller whom nobody has let in yet, [`FREE_BODY`] are read and no more, and of many of them
-//! together [`MAX_FREE`]: the rest waits in the network until the daemon has judged them. What is let in and still large waits for its share of
-//! the memory, so that no number of callers can take all of it.
+//! Before a client is authorized, at most [`FREE_BODY`] of its body is read, and at most [`MAX_FREE`] of
+//! all such bodies. The rest is not read from the network until the daemon has authorized the client.
+//! Larger bodies of authorized clients wait for their share of the memory, so that clients together cannot
+//! take all of it.
 
 use std::time::Duration;
 
@@ -20,114 +21,114 @@ use tokio::time::{Instant, timeout_at};
 use crate::failure::{self, Failure};
 use crate::limits::{ClientSlot, Phase};
 
-/// The largest body that is taken: arguments of 8 MB work with the daemon itself, and each body is
-/// held in memory while it is looked at.
+/// The largest body in bytes. Arguments of 8 MB work with the daemon itself, and each body is in memory
+/// while it is handled.
 pub const MAX_BODY: usize = 32 * 1024 * 1024;
-/// What is read of a body before anybody has let its sender in. Hardly any call is larger.
+/// How many bytes of a body are read before its sender is authorized. Hardly any call is larger.
 pub const FREE_BODY: usize = 64 * 1024;
-/// Smaller ones cost less than their connections.
+/// The size in bytes up to which a body needs no share, because it costs less memory than its connection.
 const SMALL_BODY: usize = 8 * 1024;
-/// How much memory the bodies may take together that are free and not small. What comes beyond is read
-/// once its sender was let in.
+/// The memory in bytes for all free bodies that are not small. Further bodies are read only after their
+/// senders are authorized.
 pub const MAX_FREE: usize = 4 * 1024 * 1024;
-/// Larger bodies than this are handled one at a time.
+/// The size in bytes above which bodies are handled one at a time.
 pub const LARGE_BODY: usize = 4 * 1024 * 1024;
-/// How much memory all bodies may take together that are neither free nor large.
+/// The memory in bytes for all bodies that are neither small nor large, after their senders are authorized.
 pub const MAX_HELD: usize = 4 * LARGE_BODY;
 
-/// How long a body may pause.
+/// The longest time between two pieces of a body.
 pub const BODY_PAUSE: Duration = Duration::from_secs(20);
-/// How long a body may take in all.
+/// The longest time for a whole body.
 pub const BODY_TIME: Duration = Duration::from_secs(5 * 60);
 
-/// What is counted of a body at a time.
-const HELD_UNIT: usize = 1024;
+/// The number of bytes that one permit stands for.
+const UNIT: usize = 1024;
 
-/// Who may hold one of those that are free and not small.
-static FREE: Semaphore = Semaphore::const_new(MAX_FREE / HELD_UNIT);
-/// Who may hold one of the bodies that are not free.
-static HELD: Semaphore = Semaphore::const_new(MAX_HELD / HELD_UNIT);
-/// Who may hold the large one.
+/// The permits for free bodies that are not small.
+static FREE: Semaphore = Semaphore::const_new(MAX_FREE / UNIT);
+/// The permits for bodies of authorized senders that are neither small nor large.
+static HELD: Semaphore = Semaphore::const_new(MAX_HELD / UNIT);
+/// The permit for one large body.
 static LARGE: Semaphore = Semaphore::const_new(1);
 
-/// Stands among a request's extensions once its sender was let in.
+/// The extension of a request whose sender was already authorized.
 #[derive(Clone, Copy, Debug)]
-pub struct LetIn;
+pub struct AuthorizedSender;
 
-/// A body, and its share of the memory for bodies.
+/// A body in memory, with its share of the memory for bodies.
 #[derive(Debug)]
-pub struct Held {
-    /// All of it; nothing where the request does not say how long it is.
+pub struct HeldBody {
+    /// The whole body; empty for a request without a `Content-Length`.
     pub bytes: Bytes,
     _share: Option<SemaphorePermit<'static>>,
 }
 
-impl Held {
-    /// No body at all.
-    pub fn nothing() -> Self {
-        Held {
+impl HeldBody {
+    /// No body.
+    pub fn empty() -> Self {
+        HeldBody {
             bytes: Bytes::new(),
             _share: None,
         }
     }
 }
 
-/// Reads the body of the request with this `head`. Before it reads more than is free, it `judge`s the
-/// sender, once. A body without a length is read to its end and not kept, because the daemon does not
-/// take it.
+/// Reads the body of the request with this `head`. It calls `authorize` once before it reads more than the
+/// free part. A body without a `Content-Length` is read to its end and dropped, because the daemon does not
+/// accept it.
 ///
 /// # Errors
-/// The answer to a body that is too large, too slow or not whole, and to a sender who is not let in:
-/// that one comes first. The rest of the body is still to come.
+/// The failure of `authorize`, or the refusal of a body that is too large, too slow or incomplete. The rest of
+/// the body is then unread.
 pub async fn read(
     head: &Parts,
     body: Body,
     slot: &ClientSlot,
-    judge: impl AsyncFnOnce() -> Result<(), Failure>,
-) -> Result<Held, Failure> {
-    let judge = async || match head.extensions.get::<LetIn>() {
-        Some(LetIn) => Ok(()),
+    authorize: impl AsyncFnOnce() -> Result<(), Failure>,
+) -> Result<HeldBody, Failure> {
+    let authorize = async || match head.extensions.get::<AuthorizedSender>() {
+        Some(AuthorizedSender) => Ok(()),
         None => {
             slot.set(Phase::Unauthorized);
-            judge().await.map_err(closed)
+            authorize().await.map_err(closed)
         }
     };
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    let mut reading = Reading {
+    let mut reader = BodyReader {
         body,
         bytes: BytesMut::new(),
         length: 0,
-        is_kept: head.headers.contains_key(CONTENT_LENGTH),
+        keeps_bytes: head.headers.contains_key(CONTENT_LENGTH),
         deadline: Instant::now() + BODY_TIME,
     };
     slot.set(Phase::Body);
     let room = free_share(announced);
     let first = match &room {
         None => Ok(Progress::More),
-        Some(_) => reading.go_on(announced, FREE_BODY).await,
+        Some(_) => reader.read_up_to(FREE_BODY, announced).await,
     };
     match &first {
-        Ok(Progress::Whole) => return Ok(reading.held(room.flatten())),
-        // Nobody is there to be judged.
+        Ok(Progress::Whole) => return Ok(reader.into_held(room.flatten())),
+        // The client has disconnected, so there is nobody to authorize.
         Err(Failure::Unread(StatusCode::BAD_REQUEST, _)) => {}
-        Ok(Progress::More) | Err(_) => judge().await?,
+        Ok(Progress::More) | Err(_) => authorize().await?,
     }
     first?;
     if announced > MAX_BODY {
         return Err(too_large());
     }
-    // Whoever waits here may have to make room for others.
+    // The connection limit may close a connection in this phase in favour of others.
     slot.set(Phase::Body);
     let share = share(announced).await;
-    reading.deadline = Instant::now() + BODY_TIME;
-    match reading.go_on(announced, MAX_BODY).await? {
-        Progress::Whole => Ok(reading.held(share)),
+    reader.deadline = Instant::now() + BODY_TIME;
+    match reader.read_up_to(MAX_BODY, announced).await? {
+        Progress::Whole => Ok(reader.into_held(share)),
         Progress::More => Err(too_large()),
     }
 }
 
-/// Room for a body of this length whose sender may not have been let in, if there is any now. A small
-/// one needs no share.
+/// The share for a body of this length before its sender is authorized: `None` if there is no room now, and
+/// `Some(None)` for a small body, which needs no share.
 fn free_share(length: usize) -> Option<Option<SemaphorePermit<'static>>> {
     if length <= SMALL_BODY {
         return Some(None);
@@ -138,12 +139,12 @@ fn free_share(length: usize) -> Option<Option<SemaphorePermit<'static>>> {
         .map(Some)
 }
 
-/// Waits until there is room for a body of this length.
+/// Waits for the share of a body of this length; none for a small body, which needs none.
 async fn share(length: usize) -> Option<SemaphorePermit<'static>> {
     if length <= SMALL_BODY {
         return None;
     }
-    // Neither is ever closed.
+    // An error would mean that the semaphore is closed, which never happens.
     if length > LARGE_BODY {
         return LARGE.acquire().await.ok();
     }
@@ -151,31 +152,32 @@ async fn share(length: usize) -> Option<SemaphorePermit<'static>> {
 }
 
 fn units(length: usize) -> u32 {
-    u32::try_from(length.div_ceil(HELD_UNIT)).unwrap_or(u32::MAX)
+    u32::try_from(length.div_ceil(UNIT)).unwrap_or(u32::MAX)
 }
 
 /// How far a body was read.
 enum Progress {
-    /// To its end.
+    /// The body was read to its end.
     Whole,
-    /// To the limit, and there is more.
+    /// The limit was reached before the end.
     More,
 }
 
-/// A body on its way in.
-struct Reading {
+/// The state of a body that is being read.
+struct BodyReader {
     body: Body,
     bytes: BytesMut,
-    /// How much of it has come.
+    /// The number of bytes that have arrived.
     length: usize,
-    is_kept: bool,
+    keeps_bytes: bool,
     deadline: Instant,
 }
 
-impl Reading {
-    /// Reads up to `limit` bytes in all, in one piece of memory for those that were `announced`.
-    async fn go_on(&mut self, announced: usize, limit: usize) -> Result<Progress, Failure> {
-        if self.is_kept {
+impl BodyReader {
+    /// Reads until the body has more than `limit` bytes or ends. Memory for the `announced` length is
+    /// reserved at once.
+    async fn read_up_to(&mut self, limit: usize, announced: usize) -> Result<Progress, Failure> {
+        if self.keeps_bytes {
             self.bytes.reserve(announced);
         }
         loop {
@@ -200,7 +202,7 @@ impl Reading {
                 continue;
             };
             self.length += piece.len();
-            if self.is_kept {
+            if self.keeps_bytes {
                 self.bytes.extend_from_slice(&piece);
             }
             if self.length > limit {
@@ -209,8 +211,8 @@ impl Reading {
         }
     }
 
-    fn held(self, share: Option<SemaphorePermit<'static>>) -> Held {
-        Held {
+    fn into_held(self, share: Option<SemaphorePermit<'static>>) -> HeldBody {
+        HeldBody {
             bytes: self.bytes.freeze(),
             _share: share,
         }
@@ -224,7 +226,7 @@ fn too_large() -> Failure {
     )
 }
 
-/// A request that was not read to its end.
+/// The failure for a request that was not read to its end.
 fn unread(status: StatusCode, text: &str) -> Failure {
     Failure::Unread(status, text.to_owned())
 }

@@ -1,7 +1,7 @@
-//! Why a request gets no answer of its own, and the response that says so.
+//! The reasons why a request gets no answer, and their responses.
 //!
-//! A failure stays one until it leaves the proxy. Its response is made here alone, and carries the
-//! [`Reason`] that the request log writes.
+//! A failure is turned into a response only when it leaves the proxy, and only here. The response carries the
+//! [`Reason`] for the request log.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -11,32 +11,33 @@ use hyper::ext::ReasonPhrase;
 
 use crate::xmlrpc::{self, Fault};
 
-/// What this proxy calls itself in replies of its own.
+/// The `Server` header of the proxy's own replies.
 const OWN_NAME: &str = concat!("twiddler/", env!("CARGO_PKG_VERSION"));
-/// Characters of a reason phrase; clients read status lines of 64 KiB, relays less.
+/// The largest number of characters in a reason phrase. Clients read status lines of 64 KiB, reverse
+/// proxies less.
 const MAX_PHRASE: usize = 512;
 
-/// Why a request gets no answer of its own.
+/// The reason why a request gets no answer.
 #[derive(Debug)]
 pub enum Failure {
     /// An XML-RPC fault.
     Fault(Fault),
-    /// What the daemon replied in place of an answer: its challenge, say.
+    /// The daemon's own reply instead of an answer, such as its challenge.
     Reply(Box<Response>),
     /// The daemon cannot be reached, or did not answer.
     Unreachable(String),
-    /// Too many wait already: to be tried again in a second.
+    /// Too many requests wait already. The client can try again in a second.
     Busy(String),
     /// The proxy refuses the request.
     Refused(StatusCode, String),
-    /// The proxy refuses the request, which was not read to its end.
+    /// The proxy refuses the request without reading it to its end.
     Unread(StatusCode, String),
 }
 
-/// A response, or why there is none.
+/// A response, or the reason why there is none.
 pub type HttpResult = Result<Response, Failure>;
 
-/// Why the proxy itself replied as it did: an extension of its replies, for the log.
+/// The reason for a reply of the proxy itself: an extension of the reply, for the log.
 #[derive(Clone, Debug)]
 pub struct Reason(pub String);
 
@@ -47,7 +48,7 @@ impl From<Fault> for Failure {
 }
 
 impl Failure {
-    /// The daemon's reply was not read to its end.
+    /// The failure if the daemon closed the connection in the middle of its reply.
     pub fn cut_short(error: impl std::fmt::Display) -> Self {
         Self::Unreachable(format!("supervisord went away: {error}"))
     }
@@ -71,7 +72,7 @@ impl IntoResponse for Failure {
     }
 }
 
-/// A reply in XML-RPC.
+/// A response with an XML-RPC body.
 pub fn xml(body: Vec<u8>) -> Response {
     let length = HeaderValue::from(body.len());
     let mut reply = Response::new(Body::from(body));
@@ -81,15 +82,15 @@ pub fn xml(body: Vec<u8>) -> Response {
     reply
 }
 
-/// The same reply, as the last one of its connection.
+/// The reply with `Connection: close`.
 pub fn closing(mut reply: Response) -> Response {
     let headers = reply.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 
-/// A short reply of our own. XML-RPC clients show their users the reason phrase of an error and
-/// nothing else, so it says the same as the body.
+/// A short reply of the proxy itself. XML-RPC clients show only the reason phrase of an error, so it has
+/// the same text as the body.
 fn own_reply(status: StatusCode, text: String) -> Response {
     let mut reply = Response::new(Body::from(format!("{text}\n")));
     *reply.status_mut() = status;
@@ -106,7 +107,8 @@ fn own_reply(status: StatusCode, text: String) -> Response {
     reply
 }
 
-/// `text` where only printable ASCII may stand. None for nothing to say.
+/// The text as a reason phrase, with `?` for each character that is not printable ASCII. None for an empty
+/// text.
 fn reason_phrase(text: &str) -> Option<ReasonPhrase> {
     let fits = |letter: char| letter == ' ' || letter.is_ascii_graphic();
     let phrase: String = text
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_phrase_stays_on_its_line() {
+    fn a_reason_phrase_has_no_line_breaks() {
         let phrase = |text: &str| reason_phrase(text).map(|phrase| phrase.as_bytes().to_vec());
         assert_eq!(phrase("no \r\nX: \u{e9}").unwrap(), b"no ??X: ?");
         assert_eq!(phrase(&"x".repeat(9999)).unwrap().len(), MAX_PHRASE);

@@ -1,9 +1,9 @@
-//! Passing one request on to the daemon and its reply back, unchanged but for what belongs to a
-//! single connection.
+//! Forwards one request to the daemon, and the reply to the client. Only headers that concern a single
+//! connection change.
 //!
-//! The daemon's HTTP server (`supervisor/medusa/http_server.py`, `supervisor/http.py`) reads the
-//! body of few requests and takes the rest for the next request, so what is sent with which body
-//! is decided here.
+//! The daemon's HTTP server (`supervisor/medusa/http_server.py`, `supervisor/http.py`) reads the body of few
+//! requests, and takes any other body for the next request. This module decides which requests are sent with a
+//! body.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use percent_encoding::percent_decode_str;
 use crate::daemon::{self, Daemon, MAX_QUEUED, NoReply, Reuse, Share};
 use crate::failure::{Failure, HttpResult};
 
-/// What speaks of one connection only (RFC 9110, 7.6.1); `Connection` may name more.
+/// Headers that concern one connection only (RFC 9110, 7.6.1). The header `Connection` can name more.
 const HOP_BY_HOP: [HeaderName; 6] = [
     TE,
     TRAILER,
@@ -31,36 +31,36 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     EXPECT,
 ];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// What keeps nginx from holding back a reply until it has 64 KiB of it.
+/// The header that stops nginx from buffering a reply until it has 64 KiB.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// A body of a web form that says nothing: the daemon never answers one of no bytes.
+/// The body of a web form without fields. The daemon never answers a form of 0 bytes.
 const EMPTY_FORM: &str = "&";
 
-/// The body that goes upstream.
+/// The body that is sent to the daemon.
 #[derive(Clone, Debug)]
 pub enum Payload {
-    /// The daemon does not read a body here.
+    /// No body, because the daemon does not read one for this request.
     Nothing,
-    /// Bytes with their `Content-Length`.
+    /// A body with its `Content-Length`.
     Bytes(Bytes),
-    /// No length is given, which makes the daemon answer 411 in its own words.
+    /// No `Content-Length`, so that the daemon answers 411 itself.
     NoLength,
 }
 
-/// Which of the daemon's handlers a request reaches, as far as its body is concerned.
+/// What the daemon's handler of a request reads as the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reads {
     /// An XML-RPC call.
     Call,
     /// A form of the web interface.
     Form,
-    /// Nothing: a body would be taken for the next request.
+    /// Nothing. The daemon would take a body for the next request.
     Nothing,
 }
 
-/// What the daemon reads of a request (`supervisor/http.py`, handlers match by prefix).
+/// What the daemon reads as the body of a request (`supervisor/http.py`; handlers match by prefix).
 pub fn reads(method: &Method, uri: &Uri) -> Reads {
-    // In the absolute form, and in that of CONNECT, there is no path that the daemon knows.
+    // In absolute form and in that of CONNECT, the target has no path that the daemon knows.
     if *method != Method::POST || uri.authority().is_some() {
         return Reads::Nothing;
     }
@@ -68,7 +68,7 @@ pub fn reads(method: &Method, uri: &Uri) -> Reads {
     if path.starts_with("/RPC2") {
         return Reads::Call;
     }
-    // What was encoded may be a delimiter to the daemon.
+    // The daemon splits the decoded path, so an encoded character can be a delimiter.
     let path = path.split([';', '?', '#']).next().unwrap_or_default();
     match path.trim_start_matches('/') {
         "" | "index.html" | "tail.html" | "ok.html" => Reads::Form,
@@ -76,7 +76,7 @@ pub fn reads(method: &Method, uri: &Uri) -> Reads {
     }
 }
 
-/// Chooses what to send of the body that a client sent.
+/// The body to send to the daemon for the `body` that a client sent.
 pub fn payload(reads: Reads, headers: &HeaderMap, body: Bytes) -> Payload {
     match reads {
         Reads::Nothing => Payload::Nothing,
@@ -86,7 +86,7 @@ pub fn payload(reads: Reads, headers: &HeaderMap, body: Bytes) -> Payload {
     }
 }
 
-/// Sends the client's request with `payload` and gives the daemon's reply for that client.
+/// Sends the client's request with `payload`, and returns the daemon's reply for that client.
 ///
 /// # Errors
 /// As [`send`].
@@ -100,10 +100,10 @@ pub async fn forward(
     Ok(for_client(head, reply))
 }
 
-/// Sends the client's request, but for `uri`.
+/// Sends the client's request with the target `uri`.
 ///
 /// # Errors
-/// That the daemon did not answer, or that too many wait for it.
+/// When the daemon did not answer, or too many calls wait for it.
 pub async fn send(
     daemon: &Arc<Daemon>,
     head: &Parts,
@@ -116,7 +116,7 @@ pub async fn send(
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri.clone();
     *request.headers_mut() = end_to_end(&head.headers);
-    // The client's spelling of its headers' names is kept there.
+    // hyper keeps the client's spelling of header names in an extension.
     *request.extensions_mut() = head.extensions.clone();
     match &payload {
         Payload::Bytes(bytes) => {
@@ -136,7 +136,7 @@ pub async fn send(
     }
 }
 
-/// Too many wait already.
+/// The failure if too many calls wait already.
 fn full(daemon: &Daemon, share: Share) -> Failure {
     let limits = daemon.limits();
     Failure::Busy(match share {
@@ -151,9 +151,9 @@ fn full(daemon: &Daemon, share: Share) -> Failure {
     })
 }
 
-/// Makes a reply of the daemon one for the client's connection.
+/// Adapts a reply of the daemon to the client's connection.
 pub fn for_client(head: &Parts, mut reply: Response<Body>) -> Response<Body> {
-    // The daemon says so itself where it is asked by HTTP/1.0, which it never is here.
+    // The daemon adds this header only to replies to HTTP/1.0, which the proxy never uses.
     if head.version == Version::HTTP_10
         && wants_keep_alive(&head.headers)
         && reply.headers().contains_key(CONTENT_LENGTH)
@@ -168,7 +168,7 @@ pub fn for_client(head: &Parts, mut reply: Response<Body>) -> Response<Body> {
     {
         reply.headers_mut().insert(LOCATION, location);
     }
-    // The daemon says so of the logs of processes alone (`supervisor/http.py`, `logtail_handler`).
+    // The daemon adds this header only to logs of processes (`supervisor/http.py`, `logtail_handler`).
     if reply.status() == StatusCode::OK && is_followed(&head.uri) {
         let headers = reply.headers_mut();
         headers
@@ -178,17 +178,17 @@ pub fn for_client(head: &Parts, mut reply: Response<Body>) -> Response<Body> {
     reply
 }
 
-/// Whether a request is for a log that is sent as it is written and never ends (`supervisor/http.py`,
-/// handlers match by prefix).
+/// Whether a request follows a log, so that its reply never ends (`supervisor/http.py`; handlers match by
+/// prefix).
 pub fn is_followed(uri: &Uri) -> bool {
     let path = percent_decode_str(uri.path()).decode_utf8_lossy();
     path.starts_with("/logtail") || path.starts_with("/mainlogtail")
 }
 
-/// The target of one of the daemon's redirects, relative to the path that was asked for.
+/// The target of a redirect of the daemon, relative to the path of the request.
 ///
-/// The daemon puts the host in front that the client named, or what it takes for its own name: that
-/// of a unix socket, say. A relay may serve it under another host, or below a path.
+/// The daemon writes the host that the client named, or what it takes for its own name, such as that of a unix
+/// socket. A reverse proxy can serve it under another host or below a path.
 fn relative_location(path: &str, location: &[u8]) -> Option<HeaderValue> {
     const MESSAGE: &str = "?message=";
     let location = std::str::from_utf8(location).ok()?;
@@ -215,7 +215,7 @@ fn body_of(payload: &Payload) -> daemon::Body {
     }
 }
 
-/// A body that ends at once but cannot say so beforehand.
+/// An empty body of unknown length, so that hyper sends no `Content-Length`.
 struct Unannounced;
 
 impl hyper::body::Body for Unannounced {
@@ -230,10 +230,10 @@ impl hyper::body::Body for Unannounced {
     }
 }
 
-/// What is meant for the daemon. It knows nothing of header names in `Connection`, so what is needed
-/// to understand a request, or to judge it, stays whatever a client says.
+/// The headers without those that concern one connection. The daemon ignores header names in `Connection`, so
+/// a client must not remove headers by them that the request needs.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = headers.clone();
+    let mut remaining = headers.clone();
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -242,12 +242,12 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         .filter_map(|name| name.trim().parse().ok())
         .filter(|name| !matches!(*name, AUTHORIZATION | HOST | CONTENT_LENGTH))
         .collect();
-    kept.remove(CONNECTION);
-    kept.remove(KEEP_ALIVE);
+    remaining.remove(CONNECTION);
+    remaining.remove(KEEP_ALIVE);
     for name in named.iter().chain(&HOP_BY_HOP) {
-        kept.remove(name);
+        remaining.remove(name);
     }
-    kept
+    remaining
 }
 
 fn wants_keep_alive(headers: &HeaderMap) -> bool {
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redirects_are_relative_to_what_was_asked_for() {
+    fn redirects_are_relative_to_the_path_of_the_request() {
         let unix = "http://<unix domain socket>:/run/s.sock/?message=Process%20a%20stopped";
         for (path, location, expected) in [
             ("/", "http://h:9001/?message=x%3F", Some("./?message=x%3F")),

@@ -1,9 +1,9 @@
-//! Leases: programs that leave supervisord when the client that wanted them is gone.
+//! Leases: programs that are removed from supervisord when their client disconnects.
 //!
-//! A program names its lease in the option [`OPTION`], which supervisord ignores. So the lease is
-//! known wherever the program is: after a restart of the proxy, and in a daemon for which the program
-//! was kept. The client holds the lease by a request that stays open. A lease that nobody has held
-//! for [`GRACE`] ends: its processes are stopped and removed, by the calls that clients make.
+//! A program names its lease in the option [`OPTION`], which supervisord ignores. The lease is therefore known
+//! wherever the program is: after a restart of the proxy, and after a restart of the daemon with `--persist`.
+//! The client holds the lease with a request that stays open. A lease without a holder expires after
+//! [`GRACE`]. Its processes are then stopped and removed, by the same calls that clients make.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::access::LEASE_PATH;
-use crate::audit::shown;
+use crate::audit::log_text;
 use crate::failure::{Failure, HttpResult};
 use crate::fault::{BAD_NAME, NOT_RUNNING, STILL_RUNNING};
 use crate::registry::{Member, Registry};
@@ -26,41 +26,42 @@ use crate::xmlrpc::{Fault, Value};
 
 /// The option of a program that names its lease.
 pub const OPTION: &str = "twiddler_lease";
-/// Where a lease is held: a GET of this path with the lease's name after it.
+/// The path of a lease, followed by its name. A client holds the lease by a GET.
 pub const PATH: &str = LEASE_PATH;
 
-/// How long a client may be gone, such as while the proxy starts again.
+/// How long a lease may be without a holder, for instance while the proxy restarts.
 pub const GRACE: Duration = Duration::from_secs(20);
-/// How often leases are looked at.
-const LOOK: Duration = Duration::from_secs(5);
-/// A lease that could not be ended is tried again after so long.
+/// How often leases are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// The pause before the processes of a lease are removed again, after this failed.
 const RETRY: Duration = Duration::from_secs(60);
-/// What has ended and is about to be started again can be stopped only once it was: it is tried so
-/// often, with a pause.
+/// How often the stop and removal of one process is tried. A process that has exited and is about to be started
+/// again cannot be stopped before the daemon has started it.
 const ATTEMPTS: usize = 20;
+/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(300);
-/// A holder is written to so often: writing finds out that he is gone.
+/// How often the proxy writes to a holder, to notice that it has disconnected.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// So many clients may hold leases at a time. Each has a connection for as long as it likes, of which
-/// others need some too.
+/// The largest number of clients that hold leases at a time. Each occupies a connection without a time limit,
+/// and other clients need connections too.
 pub const MAX_HOLDERS: usize = 256;
 
-/// All leases that somebody holds, has held, or should hold.
+/// All leases that have or had a holder, or that a program names.
 #[derive(Debug, Default)]
 pub struct Leases(Mutex<HashMap<String, Lease>>);
 
 #[derive(Debug)]
 struct Lease {
     holders: usize,
-    /// Its processes are being stopped and removed.
+    /// Whether its processes are being stopped and removed.
     is_ending: bool,
-    /// When it ends, unless somebody holds it.
-    ends: Instant,
-    /// What the last holder presented, with which his programs are removed.
+    /// When it expires if it has no holder.
+    expires: Instant,
+    /// The credentials of the last holder, with which its programs are removed.
     authorization: Option<HeaderValue>,
 }
 
-/// A lease that is held until this is dropped.
+/// A holder of a lease, until this value is dropped.
 #[derive(Debug)]
 struct Hold {
     leases: Arc<Leases>,
@@ -71,7 +72,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(lease) = self.leases.all().get_mut(&self.name) {
             lease.holders -= 1;
-            lease.ends = Instant::now() + GRACE;
+            lease.expires = Instant::now() + GRACE;
         }
     }
 }
@@ -81,14 +82,16 @@ impl Leases {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// None where too many are held.
+    /// Adds a holder to a lease; none if there are too many holders.
     fn hold(self: &Arc<Self>, name: &str, authorization: Option<HeaderValue>) -> Option<Hold> {
         let mut all = self.all();
         let holders: usize = all.values().map(|lease| lease.holders).sum();
         if holders >= MAX_HOLDERS {
             return None;
         }
-        let lease = all.entry(name.to_owned()).or_insert_with(Lease::unheld);
+        let lease = all
+            .entry(name.to_owned())
+            .or_insert_with(Lease::without_holder);
         lease.holders += 1;
         lease.authorization = authorization;
         Some(Hold {
@@ -97,10 +100,10 @@ impl Leases {
         })
     }
 
-    /// The answer to a client that wants to hold a lease: it holds it for as long as it reads.
+    /// The response to a client that wants to hold a lease. The client holds it until it disconnects.
     ///
     /// # Errors
-    /// When too many are held.
+    /// When there are too many holders.
     pub fn answer(self: &Arc<Self>, name: &str, authorization: Option<HeaderValue>) -> HttpResult {
         let Some(hold) = self.hold(name, authorization) else {
             let text = format!("{MAX_HOLDERS} leases are held already: try again later");
@@ -118,17 +121,18 @@ impl Leases {
         Ok(response)
     }
 
-    /// The leases that have ended, with what their last holders presented; each until it is settled.
-    /// Each lease that programs name (`named`) and that nobody has held yet gets its [`GRACE`], from
-    /// now on.
-    fn ended(&self, named: &[String]) -> Vec<(String, Option<HeaderValue>)> {
+    /// The expired leases, with the credentials of their last holders. Each is returned once until
+    /// [`Leases::finish`]. Leases that programs name (`program_leases`) and that are not known yet get
+    /// [`GRACE`] from now on.
+    fn take_expired(&self, program_leases: &[String]) -> Vec<(String, Option<HeaderValue>)> {
         let mut all = self.all();
-        for name in named {
-            all.entry(name.clone()).or_insert_with(Lease::unheld);
+        for name in program_leases {
+            all.entry(name.clone())
+                .or_insert_with(Lease::without_holder);
         }
         let now = Instant::now();
         all.iter_mut()
-            .filter(|(_, lease)| lease.holders == 0 && !lease.is_ending && lease.ends <= now)
+            .filter(|(_, lease)| lease.holders == 0 && !lease.is_ending && lease.expires <= now)
             .map(|(name, lease)| {
                 lease.is_ending = true;
                 (name.clone(), lease.authorization.clone())
@@ -136,16 +140,16 @@ impl Leases {
             .collect()
     }
 
-    /// Forgets a lease of which nothing is left, or tries it again later.
-    fn settle(&self, name: &str, is_over: bool) {
+    /// Forgets an expired lease if its processes are removed, or schedules another attempt.
+    fn finish(&self, name: &str, is_removed: bool) {
         let mut all = self.all();
         match all.get_mut(name) {
             Some(lease) if lease.holders > 0 => lease.is_ending = false,
-            Some(_) if is_over => drop(all.remove(name)),
+            Some(_) if is_removed => drop(all.remove(name)),
             Some(lease) => {
                 lease.is_ending = false;
-                lease.ends = Instant::now() + RETRY;
-                // It may be what is refused: the password has changed, say.
+                lease.expires = Instant::now() + RETRY;
+                // The daemon may have refused the credentials, for instance after the password changed.
                 lease.authorization = None;
             }
             None => {}
@@ -154,26 +158,26 @@ impl Leases {
 }
 
 impl Lease {
-    fn unheld() -> Self {
+    fn without_holder() -> Self {
         Lease {
             holders: 0,
             is_ending: false,
-            ends: Instant::now() + GRACE,
+            expires: Instant::now() + GRACE,
             authorization: None,
         }
     }
 }
 
-/// Ends leases for as long as the proxy runs.
+/// Removes the processes of expired leases. Never returns.
 pub async fn watch(rpc: Arc<Rpc>, leases: Arc<Leases>) {
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut checks = interval(CHECK_INTERVAL);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        looks.tick().await;
-        let named = rpc.twiddler().with_registry(names_of_leases);
-        for (name, authorization) in leases.ended(&named) {
-            // Side by side: a process may take as long as it likes to stop.
-            tokio::spawn(end_and_settle(
+        checks.tick().await;
+        let program_leases = rpc.twiddler().with_registry(names_of_leases);
+        for (name, authorization) in leases.take_expired(&program_leases) {
+            // In tasks of their own, because a process may take long to stop.
+            tokio::spawn(remove_expired(
                 rpc.clone(),
                 leases.clone(),
                 name,
@@ -183,20 +187,20 @@ pub async fn watch(rpc: Arc<Rpc>, leases: Arc<Leases>) {
     }
 }
 
-async fn end_and_settle(
+async fn remove_expired(
     rpc: Arc<Rpc>,
     leases: Arc<Leases>,
     name: String,
     authorization: Option<HeaderValue>,
 ) {
-    let outcome = end(&rpc, &name, authorization).await;
+    let outcome = remove_processes(&rpc, &name, authorization).await;
     if let Err(reason) = &outcome {
         tracing::warn!(
             "cannot remove what the lease {} has left: {reason}",
-            shown(&name)
+            log_text(&name)
         );
     }
-    leases.settle(&name, outcome.is_ok());
+    leases.finish(&name, outcome.is_ok());
 }
 
 fn names_of_leases(registry: &Registry) -> Vec<String> {
@@ -204,7 +208,7 @@ fn names_of_leases(registry: &Registry) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// The lease that a process is on. Where only its section is known, that says so too.
+/// The lease that a process's program names, or its section if the program is not known.
 fn lease_of(member: &Member) -> Option<&str> {
     if let Some(program) = &member.program {
         return program.option(OPTION);
@@ -215,9 +219,13 @@ fn lease_of(member: &Member) -> Option<&str> {
         .find_map(|(option, value)| (option == OPTION).then_some(value))
 }
 
-/// Stops and removes the processes of a lease, and the group of its name where it is left empty.
-async fn end(rpc: &Rpc, name: &str, authorization: Option<HeaderValue>) -> Result<(), Fault> {
-    // Not what another caller brought: who has gone without a trace is removed by the proxy's own.
+/// Stops and removes the processes of a lease, and the group with the lease's name if it is empty then.
+async fn remove_processes(
+    rpc: &Rpc,
+    name: &str,
+    authorization: Option<HeaderValue>,
+) -> Result<(), Fault> {
+    // Without a holder's credentials, the proxy's own are used, and never those of another caller.
     let authorization = authorization.or_else(|| rpc.daemon().own_authorization().cloned());
     let call = async |rpc: &Rpc, method: &str, params: &[&str], harmless: &[i32]| {
         let params: Vec<Value> = params.iter().map(|text| (*text).into()).collect();
@@ -229,15 +237,16 @@ async fn end(rpc: &Rpc, name: &str, authorization: Option<HeaderValue>) -> Resul
     let members = rpc
         .twiddler()
         .with_registry(|registry| members(registry, name));
-    // Who may add such a program may have it removed, whatever else callers may do.
+    // A client that was allowed to add a program with a lease also wants its removal, even if `allow` denies
+    // the calls for it.
     let unrestricted = rpc.unrestricted();
     for (group, process) in &members {
         let namespec = format!("{group}:{process}");
-        let gone = [BAD_NAME, NOT_RUNNING];
+        let harmless = [BAD_NAME, NOT_RUNNING];
         let mut attempts = 1..ATTEMPTS;
         loop {
             let method = "supervisor.stopProcess";
-            call(&unrestricted, method, &[&namespec], &gone).await?;
+            call(&unrestricted, method, &[&namespec], &harmless).await?;
             let method = "twiddler.removeProcessFromGroup";
             match call(&unrestricted, method, &[group, process], &[BAD_NAME]).await {
                 Err(fault) if fault.code == STILL_RUNNING && attempts.next().is_some() => {
@@ -248,9 +257,10 @@ async fn end(rpc: &Rpc, name: &str, authorization: Option<HeaderValue>) -> Resul
         }
         tracing::info!("stopped and removed {namespec}: the client that held its lease is gone");
     }
-    let is_left = |registry: &Registry| is_empty_group(registry, name);
-    if rpc.twiddler().with_registry(is_left) {
-        // Anybody may hold a lease of any name: a group that had none of its programs may be another's.
+    let is_empty = |registry: &Registry| is_empty_group(registry, name);
+    if rpc.twiddler().with_registry(is_empty) {
+        // A client can hold a lease of any name. A group without programs of the lease may belong to another
+        // client, so its removal is not exempt from `allow`.
         let had_programs = members.iter().any(|(group, _)| group == name);
         let rpc = if had_programs { &unrestricted } else { rpc };
         call(rpc, "twiddler.removeGroup", &[name], &[BAD_NAME]).await?;
@@ -258,7 +268,7 @@ async fn end(rpc: &Rpc, name: &str, authorization: Option<HeaderValue>) -> Resul
     Ok(())
 }
 
-/// The processes that are on the lease.
+/// The processes whose programs name the lease.
 fn members(registry: &Registry, lease: &str) -> Vec<(String, String)> {
     registry
         .members()
@@ -267,7 +277,7 @@ fn members(registry: &Registry, lease: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether a group of this name was added, and nothing is in it.
+/// Whether a client added a group of this name, and the group is empty.
 fn is_empty_group(registry: &Registry, name: &str) -> bool {
     registry.added_groups().any(|group| group == name) && registry.members_of(name).next().is_none()
 }
@@ -277,42 +287,45 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_ends_when_nobody_has_held_it_for_a_while() {
+    async fn a_lease_without_a_holder_expires_after_a_while() {
         let leases = Arc::new(Leases::default());
-        let named = ["a".to_owned()];
-        let ended = |leases: &Leases| leases.ended(&named).len();
-        assert_eq!(ended(&leases), 0);
+        let names = ["a".to_owned()];
+        let expired = |leases: &Leases| leases.take_expired(&names).len();
+        assert_eq!(expired(&leases), 0);
         tokio::time::advance(GRACE / 2).await;
         let first = leases.hold("a", None);
         let second = leases.hold("a", None);
         tokio::time::advance(GRACE * 3).await;
-        assert_eq!(ended(&leases), 0);
+        assert_eq!(expired(&leases), 0);
         drop(first);
         tokio::time::advance(GRACE).await;
-        assert_eq!(ended(&leases), 0);
+        assert_eq!(expired(&leases), 0);
         drop(second);
         tokio::time::advance(GRACE / 2).await;
-        assert_eq!(ended(&leases), 0);
+        assert_eq!(expired(&leases), 0);
         tokio::time::advance(GRACE / 2).await;
-        assert_eq!(ended(&leases), 1);
-        leases.settle("a", false);
-        assert_eq!(ended(&leases), 0);
+        assert_eq!(expired(&leases), 1);
+        leases.finish("a", false);
+        assert_eq!(expired(&leases), 0);
         tokio::time::advance(RETRY).await;
-        assert_eq!(ended(&leases), 1);
-        leases.settle("a", true);
+        assert_eq!(expired(&leases), 1);
+        leases.finish("a", true);
         assert!(leases.all().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_that_is_held_again_stays() {
+    async fn a_lease_with_a_new_holder_is_not_forgotten() {
         let leases = Arc::new(Leases::default());
         drop(leases.hold("a", Some(HeaderValue::from_static("Basic eA=="))));
         tokio::time::advance(GRACE).await;
-        assert_eq!(leases.ended(&[])[0].1.as_ref().unwrap(), "Basic eA==");
+        assert_eq!(
+            leases.take_expired(&[])[0].1.as_ref().unwrap(),
+            "Basic eA=="
+        );
         let again = leases.hold("a", None);
-        leases.settle("a", true);
+        leases.finish("a", true);
         assert_eq!(leases.all()["a"].holders, 1);
         drop(again);
-        assert!(leases.ended(&[]).is_empty());
+        assert!(leases.take_expired(&[]).is_empty());
     }
 }

@@ -1,6 +1,6 @@
-//! What is logged of each request: a line at `debug`, and warnings about those that are turned away.
+//! The request log: a line for each request at `debug`, and warnings about refused requests.
 //!
-//! The outermost layer: it sees each request as it came and each reply as it goes.
+//! It is the outermost layer, which sees each request as the client sent it, and the final reply.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use hyper::body::Body as _;
 use tracing::Level;
 
 use crate::access::HEALTH_PATH;
-use crate::audit::{Flood, Floods, Peer, Record, shown};
+use crate::audit::{Flood, Floods, Peer, Record, log_text};
 use crate::daemon::Daemon;
 use crate::failure::{Failure, Reason};
 use crate::xmlrpc;
 
-/// A reply that is a fault is not longer.
+/// The largest reply in bytes that is searched for a fault.
 const MAX_FAULT: u64 = 8 * 1024;
-/// What is said where supervisord itself turned somebody away.
+/// The logged reason if supervisord itself refused a request.
 const BY_DAEMON: &str = "supervisord says so";
 const AWAY: &str = "answered 502";
 
@@ -34,61 +34,61 @@ pub struct RequestLog {
 }
 
 impl RequestLog {
-    /// Logs what is asked of `daemon`; counts warnings among `floods`.
+    /// Logs requests for `daemon`. `floods` limits the number of warnings.
     pub fn new(daemon: Arc<Daemon>, floods: Arc<Floods>) -> Self {
         RequestLog { daemon, floods }
     }
 
-    /// Puts the log in front of `app`. Each request carries its [`Peer`] among its extensions, and
-    /// from here on its [`Record`].
+    /// Puts the log in front of `app`. Requests must have their [`Peer`] as an extension, and get a
+    /// [`Record`] as another one.
     pub fn guard(self, app: Router) -> Router {
         app.layer(middleware::from_fn_with_state(Arc::new(self), log))
     }
 
-    /// Takes note of whom the daemon has let in, where it asks for credentials.
-    fn identify(&self, asked: &Asked, status: StatusCode) {
+    /// Records the user of a request that the daemon has authorized, if it requires credentials.
+    fn identify(&self, logged: &LoggedRequest, status: StatusCode) {
         let is_refusal = matches!(
             status,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_GATEWAY
         );
-        if let Some(authorization) = &asked.authorization
+        if let Some(authorization) = &logged.authorization
             && !is_refusal
             && !self.daemon.is_open()
         {
-            asked.record.let_in(authorization);
+            logged.record.set_user(authorization);
         }
     }
 
-    fn warn(&self, asked: &Asked, response: &Response) {
+    fn warn(&self, logged: &LoggedRequest, response: &Response) {
         let status = response.status();
-        let what = match status {
+        let message = match status {
             StatusCode::UNAUTHORIZED => "answered 401",
             StatusCode::FORBIDDEN => "answered 403",
             StatusCode::BAD_GATEWAY => AWAY,
             StatusCode::SERVICE_UNAVAILABLE => "answered 503",
             _ => return self.floods.end(AWAY),
         };
-        // The daemon is away for all alike.
-        let from = (what != AWAY).then(|| asked.record.peer().without_port());
+        // An unreachable daemon concerns all clients, so the client is not part of this warning.
+        let source = (message != AWAY).then(|| logged.record.peer().without_port());
         let reason = response.extensions().get::<Reason>();
         let reason = reason.map_or(BY_DAEMON, |reason| &reason.0);
-        self.floods.warn(Flood { what, from }, || {
-            let origin = asked.origin.as_ref().map(HeaderValue::as_bytes);
-            let origin = origin.map(|origin| shown(&String::from_utf8_lossy(origin)));
+        self.floods.warn(Flood { message, source }, || {
+            let origin = logged.origin.as_ref().map(HeaderValue::as_bytes);
+            let origin = origin.map(|origin| log_text(&String::from_utf8_lossy(origin)));
             tracing::warn!(
-                peer = %asked.record.peer(),
-                user = asked.record.user(),
-                path = shown(asked.uri.path()),
+                peer = %logged.record.peer(),
+                user = logged.record.user(),
+                path = log_text(logged.uri.path()),
                 origin,
-                reason = shown(reason),
-                "{what}"
+                reason = log_text(reason),
+                "{message}"
             );
         });
     }
 }
 
-/// What a request asked for.
-struct Asked {
+/// The parts of a request that are logged.
+struct LoggedRequest {
     record: Record,
     method: http::Method,
     uri: http::Uri,
@@ -96,11 +96,11 @@ struct Asked {
     authorization: Option<HeaderValue>,
 }
 
-impl Asked {
+impl LoggedRequest {
     fn of(request: &Request) -> Self {
         let peer = request.extensions().get::<Peer>().copied();
         let header = |name| request.headers().get(name).cloned();
-        Asked {
+        LoggedRequest {
             record: Record::new(peer.unwrap_or_default()),
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -110,7 +110,7 @@ impl Asked {
     }
 
     fn log(&self, status: StatusCode, fault: Option<i32>) {
-        let page = || format!("{} {}", self.method, shown(self.uri.path()));
+        let page = || format!("{} {}", self.method, log_text(self.uri.path()));
         let method = self.record.method().map_or_else(page, str::to_owned);
         tracing::debug!(
             peer = %self.record.peer(),
@@ -125,25 +125,25 @@ impl Asked {
 }
 
 async fn log(State(log): State<Arc<RequestLog>>, mut request: Request, next: Next) -> Response {
-    let asked = Asked::of(&request);
-    request.extensions_mut().insert(asked.record.clone());
+    let logged = LoggedRequest::of(&request);
+    request.extensions_mut().insert(logged.record.clone());
     let mut response = next.run(request).await;
-    log.identify(&asked, response.status());
-    if asked.uri.path() != HEALTH_PATH {
-        log.warn(&asked, &response);
+    log.identify(&logged, response.status());
+    if logged.uri.path() != HEALTH_PATH {
+        log.warn(&logged, &response);
     }
     if tracing::enabled!(Level::DEBUG) {
         let fault;
-        (response, fault) = match asked.record.method() {
+        (response, fault) = match logged.record.method() {
             Some(_) => look_for_fault(response).await,
             None => (response, None),
         };
-        asked.log(response.status(), fault);
+        logged.log(response.status(), fault);
     }
     response
 }
 
-/// The number of the fault that a reply is, if it is one. A small reply is read for it.
+/// Reads a small reply to find the number of its fault, if it is one. Returns the reply and the number.
 async fn look_for_fault(response: Response) -> (Response, Option<i32>) {
     if response
         .body()

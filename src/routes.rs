@@ -1,4 +1,4 @@
-//! What comes in over HTTP: calls to `/RPC2`, our own pages, and everything else for the daemon.
+//! The routes of HTTP requests: calls to `/RPC2`, the proxy's own pages, and all others for the daemon.
 
 use std::sync::Arc;
 
@@ -11,18 +11,19 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 
-use crate::body::{self, Held, LetIn};
+use crate::body::{self, AuthorizedSender, HeldBody};
 use crate::failure::{Failure, HttpResult};
 use crate::forward::{self, Payload, Reads};
 use crate::lease::{self, Leases};
 use crate::limits::{ClientSlot, Phase};
 use crate::rpc::{Caller, ConnectionUpdate, Rpc};
 
-/// What health says. Everybody may read it: why supervisord does not answer is in the log.
+/// The bodies of the health page. Every client may read it, so the reason why supervisord does not answer is
+/// only in the log.
 const UP: &str = r#"{"status":"up"}"#;
 const DOWN: &str = r#"{"status":"down"}"#;
 
-/// What happens on one connection and matters to its later requests.
+/// The state of a connection that its later requests depend on.
 #[derive(Clone, Default)]
 pub struct Connection(Arc<ConnectionUpdate>);
 
@@ -40,8 +41,7 @@ pub fn app(rpc: Arc<Rpc>, leases: Arc<Leases>) -> Router {
         .with_state(rpc)
 }
 
-/// Says whether the daemon answers the proxy. What it says is for everybody, so it is no more than
-/// that.
+/// Answers whether the daemon answers the proxy.
 async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
     let (status, body) = if rpc.daemon().is_up().await {
         (StatusCode::OK, UP)
@@ -56,7 +56,7 @@ async fn health(State(rpc): State<Arc<Rpc>>) -> Response {
     response
 }
 
-/// What is below `/twiddler/` is the proxy's own, also where there is nothing.
+/// Answers 404 for an unknown path below `/twiddler/`, none of which is forwarded to the daemon.
 async fn unknown(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
     let (head, _body) = request.into_parts();
     rpc.authorize_request(&head).await?;
@@ -69,7 +69,7 @@ async fn unknown(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
     ))
 }
 
-/// Lets whoever may come in hold a lease, until he hangs up.
+/// Lets an authorized client hold a lease until it disconnects.
 async fn hold_lease(rpc: &Rpc, leases: &Arc<Leases>, name: &str, request: Request) -> HttpResult {
     let (head, _) = request.into_parts();
     rpc.authorize_request(&head).await?;
@@ -81,7 +81,7 @@ async fn hold_lease(rpc: &Rpc, leases: &Arc<Leases>, name: &str, request: Reques
 }
 
 async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
-    // hyper has refused a head with two lengths, and forgets a length beside chunks.
+    // hyper has already refused a head with two lengths, and has dropped a length beside chunked encoding.
     let (head, body) = request.into_parts();
     let reads = forward::reads(&head.method, &head.uri);
     let slot = head
@@ -89,8 +89,8 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
         .get::<ClientSlot>()
         .cloned()
         .unwrap_or_else(ClientSlot::alone);
-    let held = match reads {
-        Reads::Nothing => Ok(Held::nothing()),
+    let body = match reads {
+        Reads::Nothing => Ok(HeldBody::empty()),
         _ => {
             body::read(&head, body, &slot, async || {
                 rpc.authorize_request(&head).await
@@ -98,17 +98,17 @@ async fn entry(State(rpc): State<Arc<Rpc>>, request: Request) -> HttpResult {
             .await
         }
     };
-    let held = held.inspect_err(|_| slot.linger())?;
-    let payload = forward::payload(reads, &head.headers, held.bytes.clone());
+    let body = body.inspect_err(|_| slot.linger())?;
+    let payload = forward::payload(reads, &head.headers, body.bytes.clone());
     let answering = answer(&rpc, &head, reads, payload);
-    if head.extensions.get::<LetIn>().is_some() || rpc.daemon().has_accepted(&head) {
+    if head.extensions.get::<AuthorizedSender>().is_some() || rpc.daemon().has_accepted(&head) {
         slot.set_authorized();
     } else {
         slot.set(Phase::Unauthorized);
     }
     let answer = rpc.daemon().on_behalf_of(&head, answering).await;
     let is_ok = |reply: &Response| reply.status() == StatusCode::OK;
-    // The daemon answers so to nobody whom it keeps out.
+    // The daemon gives this answer only to authorized clients.
     if answer.as_ref().is_ok_and(is_ok) {
         slot.set_authorized();
     }

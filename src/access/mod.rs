@@ -22,7 +22,7 @@ use self::browser::{Arrival, BrowserRules, Head, Scheme, Site};
 use self::challenge::Challenge;
 use crate::access::basic_auth::{BasicAuth, Login, Verdict};
 use crate::audit::Record;
-use crate::body::LetIn;
+use crate::body::AuthorizedSender;
 use crate::current::Current;
 use crate::daemon::Origin;
 use crate::failure::{Failure, Reason};
@@ -212,8 +212,8 @@ async fn apply(rules: &AccessRules, mut request: Request, next: Next) -> Respons
     };
     match auth.verify(authorization.as_bytes(), origin).await {
         Verdict::Valid => {
-            Record::of(request.extensions()).let_in(&authorization);
-            request.extensions_mut().insert(LetIn);
+            Record::of(request.extensions()).set_user(&authorization);
+            request.extensions_mut().insert(AuthorizedSender);
         }
         Verdict::Invalid => {
             let (head, body) = request.into_parts();

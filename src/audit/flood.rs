@@ -1,4 +1,4 @@
-//! A warning that comes again and again: a line when it begins, then counts.
+//! Limits repeated warnings: the first one is logged, and then their number each minute.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,93 +6,93 @@ use std::time::Duration;
 
 use super::Peer;
 
-/// How often a count is said.
-const EACH: Duration = Duration::from_secs(60);
-/// Places that are told apart. Those beyond are counted together.
-const MAX_PLACES: usize = 64;
+/// How often the number of repetitions is logged.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// The largest number of floods with counts of their own. Further sources are counted together.
+const MAX_FLOODS: usize = 64;
 
-/// What tells one flood from another.
+/// The key of repeated warnings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flood {
-    /// What is said of each.
-    pub what: &'static str,
-    /// Where it comes from, where that matters.
-    pub from: Option<Peer>,
+    /// The text of the warning.
+    pub message: &'static str,
+    /// The peer that causes it, if the warning is about one.
+    pub source: Option<Peer>,
 }
 
-/// How often it came since it was last said.
+/// The repetitions since the last log line.
 #[derive(Debug, Default)]
 struct Count {
-    more: u64,
-    /// Its end was said already.
-    ended: bool,
+    repetitions: u64,
+    /// Whether the end was logged in this interval.
+    has_ended: bool,
 }
 
-/// The warnings that are counted.
+/// All repeated warnings.
 #[derive(Debug, Default)]
 pub struct Floods(Mutex<HashMap<Flood, Count>>);
 
 impl Floods {
-    /// Lets `say` warn where this begins, and otherwise counts: the count is said each minute as
-    /// long as it goes on.
-    pub fn warn(self: &Arc<Self>, flood: Flood, say: impl FnOnce()) {
+    /// Calls `log` for the first warning of a flood, and counts repetitions. Their number is logged each minute
+    /// until a minute passes without one.
+    pub fn warn(self: &Arc<Self>, flood: Flood, log: impl FnOnce()) {
         let flood = {
             let mut counts = self.counts();
-            let flood = if counts.len() < MAX_PLACES || counts.contains_key(&flood) {
+            let flood = if counts.len() < MAX_FLOODS || counts.contains_key(&flood) {
                 flood
             } else {
                 Flood {
-                    from: None,
+                    source: None,
                     ..flood
                 }
             };
             if let Some(count) = counts.get_mut(&flood) {
-                count.more += 1;
+                count.repetitions += 1;
                 return;
             }
             counts.insert(flood, Count::default());
             flood
         };
-        say();
+        log();
         tokio::spawn(count_each_minute(self.clone(), flood));
     }
 
-    /// Says at once how often it came, where it has come to an end. What begins again within the
-    /// minute is counted on.
-    pub fn end(&self, what: &'static str) {
+    /// Logs the number of repetitions at once, because their cause has ended. A repetition within the same
+    /// minute is counted again.
+    pub fn end(&self, message: &'static str) {
         let mut ended = Vec::new();
         for (flood, count) in self.counts().iter_mut() {
-            if flood.what == what && count.more > 0 && !count.ended {
-                ended.push((*flood, std::mem::take(&mut count.more)));
-                count.ended = true;
+            if flood.message == message && count.repetitions > 0 && !count.has_ended {
+                ended.push((*flood, std::mem::take(&mut count.repetitions)));
+                count.has_ended = true;
             }
         }
         for (flood, more) in ended {
-            say_count(flood, more);
+            log_count(flood, more);
         }
     }
 
-    /// Says what has not been said yet.
+    /// Logs all numbers that were not logged yet.
     pub fn flush(&self) {
         let counts = std::mem::take(&mut *self.counts());
         for (flood, count) in counts {
-            if count.more > 0 {
-                say_count(flood, count.more);
+            if count.repetitions > 0 {
+                log_count(flood, count.repetitions);
             }
         }
     }
 
-    /// Says the count; whether it goes on.
+    /// Logs the number of repetitions in this interval. Returns false if there were none, which ends the flood.
     fn tick(&self, flood: Flood) -> bool {
         let mut counts = self.counts();
         let more = counts.get_mut(&flood).map(|count| {
-            count.ended = false;
-            std::mem::take(&mut count.more)
+            count.has_ended = false;
+            std::mem::take(&mut count.repetitions)
         });
         match more {
             Some(more) if more > 0 => {
                 drop(counts);
-                say_count(flood, more);
+                log_count(flood, more);
                 true
             }
             _ => {
@@ -107,19 +107,19 @@ impl Floods {
     }
 }
 
-/// Ends after a minute without.
+/// Logs the number of repetitions each minute, until a minute passes without one.
 async fn count_each_minute(floods: Arc<Floods>, flood: Flood) {
     loop {
-        tokio::time::sleep(EACH).await;
+        tokio::time::sleep(INTERVAL).await;
         if !floods.tick(flood) {
             return;
         }
     }
 }
 
-fn say_count(flood: Flood, more: u64) {
-    let peer = flood.from.map(Peer::place);
-    tracing::warn!(peer, "{}: {more} times more", flood.what);
+fn log_count(flood: Flood, more: u64) {
+    let peer = flood.source.map(Peer::source);
+    tracing::warn!(peer, "{}: {more} times more", flood.message);
 }
 
 #[cfg(test)]
@@ -127,68 +127,68 @@ mod tests {
     use super::*;
 
     const AWAY: Flood = Flood {
-        what: "answered 502",
-        from: None,
+        message: "answered 502",
+        source: None,
     };
 
-    /// What is still to be said of it.
-    fn unsaid(floods: &Floods) -> Option<u64> {
-        floods.counts().get(&AWAY).map(|count| count.more)
+    /// The number of repetitions that were not logged yet.
+    fn unlogged(floods: &Floods) -> Option<u64> {
+        floods.counts().get(&AWAY).map(|count| count.repetitions)
     }
 
     #[test]
-    fn a_place_is_an_address_or_an_account() {
-        for (peer, place) in [
+    fn a_source_is_an_address_or_an_account() {
+        for (peer, source) in [
             (Peer::Tcp(([127, 0, 0, 1], 9002).into()), "127.0.0.1"),
             (Peer::Tcp("[::1]:9002".parse().expect("an address")), "::1"),
             (Peer::Account(0), "uid:0"),
             (Peer::Unknown, "?"),
         ] {
-            assert_eq!(peer.place(), place);
+            assert_eq!(peer.source(), source);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_is_said_once_and_then_counted() {
+    async fn a_flood_is_logged_once_and_then_counted() {
         let floods = Arc::new(Floods::default());
-        let mut said = 0;
+        let mut logged = 0;
         for _ in 0..50 {
-            floods.warn(AWAY, || said += 1);
+            floods.warn(AWAY, || logged += 1);
         }
-        assert_eq!((said, unsaid(&floods)), (1, Some(49)));
-        tokio::time::sleep(EACH + Duration::from_secs(1)).await;
-        assert_eq!(unsaid(&floods), Some(0), "said after a minute");
-        tokio::time::sleep(EACH).await;
-        assert_eq!(unsaid(&floods), None, "over after a minute without");
-        floods.warn(AWAY, || said += 1);
-        assert_eq!(said, 2);
+        assert_eq!((logged, unlogged(&floods)), (1, Some(49)));
+        tokio::time::sleep(INTERVAL + Duration::from_secs(1)).await;
+        assert_eq!(unlogged(&floods), Some(0), "logged after a minute");
+        tokio::time::sleep(INTERVAL).await;
+        assert_eq!(unlogged(&floods), None, "over after a minute without");
+        floods.warn(AWAY, || logged += 1);
+        assert_eq!(logged, 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_is_said_once_a_minute() {
+    async fn an_end_is_logged_once_a_minute() {
         let floods = Arc::new(Floods::default());
-        let mut said = 0;
+        let mut logged = 0;
         for _ in 0..3 {
-            floods.warn(AWAY, || said += 1);
+            floods.warn(AWAY, || logged += 1);
         }
         floods.end("answered 403");
-        assert_eq!(unsaid(&floods), Some(2));
-        floods.end(AWAY.what);
-        assert_eq!(unsaid(&floods), Some(0));
-        floods.warn(AWAY, || said += 1);
-        floods.end(AWAY.what);
-        assert_eq!((said, unsaid(&floods)), (1, Some(1)));
+        assert_eq!(unlogged(&floods), Some(2));
+        floods.end(AWAY.message);
+        assert_eq!(unlogged(&floods), Some(0));
+        floods.warn(AWAY, || logged += 1);
+        floods.end(AWAY.message);
+        assert_eq!((logged, unlogged(&floods)), (1, Some(1)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_places_are_counted_together() {
+    async fn many_sources_are_counted_together() {
         let floods = Arc::new(Floods::default());
-        let mut said = 0;
+        let mut logged = 0;
         for uid in 0..1000 {
-            let from = Some(Peer::Account(uid));
-            floods.warn(Flood { from, ..AWAY }, || said += 1);
+            let source = Some(Peer::Account(uid));
+            floods.warn(Flood { source, ..AWAY }, || logged += 1);
         }
-        assert_eq!(said, MAX_PLACES + 1);
-        assert_eq!(floods.counts().len(), MAX_PLACES + 1);
+        assert_eq!(logged, MAX_FLOODS + 1);
+        assert_eq!(floods.counts().len(), MAX_FLOODS + 1);
     }
 }

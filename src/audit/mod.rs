@@ -1,6 +1,7 @@
-//! Who did what: what the log says of requests and changes. Never a value, never credentials.
+//! The record of each request for the log: who called which method. It never holds option values or
+//! credentials.
 //!
-//! A leaf: others fill in what they know of a request, and say what came of it.
+//! A leaf: other modules complete the record, and log the outcome.
 
 mod flood;
 
@@ -18,25 +19,26 @@ use crate::xmlrpc::Fault;
 
 pub use flood::{Flood, Floods};
 
-/// So much is shown of what a caller may make as long as he likes.
-const MAX_SHOWN: usize = 200;
-/// A reason has words of ours around what callers make.
+/// The largest number of characters of a client's text in the log.
+const MAX_TEXT: usize = 200;
+/// The largest number of characters of a reason in the log. It has the proxy's own words around a client's
+/// text.
 const MAX_REASON: usize = 1000;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// Over TCP.
+    /// A client over TCP.
     Tcp(SocketAddr),
-    /// Over a unix socket, from a process of this account.
+    /// A client over a unix socket, with the uid of its process.
     Account(u32),
-    /// It cannot be told.
+    /// The client is not known.
     #[default]
     Unknown,
 }
 
 impl Peer {
-    /// The same for all connections from one place.
+    /// The peer without its port, which is the same for all connections of one client.
     #[must_use]
     pub fn without_port(self) -> Self {
         match self {
@@ -45,8 +47,8 @@ impl Peer {
         }
     }
 
-    /// Where all these connections come from, as the log says it.
-    fn place(self) -> String {
+    /// The address or account as text, without the port.
+    fn source(self) -> String {
         match self {
             Peer::Tcp(address) => address.ip().to_string(),
             other => other.to_string(),
@@ -64,69 +66,69 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What is known of one request. Clones share it.
+/// The record of one request. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Record(Arc<Known>);
+pub struct Record(Arc<RecordState>);
 
 #[derive(Debug)]
-struct Known {
+struct RecordState {
     peer: Peer,
-    began: Instant,
+    start: Instant,
     user: OnceLock<String>,
     method: OnceLock<String>,
 }
 
 impl Record {
-    /// Begins with a request of `peer`.
+    /// The record of a request of `peer` that begins now.
     pub fn new(peer: Peer) -> Self {
-        Record(Arc::new(Known {
+        Record(Arc::new(RecordState {
             peer,
-            began: Instant::now(),
+            start: Instant::now(),
             user: OnceLock::new(),
             method: OnceLock::new(),
         }))
     }
 
-    /// That of the request with these extensions.
+    /// The record in a request's extensions; a new one if there is none.
     pub fn of(extensions: &Extensions) -> Self {
-        let known = extensions.get::<Record>().cloned();
-        known.unwrap_or_else(|| Record::new(Peer::Unknown))
+        let record = extensions.get::<Record>().cloned();
+        record.unwrap_or_else(|| Record::new(Peer::Unknown))
     }
 
-    /// Takes note of the user whose credentials were found right.
-    pub fn let_in(&self, authorization: &HeaderValue) {
+    /// Records the user in these credentials, which are valid.
+    pub fn set_user(&self, authorization: &HeaderValue) {
         if let Some(user) = user(authorization) {
             self.0.user.get_or_init(|| user);
         }
     }
 
-    /// Takes note of what is called.
-    pub fn calls(&self, method: &str) {
-        self.0.method.get_or_init(|| shown(method));
+    /// Records the method that the request calls.
+    pub fn set_method(&self, method: &str) {
+        self.0.method.get_or_init(|| log_text(method));
     }
 
-    /// Where the request came from.
+    /// The client that sent the request.
     pub fn peer(&self) -> Peer {
         self.0.peer
     }
 
-    /// The user who was let in, where somebody asked for one.
+    /// The authorized user; none if no credentials are required.
     pub fn user(&self) -> Option<&str> {
         self.0.user.get().map(String::as_str)
     }
 
-    /// The method that was called.
+    /// The method that the request calls; none for a page.
     pub fn method(&self) -> Option<&str> {
         self.0.method.get().map(String::as_str)
     }
 
-    /// Milliseconds since it came.
+    /// Milliseconds since the request began.
     pub fn millis(&self) -> u64 {
-        u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// The user name of HTTP's Basic scheme.
+/// The user name in credentials of HTTP's Basic scheme.
 fn user(authorization: &HeaderValue) -> Option<String> {
     let (scheme, encoded) = authorization.to_str().ok()?.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {
@@ -134,31 +136,31 @@ fn user(authorization: &HeaderValue) -> Option<String> {
     }
     let pair = STANDARD.decode(encoded.trim()).ok()?;
     let (user, _) = std::str::from_utf8(&pair).ok()?.split_once(':')?;
-    (!user.is_empty()).then(|| shown(user))
+    (!user.is_empty()).then(|| log_text(user))
 }
 
-/// A text of a caller's on one line of the log.
-pub fn shown(text: &str) -> String {
-    on_one_line(text, MAX_SHOWN)
+/// A client's text for one line of the log: escaped, and cut if it is long.
+pub fn log_text(text: &str) -> String {
+    on_one_line(text, MAX_TEXT)
 }
 
-/// Why a call was refused, on one line of the log and without values.
+/// The text of a fault for one line of the log: without option values, escaped, and cut if it is long.
 pub fn reason(fault: &Fault) -> String {
     on_one_line(&without_values(fault), MAX_REASON)
 }
 
 fn on_one_line(text: &str, max: usize) -> String {
-    let mut shown = String::new();
+    let mut line = String::new();
     for letter in text.chars().take(max) {
         match letter {
-            '"' | '\'' => shown.push(letter),
-            _ => shown.extend(letter.escape_debug()),
+            '"' | '\'' => line.push(letter),
+            _ => line.extend(letter.escape_debug()),
         }
     }
     if text.chars().nth(max).is_some() {
-        shown.push('…');
+        line.push('…');
     }
-    shown
+    line
 }
 
 #[cfg(test)]
@@ -182,8 +184,8 @@ mod tests {
     }
 
     #[test]
-    fn what_callers_send_stays_on_its_line() {
-        assert_eq!(shown("a\nb\u{1b}[31m"), "a\\nb\\u{1b}[31m");
-        assert!(shown(&"x".repeat(1000)).len() < 300);
+    fn texts_of_clients_are_escaped_and_cut() {
+        assert_eq!(log_text("a\nb\u{1b}[31m"), "a\\nb\\u{1b}[31m");
+        assert!(log_text(&"x".repeat(1000)).len() < 300);
     }
 }

@@ -28,7 +28,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
 use crate::access::method_policy::Policy;
-use crate::audit::{Record, reason, shown};
+use crate::audit::{Record, log_text, reason};
 use crate::current::Current;
 use crate::daemon::MainLog;
 use crate::daemon::{Daemon, Share};
@@ -154,7 +154,7 @@ impl Rpc {
                 return self.forward(caller, unreadable, Share::Quick).await;
             }
         };
-        caller.record().calls(&call.method);
+        caller.record().set_method(&call.method);
         self.ensure_allowed(caller, &call, &body).await?;
         let answer = match namespace(&call.method) {
             ("twiddler", name) => self.twiddler_call(caller, name, &call.params).await,
@@ -171,8 +171,9 @@ impl Rpc {
         Ok(reply(answer))
     }
 
-    /// Forwards a call with these bytes. The daemon sends a reply in pieces of 4 KiB. A small reply is forwarded
-    /// in one piece, because a client cannot use a part of it, and each piece would wake the client.
+    /// Forwards a call with these bytes. The daemon sends a reply in pieces of 4 KiB. A small reply is
+    /// forwarded in one piece, because a client cannot use a part of it, and each piece would wake the
+    /// client.
     async fn forward(&self, caller: &Caller<'_>, body: Bytes, share: Share) -> HttpResult {
         let payload = Payload::Bytes(body);
         let reply = forward::forward(&self.daemon, caller.head, payload, share).await?;
@@ -253,7 +254,7 @@ impl Rpc {
         if let Some(presented) = presented
             && !self.daemon.is_open()
         {
-            caller.record().let_in(presented);
+            caller.record().set_user(presented);
         }
         Ok(())
     }
@@ -361,10 +362,10 @@ impl Rpc {
         program: Option<&str>,
         fault: Fault,
     ) -> Failure {
-        let group_shown = shown(group);
+        let group_text = log_text(group);
         let what = match program {
-            Some(program) => format!("did not add program {group_shown}:{}", shown(program)),
-            None => format!("did not add a program to group {group_shown}"),
+            Some(program) => format!("did not add program {group_text}:{}", log_text(program)),
+            None => format!("did not add a program to group {group_text}"),
         };
         match self.twiddler.require_group(group).await {
             Ok(()) => log_refusal(caller, &what, fault),
@@ -457,7 +458,7 @@ fn log_refusal(caller: &Caller<'_>, what: &str, fault: Fault) -> Failure {
 }
 
 fn refused_call(method: &str) -> String {
-    format!("refused {}", shown(method))
+    format!("refused {}", log_text(method))
 }
 
 /// Parses a call; a large one on a thread of its own, so that other requests do not wait.

@@ -85,7 +85,8 @@ impl Rpc {
             self.updates.before_reload().await;
         }
         let (translation, epoch) = self.translate(caller, name, &call.params).await?;
-        // Until the pause ends, the worker is not asked for anything, because it waits for the end of the pause.
+        // Until the pause ends, the worker is not asked for anything, because it waits for the end of the
+        // pause.
         let kind = method_kind(name);
         let mut pause = match kind {
             // These depend on the daemon's last reading, which must not be that of a probe or a generated file.

@@ -71,7 +71,8 @@ impl Rpc {
         Ok(response)
     }
 
-    /// Ends the hiding of processes that the page concerns, if a client has started them directly on the daemon.
+    /// Ends the hiding of processes that the page concerns, if a client has started them directly on the
+    /// daemon.
     async fn show_restarted_for(
         &self,
         caller: &Caller<'_>,

@@ -51,13 +51,13 @@ pub const MAX_HEADER_LINES: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// The warning about a connection for which there is no slot.
 const FULL: Flood = Flood {
-    what: "answered 503: all connections wait for supervisord",
-    from: None,
+    message: "answered 503: all connections wait for supervisord",
+    source: None,
 };
 /// The warning about a failed `accept`.
 const NOT_ACCEPTED: Flood = Flood {
-    what: "cannot accept a connection",
-    from: None,
+    message: "cannot accept a connection",
+    source: None,
 };
 
 /// Serves `app` on all listeners until `stop` is done. Then it cuts streams without an end, lets other
@@ -120,7 +120,7 @@ async fn accept(
         match listener.accept().await {
             Ok((mut stream, ingress, peer, origin)) => {
                 let Some(taken) = slots.take() else {
-                    floods.warn(FULL, || tracing::warn!(%peer, "{}", FULL.what));
+                    floods.warn(FULL, || tracing::warn!(%peer, "{}", FULL.message));
                     // Writes as much as the kernel takes now: waiting would hold up other connections.
                     let _ = stream.write(limits::TOO_MANY).now_or_never();
                     continue;
@@ -159,7 +159,7 @@ async fn accept(
             Err(error) => {
                 floods.warn(
                     NOT_ACCEPTED,
-                    || tracing::warn!(%error, "{}", NOT_ACCEPTED.what),
+                    || tracing::warn!(%error, "{}", NOT_ACCEPTED.message),
                 );
                 slots.make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -1,7 +1,7 @@
 //! What each change came to, in the proxy's own log.
 
 use super::model::change::{Change, ChangeError, Outcome};
-use crate::audit::{Record, reason, shown};
+use crate::audit::{Record, log_text, reason};
 use crate::registry::losses::listed;
 
 /// Says what a change came to, and whose it was. Never with a value.
@@ -30,7 +30,7 @@ pub(super) fn log_outcome(change: &Change, record: &Record, outcome: &Outcome) {
 fn warn_of_misspelt(change: &Change, subject: &str) {
     if let Change::AddProgram(program) = change {
         for (option, meant) in program.misspelt_options() {
-            let option = shown(option);
+            let option = log_text(option);
             tracing::warn!("{subject}: supervisord ignores the option {option}; write {meant}");
         }
     }
@@ -38,10 +38,10 @@ fn warn_of_misspelt(change: &Change, subject: &str) {
 
 /// What was done, what was not, and to what.
 fn in_words(change: &Change) -> (&'static str, &'static str, String) {
-    let member = |group: &str, name: &str| format!("{}:{}", shown(group), shown(name));
+    let member = |group: &str, name: &str| format!("{}:{}", log_text(group), log_text(name));
     match change {
         Change::AddGroup { name, .. } => {
-            ("added", "add", format!("group {}", shown(name.as_str())))
+            ("added", "add", format!("group {}", log_text(name.as_str())))
         }
         Change::AddProgram(program) => {
             let name = member(program.group(), program.name());
@@ -57,6 +57,6 @@ fn in_words(change: &Change) -> (&'static str, &'static str, String) {
             let names: Vec<String> = processes.iter().map(|name| member(group, name)).collect();
             ("removed", "remove", format!("processes {}", listed(&names)))
         }
-        Change::RemoveGroup { name } => ("removed", "remove", format!("group {}", shown(name))),
+        Change::RemoveGroup { name } => ("removed", "remove", format!("group {}", log_text(name))),
     }
 }
