@@ -1,6 +1,7 @@
-//! `twiddler check`: tries what `serve` does, changes nothing, and says what to write where it fails.
+//! `twiddler check`: tries the steps of `serve`, changes nothing, and prints what to write where a step
+//! fails.
 //!
-//! It goes on after a problem with whatever does not depend on it.
+//! After a problem it goes on with the steps that do not depend on the failed one.
 
 mod notes;
 
@@ -22,7 +23,7 @@ use crate::start::{self, account};
 use crate::twiddler;
 use crate::xmlrpc::Value;
 
-/// What the proxy itself calls, beside what it asks each time.
+/// The methods that the proxy needs and that `check` cannot call, because they change something.
 const NEEDED_METHODS: [&str; 7] = [
     "supervisor.addProcessGroup",
     "supervisor.getAllConfigInfo",
@@ -33,7 +34,7 @@ const NEEDED_METHODS: [&str; 7] = [
     "system.multicall",
 ];
 
-/// What was found, a line each.
+/// The lines of the output, and the number of problems.
 #[derive(Debug, Default)]
 pub struct Findings {
     lines: Vec<String>,
@@ -46,7 +47,7 @@ impl Findings {
         &self.lines
     }
 
-    /// Whether the set-up would work.
+    /// Whether there are no problems.
     pub fn is_good(&self) -> bool {
         self.problems == 0
     }
@@ -55,12 +56,12 @@ impl Findings {
         self.lines.push(format!("ok       {line}"));
     }
 
-    /// Something that works less well than it could.
+    /// Adds something that works, but not as well as it could.
     fn note(&mut self, line: impl Display) {
         self.lines.push(format!("note     {line}"));
     }
 
-    /// What is wrong, each sentence on a line of its own.
+    /// Adds a problem for each line of `sentences`.
     fn problem(&mut self, sentences: impl Display) {
         for line in sentences.to_string().lines() {
             self.lines.push(format!("problem  {line}"));
@@ -69,9 +70,9 @@ impl Findings {
     }
 }
 
-/// Tries whether a proxy with this configuration would work. `typed` are the arguments that it came from,
-/// for the command to type next.
-pub async fn check(draft: &Draft, typed: &[String]) -> Findings {
+/// Tries whether a proxy with this configuration would work. The next command in the output repeats
+/// `arguments`, from which the configuration was read.
+pub async fn check(draft: &Draft, arguments: &[String]) -> Findings {
     let mut findings = Findings::default();
     for mistake in &draft.mistakes {
         findings.problem(mistake);
@@ -89,7 +90,7 @@ pub async fn check(draft: &Draft, typed: &[String]) -> Findings {
         findings.note(warning);
     }
     check_listeners(&draft.settings, &mut findings).await;
-    next_step(draft, typed, &mut findings);
+    next_step(draft, arguments, &mut findings);
     findings
 }
 
@@ -100,16 +101,16 @@ async fn check_daemon(draft: &Draft, conf: &DaemonConf, findings: &mut Findings)
         }
         return;
     };
-    let past = notes::past_the_proxy(conf, &address, &draft.settings);
-    past.into_iter().for_each(|note| findings.note(note));
-    let unpresented = credentials
+    let note = notes::supervisorctl_bypasses_proxy(conf, &address, &draft.settings);
+    note.into_iter().for_each(|note| findings.note(note));
+    let unknown_password = credentials
         .clone()
         .filter(|credentials| !credentials.can_be_presented());
     let daemon = match Daemon::new(address, credentials) {
         Ok(daemon) => daemon,
         Err(error) => return findings.problem(error),
     };
-    let answers = ask(&daemon, draft, conf, unpresented, findings).await;
+    let answers = check_calls(&daemon, draft, conf, unknown_password, findings).await;
     let Some(include) = &draft.include else {
         return;
     };
@@ -119,7 +120,7 @@ async fn check_daemon(draft: &Draft, conf: &DaemonConf, findings: &mut Findings)
     }
 }
 
-/// Looks at lock, journal and persist file as `serve` does. Whether no proxy uses the directory.
+/// Reads lock, journal and persist file as `serve` does. Returns whether no proxy uses the directory.
 async fn check_own_files(
     draft: &Draft,
     include: &config::IncludeTarget,
@@ -127,63 +128,68 @@ async fn check_own_files(
     daemon: Option<&Daemon>,
     findings: &mut Findings,
 ) -> bool {
-    let opened = match start::include_dir(include, "", daemon).await {
-        Ok(opened) => Arc::new(opened),
+    let include_dir = match start::include_dir(include, "", daemon).await {
+        Ok(include_dir) => Arc::new(include_dir),
         Err(error) => {
             findings.problem(error);
             return false;
         }
     };
-    let probe = match twiddler::probe(opened.clone(), &conf.file) {
+    let probe = match twiddler::probe(include_dir.clone(), &conf.file) {
         Ok(probe) => probe,
         Err(error) => {
             findings.problem(error);
             return false;
         }
     };
-    let kept = notes::kept_otherwise(&probe, draft.settings.persist, &include.dir);
-    let noted = kept.into_iter().chain(notes::defined_twice(&probe, conf));
-    noted.for_each(|note| findings.note(note));
+    let persist_file = notes::persist_file(&probe, draft.settings.persist, &include.dir);
+    let notes = persist_file
+        .into_iter()
+        .chain(notes::defined_twice(&probe, conf));
+    notes.for_each(|note| findings.note(note));
     match &probe.holder {
         None => true,
         Some(holder) => {
-            findings.problem(opened.busy(holder));
+            findings.problem(include_dir.busy(holder));
             false
         }
     }
 }
 
-/// Puts every question to the daemon that `serve` does, unless what it asks for is
-/// `unpresented`: its file holds a digest in place of the password, or a variable that is not set here,
-/// of which there is a note already.
-async fn ask(
+/// Makes the calls to the daemon that `serve` makes. Returns whether they worked.
+///
+/// `unknown_password` has the credentials of the daemon's file if the proxy cannot present them: the
+/// password is a digest, or contains a missing environment variable. There is a note about the variable
+/// already.
+async fn check_calls(
     daemon: &Daemon,
     draft: &Draft,
     conf: &DaemonConf,
-    unpresented: Option<Credentials>,
+    unknown_password: Option<Credentials>,
     findings: &mut Findings,
 ) -> bool {
     let address = daemon.address();
-    let answers = match start::reach(daemon).await {
-        Ok(reached) => {
-            let account = reached.account.map(|name| format!(" (runs as {name})"));
+    let result = match start::reach(daemon).await {
+        Ok(identity) => {
+            let account = identity.account.map(|name| format!(" (runs as {name})"));
             findings.good(format!(
                 "supervisord {} answers at {address}{}",
-                reached.version,
+                identity.version,
                 account.unwrap_or_default()
             ));
             own_calls(daemon).await
         }
-        Err(CallError::Status(StatusCode::UNAUTHORIZED)) if unpresented.is_some() => {
+        Err(CallError::Status(StatusCode::UNAUTHORIZED)) if unknown_password.is_some() => {
             findings.good(format!("supervisord answers at {address}"));
             let section = start::section_of(address, conf);
-            let digest = unpresented.and_then(|digest| notes::digest(section, &digest, conf));
-            digest.into_iter().for_each(|note| findings.note(note));
+            let note =
+                unknown_password.and_then(|credentials| notes::digest(section, &credentials, conf));
+            note.into_iter().for_each(|note| findings.note(note));
             return false;
         }
         Err(error) => Err(("supervisor.getSupervisorVersion", error)),
     };
-    match answers {
+    match result {
         Ok(methods) => {
             let unmatched = start::unmatched_patterns(&draft.settings, &methods);
             unmatched.iter().for_each(|note| findings.note(note));
@@ -196,19 +202,21 @@ async fn ask(
     }
 }
 
-/// Makes the proxy's own calls, as far as they change nothing. The methods that can be called, or the
-/// first call that does not work.
+/// Makes the proxy's own calls that change nothing. Returns the methods that the daemon and the proxy have.
+///
+/// # Errors
+/// The first call that failed, or the first needed method that the daemon lacks.
 async fn own_calls(daemon: &Daemon) -> Result<Vec<String>, (&'static str, CallError)> {
-    let nobody = program_name();
+    let unused = unused_name();
     let calls = [
         ("supervisor.getState", vec![]),
         ("supervisor.getPID", vec![]),
         ("supervisor.getAllProcessInfo", vec![]),
-        ("supervisor.getProcessInfo", vec![nobody.as_str().into()]),
-        // Without a signal's name it reaches nobody.
+        ("supervisor.getProcessInfo", vec![unused.as_str().into()]),
+        // The group does not exist, and the signal's name is empty.
         (
             "supervisor.signalProcessGroup",
-            vec![nobody.as_str().into(), "".into()],
+            vec![unused.as_str().into(), "".into()],
         ),
         ("system.listMethods", vec![]),
     ];
@@ -224,8 +232,8 @@ async fn own_calls(daemon: &Daemon) -> Result<Vec<String>, (&'static str, CallEr
             _ => {}
         }
     }
-    let is_known = |method: &&str| methods.iter().any(|known| known == method);
-    if let Some(missing) = NEEDED_METHODS.into_iter().find(|method| !is_known(method)) {
+    let exists = |method: &&str| methods.iter().any(|name| name == method);
+    if let Some(missing) = NEEDED_METHODS.into_iter().find(|method| !exists(method)) {
         return Err((missing, bare(UNKNOWN_METHOD).into()));
     }
     methods.extend(start::twiddler_methods());
@@ -233,10 +241,11 @@ async fn own_calls(daemon: &Daemon) -> Result<Vec<String>, (&'static str, CallEr
 }
 
 /// A name that no program and no group has.
-fn program_name() -> String {
+fn unused_name() -> String {
     format!("twiddler~check-{}", std::process::id())
 }
 
+/// Tries whether the daemon reads generated files in the include directory.
 async fn try_include(
     include: &config::IncludeTarget,
     conf: &DaemonConf,
@@ -279,29 +288,29 @@ impl From<std::io::Error> for Unread {
     }
 }
 
-/// Whether the daemon reads what is put into the directory.
+/// Whether the daemon reads files in the directory.
 ///
-/// First by a program that it refuses, so that it keeps what it read before: edits of the user's
-/// that nobody has let it read yet stay unread. That file is a link through this process, so it
-/// cannot outlive it and keep a daemon from starting. A daemon that cannot follow the link is given
-/// an empty group, and reads again without.
+/// The first attempt stages a program that the daemon refuses: it then keeps the configuration that it has
+/// read before, without edits in the user's files. The staged file is a link through this process, so it
+/// disappears with the process and cannot keep a daemon from starting. If the daemon cannot follow the
+/// link, the second attempt stages an empty group as a file, and then has the daemon read again without it.
 async fn is_read(daemon: &Daemon, include: &IncludeDir) -> Result<bool, Unread> {
-    let name = program_name();
+    let name = unused_name();
     let staged = include.stage(&format!("[program:{name}]\n"), Delivery::Link)?;
-    let refused = daemon.call("supervisor.reloadConfig", &[]).await;
+    let result = daemon.call("supervisor.reloadConfig", &[]).await;
     drop(staged);
-    match refused {
+    match result {
         Err(CallError::Fault(fault)) if fault.text.contains(&name) => return Ok(true),
         Err(error) => return Err(Unread::Call(error)),
         Ok(_) => {}
     }
     let text = program::render_group(&name, 999, &[]);
     let staged = include.stage(&text, Delivery::File)?;
-    let seen = daemon.call("supervisor.reloadConfig", &[]).await;
+    let with_group = daemon.call("supervisor.reloadConfig", &[]).await;
     drop(staged);
-    let again = daemon.call("supervisor.reloadConfig", &[]).await;
-    let seen = again.and(seen).map_err(Unread::Call)?;
-    Ok(ReloadResult::read(&seen).added.contains(&name))
+    let without_group = daemon.call("supervisor.reloadConfig", &[]).await;
+    let reply = without_group.and(with_group).map_err(Unread::Call)?;
+    Ok(ReloadResult::read(&reply).added.contains(&name))
 }
 
 async fn not_read(daemon: &Daemon, dir: &Path, conf: &DaemonConf) -> String {
@@ -315,7 +324,7 @@ async fn not_read(daemon: &Daemon, dir: &Path, conf: &DaemonConf) -> String {
 }
 
 fn check_log(logfile: &LogFile, findings: &mut Findings) {
-    // Noted with the configuration.
+    // The configuration has a note about it.
     if matches!(logfile, LogFile::Unknown(_)) {
         return;
     }
@@ -346,20 +355,21 @@ fn check_log(logfile: &LogFile, findings: &mut Findings) {
 }
 
 async fn check_listeners(settings: &Settings, findings: &mut Findings) {
-    let mut held = Vec::new();
+    // Ports stay bound until all are tried, so that two that overlap are found.
+    let mut listeners = Vec::new();
     for address in &settings.listen {
         match start::try_listen(address, settings).await {
             Ok(listener) => {
                 findings.good(format!("can listen on {address}"));
-                held.extend(listener);
+                listeners.extend(listener);
             }
             Err(error) => findings.problem(error),
         }
     }
 }
 
-/// Arguments as they can be typed again, each with a space before it. A password is left out.
-fn as_typed(arguments: &[String]) -> String {
+/// The arguments for a command line, each with a space before it. A variable replaces the password.
+fn command_line(arguments: &[String]) -> String {
     const PASSWORD: &str = "--password";
     const VARIABLE: &str = "\"$PASSWORD\"";
     let mut text = String::new();
@@ -377,7 +387,7 @@ fn as_typed(arguments: &[String]) -> String {
     text
 }
 
-/// One word for a shell.
+/// A word, in quotes where a shell would change it.
 fn shell_word(text: &str) -> String {
     let is_plain = |letter: char| letter.is_alphanumeric() || "-_./:=,@%+".contains(letter);
     if !text.is_empty() && text.chars().all(is_plain) {
@@ -387,18 +397,18 @@ fn shell_word(text: &str) -> String {
     }
 }
 
-/// What to type next.
-fn next_step(draft: &Draft, typed: &[String], findings: &mut Findings) {
-    let again = as_typed(typed);
+/// Adds the command to enter next.
+fn next_step(draft: &Draft, arguments: &[String], findings: &mut Findings) {
+    let arguments = command_line(arguments);
     let text = match findings.problems {
         0 => {
             let daemon = draft.daemon.as_ref();
-            let asks = daemon.is_some_and(|(_, credentials)| credentials.is_some());
-            let status = start::status_command(&draft.settings, asks);
-            format!("twiddler serve{again}, then: {status}")
+            let daemon_asks = daemon.is_some_and(|(_, credentials)| credentials.is_some());
+            let status = start::status_command(&draft.settings, daemon_asks);
+            format!("twiddler serve{arguments}, then: {status}")
         }
-        1 => format!("mend the problem, then: twiddler check{again}"),
-        problems => format!("mend the {problems} problems, then: twiddler check{again}"),
+        1 => format!("mend the problem, then: twiddler check{arguments}"),
+        problems => format!("mend the {problems} problems, then: twiddler check{arguments}"),
     };
     findings.lines.push(format!("next     {text}"));
 }
@@ -408,8 +418,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_can_be_typed_again_without_passwords() {
-        for (typed, expected) in [
+    fn the_next_command_has_no_passwords() {
+        for (arguments, expected) in [
             (&[][..], ""),
             (&["-c", "/etc/s.conf"], " -c /etc/s.conf"),
             (&["--listen", "[::1]:9002"], " --listen '[::1]:9002'"),
@@ -421,8 +431,8 @@ mod tests {
             (&["--password=x"], " --password=\"$PASSWORD\""),
             (&["--username", ""], " --username ''"),
         ] {
-            let typed: Vec<String> = typed.iter().map(|text| (*text).to_owned()).collect();
-            assert_eq!(as_typed(&typed), expected);
+            let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(command_line(&arguments), expected);
         }
     }
 }

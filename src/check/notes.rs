@@ -1,4 +1,6 @@
-//! What works less well than it could, or not as it was most likely meant. Pure.
+//! The notes of `check`: parts that work, but not as well as they could, or not as intended.
+//!
+//! This module is pure.
 
 use std::path::Path;
 
@@ -7,16 +9,17 @@ use crate::daemon::conf::{Credentials, DaemonAddress, DaemonConf};
 use crate::start;
 use crate::twiddler::Probe;
 
-/// supervisorctl that talks past the proxy.
-pub(super) fn past_the_proxy(
+/// The note if supervisorctl calls the daemon instead of the proxy.
+pub(super) fn supervisorctl_bypasses_proxy(
     conf: &DaemonConf,
     daemon: &DaemonAddress,
     settings: &Settings,
 ) -> Option<String> {
     let url = conf.supervisorctl.serverurl.as_deref()?;
     let address = DaemonAddress::parse(url).ok()?;
-    let is_daemons = address == *daemon || conf.servers.iter().any(|one| one.address == address);
-    let (file, lost) = (
+    let mut servers = conf.servers.iter();
+    let is_daemons = address == *daemon || servers.any(|server| server.address == address);
+    let (file, consequence) = (
         conf.file.display(),
         if settings.persist {
             "`supervisorctl restart GROUP:*` there leaves out what was added"
@@ -24,13 +27,13 @@ pub(super) fn past_the_proxy(
             "`supervisorctl update` there stops what was added, and `restart GROUP:*` leaves it out"
         },
     );
-    let ours = settings.listen.first().map(start::client_url)?;
+    let proxy_url = settings.listen.first().map(start::client_url)?;
     is_daemons.then(|| {
-        format!("{file}: [supervisorctl] serverurl = {url} leads past twiddler: {lost}; write serverurl = {ours}")
+        format!("{file}: [supervisorctl] serverurl = {url} leads past twiddler: {consequence}; write serverurl = {proxy_url}")
     })
 }
 
-/// A digest in the place of the password that the proxy would present.
+/// The note if the daemon's file has a digest in place of the password that the proxy would present.
 pub(super) fn digest(
     section: &str,
     credentials: &Credentials,
@@ -44,12 +47,13 @@ pub(super) fn digest(
     })
 }
 
-/// Programs that are kept although nothing is to be, and what is no persist file.
-pub(super) fn kept_otherwise(probe: &Probe, persist: bool, dir: &Path) -> Option<String> {
+/// The note about a persist file that twiddler did not write, or that `serve` sets aside because persist
+/// is off.
+pub(super) fn persist_file(probe: &Probe, persist: bool, dir: &Path) -> Option<String> {
     if probe.kept_is_strange {
-        let does = if persist { "replaces" } else { "sets aside" };
+        let verb = if persist { "replaces" } else { "sets aside" };
         return Some(format!(
-            "the persist file in {} is not one that twiddler has written; twiddler serve {does} it",
+            "the persist file in {} is not one that twiddler has written; twiddler serve {verb} it",
             dir.display()
         ));
     }
@@ -64,7 +68,7 @@ pub(super) fn kept_otherwise(probe: &Probe, persist: bool, dir: &Path) -> Option
     ))
 }
 
-/// What was added, and is defined in the files by now.
+/// A note for each added group and process that the daemon's files define, too.
 pub(super) fn defined_twice(probe: &Probe, conf: &DaemonConf) -> Vec<String> {
     let file = conf.file.display();
     let configured = |name: &str| conf.groups.iter().find(|group| group.name == name);

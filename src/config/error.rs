@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration.
+//! The mistakes in a configuration.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,52 +10,52 @@ use crate::daemon::conf::ConfError;
 /// A mistake in the configuration, and what to write instead. Displays as one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A mistake in the daemon's own part of the file.
+    /// A mistake in supervisord's own sections of the file.
     #[error(transparent)]
     Daemon(#[from] ConfError),
-    /// No file was named, and none found.
+    /// No option names supervisord's file, and none exists where supervisorctl searches.
     #[error("no supervisord.conf was named, and there is none at {}; name it with -c PATH", listed(.searched))]
     NoFile {
-        /// Where it was searched.
+        /// The paths that were searched.
         searched: Vec<PathBuf>,
     },
-    /// A key of `[twiddler]` that means nothing.
+    /// A key of `[twiddler]` that is no option.
     #[error("{}: [twiddler] {key} is not a twiddler option; write {}", .file.display(), instead(*.nearest, &options::keys()))]
     UnknownKey {
         /// The file.
         file: PathBuf,
         /// The key.
         key: String,
-        /// The known key that is most like it.
+        /// The most similar option.
         nearest: Option<&'static str>,
     },
-    /// A value that an option cannot have.
+    /// A value that is not valid for its option.
     #[error("{origin}: {reason}")]
     BadValue {
-        /// Where it stands.
+        /// The source of the value.
         origin: Origin,
         /// What is wrong with it, and what to write.
         reason: String,
     },
-    /// Nothing says where to listen, and there can be no socket beside the daemon's.
+    /// `listen` is not set, and the proxy cannot create a socket beside the daemon's.
     #[error("{}: [twiddler] has no listen, and {reason}; write {instead}", .file.display())]
     NoListen {
         /// The file.
         file: PathBuf,
-        /// Why there can be no socket beside the daemon's.
+        /// Why the proxy cannot create the socket.
         reason: String,
         /// What to write.
         instead: String,
     },
-    /// supervisord includes nothing.
+    /// supervisord includes no files.
     #[error("{}: [include] lists no files, so supervisord would not read what twiddler writes; write [include] and below it files = {example}", .file.display())]
     NoInclude {
         /// The file.
         file: PathBuf,
-        /// A pattern.
+        /// A pattern to write.
         example: String,
     },
-    /// A pattern of `[include] files` that cannot be used; none other can.
+    /// A pattern of `[include] files` that the proxy cannot use. No other pattern can be used, either.
     #[error("{}: [include] files: {pattern}: {reason}", .file.display())]
     IncludePattern {
         /// The file.
@@ -67,7 +67,7 @@ pub enum ConfigError {
     },
 }
 
-/// All mistakes in a configuration; at least one. Displays as one line for each.
+/// All mistakes in a configuration, at least one. Displays as a line for each.
 #[derive(Debug)]
 pub struct ConfigErrors(pub(super) Vec<ConfigError>);
 
@@ -92,7 +92,7 @@ fn listed(paths: &[PathBuf]) -> String {
     paths.collect::<Vec<_>>().join(", ")
 }
 
-/// What to write for a word that is not known.
+/// The advice for an unknown word: the nearest of the known ones, or all of them.
 pub(super) fn instead(nearest: Option<&str>, known: &[&str]) -> String {
     nearest.map_or_else(|| format!("one of {}", known.join(", ")), str::to_owned)
 }

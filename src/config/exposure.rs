@@ -1,51 +1,51 @@
-//! How open the proxy may be: never more than the daemon's own listeners.
+//! Decides how open the proxy may be: never more open than the daemon's own listeners.
 //!
-//! Pure: what the files and the sockets of this machine say is looked up by `listen`.
+//! This module is pure: `listeners` reads the permissions of sockets.
 
 use std::net::IpAddr;
 
 use super::listen::ListenAddr;
 use crate::daemon::conf::{Credentials, DaemonAddress, HttpServer};
 
-/// How the daemon is reached, and by whom else.
+/// The daemon's listeners.
 #[derive(Clone, Copy, Debug)]
 pub struct Upstream<'a> {
-    /// The listeners that the daemon's file gives it.
+    /// The listeners in the daemon's file.
     pub servers: &'a [HttpServer],
-    /// Where the proxy reaches it.
+    /// The address by which the proxy reaches the daemon.
     pub address: &'a DaemonAddress,
-    /// What it asks for there.
+    /// The credentials that the daemon requires there.
     pub credentials: Option<&'a Credentials>,
 }
 
-/// What stands between an account of this machine and the daemon, if the proxy has a port.
+/// What keeps accounts of this machine from calling the daemon through a port of the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Barrier {
-    /// Nothing: the daemon has a port that asks for nothing.
+    /// Nothing: the daemon itself has a port without credentials.
     None,
-    /// Credentials, which the daemon asks for where the proxy reaches it.
+    /// The credentials that the daemon requires at the proxy's address for it. The daemon checks them.
     Daemon,
-    /// Credentials of the daemon's port. The proxy reaches the daemon through the socket, so it has
-    /// to ask for them itself.
+    /// The credentials that the daemon requires on its port. The proxy reaches the daemon by the socket, so
+    /// the proxy has to check them.
     Port(Credentials),
-    /// The permissions of the daemon's socket, and a port of the proxy would be a way around them.
+    /// The permissions of the daemon's socket. A port of the proxy would bypass them.
     Socket,
 }
 
-/// What the daemon's own listeners allow the proxy.
+/// How open the daemon's listeners allow the proxy to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposure {
-    /// Whether the proxy listens on a port where nothing says where it shall listen.
+    /// Whether the proxy listens on a port if `listen` is not set.
     pub port_by_default: bool,
-    /// What callers of a port of the proxy have to overcome.
+    /// The barrier for callers of a port of the proxy.
     pub barrier: Barrier,
 }
 
 impl Upstream<'_> {
-    /// What the daemon's listeners allow.
+    /// How open the daemon's listeners allow the proxy to be.
     ///
-    /// An address that is not in the daemon's file may lead to another machine or container, whose
-    /// ports are not those of this one: then it alone counts.
+    /// An address that is not in the daemon's file may belong to another machine or container. Then the
+    /// listeners in the file do not count, only this address.
     pub fn exposure(&self) -> Exposure {
         let ports = self.ports();
         let is_open = ports.contains(&None);
@@ -53,18 +53,21 @@ impl Upstream<'_> {
         let same_on_port = ports.contains(&self.credentials);
         let barrier = match (self.credentials, ports.first().copied().flatten()) {
             (None, _) if is_open => Barrier::None,
-            (None, Some(asked)) if !asked.is_unexpanded => Barrier::Port(asked.clone()),
-            // What the port asks for is not known here, so nobody can be asked for it.
+            (None, Some(of_port)) if !of_port.is_unexpanded => Barrier::Port(of_port.clone()),
+            // The port's credentials are not known here, so the proxy cannot check them.
             (None, _) => Barrier::Socket,
-            (Some(own), Some(asked))
-                if !is_open && !same_on_port && own.can_be_presented() && !asked.is_unexpanded =>
+            (Some(own), Some(of_port))
+                if !is_open
+                    && !same_on_port
+                    && own.can_be_presented()
+                    && !of_port.is_unexpanded =>
             {
-                Barrier::Port(asked.clone())
+                Barrier::Port(of_port.clone())
             }
             (Some(_), _) => Barrier::Daemon,
         };
-        // A digest cannot be presented to the daemon, so who knows the port's password alone would
-        // not get through.
+        // If the proxy cannot present its own credentials (a digest), callers with the port's credentials
+        // cannot call the daemon through the proxy.
         let passes = is_open || same_on_port || matches!(barrier, Barrier::Port(_));
         Exposure {
             port_by_default: is_port || passes,
@@ -72,26 +75,26 @@ impl Upstream<'_> {
         }
     }
 
-    /// What each port of the daemon asks for. Where the proxy reaches it through a port, that one
-    /// alone counts: its callers are judged there.
+    /// The credentials that each port of the daemon requires. If the proxy reaches the daemon by a port,
+    /// only this one counts, because the daemon checks callers there.
     fn ports(&self) -> Vec<Option<&Credentials>> {
         if matches!(self.address, DaemonAddress::Tcp { .. }) {
             return vec![self.credentials];
         }
-        let of_file = self
+        let is_in_file = self
             .servers
             .iter()
             .any(|server| server.address == *self.address);
         let ports = self
             .servers
             .iter()
-            .filter(|server| of_file && matches!(server.address, DaemonAddress::Tcp { .. }));
+            .filter(|server| is_in_file && matches!(server.address, DaemonAddress::Tcp { .. }));
         ports.map(|server| server.credentials.as_ref()).collect()
     }
 
-    /// What keeps callers out of the daemon whom a listener would let in, if the proxy asks for no
-    /// credentials of its own. `socket_for_all` says whether every account may open the daemon's
-    /// socket.
+    /// How the daemon keeps out callers that the proxy would serve on the address `listen` without
+    /// credentials of its own; `None` if the daemon does not keep them out. `socket_for_all` says whether
+    /// every account may connect to the daemon's socket.
     pub fn keeps_out(&self, listen: &ListenAddr, socket_for_all: bool) -> Option<&'static str> {
         const SOCKET: &str = "by the permissions of its socket";
         if listen.is_for_others() {
@@ -118,8 +121,9 @@ pub(crate) fn is_loopback(host: &str) -> bool {
             .is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
 
-/// The mode of a socket like another one whose owner or group it does not have: those who were
-/// judged by these may now be judged by other digits, so none of these may allow them more.
+/// The mode for a socket that is to be like another one with this `mode`, but may lack its owner or its
+/// group. An account that the owner's or the group's digit applied to falls under another digit then, so
+/// that digit must not allow more.
 pub fn narrowed(mode: u32, has_owner: bool, has_group: bool) -> u32 {
     let [owner, mut group, mut others] = [6, 3, 0].map(|shift| (mode >> shift) & 0o7);
     if !has_owner {
@@ -142,10 +146,10 @@ mod tests {
     const OTHER_PORT: &str = "http://10.0.0.5:9001";
     const DIGEST: &str = "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4";
 
-    /// A password with a variable that is not set here.
+    /// A password from an environment variable that is not set.
     const UNREAD: &str = "%(ENV_X)s";
 
-    /// A server: where it listens, and the password that it asks for.
+    /// The URL of a server, and the password that it requires.
     type Server = (&'static str, Option<&'static str>);
 
     fn credentials(password: Option<&str>) -> Option<Credentials> {
@@ -165,7 +169,7 @@ mod tests {
         }
     }
 
-    /// What a daemon with these servers allows, of which the proxy uses the first.
+    /// The exposure for a daemon with these servers. The proxy calls it by the first.
     fn exposure(servers: &[Server]) -> Exposure {
         let servers: Vec<_> = servers.iter().map(server).collect();
         let upstream = Upstream {
@@ -176,30 +180,34 @@ mod tests {
         upstream.exposure()
     }
 
-    fn port_asks(password: &str) -> Barrier {
+    fn port_barrier(password: &str) -> Barrier {
         Barrier::Port(credentials(Some(password)).unwrap())
     }
 
     #[test]
     fn a_port_is_the_default_where_the_daemon_has_one_that_is_as_open() {
         for (servers, port_by_default, barrier) in [
-            // The socket alone.
+            // Only a socket.
             (&[(SOCKET, None)][..], false, Barrier::Socket),
             (&[(SOCKET, Some("a"))], false, Barrier::Daemon),
             (&[(SOCKET, Some(DIGEST))], false, Barrier::Daemon),
-            // A port alone, on loopback or wider.
+            // Only a port, at a loopback or another address.
             (&[(PORT, None)], true, Barrier::None),
             (&[(OTHER_PORT, None)], true, Barrier::None),
             (&[(PORT, Some("a"))], true, Barrier::Daemon),
             (&[(PORT, Some(DIGEST))], true, Barrier::Daemon),
-            // Both: the proxy reaches the daemon through the socket.
+            // Both: the proxy reaches the daemon by the socket.
             (&[(SOCKET, None), (PORT, None)], true, Barrier::None),
             (&[(SOCKET, None), (OTHER_PORT, None)], true, Barrier::None),
-            (&[(SOCKET, None), (PORT, Some("a"))], true, port_asks("a")),
+            (
+                &[(SOCKET, None), (PORT, Some("a"))],
+                true,
+                port_barrier("a"),
+            ),
             (
                 &[(SOCKET, None), (PORT, Some(DIGEST))],
                 true,
-                port_asks(DIGEST),
+                port_barrier(DIGEST),
             ),
             (&[(SOCKET, Some("a")), (PORT, None)], true, Barrier::Daemon),
             (
@@ -220,20 +228,20 @@ mod tests {
             (
                 &[(SOCKET, Some("a")), (PORT, Some("b"))],
                 true,
-                port_asks("b"),
+                port_barrier("b"),
             ),
             (
                 &[(SOCKET, Some("a")), (PORT, Some(DIGEST))],
                 true,
-                port_asks(DIGEST),
+                port_barrier(DIGEST),
             ),
-            // The proxy cannot present a digest for those who know the port's password.
+            // The proxy cannot present a digest on behalf of callers with the port's password.
             (
                 &[(SOCKET, Some(DIGEST)), (PORT, Some("b"))],
                 false,
                 Barrier::Daemon,
             ),
-            // A password that only the daemon knows: never more open than with a known one.
+            // A password that only the daemon knows does not make the proxy more open.
             (
                 &[(SOCKET, None), (PORT, Some(UNREAD))],
                 false,
@@ -265,7 +273,7 @@ mod tests {
             (
                 &[(SOCKET, None), (PORT, Some("a")), (OTHER_PORT, Some("b"))],
                 true,
-                port_asks("a"),
+                port_barrier("a"),
             ),
             (
                 &[
@@ -276,7 +284,7 @@ mod tests {
                 true,
                 Barrier::Daemon,
             ),
-            // The proxy was told to use a port although there is a socket.
+            // The option `supervisord` names a port although there is a socket.
             (&[(PORT, Some("a")), (SOCKET, None)], true, Barrier::Daemon),
             (&[(PORT, None), (SOCKET, Some("a"))], true, Barrier::None),
         ] {
@@ -292,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_a_file_that_does_not_know_the_address_count_for_nothing() {
+    fn ports_do_not_count_if_the_file_lacks_the_address() {
         let servers = [server(&(SOCKET, None)), server(&(PORT, None))];
         for (url, port_by_default, barrier) in [
             ("unix:///mnt/supervisor.sock", false, Barrier::Socket),
@@ -315,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_opens_what_is_shut_is_named() {
+    fn a_listener_that_is_more_open_than_the_daemon_is_found() {
         let (local, v6, all, unix) = (
             "127.0.0.1:9002",
             "[::1]:9002",
@@ -347,11 +355,11 @@ mod tests {
             (&[(PORT, Some("a"))], closed, all, password),
             (&[(OTHER_PORT, None)], closed, all, None),
         ] {
-            let of_file: Vec<_> = servers.iter().map(server).collect();
+            let in_file: Vec<_> = servers.iter().map(server).collect();
             let upstream = Upstream {
-                servers: &of_file,
-                address: &of_file[0].address,
-                credentials: of_file[0].credentials.as_ref(),
+                servers: &in_file,
+                address: &in_file[0].address,
+                credentials: in_file[0].credentials.as_ref(),
             };
             let listen = ListenAddr::parse(listen).unwrap();
             assert_eq!(
@@ -363,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_cannot_have_owner_or_group_is_open_to_fewer() {
+    fn a_mode_is_narrowed_without_the_owner_or_the_group() {
         for (mode, has_owner, has_group, expected) in [
             (0o700, true, true, 0o700),
             (0o770, true, true, 0o770),

@@ -1,4 +1,4 @@
-//! The directory that generated files go to, and what they are named.
+//! The directory for generated files, and the names of these files.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -11,66 +11,66 @@ use crate::daemon::conf::{
     ConfError, DaemonConf, IncludePattern, UnresolvedPattern, has_wildcard, name_matches,
 };
 
-/// Begins every generated name. Late in the alphabet: where a name occurs twice, the daemon takes
-/// what it reads last.
+/// The prefix of the names of generated files. It sorts late, because the daemon uses the last of two
+/// sections with the same name.
 const GENERATED: &str = "zz-twiddler";
-/// What file systems commonly allow.
+/// The longest file name on common file systems.
 const MAX_NAME_BYTES: usize = 255;
 
-/// What names of generated files are held against where the pattern is not known.
+/// The pattern for generated files if the daemon's pattern is not known.
 const USUAL_PATTERN: &str = "*.conf";
 
 /// A directory that the daemon includes files from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IncludeTarget {
-    /// The directory, as the proxy sees it.
+    /// The path of the directory for the proxy. The daemon may see it at another path.
     pub dir: PathBuf,
-    /// What the daemon holds the names in it against, such as `*.conf`. [`generated_name`] has a
-    /// name for it.
+    /// The daemon's pattern for the names of files in the directory, such as `*.conf`. [`generated_name`]
+    /// returns a name that matches it.
     pub file_pattern: String,
 }
 
 /// A name for a generated file that matches the pattern `file_pattern` of `[include] files`, such as
-/// `zz-twiddler-STEM.conf` for `*.conf`; without the dash where `stem` is empty.
+/// `zz-twiddler-STEM.conf` for `*.conf`. An empty `stem` leaves out the dash.
 ///
-/// None where no such name can match, or only one that begins with a dot, which stands for files
-/// that are not to be read yet.
+/// `None` if no name with this stem matches, or only one that begins with a dot: the proxy uses such names
+/// for files that the daemon is not to read yet.
 pub fn generated_name(file_pattern: &str, stem: &str) -> Option<String> {
     let dash = if stem.is_empty() { "" } else { "-" };
-    let mut ours = Some(format!("{GENERATED}{dash}{stem}"));
+    let mut core = Some(format!("{GENERATED}{dash}{stem}"));
     let mut name = String::new();
     let mut rest = file_pattern;
     while let Some(first) = rest.chars().next() {
         let piece = &rest[..piece_len(rest)];
         rest = &rest[piece.len()..];
         match first {
-            '*' => name.push_str(&ours.take().unwrap_or_default()),
-            _ if piece.len() > 1 || has_wildcard(piece) => name.push(fitting_letter(piece)?),
+            '*' => name.push_str(&core.take().unwrap_or_default()),
+            _ if piece.len() > 1 || has_wildcard(piece) => name.push(matching_letter(piece)?),
             literal => name.push(literal),
         }
     }
-    let usable = ours.is_none() && !name.starts_with('.') && !name.contains(['/', '\0']);
+    let usable = core.is_none() && !name.starts_with('.') && !name.contains(['/', '\0']);
     let usable = usable && name.len() <= MAX_NAME_BYTES && name_matches(file_pattern, &name);
     usable.then_some(name)
 }
 
-/// How long the first piece of a pattern is: a set in brackets, or one character.
+/// The length in bytes of the first piece of a pattern: a set in brackets, or one character.
 fn piece_len(pattern: &str) -> usize {
     let one = pattern.chars().next().map_or(0, char::len_utf8);
     if !pattern.starts_with('[') {
         return one;
     }
     let inner = pattern[one..].strip_prefix('!').unwrap_or(&pattern[one..]);
-    // The first character of a set is never its end.
+    // A bracket that closes is part of the set if it is the first character.
     let start = pattern.len() - inner.len() + inner.chars().next().map_or(0, char::len_utf8);
     pattern[start..]
         .find(']')
         .map_or(one, |end| start + end + 1)
 }
 
-/// A character that a set in brackets, `?` or an unclosed bracket matches; late ones first, so that
-/// the name sorts late.
-fn fitting_letter(piece: &str) -> Option<char> {
+/// A character that matches a set in brackets, `?` or an unclosed bracket. Late characters are tried
+/// first, so that the name sorts late.
+fn matching_letter(piece: &str) -> Option<char> {
     let plain = ('a'..='z')
         .rev()
         .chain(('A'..='Z').rev())
@@ -81,22 +81,23 @@ fn fitting_letter(piece: &str) -> Option<char> {
     let own = piece.chars();
     let mut letters = plain.chain(others).chain(own).chain(['.']);
     letters.find(|letter| {
-        // The dot alone would be hidden from a set; behind another letter it is like any other.
+        // A wildcard does not match a dot at the beginning of a name, so a letter is put in front.
         name_matches(&format!("x{piece}"), &format!("x{letter}"))
     })
 }
 
 impl Resolver<'_> {
-    /// Where generated files go.
+    /// The directory for generated files: the option `include_dir`, else the first of supervisord's
+    /// `[include]` that can be used.
     pub(super) fn include(&mut self) -> Option<IncludeTarget> {
         let conf = self.conf.as_ref()?;
         let example = format!("{}/conf.d/*.conf", conf.here.display());
-        let needed = conf.unresolved_include.iter();
-        let needed = needed.map(|pattern| ConfError::Variable(pattern.missing.clone()).into());
-        let needed: Vec<ConfigError> = needed.collect();
-        let named = self.raw("include_dir");
-        if named.is_none() && conf.include.is_empty() && needed.is_empty() {
-            // An [include] whose `files` is wrong or missing has been reported with the file.
+        let missing = conf.unresolved_include.iter();
+        let missing = missing.map(|pattern| ConfError::Variable(pattern.missing.clone()).into());
+        let missing: Vec<ConfigError> = missing.collect();
+        let option = self.raw("include_dir");
+        if option.is_none() && conf.include.is_empty() && missing.is_empty() {
+            // A mistake in [include] was recorded when the file was read.
             let reported = self.mistakes.iter().any(is_about_include);
             if !reported {
                 self.mistakes.push(ConfigError::NoInclude {
@@ -106,13 +107,13 @@ impl Resolver<'_> {
             }
             return None;
         }
-        let chosen = match named {
+        let target = match option {
             Some(raw) => named_include_dir(conf, &raw),
             None => first_include_dir(conf)
-                .map_err(|mistakes| mistakes.into_iter().chain(needed).collect()),
+                .map_err(|mistakes| mistakes.into_iter().chain(missing).collect()),
         };
         let record = |mistakes: Vec<ConfigError>| self.mistakes.extend(mistakes);
-        chosen.map_err(record).ok()
+        target.map_err(record).ok()
     }
 }
 
@@ -120,7 +121,7 @@ fn is_about_include(mistake: &ConfigError) -> bool {
     matches!(mistake, ConfigError::Daemon(ConfError::Section { section, .. }) if section == "include")
 }
 
-/// The first pattern through which the daemon would see files of ours, or why none is of use.
+/// The directory of the first pattern that can be used, or why no pattern can.
 fn first_include_dir(conf: &DaemonConf) -> Result<IncludeTarget, Vec<ConfigError>> {
     let mut mistakes = Vec::new();
     for pattern in &conf.include {
@@ -158,8 +159,8 @@ fn usable_pattern(pattern: &IncludePattern) -> Result<IncludeTarget, String> {
             "its directory is a pattern itself; write {instead}"
         ));
     }
-    if !is_fitting(pattern) {
-        return Err(no_place(pattern));
+    if !has_generated_name(pattern) {
+        return Err(no_generated_name(pattern));
     }
     check_dir(dir)?;
     Ok(IncludeTarget {
@@ -170,7 +171,7 @@ fn usable_pattern(pattern: &IncludePattern) -> Result<IncludeTarget, String> {
 
 /// A directory that matches a pattern of directories.
 fn matching_dir(pattern: &Path) -> Option<PathBuf> {
-    let named = |part: Component<'_>| {
+    let matching_name = |part: Component<'_>| {
         let text = part.as_os_str().to_str()?;
         if !has_wildcard(text) {
             Some(text.to_owned())
@@ -180,27 +181,31 @@ fn matching_dir(pattern: &Path) -> Option<PathBuf> {
             generated_name(text, "")
         }
     };
-    pattern.components().map(named).collect()
+    pattern.components().map(matching_name).collect()
 }
 
-/// The directory that was named, with the pattern that is most likely meant for it.
+/// The directory in the option `include_dir`, with a pattern of `[include]`: the one for this directory,
+/// else for a directory with the same last name, else the first that has names for generated files.
 fn named_include_dir(conf: &DaemonConf, raw: &RawValue) -> Result<IncludeTarget, Vec<ConfigError>> {
     let dir = match raw.origin {
-        // As the daemon has it for its own relative patterns.
+        // The daemon resolves relative patterns in the same way.
         Origin::File { .. } => conf.here.join(&raw.text),
         _ => std::path::absolute(&raw.text).unwrap_or_else(|_| raw.text.clone().into()),
     };
-    check_dir(&dir).map_err(|reason| vec![raw.wrong(reason)])?;
-    let fitting = || conf.include.iter().filter(|pattern| is_fitting(pattern));
-    let same = fitting().find(|pattern| pattern.dir == dir);
-    let alike = || fitting().find(|pattern| pattern.dir.file_name() == dir.file_name());
+    check_dir(&dir).map_err(|reason| vec![raw.error(reason)])?;
+    let usable = || {
+        let patterns = conf.include.iter();
+        patterns.filter(|pattern| has_generated_name(pattern))
+    };
+    let same_dir = usable().find(|pattern| pattern.dir == dir);
+    let same_name = || usable().find(|pattern| pattern.dir.file_name() == dir.file_name());
     let unresolved = || conf.unresolved_include.first().map(file_pattern);
-    let known = same.or_else(alike).map(IncludePattern::file_part);
-    let known = known.map(str::to_owned).or_else(unresolved);
-    let any = || Some(fitting().next()?.file_part().to_owned());
-    match known.or_else(any) {
+    let best = same_dir.or_else(same_name).map(IncludePattern::file_part);
+    let best = best.map(str::to_owned).or_else(unresolved);
+    let any = || Some(usable().next()?.file_part().to_owned());
+    match best.or_else(any) {
         Some(file_pattern) => Ok(IncludeTarget { dir, file_pattern }),
-        // supervisord may have been started with another file, or include it later.
+        // supervisord may run with another file, or may include the directory later.
         None if conf.include.is_empty() => Ok(IncludeTarget {
             dir,
             file_pattern: USUAL_PATTERN.to_owned(),
@@ -208,24 +213,24 @@ fn named_include_dir(conf: &DaemonConf, raw: &RawValue) -> Result<IncludeTarget,
         None => Err(conf
             .include
             .iter()
-            .map(|one| unusable(conf, one, no_place(one)))
+            .map(|pattern| unusable(conf, pattern, no_generated_name(pattern)))
             .collect()),
     }
 }
 
-/// What the name of a generated file is held against, for a pattern that is not known as a whole.
+/// The pattern for generated files, from a pattern whose directory contains a missing variable.
 fn file_pattern(pattern: &UnresolvedPattern) -> String {
-    let known = pattern.file_part.clone();
-    known
-        .filter(|known| generated_name(known, "x").is_some())
+    let file_part = pattern.file_part.clone();
+    file_part
+        .filter(|file_part| generated_name(file_part, "x").is_some())
         .unwrap_or_else(|| USUAL_PATTERN.to_owned())
 }
 
-fn is_fitting(pattern: &IncludePattern) -> bool {
+fn has_generated_name(pattern: &IncludePattern) -> bool {
     generated_name(pattern.file_part(), "x").is_some()
 }
 
-fn no_place(pattern: &IncludePattern) -> String {
+fn no_generated_name(pattern: &IncludePattern) -> String {
     let example = pattern.dir.join("*.conf");
     format!(
         "no file that twiddler writes can match it; write {} beside it",
@@ -233,11 +238,11 @@ fn no_place(pattern: &IncludePattern) -> String {
     )
 }
 
-/// Whether files can be created in a directory; if not, what to do. Only trying tells: permission
-/// bits say nothing of read-only mounts, access lists and privileges.
+/// Checks that files can be created in a directory. The error says what to do. It creates a file, because
+/// permission bits do not show read-only mounts, ACLs and privileges.
 fn check_dir(dir: &Path) -> Result<(), String> {
     let shown = dir.display();
-    let refused = |cause: io::Error| {
+    let not_writable = |cause: io::Error| {
         let remedy = match cause.kind() {
             io::ErrorKind::PermissionDenied => format!(
                 "as root: chgrp GROUP {shown} && chmod 2775 {shown}, with a group that twiddler's account is in"
@@ -249,12 +254,12 @@ fn check_dir(dir: &Path) -> Result<(), String> {
         )
     };
     match fs::metadata(dir) {
-        Ok(found) if found.is_dir() => try_writing(dir).map_err(refused),
+        Ok(metadata) if metadata.is_dir() => try_writing(dir).map_err(not_writable),
         Ok(_) => Err(format!("{shown} is not a directory; name one that is")),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Err(format!(
             "the directory {shown} does not exist here; create it, or write --include-dir DIR if it is elsewhere for twiddler"
         )),
-        Err(cause) => Err(refused(cause)),
+        Err(cause) => Err(not_writable(cause)),
     }
 }
 

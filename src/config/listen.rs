@@ -4,23 +4,23 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-/// Where the daemon itself has a port: the port after supervisord's own, on loopback.
+/// The default address if the daemon itself has a port: supervisord's default port plus one, on loopback.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9002);
 
 /// An address to listen on. Displays as a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddr {
-    /// An address and a port; port 0 is any free one.
+    /// An address and a port. For the port 0 the kernel chooses a free one.
     Tcp(SocketAddr),
     /// A unix socket, by its absolute path.
     Unix(PathBuf),
 }
 
 impl ListenAddr {
-    /// Reads `127.0.0.1:9002`, `[::1]:9002`, `localhost:9002` or `unix:///PATH`.
+    /// Parses `127.0.0.1:9002`, `[::1]:9002`, `localhost:9002` or `unix:///PATH`.
     ///
     /// # Errors
-    /// What is wrong with it, and what to write.
+    /// The text is no address to listen on. The error says what to write.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix://") {
             if path.starts_with('/') && path.len() > 1 {
@@ -35,7 +35,7 @@ impl ListenAddr {
                 "`{text}` would open a port to everybody; write 127.0.0.1:{port} for this machine, or 0.0.0.0:{port} if that is meant"
             ));
         }
-        // The name has two addresses, and which comes first depends on the machine.
+        // `localhost` has an IPv4 and an IPv6 address, whose order depends on the machine.
         let local = text
             .strip_prefix("localhost:")
             .map(|port| format!("127.0.0.1:{port}"));
@@ -44,7 +44,7 @@ impl ListenAddr {
         })
     }
 
-    /// Whether others than this machine's users can reach it.
+    /// Whether other machines can reach the address.
     pub fn is_for_others(&self) -> bool {
         match self {
             Self::Tcp(address) => !address.ip().to_canonical().is_loopback(),
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listen_addresses_are_read_and_displayed() {
+    fn listen_addresses_are_parsed_and_displayed() {
         for (text, shown) in [
             ("127.0.0.1:9002", "http://127.0.0.1:9002"),
             ("localhost:0", "http://127.0.0.1:0"),

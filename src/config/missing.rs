@@ -1,35 +1,37 @@
-//! What the proxy does without where supervisord's file holds a variable of the environment that only
-//! supervisord has.
+//! Notes about environment variables in supervisord's file that this process lacks.
 
 use super::sources::Resolver;
 use crate::daemon::conf::{DaemonConf, MissingVariable};
 
 impl Resolver<'_> {
-    /// Notes what is not known. `has_login`: whether an option says what is presented to supervisord.
+    /// Adds a note for each missing variable. `has_login` says whether the proxy has credentials of its own
+    /// options to present to supervisord.
     pub(super) fn note_missing(&mut self, has_login: bool) {
         let Some(conf) = &self.conf else { return };
         self.notes.extend(notes(conf, has_login));
     }
 }
 
-/// A sentence for what is lost with each variable, and where that stands. None holds a value.
+/// A sentence for each missing variable and its consequence, with all keys that contain the variable. No
+/// sentence contains a value.
 fn notes(conf: &DaemonConf, has_login: bool) -> Vec<String> {
-    let mut lost: Vec<(&MissingVariable, &str, Vec<String>)> = Vec::new();
+    let mut notes: Vec<(&MissingVariable, &str, Vec<String>)> = Vec::new();
     for missing in conf.all_missing() {
-        let without = without(missing, has_login);
+        let consequence = consequence(missing, has_login);
         let place = format!("[{}] {}", missing.section, missing.key);
-        let known = lost.iter_mut().find(|(one, so, _)| {
-            (&one.file, &one.variable, *so) == (&missing.file, &missing.variable, without)
+        let same = notes.iter_mut().find(|(other, other_consequence, _)| {
+            (&other.file, &other.variable, *other_consequence)
+                == (&missing.file, &missing.variable, consequence)
         });
-        match known {
+        match same {
             Some((.., places)) if places.contains(&place) => {}
             Some((.., places)) => places.push(place),
-            None => lost.push((missing, without, vec![place])),
+            None => notes.push((missing, consequence, vec![place])),
         }
     }
-    let sentences = lost.into_iter().map(|(missing, without, places)| {
+    let sentences = notes.into_iter().map(|(missing, consequence, places)| {
         format!(
-            "{}: {}: the environment variable {} is not set, so {without}; start twiddler with the value that supervisord has",
+            "{}: {}: the environment variable {} is not set, so {consequence}; start twiddler with the value that supervisord has",
             missing.file.display(),
             places.join(" and "),
             missing.variable,
@@ -38,7 +40,8 @@ fn notes(conf: &DaemonConf, has_login: bool) -> Vec<String> {
     sentences.collect()
 }
 
-fn without(missing: &MissingVariable, has_login: bool) -> &'static str {
+/// What the proxy does not know or cannot do without the variable.
+fn consequence(missing: &MissingVariable, has_login: bool) -> &'static str {
     match (&*missing.section, &*missing.key) {
         ("include", _) => "twiddler knows nothing of the files that this pattern includes",
         ("supervisord", "logfile") => "twiddler.log answers a fault",

@@ -1,10 +1,9 @@
-//! What was decided: one [`Config`] from the command line, the environment and `[twiddler]`.
+//! The configuration: one [`Config`] from the command line, the environment and `[twiddler]`.
 //!
-//! Decides what each value may be, and reports all that are wrong together. Does not talk to the
-//! daemon.
+//! Parses each value and reports all mistakes together. Does not call the daemon.
 //!
-//! A new option is an entry of `options::OPTIONS`, which has its name, help and default, and a
-//! field of [`Settings`] with what reads it.
+//! A new option needs an entry of `options::OPTIONS`, with its name, help and default, and a field of
+//! [`Settings`] with the function that parses its value.
 
 use std::path::PathBuf;
 
@@ -31,19 +30,20 @@ mod error;
 pub mod exposure;
 mod include;
 mod listen;
+mod listeners;
 mod login;
 mod missing;
 pub mod options;
 mod origin;
 mod overlap;
 mod password_file;
-mod reach;
+
 mod socket;
 mod sources;
 mod typos;
 mod upstream;
 
-/// The methods that a whitelist may name.
+/// The names that `whitelist` may contain.
 const METHODS: [&str; 14] = [
     "getAPIVersion",
     "getGroupNames",
@@ -61,81 +61,81 @@ const METHODS: [&str; 14] = [
     "scaleProgram",
 ];
 
-/// Everything that `serve` needs to know.
+/// A valid configuration of `serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// supervisord's own configuration.
     pub daemon_conf: DaemonConf,
-    /// Where supervisord is reached.
+    /// supervisord's address.
     pub daemon: DaemonAddress,
-    /// What it asks for, where its configuration tells; a digest cannot be presented to it.
+    /// The credentials that supervisord requires, as far as its file shows them. The proxy cannot present a
+    /// digest.
     pub credentials: Option<Credentials>,
-    /// Where generated files go.
+    /// The directory for generated files.
     pub include: IncludeTarget,
     /// The options.
     pub settings: Settings,
-    /// What works, and is most likely not meant so; a sentence each.
+    /// Notes about parts that are valid and most likely unintended, a sentence each.
     pub notes: Vec<String>,
 }
 
-/// What could be decided, and the mistakes that are in the way of the rest: `check` goes on with
-/// what there is.
+/// A configuration that may have mistakes. `check` uses the parts that are valid.
 #[derive(Debug)]
 pub struct Draft {
-    /// supervisord's own configuration; none where its file cannot be read.
+    /// supervisord's own configuration; `None` if its file cannot be read.
     pub daemon_conf: Option<DaemonConf>,
-    /// Where supervisord is reached, and what it asks for.
+    /// supervisord's address, and the credentials that it requires.
     pub daemon: Option<(DaemonAddress, Option<Credentials>)>,
-    /// Where generated files go.
+    /// The directory for generated files.
     pub include: Option<IncludeTarget>,
-    /// The options; the default stands in for a value that is wrong.
+    /// The options. A value that is not valid is replaced by the default.
     pub settings: Settings,
     /// All mistakes.
     pub mistakes: Vec<ConfigError>,
-    /// What works, and is most likely not meant so; a sentence each.
+    /// Notes about parts that are valid and most likely unintended, a sentence each.
     pub notes: Vec<String>,
 }
 
-/// What the options of `[twiddler]` come to, from whichever source.
+/// The values of the options, from all sources.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where clients connect; at least one address.
+    /// The addresses to listen on, at least one.
     pub listen: Vec<ListenAddr>,
-    /// Where that was said.
+    /// The source of `listen`.
     pub listen_origin: Origin,
-    /// What callers must present to the proxy itself; none leaves them to the daemon.
+    /// The credentials that the proxy itself requires of callers; `None` leaves the check to the daemon.
     pub login: Option<Login>,
-    /// What callers of ports must present where the daemon asks for it on its own port and the proxy
-    /// reaches it through its socket; `login` goes before.
+    /// The credentials that the proxy requires of callers over TCP, because the daemon requires them on its
+    /// own port and the proxy calls the daemon by its socket. `login` takes precedence.
     pub port_login: Option<Login>,
-    /// What whoever starts the proxy should know: a sentence each.
+    /// Security warnings for each start, a sentence each.
     pub warnings: Vec<String>,
-    /// Whether the proxy listens beside the daemon's socket because nothing says where to listen.
+    /// Whether `listen` is the default socket beside the daemon's.
     pub is_beside_daemon: bool,
-    /// Where browsers may find the proxy, beside addresses and `localhost`.
+    /// The names and origins by which browsers reach the proxy, beside addresses and `localhost`.
     pub hosts: Vec<Site>,
-    /// Who may use the unix sockets.
+    /// Mode, owner and group of the unix sockets.
     pub socket: SocketAccess,
-    /// Where their owner was named.
+    /// The source of the sockets' owner.
     pub owner_origin: Origin,
-    /// TLS for TCP; none for plain HTTP.
+    /// Certificate and key for TCP; `None` for plain HTTP.
     pub tls: Option<TlsFiles>,
-    /// The methods of all namespaces that may be called; none for all.
+    /// The methods of all namespaces that may be called; `None` allows all.
     pub allow: Option<Allow>,
-    /// The bare names of the `twiddler.*` methods that may be called; empty for all.
+    /// The `twiddler.*` methods that may be called, without the namespace; an empty list allows all.
     pub whitelist: Vec<String>,
     /// Whether changes survive a restart of supervisord.
     pub persist: bool,
-    /// The steps of `supervisorctl update` restart only what changed.
+    /// Whether the steps of `supervisorctl update` restart only programs that changed.
     pub live_update: bool,
-    /// How much to log.
+    /// The level of the log.
     pub log_level: Level,
-    /// How to log it.
+    /// The format of the log.
     pub log_format: LogFormat,
 }
 
 impl Settings {
-    /// What may be called.
+    /// The methods that may be called.
     pub fn policy(&self) -> Policy {
         Policy {
             allow: self.allow.clone(),
@@ -144,20 +144,20 @@ impl Settings {
     }
 }
 
-/// Where certificate and key are, in PEM.
+/// The files with certificate and key, in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The chain of certificates, our own first.
+    /// The chain of certificates, the proxy's own first.
     pub cert: PathBuf,
-    /// Where that is written.
+    /// The source of `cert`.
     pub cert_origin: Origin,
     /// The key.
     pub key: PathBuf,
-    /// Where that is written.
+    /// The source of `key`.
     pub key_origin: Origin,
 }
 
-/// How our own log is written.
+/// The format of the proxy's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// A line of text for each event.
@@ -178,10 +178,10 @@ impl LogFormat {
 }
 
 impl Config {
-    /// Decides everything from what was typed, the environment, and supervisord's file.
+    /// Reads the configuration from the command line, the environment and supervisord's file.
     ///
     /// # Errors
-    /// All mistakes at once.
+    /// All mistakes.
     pub fn load(args: &ServeArgs) -> Result<Config, ConfigErrors> {
         Draft::load(args).finish()
     }
@@ -189,19 +189,18 @@ impl Config {
     /// Like [`Config::load`], with this environment.
     ///
     /// # Errors
-    /// All mistakes at once.
+    /// All mistakes.
     pub fn load_with_env(args: &ServeArgs, env: &Environment<'_>) -> Result<Config, ConfigErrors> {
         Draft::load_with_env(args, env).finish()
     }
 
-    /// Who may come in, in front of `daemon`.
+    /// The access rules of the proxy in front of `daemon`.
     pub fn access_rules(&self, daemon: &Daemon) -> AccessRules {
         let settings = &self.settings;
-        // What the daemon asks callers for, as far as its file tells.
-        let asked = self
+        let daemon_login = self
             .credentials
             .as_ref()
-            .and_then(|asked| Login::new(&asked.username, &asked.password).ok());
+            .and_then(|daemons| Login::new(&daemons.username, &daemons.password).ok());
         let rules = AccessRules::new(
             settings.login.clone(),
             daemon.own_authorization().cloned(),
@@ -209,7 +208,7 @@ impl Config {
             daemon.is_open(),
         )
         .with_port_login(settings.port_login.clone())
-        .with_daemon_login(asked);
+        .with_daemon_login(daemon_login);
         match settings.tls {
             Some(_) => rules.with_tls(),
             None => rules,
@@ -218,7 +217,7 @@ impl Config {
 }
 
 impl Draft {
-    /// Decides what can be decided from what was typed, the environment, and supervisord's file.
+    /// Reads the configuration from the command line, the environment and supervisord's file.
     pub fn load(args: &ServeArgs) -> Draft {
         Draft::load_with_env(args, &conf::process_environment)
     }
@@ -232,20 +231,22 @@ impl Draft {
         let listen = resolver.listen();
         let mut daemon = resolver.daemon();
         let include = resolver.include();
-        let login = resolver.login(daemon.as_mut().and_then(|(_, asked)| asked.as_mut()));
+        let credentials = daemon.as_mut().and_then(|(_, daemons)| daemons.as_mut());
+        let login = resolver.login(credentials);
         let socket = resolver.socket();
         resolver.note_missing(login.is_some());
-        let reach = resolver.reach(listen, socket, daemon.as_ref(), login.is_some());
-        resolver.check_own_address(&reach.listen, daemon.as_ref().map(|(address, _)| address));
+        let listeners = resolver.listeners(listen, socket, daemon.as_ref(), login.is_some());
+        let daemon_address = daemon.as_ref().map(|(address, _)| address);
+        resolver.check_own_address(&listeners.listen, daemon_address);
         let settings = Settings {
-            listen: reach.listen,
+            listen: listeners.listen,
             listen_origin: resolver.origin("listen"),
             login,
-            port_login: reach.port_login,
-            warnings: reach.warnings,
-            is_beside_daemon: reach.is_beside_daemon,
+            port_login: listeners.port_login,
+            warnings: listeners.warnings,
+            is_beside_daemon: listeners.is_beside_daemon,
             hosts: resolver.hosts(),
-            socket: reach.socket,
+            socket: listeners.socket,
             owner_origin: resolver.origin("chown"),
             tls: resolver.tls(),
             allow: resolver.allow(),
@@ -265,10 +266,10 @@ impl Draft {
         }
     }
 
-    /// The whole of it.
+    /// The configuration, if it has no mistakes.
     ///
     /// # Errors
-    /// All mistakes at once.
+    /// All mistakes.
     pub fn finish(self) -> Result<Config, ConfigErrors> {
         match (self.daemon_conf, self.daemon, self.include) {
             (Some(daemon_conf), Some((daemon, credentials)), Some(include))
@@ -295,7 +296,7 @@ impl Resolver<'_> {
         };
         let sites = raw.items().map(Site::parse);
         sites
-            .filter_map(|site| self.ok_or_record(site.map_err(|reason| raw.wrong(reason))))
+            .filter_map(|site| self.ok_or_record(site.map_err(|reason| raw.error(reason))))
             .collect()
     }
 
@@ -316,7 +317,7 @@ impl Resolver<'_> {
     fn allow(&mut self) -> Option<Allow> {
         let raw = self.raw("allow")?;
         raw.items().next()?;
-        let allow = Allow::parse(raw.items()).map_err(|reason| raw.wrong(reason));
+        let allow = Allow::parse(raw.items()).map_err(|reason| raw.error(reason));
         self.ok_or_record(allow)
     }
 
@@ -330,7 +331,7 @@ impl Resolver<'_> {
             if METHODS.contains(&name) {
                 names.push(name.to_owned());
             } else {
-                self.mistakes.push(raw.wrong(format!(
+                self.mistakes.push(raw.error(format!(
                     "`{item}` is no method of twiddler; write {}",
                     instead(nearest(name, METHODS), &METHODS)
                 )));
@@ -340,7 +341,7 @@ impl Resolver<'_> {
     }
 
     fn log_level(&mut self) -> Level {
-        // By name alone, although a level can be read from a number too.
+        // `Level` also parses from a number, which is not accepted.
         let level = |text: &str| text.parse().ok().filter(|_| text.parse::<u8>().is_err());
         let choices = "error, warn, info, debug or trace";
         let level = self.read("log_level", choices, level);

@@ -1,8 +1,8 @@
-//! The options: one entry each, from which the command line and its help, the keys of `[twiddler]`
-//! and the variables of the environment are made.
+//! The options. One entry defines the option of the command line with its help, the key of `[twiddler]`
+//! and the environment variable.
 //!
-//! Knows no more of a value than whether it was typed: one that was not must leave the word to the
-//! environment and to the file.
+//! This module does not parse values. It records which options the command line has, because the
+//! environment and the file set the others.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,27 +10,26 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
 
-/// The one option that cannot stand in the file that it names.
+/// The only option without a key in `[twiddler]`: it names the file.
 pub(super) const CONFIG: &str = "config";
 
-/// How a value is typed.
+/// The form of a value on the command line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Text,
-    /// Several values, by several options or separated by commas.
+    /// Several values: the option is repeated, or commas separate them.
     List,
     Path,
-    /// True without a value; takes one behind `=` alone.
+    /// True without a value. A value follows after `=`.
     Flag,
 }
 
-/// One option. Its key is the one of `[twiddler]`: with `--` and dashes it is an option, with
-/// `TWIDDLER_` and capitals a variable.
+/// One option. The key `allow_open` is the option `--allow-open` and the variable `TWIDDLER_ALLOW_OPEN`.
 struct OptionSpec {
     key: &'static str,
     heading: &'static str,
     kind: Kind,
-    /// What stands for its value in the help.
+    /// The placeholder for the value in the help.
     value: &'static str,
     default: Option<&'static str>,
     help: &'static str,
@@ -55,20 +54,21 @@ const OPTIONS: [OptionSpec; 19] = [
         help: "The directory for generated files, as seen from here; otherwise the first in the include \
                section of supervisord's file that can be written to" },
     OptionSpec { key: "username", heading: ACCESS, kind: Kind::Text, value: "NAME", default: None,
-        help: "A user name that callers must present to twiddler, with --password; supervisord is then \
-               presented its own. Otherwise supervisord judges what callers present" },
+        help: "A user name that callers must present to twiddler, with --password; twiddler then presents \
+               supervisord's own credentials to supervisord. Otherwise supervisord checks what callers \
+               present" },
     OptionSpec { key: "password", heading: ACCESS, kind: Kind::Text, value: "PASSWORD", default: None,
-        help: "The password that goes with it: plain, {SHA}DIGEST as in supervisord.conf, or $argon2id$...; \
+        help: "The password for --username: plain, {SHA}DIGEST as in supervisord.conf, or $argon2id$...; \
                every account can read it in the list of processes, so better write --password-file, the \
                variable or the file" },
     OptionSpec { key: "password_file", heading: ACCESS, kind: Kind::Path, value: "PATH", default: None,
-        help: "A file with the password alone, which accounts beyond its owner and group may not read" },
+        help: "A file that contains only the password; accounts beyond its owner and group may not read it" },
     OptionSpec { key: "allow_open", heading: ACCESS, kind: Kind::Flag, value: "BOOLEAN", default: Some("off"),
-        help: "Listen for other machines or accounts that supervisord keeps out, although nothing asks them \
-               for credentials: whoever reaches the address can run commands" },
+        help: "Listen without credentials for machines or accounts that supervisord keeps out: every client \
+               that reaches the address can run commands" },
     OptionSpec { key: "hosts", heading: ACCESS, kind: Kind::Text, value: "NAMES", default: None,
         help: "Where browsers may find twiddler beside addresses and localhost, separated by commas: names \
-               such as proxy.example.com, and for what is seen through a relay origins such as \
+               such as proxy.example.com, and behind a reverse proxy origins such as \
                `https://sup.example.com`" },
     OptionSpec { key: "chmod", heading: CONNECTION, kind: Kind::Text, value: "MODE", default: None,
         help: "The mode of unix sockets that twiddler listens on \
@@ -101,22 +101,22 @@ pub(super) fn keys() -> Vec<&'static str> {
     keys.filter(|key| *key != CONFIG).collect()
 }
 
-/// The value of an option that is set nowhere, where it has one.
+/// The default of an option; `None` if it has none.
 pub(super) fn default_of(key: &str) -> Option<&'static str> {
     OPTIONS.iter().find(|option| option.key == key)?.default
 }
 
-/// The option of a key, as it is typed.
+/// The name of an option on the command line, without `--`.
 pub(super) fn long(key: &str) -> String {
     key.replace('_', "-")
 }
 
-/// The variable of a key.
+/// The environment variable of an option.
 pub(super) fn variable(key: &str) -> String {
     format!("TWIDDLER_{}", key.to_uppercase())
 }
 
-/// The options, as they are typed, that take a value behind `=` alone.
+/// The options that take a value only after `=`, with `--`.
 pub fn flags() -> impl Iterator<Item = String> {
     let flags = OPTIONS.iter().filter(|option| option.kind == Kind::Flag);
     flags.map(|option| format!("--{}", long(option.key)))
@@ -144,7 +144,7 @@ impl OptionSpec {
         }
     }
 
-    /// Its help, and how to set it otherwise.
+    /// Its help, with the default and the environment variable.
     fn full_help(&self) -> String {
         let default = self.default.map(|text| format!(" [default: {text}]"));
         let commas = match self.kind {
@@ -160,25 +160,25 @@ impl OptionSpec {
     }
 }
 
-/// The options of `serve` and `check`, as they were typed.
+/// The options of `serve` and `check` on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServeArgs(BTreeMap<&'static str, OsString>);
 
 impl ServeArgs {
-    /// The same, with an option typed.
+    /// Adds an option.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl Into<OsString>) -> Self {
         self.0.insert(key, value.into());
         self
     }
 
-    /// What was typed for a key; more than one value joined by commas.
+    /// The value of an option on the command line; several values are joined by commas.
     pub(super) fn value(&self, key: &str) -> Option<String> {
         let value = self.0.get(key)?;
         Some(value.to_string_lossy().into_owned())
     }
 
-    /// The path of supervisord's file, where it was typed.
+    /// The path of supervisord's file on the command line.
     pub(super) fn config(&self) -> Option<PathBuf> {
         self.0.get(CONFIG).map(PathBuf::from)
     }
@@ -196,11 +196,11 @@ impl clap::Args for ServeArgs {
 
 impl FromArgMatches for ServeArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let typed = OPTIONS.iter().filter_map(|option| {
+        let values = OPTIONS.iter().filter_map(|option| {
             let values: Vec<_> = matches.get_raw(option.key)?.collect();
             Some((option.key, values.join(",".as_ref())))
         });
-        Ok(Self(typed.collect()))
+        Ok(Self(values.collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -214,20 +214,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_set_that_was_not_typed() {
+    fn only_options_on_the_command_line_are_set() {
         use clap::Args as _;
         let command = || ServeArgs::augment_args(Command::new("serve"));
-        let parsed = |typed: &[&str]| {
-            let matches = command().try_get_matches_from(typed).unwrap();
+        let parsed = |words: &[&str]| {
+            let matches = command().try_get_matches_from(words).unwrap();
             ServeArgs::from_arg_matches(&matches).unwrap()
         };
         assert_eq!(parsed(&["serve"]), ServeArgs::default());
-        let typed = ServeArgs::default()
+        let expected = ServeArgs::default()
             .with("config", "a.conf")
             .with("listen", "127.0.0.1:1,[::1]:2")
             .with("persist", "true")
             .with("allow_open", "");
         let line = "serve -c a.conf --listen 127.0.0.1:1 --persist --listen [::1]:2 --allow-open=";
-        assert_eq!(parsed(&line.split(' ').collect::<Vec<_>>()), typed);
+        assert_eq!(parsed(&line.split(' ').collect::<Vec<_>>()), expected);
     }
 }

@@ -1,11 +1,11 @@
-//! Where a value of an option was set.
+//! The source of an option's value.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use super::options::{self, variable};
 
-/// Where a value comes from.
+/// The source of an option's value. Displays as the start of an error, such as `--listen`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// An option of the command line.
@@ -22,7 +22,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The lower one goes before.
+    /// The precedence of the source: the value with the lowest rank counts.
     pub(super) fn rank(&self) -> u8 {
         match self {
             Self::CommandLine(_) => 0,

@@ -1,4 +1,4 @@
-//! A password in a file of its own.
+//! Reads a password from a file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -7,36 +7,37 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-/// What all accounts may read, of the permissions of a file.
+/// The permission of all other accounts to read a file.
 const OTHERS_READ: u32 = 0o004;
-/// More is no password.
+/// The largest size of the file.
 const MAX_BYTES: u64 = 4096;
 
 /// Reads a password: the text of a file, without the line break at its end.
 ///
 /// # Errors
-/// What is wrong with the file, and what to do; never with the password in it.
+/// The file cannot be read, is open to other accounts, or contains no password. The text says what to do
+/// and does not contain the password.
 pub fn read(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let failed = |cause: io::Error| {
         format!("{shown} cannot be read ({cause}); let the account of twiddler read it")
     };
-    // A FIFO without a writer would be waited for.
-    let opened = OpenOptions::new()
+    // Without O_NONBLOCK, opening a FIFO would wait for a writer.
+    let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path);
-    let file = opened.map_err(failed)?;
-    let found = file.metadata().map_err(failed)?;
-    if !found.is_file() {
+        .open(path)
+        .map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
         return Err(format!("{shown} is no regular file; name one that is"));
     }
-    if found.permissions().mode() & OTHERS_READ != 0 {
+    if metadata.permissions().mode() & OTHERS_READ != 0 {
         return Err(format!(
             "every account can read {shown}; write chmod 0640 {shown}"
         ));
     }
-    let text = bounded(file).map_err(failed)?;
+    let text = read_bounded(file).map_err(failed)?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
     let line = line.strip_suffix('\r').unwrap_or(line);
     match line {
@@ -48,8 +49,8 @@ pub fn read(path: &Path) -> Result<String, String> {
     }
 }
 
-/// The text, cut off behind what no password has.
-fn bounded(file: File) -> io::Result<String> {
+/// Reads [`MAX_BYTES`] and one more byte at most, which shows that the file is too large.
+fn read_bounded(file: File) -> io::Result<String> {
     let mut text = String::new();
     file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     Ok(text)
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_password_is_what_the_file_holds_without_its_line_break() {
+    fn a_password_is_the_text_of_the_file_without_its_line_break() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("password");
         let long = "x".repeat(5000);
@@ -86,13 +87,13 @@ mod tests {
                     assert!(reason.contains(expected), "{reason}");
                     assert!(!reason.contains("secret"), "{reason}");
                 }
-                (found, _) => panic!("{text:?} {mode:o}: {found:?}"),
+                (result, _) => panic!("{text:?} {mode:o}: {result:?}"),
             }
         }
     }
 
     #[test]
-    fn what_is_no_regular_file_is_not_waited_for() {
+    fn a_fifo_is_refused_without_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();

@@ -1,4 +1,4 @@
-//! Where values come from: the command line, the environment, and `[twiddler]`, in this order.
+//! The sources of values: the command line, the environment, and `[twiddler]`, in this order.
 
 use std::path::PathBuf;
 
@@ -9,22 +9,22 @@ use super::typos;
 use crate::daemon::conf::{self, ConfError, DaemonConf, Environment, Inspection};
 use crate::words::nearest;
 
-/// A value as it was given.
+/// The text of a value, and its source.
 pub(super) struct RawValue {
     pub(super) text: String,
     pub(super) origin: Origin,
 }
 
 impl RawValue {
-    /// The mistake that this value is.
-    pub(super) fn wrong(&self, reason: impl Into<String>) -> ConfigError {
+    /// The error about this value.
+    pub(super) fn error(&self, reason: impl Into<String>) -> ConfigError {
         ConfigError::BadValue {
             origin: self.origin.clone(),
             reason: reason.into(),
         }
     }
 
-    /// The values of a list, which commas separate, or the lines of the file.
+    /// The items of a list. Commas or line breaks separate them.
     pub(super) fn items(&self) -> impl Iterator<Item = &str> {
         self.text
             .split([',', '\n'])
@@ -33,7 +33,7 @@ impl RawValue {
     }
 }
 
-/// The three sources, and the mistakes found in them so far.
+/// The three sources, with the mistakes and notes about them so far.
 pub(super) struct Resolver<'a> {
     pub(super) args: &'a ServeArgs,
     pub(super) env: &'a Environment<'a>,
@@ -43,7 +43,7 @@ pub(super) struct Resolver<'a> {
 }
 
 impl<'a> Resolver<'a> {
-    /// Nothing is known yet but where to look.
+    /// The sources before supervisord's file is read.
     pub(super) fn new(args: &'a ServeArgs, env: &'a Environment<'a>) -> Self {
         Self {
             args,
@@ -54,8 +54,8 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The value of a key from the best source that has it. An empty variable counts as not set:
-    /// that is how compose files and unit files pass on what they do not have.
+    /// The value of an option from the first source that has it. An empty environment variable counts as
+    /// not set, because compose files and unit files pass on unset variables as empty ones.
     pub(super) fn raw(&self, key: &'static str) -> Option<RawValue> {
         let raw = |text, origin| Some(RawValue { text, origin });
         if let Some(text) = self.args.value(key) {
@@ -65,23 +65,24 @@ impl<'a> Resolver<'a> {
             return raw(text, Origin::Environment(key));
         }
         let keys = &self.conf.as_ref()?.twiddler;
-        let set = keys.iter().find(|set| set.key == key)?;
-        let file = set.file.clone();
-        raw(set.value.clone(), Origin::File { file, key })
+        let entry = keys.iter().find(|entry| entry.key == key)?;
+        let file = entry.file.clone();
+        raw(entry.value.clone(), Origin::File { file, key })
     }
 
-    /// Where a key was set; the option where it was not.
+    /// The source of an option's value; the command line if it is not set.
     pub(super) fn origin(&self, key: &'static str) -> Origin {
         self.raw(key)
             .map_or(Origin::CommandLine(key), |raw| raw.origin)
     }
 
-    /// The value, or nothing where there is a mistake, which is kept.
+    /// The value, or `None` for a mistake, which is recorded.
     pub(super) fn ok_or_record<T>(&mut self, result: Result<T, ConfigError>) -> Option<T> {
         result.map_err(|mistake| self.mistakes.push(mistake)).ok()
     }
 
-    /// A value that is one of a few words; the default where there is none, or a wrong one.
+    /// The parsed value of an option; the default if it is not set or not valid. `choices` says in the error
+    /// what to write.
     pub(super) fn read<T>(
         &mut self,
         key: &'static str,
@@ -94,26 +95,26 @@ impl<'a> Resolver<'a> {
         };
         parse(raw.text.trim()).or_else(|| {
             self.mistakes
-                .push(raw.wrong(format!("`{}` is not understood; write {choices}", raw.text)));
+                .push(raw.error(format!("`{}` is not understood; write {choices}", raw.text)));
             default()
         })
     }
 
-    /// Two values that belong together. One alone is a mistake: `lacks` says what the first lacks,
-    /// and what the second.
+    /// Two values that are only valid together. If one is missing, records a mistake: `reasons` has the
+    /// text for a first value alone, and for a second value alone.
     pub(super) fn pair(
         &mut self,
         first: Option<RawValue>,
         second: Option<RawValue>,
-        lacks: [&str; 2],
+        reasons: [&str; 2],
     ) -> Option<(RawValue, RawValue)> {
-        let (alone, lacks) = match (first, second) {
+        let (single, reason) = match (first, second) {
             (Some(first), Some(second)) => return Some((first, second)),
             (None, None) => return None,
-            (Some(first), None) => (first, lacks[0]),
-            (None, Some(second)) => (second, lacks[1]),
+            (Some(first), None) => (first, reasons[0]),
+            (None, Some(second)) => (second, reasons[1]),
         };
-        self.mistakes.push(alone.wrong(lacks));
+        self.mistakes.push(single.error(reason));
         None
     }
 
@@ -122,7 +123,7 @@ impl<'a> Resolver<'a> {
         self.read(key, "true or false", boolean).unwrap_or_default()
     }
 
-    /// A path, which in the file is relative to the file.
+    /// The path in a value. A relative path in the file is relative to the file's directory.
     pub(super) fn path(&self, raw: &RawValue) -> PathBuf {
         match (&raw.origin, &self.conf) {
             (Origin::File { .. }, Some(conf)) => conf.here.join(raw.text.trim()),
@@ -130,7 +131,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Reads supervisord's file.
+    /// Reads supervisord's file, and records its mistakes.
     pub(super) fn read_file(&mut self) {
         let file = self.file();
         let Some(file) = self.ok_or_record(file) else {
@@ -141,16 +142,16 @@ impl<'a> Resolver<'a> {
             return;
         };
         self.conf = Some(conf);
-        // Who says where supervisord listens need not have it in the file.
-        let is_named = self.raw("supervisord").is_some();
+        // With the option `supervisord`, the file needs no server.
+        let has_address = self.raw("supervisord").is_some();
         let mistakes = mistakes
             .into_iter()
-            .filter(|mistake| !(is_named && matches!(mistake, ConfError::NoServer { .. })));
+            .filter(|mistake| !(has_address && matches!(mistake, ConfError::NoServer { .. })));
         self.mistakes.extend(mistakes.map(ConfigError::from));
         let unresolved = self.conf.iter().flat_map(|conf| &conf.unresolved_servers);
-        let unresolved = unresolved.filter(|_| !is_named);
-        let needed = unresolved.map(|server| ConfError::Variable(server.missing.clone()).into());
-        self.mistakes.extend(needed.collect::<Vec<ConfigError>>());
+        let unresolved = unresolved.filter(|_| !has_address);
+        let missing = unresolved.map(|server| ConfError::Variable(server.missing.clone()).into());
+        self.mistakes.extend(missing.collect::<Vec<ConfigError>>());
     }
 
     fn file(&self) -> Result<PathBuf, ConfigError> {
@@ -161,28 +162,28 @@ impl<'a> Resolver<'a> {
             return Ok(raw.text.into());
         }
         let searched = conf::search();
-        let found = searched.iter().find(|path| path.exists()).cloned();
-        let whole = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        found.ok_or_else(|| ConfigError::NoFile {
-            searched: searched.iter().map(whole).collect(),
+        let file = searched.iter().find(|path| path.exists()).cloned();
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        file.ok_or_else(|| ConfigError::NoFile {
+            searched: searched.iter().map(absolute).collect(),
         })
     }
 
-    /// Looks for keys of `[twiddler]` that mean nothing.
+    /// Records a mistake for each key of `[twiddler]` that is no option.
     pub(super) fn check_keys(&mut self) {
         let known = options::keys();
-        let keys = self.conf.iter().flat_map(|conf| &conf.twiddler);
-        let unknown =
-            keys.filter(|set| !known.contains(&&*set.key))
-                .map(|set| ConfigError::UnknownKey {
-                    file: set.file.clone(),
-                    key: set.key.clone(),
-                    nearest: nearest(&set.key, known.iter().copied()),
-                });
+        let entries = self.conf.iter().flat_map(|conf| &conf.twiddler);
+        let unknown = entries
+            .filter(|entry| !known.contains(&&*entry.key))
+            .map(|entry| ConfigError::UnknownKey {
+                file: entry.file.clone(),
+                key: entry.key.clone(),
+                nearest: nearest(&entry.key, known.iter().copied()),
+            });
         self.mistakes.extend(unknown.collect::<Vec<_>>());
     }
 
-    /// What nearly has a name that counts, and a proxy that its own callers may stop.
+    /// Adds notes about misspelt names, and about a proxy that supervisord itself runs.
     pub(super) fn note_typos(&mut self) {
         let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
         let names: Vec<String> = names.collect();
@@ -196,7 +197,7 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// A truth value as supervisord takes it (`supervisor/datatypes.py`, `boolean`).
+/// Parses a boolean as supervisord does (`supervisor/datatypes.py`, `boolean`).
 fn boolean(text: &str) -> Option<bool> {
     match &*text.to_lowercase() {
         "yes" | "true" | "on" | "1" => Some(true),
@@ -210,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn truth_is_told_as_supervisord_tells_it() {
+    fn booleans_are_those_of_supervisord() {
         for (text, expected) in [
             ("yes", Some(true)),
             ("True", Some(true)),

@@ -1,14 +1,14 @@
-//! What is not a mistake and most likely not meant either: a section or a variable that nearly has
-//! the name of one that counts.
+//! Finds sections and environment variables whose names are most likely misspelt. They are no mistakes,
+//! because other programs may use them.
 
 use super::options::{self, CONFIG, variable};
 use crate::daemon::conf::DaemonConf;
 use crate::words::is_misspelt;
 
-/// The one section of supervisord.conf that is ours.
+/// The proxy's section of supervisord.conf.
 const SECTION: &str = "twiddler";
 
-/// Sections that count for nothing.
+/// A note for each section whose name is like [`SECTION`].
 pub(super) fn sections(conf: &DaemonConf) -> impl Iterator<Item = String> {
     let misspelt = conf
         .sections
@@ -20,18 +20,20 @@ pub(super) fn sections(conf: &DaemonConf) -> impl Iterator<Item = String> {
     })
 }
 
-/// Variables that count for nothing.
-pub(super) fn variables<'a>(set: impl Iterator<Item = &'a String>) -> impl Iterator<Item = String> {
+/// A note for each environment variable whose name is like that of an option.
+pub(super) fn variables<'a>(
+    names: impl Iterator<Item = &'a String>,
+) -> impl Iterator<Item = String> {
     let keys = options::keys().into_iter().chain([CONFIG]);
     let known: Vec<String> = keys.map(variable).collect();
-    set.filter_map(move |name| {
-        // Case counts in variables, so another case is a misspelling too.
+    names.filter_map(move |name| {
+        // Names of variables are case-sensitive, so another case is a misspelling, too.
         let is_known = known.iter().any(|known| known == name);
-        let meant = known
+        let similar = known
             .iter()
             .find(|known| !is_known && is_misspelt(name, known))?;
         Some(format!(
-            "the variable {name} counts for nothing; write {meant}"
+            "the variable {name} counts for nothing; write {similar}"
         ))
     })
 }

@@ -1,52 +1,55 @@
-//! Where supervisord is, and what the proxy presents to it.
+//! The address of supervisord, and the credentials that it requires.
 
 use super::sources::Resolver;
 use crate::daemon::conf::{Credentials, DaemonAddress, HttpServer, UnresolvedServer};
 
 impl Resolver<'_> {
-    /// Where the daemon is, and what to present to it. Where nothing says so, the mistake has been
-    /// reported with the file.
+    /// The daemon's address and credentials. `None` if no source names the address; that mistake was
+    /// recorded when the file was read.
     pub(super) fn daemon(&mut self) -> Option<(DaemonAddress, Option<Credentials>)> {
-        let named = self
+        let option = self
             .raw("supervisord")
-            .map(|raw| DaemonAddress::parse(&raw.text).map_err(|reason| raw.wrong(reason)));
-        let named = match named {
+            .map(|raw| DaemonAddress::parse(&raw.text).map_err(|reason| raw.error(reason)));
+        let option = match option {
             Some(address) => Some(self.ok_or_record(address)?),
             None => None,
         };
         let servers = self.conf.as_ref().map_or(&[][..], |conf| &conf.servers);
         let unresolved = self.conf.iter().flat_map(|conf| &conf.unresolved_servers);
-        let credentials = match &named {
+        let credentials = match &option {
             Some(address) => credentials_for(servers, unresolved, address),
             None => servers.first()?.credentials.clone(),
         };
-        let address = named.or_else(|| Some(servers.first()?.address.clone()))?;
+        let address = option.or_else(|| Some(servers.first()?.address.clone()))?;
         Some((address, credentials))
     }
 }
 
-/// What fits an address: the credentials of the section of this address; else of one whose address
-/// is not known and may be this; else of that of [`server_for`].
+/// The credentials for an address. They come from the section with this address; else from a section whose
+/// address contains a missing variable and may be this one; else from [`server_for`].
 fn credentials_for<'a>(
     servers: &[HttpServer],
     mut unresolved: impl Iterator<Item = &'a UnresolvedServer>,
     address: &DaemonAddress,
 ) -> Option<Credentials> {
-    let fitting = server_for(servers, address);
-    let same = fitting.filter(|server| is_same(&server.address, address));
-    match (same, unresolved.find(|server| server.may_be_at(address))) {
+    let best = server_for(servers, address);
+    let exact = best.filter(|server| is_same(&server.address, address));
+    match (exact, unresolved.find(|server| server.may_be_at(address))) {
         (None, Some(unresolved)) => unresolved.credentials.clone(),
-        _ => fitting.and_then(|server| server.credentials.clone()),
+        _ => best.and_then(|server| server.credentials.clone()),
     }
 }
 
-/// The section whose credentials fit an address: the one of this address; else, as a proxy in
-/// another container sees other hosts and directories, one with the same port or socket name; else
-/// the first that has any.
+/// The section that most likely belongs to an address: the one with this address; else one with the same
+/// port or the same socket name, because host and directory differ in another container; else the first
+/// with credentials that can be presented.
 fn server_for<'a>(servers: &'a [HttpServer], address: &DaemonAddress) -> Option<&'a HttpServer> {
-    let find = |fits: &dyn Fn(&HttpServer) -> bool| servers.iter().find(|server| fits(server));
+    let find = |condition: &dyn Fn(&HttpServer) -> bool| {
+        let mut servers = servers.iter();
+        servers.find(|server| condition(server))
+    };
     find(&|server| is_same(&server.address, address))
-        .or_else(|| find(&|server| is_alike(&server.address, address)))
+        .or_else(|| find(&|server| is_similar(&server.address, address)))
         .or_else(|| find(&|server| usable_credentials(server).is_some()))
 }
 
@@ -66,7 +69,7 @@ fn is_same(one: &DaemonAddress, other: &DaemonAddress) -> bool {
     }
 }
 
-fn is_alike(one: &DaemonAddress, other: &DaemonAddress) -> bool {
+fn is_similar(one: &DaemonAddress, other: &DaemonAddress) -> bool {
     match (one, other) {
         (DaemonAddress::Tcp { port: p, .. }, DaemonAddress::Tcp { port: q, .. }) => p == q,
         (DaemonAddress::Unix(p), DaemonAddress::Unix(q)) => p.file_name() == q.file_name(),
