@@ -1,18 +1,18 @@
-//! A value that can be exchanged while others read it.
+//! A value that can be replaced while other tasks read it.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// What holds now. Whoever has taken it keeps what he has when it is exchanged.
+/// The current value. A reader that has called [`Current::get`] keeps its value after a replacement.
 #[derive(Debug)]
 pub struct Current<T>(RwLock<Arc<T>>);
 
 impl<T> Current<T> {
-    /// Begins with this.
+    /// Returns a cell with the initial value.
     pub fn new(value: T) -> Self {
         Current(RwLock::new(Arc::new(value)))
     }
 
-    /// What holds now.
+    /// Returns the current value.
     pub fn get(&self) -> Arc<T> {
         self.0
             .read()
@@ -20,7 +20,7 @@ impl<T> Current<T> {
             .clone()
     }
 
-    /// From now on this holds.
+    /// Replaces the value.
     pub fn set(&self, value: T) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
     }

@@ -1,21 +1,23 @@
-//! Points of a change at which a test lets the proxy stop, so that it can be killed there, or the
-//! daemon, or the disk fail it from there on. Release builds pass them without a look.
+//! Failpoints: points of a change at which a test stops the proxy, to kill it or the daemon there, or to
+//! make the disk fail from there on. They do nothing in release builds.
 
 use std::time::Duration;
 
-/// The variable that names a file; the file names the point at which to stop, once.
+/// The environment variable with the path of a file. The file has the name of the failpoint at which to
+/// stop once.
 #[cfg(debug_assertions)]
 const FILE: &str = "TEST_STOP_AT";
 
-/// Stops this process where it is told to, until somebody lets it go on.
+/// Stops this process with SIGSTOP if the test has named this failpoint. The test continues it with
+/// SIGCONT.
 #[cfg(debug_assertions)]
 pub(crate) fn hit(point: &str) {
     use nix::sys::signal::{Signal, raise};
     let Some(file) = std::env::var_os(FILE) else {
         return;
     };
-    let is_wanted = std::fs::read_to_string(&file).is_ok_and(|wanted| wanted == point);
-    if is_wanted && std::fs::remove_file(&file).is_ok() {
+    let is_active = std::fs::read_to_string(&file).is_ok_and(|active| active == point);
+    if is_active && std::fs::remove_file(&file).is_ok() {
         let _ = raise(Signal::SIGSTOP);
     }
 }
@@ -24,16 +26,16 @@ pub(crate) fn hit(point: &str) {
 #[cfg(not(debug_assertions))]
 pub(crate) fn hit(_point: &str) {}
 
-/// How long to wait: `usual`, or as many milliseconds as a test says.
+/// Returns `usual`, or the number of milliseconds that a test has set in `TEST_WAIT_MS`.
 #[cfg(debug_assertions)]
-pub(crate) fn or_sooner(usual: Duration) -> Duration {
+pub(crate) fn wait_time(usual: Duration) -> Duration {
     let text = std::env::var("TEST_WAIT_MS").ok();
     let millis = text.and_then(|text| text.parse().ok());
     millis.map_or(usual, Duration::from_millis)
 }
 
-/// How long to wait: `usual`.
+/// Returns `usual`.
 #[cfg(not(debug_assertions))]
-pub(crate) fn or_sooner(usual: Duration) -> Duration {
+pub(crate) fn wait_time(usual: Duration) -> Duration {
     usual
 }

@@ -33,7 +33,7 @@
 //! - [`namespec`]: `group:process`, as supervisord writes it
 //! - `python`: text and numbers as Python reads and prints them
 //! - `failpoint`: points of a change at which a test stops the proxy
-//! - [`current`]: a value that can be exchanged while others read it
+//! - [`current`]: a value that can be replaced while other tasks read it
 //! - [`marked_text`]: texts in which values are marked
 //! - [`words`]: words that nearly match
 

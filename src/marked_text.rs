@@ -1,15 +1,14 @@
-//! A text for people in which values are marked: whole for the client who sent them, without them for
-//! the log.
+//! A text in which option values are marked: the client gets it with the values, the log without.
 
 use std::fmt::Display;
 
-/// What stands for a value.
+/// Replaces a value in the text for the log.
 const HIDDEN: &str = "…";
 
-/// A text, and the same without values. Values are marked where the text is made: nobody else knows
-/// what in it is one.
+/// A text with its values marked. The code that builds the text marks them, because the finished text does
+/// not show which parts are values.
 ///
-/// It cannot be displayed, so that nobody takes one for the other.
+/// It does not implement `Display`, so that a caller has to choose one of the two forms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MarkedText {
     whole: String,
@@ -17,16 +16,16 @@ pub struct MarkedText {
 }
 
 impl MarkedText {
-    /// Goes on with words of our own, or with names.
+    /// Appends a text without values.
     #[must_use]
-    pub fn and(mut self, words: impl Display) -> Self {
-        let words = words.to_string();
-        self.whole += &words;
-        self.without_values += &words;
+    pub fn and(mut self, text: impl Display) -> Self {
+        let text = text.to_string();
+        self.whole += &text;
+        self.without_values += &text;
         self
     }
 
-    /// Goes on with something that may be a secret.
+    /// Appends a value, which may be a secret.
     #[must_use]
     pub fn value(mut self, value: impl Display) -> Self {
         self.whole += &value.to_string();
@@ -34,14 +33,14 @@ impl MarkedText {
         self
     }
 
-    /// Goes on with what a line of the log says anyway.
+    /// Appends a text for the client only, because the line of the log has the same information in a field.
     #[must_use]
-    pub fn unlogged(mut self, words: impl Display) -> Self {
-        self.whole += &words.to_string();
+    pub fn unlogged(mut self, text: impl Display) -> Self {
+        self.whole += &text.to_string();
         self
     }
 
-    /// Goes on with another one.
+    /// Appends another marked text.
     #[must_use]
     pub fn then(mut self, other: &Self) -> Self {
         self.whole += &other.whole;
@@ -49,25 +48,25 @@ impl MarkedText {
         self
     }
 
-    /// For the client.
+    /// Returns the text for the client.
     pub fn whole(&self) -> &str {
         &self.whole
     }
 
-    /// For the log.
+    /// Returns the text for the log.
     pub fn without_values(&self) -> &str {
         &self.without_values
     }
 
-    /// Both.
+    /// Returns the texts for the client and for the log.
     pub fn into_parts(self) -> (String, String) {
         (self.whole, self.without_values)
     }
 }
 
 impl<T: Display> From<T> for MarkedText {
-    fn from(words: T) -> Self {
-        MarkedText::default().and(words)
+    fn from(text: T) -> Self {
+        MarkedText::default().and(text)
     }
 }
 
@@ -76,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_for_the_client_alone() {
+    fn only_the_text_for_the_client_has_values() {
         let text = MarkedText::from("Invalid user name ")
             .value("s3cret")
             .and(" of ")

@@ -1,23 +1,23 @@
-//! Text and numbers as Python reads and prints them. The daemon is written in Python, so its parser,
+//! Parses and formats texts and numbers as Python does. The daemon is written in Python, so its parser,
 //! its fault texts and its XML-RPC follow these rules.
 
 use std::borrow::Cow;
 
-/// What `int()` makes of a text.
+/// The result of Python's `int()`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Int {
-    /// A number.
+    /// A number of 64 bits.
     Value(i64),
-    /// A number beyond 64 bits.
+    /// A number of more than 64 bits.
     Huge,
-    /// Digits of another script, which `int()` reads and this module does not.
+    /// A text with non-ASCII digits, which `int()` may accept and this module does not.
     Foreign,
-    /// No number.
+    /// Not a number.
     Invalid,
 }
 
 impl Int {
-    /// The number, if it fits into 64 bits.
+    /// Returns the number if it has 64 bits.
     pub(crate) fn value(self) -> Option<i64> {
         match self {
             Int::Value(value) => Some(value),
@@ -26,29 +26,30 @@ impl Int {
     }
 }
 
-/// Reads `text` as `int(text)` does: stripped, with a sign, single underscores between digits.
+/// Parses `text` as `int(text)` does: it strips white space, and accepts a sign and single underscores
+/// between digits.
 pub(crate) fn int(text: &str) -> Int {
     let text = strip(text);
     if text.chars().any(|c| !c.is_ascii() && c.is_numeric()) {
         return Int::Foreign;
     }
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let grouped = digits
+    let is_valid = digits
         .split('_')
         .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
-    if !grouped {
+    if !is_valid {
         return Int::Invalid;
     }
     text.replace('_', "").parse().map_or(Int::Huge, Int::Value)
 }
 
-/// Reads `text` as `float(text)` does, under the same rules; `inf` and `nan` are numbers too.
-/// Digits are ASCII: which others Python takes changes with its version.
+/// Parses `text` as `float(text)` does, including `inf` and `nan`. Non-ASCII digits are refused, because
+/// Python accepts different ones in each version.
 pub(crate) fn float(text: &str) -> Option<f64> {
     without_underscores(strip(text))?.parse().ok()
 }
 
-/// The text without its underscores; nothing if one of them is not between two digits.
+/// Removes the underscores. Returns `None` if one of them is not between two digits.
 fn without_underscores(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('_') {
         return Some(Cow::Borrowed(text));
@@ -64,7 +65,7 @@ fn without_underscores(text: &str) -> Option<Cow<'_, str>> {
     between_digits.then(|| Cow::Owned(text.replace('_', "")))
 }
 
-/// Reads `text` as the daemon reads a size: a number, perhaps with KB, MB or GB behind it
+/// Parses a size in bytes as the daemon does: a number with an optional KB, MB or GB
 /// (`supervisor/datatypes.py`, `SuffixMultiplier`).
 pub(crate) fn byte_size(text: &str) -> Int {
     let lower = text.to_lowercase();
@@ -79,18 +80,18 @@ pub(crate) fn byte_size(text: &str) -> Int {
     int(&lower)
 }
 
-/// `str.isspace()`. The four separators that Unicode does not count among its white space make
-/// the difference to [`char::is_whitespace`].
+/// Returns the same as `str.isspace()`. Python counts four separators as white space that
+/// [`char::is_whitespace`] does not.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// `str.strip()`.
+/// Strips white space as `str.strip()` does.
 pub(crate) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
-/// `repr()` of a string.
+/// Returns the `repr()` of a string.
 pub(crate) fn repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
@@ -121,19 +122,20 @@ fn escaped(code: u32) -> String {
     }
 }
 
-/// `str.isprintable()`. Rust's own escapes follow the same categories beyond ASCII; a letter goes in
-/// front because a combining mark is escaped at the start of a string only.
+/// Returns the same as `str.isprintable()`. Rust's `escape_debug` uses the same Unicode categories for
+/// non-ASCII characters. A letter precedes the character, because `escape_debug` escapes a combining mark
+/// at the start of a string only.
 fn is_printable(c: char) -> bool {
-    let shown: String = ['a', c].iter().collect();
+    let text: String = ['a', c].iter().collect();
     if c.is_ascii() {
         !c.is_ascii_control()
     } else {
-        shown.escape_debug().eq(shown.chars())
+        text.escape_debug().eq(text.chars())
     }
 }
 
-/// `repr()` of a float: the fewest digits that read back as the same number, in full from 1e-4 up to
-/// 1e16, and otherwise with a signed exponent of at least two digits.
+/// Returns the `repr()` of a float: the fewest digits that give the same number, in fixed notation from
+/// 1e-4 up to 1e16, and otherwise with a signed exponent of at least two digits.
 pub(crate) fn float_repr(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();
@@ -145,8 +147,8 @@ pub(crate) fn float_repr(number: f64) -> String {
     let Ok(exponent) = exponent.parse::<i32>() else {
         return shortest;
     };
-    // Only the count of digits is used. Where two numbers of that length are equally near, Python
-    // takes the even one, and so does formatting to a given length.
+    // Only the number of digits is used. If two numbers of that length are equally near, Python takes the
+    // even one, as Rust does when it formats with a precision.
     let decimals = digits.bytes().filter(u8::is_ascii_digit).count() as i32 - 1;
     if (-4..16).contains(&exponent) {
         let decimals = (decimals - exponent).max(1) as usize;
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn integers_are_read_as_python_reads_them() {
+    fn integers_are_parsed_as_python_parses_them() {
         let table = [
             ("5", Int::Value(5)),
             (" \t-12\n", Int::Value(-12)),
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_read_as_python_reads_them() {
+    fn floats_are_parsed_as_python_parses_them() {
         let table = [
             ("1", Some(1.0)),
             (" 1.5\n", Some(1.5)),
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_take_a_suffix() {
+    fn sizes_may_have_a_suffix() {
         let table = [
             ("10", Int::Value(10)),
             ("1kb", Int::Value(1024)),
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_shown_as_python_shows_them() {
+    fn strings_have_the_repr_of_python() {
         let table = [
             ("a b~", "'a b~'"),
             ("it's", "\"it's\""),
@@ -246,13 +248,13 @@ mod tests {
             ("é😀\u{301}", "'é😀\u{301}'"),
             ("\u{a0}\u{2028}\u{e0001}", r"'\xa0\u2028\U000e0001'"),
         ];
-        for (text, shown) in table {
-            assert_eq!(repr(text), shown);
+        for (text, expected) in table {
+            assert_eq!(repr(text), expected);
         }
     }
 
     #[test]
-    fn floats_are_shown_as_python_shows_them() {
+    fn floats_have_the_repr_of_python() {
         for (number, expected) in [
             (0.0, "0.0"),
             (-0.0, "-0.0"),

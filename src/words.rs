@@ -1,21 +1,21 @@
-//! Words that nearly match: what somebody most likely meant.
+//! Finds the word that a user most likely intended.
 
-/// The known word that is most like another one, if one is like it at all.
+/// Returns the known word with the smallest edit distance to `word`, ignoring case, or `None` if the
+/// distance is more than a quarter of the known word's letters.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let distances = known
         .into_iter()
         .map(|known| (strsim::levenshtein(&word, &known.to_lowercase()), known));
     let (distance, best) = distances.min_by_key(|(distance, _)| *distance)?;
-    // A quarter of the letters: more would be another word.
     (distance <= 1 + best.len() / 4).then_some(best)
 }
 
-/// Whether one word was most likely meant for another one that it is not: a letter or two differ,
-/// or their case, or spaces around it.
-pub fn is_misspelt(word: &str, meant: &str) -> bool {
+/// Returns whether `word` is a misspelling of `expected`: they differ in one or two letters, in case, or in
+/// the spaces around them.
+pub fn is_misspelt(word: &str, expected: &str) -> bool {
     let plain = word.trim().to_lowercase();
-    word != meant && strsim::damerau_levenshtein(&plain, &meant.to_lowercase()) <= 2
+    word != expected && strsim::damerau_levenshtein(&plain, &expected.to_lowercase()) <= 2
 }
 
 #[cfg(test)]
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_named_if_there_is_one() {
+    fn the_nearest_word_is_found_if_there_is_one() {
         let known = [
             "listen",
             "include_dir",
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_is_misspelt_by_a_letter_or_two() {
+    fn a_misspelt_word_differs_in_one_or_two_letters() {
         for (word, expected) in [
             ("twidler", true),
             ("Twiddler", true),

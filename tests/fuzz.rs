@@ -1,9 +1,9 @@
-//! Random and mutated input for everything that reads what others wrote: nothing panics, and what
-//! must hold of every input does.
+//! Fuzz targets: random and mutate input for all parsers. No input makes them panic, and each target checks
+//! its invariants.
 //!
-//! - `TEST_EFFORT`: makes each target run so many times its two seconds (1)
-//! - `TEST_SEED`: another seed, other inputs (1)
-//! - `TEST_INPUT`: runs that one input alone, as a failure names it
+//! - `TEST_EFFORT`: a factor for the two seconds of each target (1)
+//! - `TEST_SEED`: the seed of the inputs (1)
+//! - `TEST_INPUT`: the number of a single input, which a failure prints
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -28,7 +28,7 @@ fn number(name: &str) -> Option<u64> {
         .map(|text| text.parse().expect("a number"))
 }
 
-/// Runs `target` on one input after another, each from a seed of its own.
+/// Runs `target` on one input after another. Each input has its own seed.
 fn fuzz(name: &str, mut target: impl FnMut(&mut Rng)) {
     let seed = number("TEST_SEED").unwrap_or(1);
     let mut run = |input: u64| {
@@ -42,15 +42,15 @@ fn fuzz(name: &str, mut target: impl FnMut(&mut Rng)) {
         return run(input);
     }
     let time = Duration::from_secs(2 * number("TEST_EFFORT").unwrap_or(1));
-    let began = Instant::now();
+    let start = Instant::now();
     let mut inputs = 0;
-    while began.elapsed() < time {
+    while start.elapsed() < time {
         for _ in 0..64 {
             run(inputs);
             inputs += 1;
         }
     }
-    // Past the test harness, which would keep it to itself.
+    // The test harness does not capture this, unlike `eprintln`.
     let _ = writeln!(std::io::stderr(), "fuzz {name}: {inputs} inputs");
 }
 
@@ -58,8 +58,8 @@ fn pick<'a, T: ?Sized>(rng: &mut Rng, items: &[&'a T]) -> &'a T {
     items[rng.usize(..items.len())]
 }
 
-/// One of `corpus` with a few changes: pieces of others, tokens, bytes, cuts and repetitions.
-fn mutated(rng: &mut Rng, corpus: &[&str], tokens: &[&str]) -> Vec<u8> {
+/// Returns one of `corpus` with a few changes: pieces of others, tokens, bytes, deletions and repetitions.
+fn mutate(rng: &mut Rng, corpus: &[&str], tokens: &[&str]) -> Vec<u8> {
     let mut bytes = pick(rng, corpus).as_bytes().to_vec();
     for _ in 0..rng.usize(0..6) {
         let at = rng.usize(0..=bytes.len());
@@ -85,7 +85,7 @@ fn mutated(rng: &mut Rng, corpus: &[&str], tokens: &[&str]) -> Vec<u8> {
     bytes
 }
 
-/// A text of a few tokens.
+/// Returns a text of a few tokens.
 fn text(rng: &mut Rng, tokens: &[&str]) -> String {
     (0..rng.usize(0..8)).map(|_| pick(rng, tokens)).collect()
 }
@@ -169,17 +169,18 @@ const MARKUP: &[&str] = &[
     "AAEC",
 ];
 
-/// Values of which nothing is lost by writing them; a number that is none equals nothing.
-fn is_carried(value: &Value) -> bool {
-    let name_is_carried = |name: &str| {
+/// Returns whether a value equals itself after it is written and parsed. NaN equals no value, and names of
+/// members are not written as base64.
+fn survives_xml(value: &Value) -> bool {
+    let name_survives = |name: &str| {
         !name.contains(|letter: char| letter < ' ' || ('\u{fffe}'..='\u{ffff}').contains(&letter))
     };
     match value {
         Value::Double(number) => !number.is_nan(),
-        Value::Array(items) => items.iter().all(is_carried),
+        Value::Array(items) => items.iter().all(survives_xml),
         Value::Struct(members) => members
             .iter()
-            .all(|(name, value)| name_is_carried(name) && is_carried(value)),
+            .all(|(name, value)| name_survives(name) && survives_xml(value)),
         _ => true,
     }
 }
@@ -187,14 +188,14 @@ fn is_carried(value: &Value) -> bool {
 #[test]
 fn calls_are_read_and_written_back() {
     fuzz("calls", |rng| {
-        let body = mutated(rng, CALLS, MARKUP);
+        let body = mutate(rng, CALLS, MARKUP);
         let Ok(call) = read::call(&body) else { return };
         let MethodCall { method, params } = &call;
         if method_policy::is_plain(&body, method) {
-            let written = String::from_utf8_lossy(&body).into_owned();
-            assert_eq!(written.matches("<methodName").count(), 1);
+            let text = String::from_utf8_lossy(&body).into_owned();
+            assert_eq!(text.matches("<methodName").count(), 1);
         }
-        if params.iter().all(is_carried) && !method.contains(|letter: char| letter < ' ') {
+        if params.iter().all(survives_xml) && !method.contains(|letter: char| letter < ' ') {
             assert_eq!(read::call(&write::call(method, params)).as_ref(), Ok(&call));
         }
     });
@@ -210,7 +211,7 @@ fn replies_are_read_and_written_back() {
     let corpus = [
         value("<value><string>a</string></value>\n"),
         value("<value><array><data><value><int>1</int></value></data></array></value>\n"),
-        String::from_utf8_lossy(&write::fault(&Fault::received(
+        String::from_utf8_lossy(&write::fault(&Fault::from_reply(
             10,
             "BAD_NAME: x".to_owned(),
         )))
@@ -219,9 +220,9 @@ fn replies_are_read_and_written_back() {
     ];
     let corpus: Vec<&str> = corpus.iter().map(String::as_str).collect();
     fuzz("replies", |rng| {
-        let body = mutated(rng, &corpus, MARKUP);
+        let body = mutate(rng, &corpus, MARKUP);
         match read::response(&body) {
-            Ok(Ok(value)) if is_carried(&value) && !has_return(&value) => {
+            Ok(Ok(value)) if survives_xml(&value) && !has_return(&value) => {
                 assert_eq!(read::response(&write::response(&value)), Ok(Ok(value)));
             }
             Ok(Err(fault)) => assert_eq!(read::response(&write::fault(&fault)), Ok(Err(fault))),
@@ -230,7 +231,8 @@ fn replies_are_read_and_written_back() {
     });
 }
 
-/// Replies are written as Python writes them, which loses what a parser makes of a name.
+/// Returns whether a member's name has a carriage return. Replies are written as Python writes them, without
+/// escaping it, and a parser reads it as a line feed.
 fn has_return(value: &Value) -> bool {
     match value {
         Value::Array(items) => items.iter().any(has_return),
@@ -352,7 +354,7 @@ fn odd_value(rng: &mut Rng, depth: u32) -> Value {
 }
 
 #[test]
-fn replies_are_put_into_the_clients_names() {
+fn replies_are_rewritten_to_the_clients_names() {
     let registry = registry();
     fuzz("names", |rng| {
         let bystanders = Value::Array(vec![info("cat", "cat", 20), info("other", "other", 0)]);
@@ -372,18 +374,18 @@ fn replies_are_put_into_the_clients_names() {
         translate::rewrite_configs(&registry, &mut configs);
         let mut infos = original.clone();
         translate::rewrite_infos(&registry, &mut infos);
-        for shown in [statuses, configs, infos] {
-            for shown in shown.as_array().unwrap_or_default() {
-                let group = shown.get("group").and_then(Value::as_str);
-                let has_name = shown.get("name").and_then(Value::as_str).is_some();
+        for list in [statuses, configs, infos] {
+            for entry in list.as_array().unwrap_or_default() {
+                let group = entry.get("group").and_then(Value::as_str);
+                let has_name = entry.get("name").and_then(Value::as_str).is_some();
                 let is_real = group.is_some_and(|group| registry.owner(group).is_some());
-                assert!(!(has_name && is_real), "{shown:?} of {original:?}");
+                assert!(!(has_name && is_real), "{entry:?} of {original:?}");
             }
         }
         translate::rewrite_reloaded(&registry, &mut original.clone());
         let name = text(rng, WORDS);
         if let Some(mapping) = translate::map_name(&registry, &name) {
-            let fault = Fault::received(10, format!("BAD_NAME: {}", mapping.real));
+            let fault = Fault::from_reply(10, format!("BAD_NAME: {}", mapping.real));
             let fault = mapping.rewrite_reply(Err(fault)).unwrap_err();
             assert_eq!(fault.text, format!("BAD_NAME: {name}"));
             let _ = mapping.rewrite_reply(Ok(original));
@@ -392,7 +394,7 @@ fn replies_are_put_into_the_clients_names() {
 }
 
 #[test]
-fn namespecs_are_split_and_made() {
+fn namespecs_are_split_and_joined() {
     const LETTERS: &[&str] = &["a", "b", ":", "*", " ", "~", "é", "/", "\0", "::", "%"];
     fuzz("namespecs", |rng| {
         let spec = text(rng, LETTERS);
@@ -402,8 +404,8 @@ fn namespecs_are_split_and_made() {
                     !group.contains(':') && !process.is_empty() || spec.is_empty(),
                     "{spec:?}"
                 );
-                let made = namespec(group, process);
-                assert_eq!(split_namespec(&made), (group, Some(process)), "{spec:?}");
+                let joined = namespec(group, process);
+                assert_eq!(split_namespec(&joined), (group, Some(process)), "{spec:?}");
             }
             (group, None) => assert!(
                 spec == format!("{group}:") || spec == format!("{group}:*"),
@@ -507,13 +509,13 @@ fn options_are_rendered_as_one_section() {
         let mut members = vec![("command".to_owned(), Value::from("/bin/cat"))];
         for _ in 0..rng.usize(0..4) {
             let option = pick(rng, OPTIONS).to_owned();
-            let given = if rng.u8(0..8) == 0 {
+            let value = if rng.u8(0..8) == 0 {
                 odd_value(rng, 1)
             } else {
                 Value::String(text(rng, OPTION_WORDS))
             };
             members.retain(|(name, _)| *name != option);
-            members.push((option, given));
+            members.push((option, value));
         }
         let name = if rng.bool() {
             "p".to_owned()
@@ -590,11 +592,11 @@ const CONF_WORDS: &[&str] = &[
 ];
 
 #[test]
-fn configurations_are_read() {
+fn configurations_are_parsed() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("supervisord.conf");
     fuzz("configurations", |rng| {
-        std::fs::write(&file, mutated(rng, CONFIGURATIONS, CONF_WORDS)).expect("a file");
+        std::fs::write(&file, mutate(rng, CONFIGURATIONS, CONF_WORDS)).expect("a file");
         if let Ok(inspection) = conf::inspect(&file, &|name| (name == "X").then(|| "x".to_owned()))
         {
             for mistake in &inspection.mistakes {
@@ -608,7 +610,7 @@ fn configurations_are_read() {
 }
 
 #[test]
-fn requests_for_pages_are_understood() {
+fn requests_for_pages_are_parsed() {
     const TARGETS: &[&str] = &[
         "/",
         "/index.html?processname=g:a&action=stop",
@@ -645,8 +647,8 @@ fn requests_for_pages_are_understood() {
     let registry = registry();
     let reads = Allow::parse(["supervisor.get*", "supervisor.read*"]).expect("patterns");
     fuzz("pages", |rng| {
-        let target = mutated(rng, TARGETS, PIECES);
-        let body = mutated(
+        let target = mutate(rng, TARGETS, PIECES);
+        let body = mutate(
             rng,
             &["action=stop&processname=g:a", "processname=cat"],
             PIECES,
@@ -676,11 +678,11 @@ fn requests_for_pages_are_understood() {
             }
         }
         let page = "<table><tr><td><a href=\"tail.html?processname=g~000001%3Aa\">g~000001:a</a></td><td><a href=\"index.html?processname=g~000001%3Aa&amp;action=stop\">Stop</a></td></tr></table>";
-        let page = mutated(rng, &[page], MARKUP);
+        let page = mutate(rng, &[page], MARKUP);
         let _ = pages::rewrite_status(&registry, &String::from_utf8_lossy(&page));
         let _ = Login::new(
             "u",
-            &String::from_utf8_lossy(&mutated(
+            &String::from_utf8_lossy(&mutate(
                 rng,
                 &[
                     "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4",

@@ -16,7 +16,7 @@ use crate::config::{self, Draft, Settings};
 use crate::daemon::conf::{Credentials, DaemonConf, LogFile};
 use crate::daemon::main_log as log;
 use crate::daemon::{CallError, Daemon, ReloadResult};
-use crate::fault::{BAD_NAME, UNKNOWN_METHOD, bare};
+use crate::fault::{BAD_NAME, UNKNOWN_METHOD, without_detail};
 use crate::include_dir::{self, Delivery, IncludeDir};
 use crate::program;
 use crate::start::{self, account};
@@ -234,7 +234,7 @@ async fn own_calls(daemon: &Daemon) -> Result<Vec<String>, (&'static str, CallEr
     }
     let exists = |method: &&str| methods.iter().any(|name| name == method);
     if let Some(missing) = NEEDED_METHODS.into_iter().find(|method| !exists(method)) {
-        return Err((missing, bare(UNKNOWN_METHOD).into()));
+        return Err((missing, without_detail(UNKNOWN_METHOD).into()));
     }
     methods.extend(start::twiddler_methods());
     Ok(methods)

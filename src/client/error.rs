@@ -2,7 +2,7 @@
 
 use crate::fault::{
     BAD_NAME, CANT_REREAD, INCORRECT_PARAMETERS, NO_FILE, NOT_IN_WHITELIST, SHUTDOWN_STATE,
-    STILL_RUNNING, UNKNOWN_METHOD, is_unread,
+    STILL_RUNNING, UNKNOWN_METHOD, is_proxys_cant_reread,
 };
 use crate::xmlrpc::Fault;
 
@@ -193,7 +193,7 @@ pub fn explain(fault: &Fault, subject: &str) -> String {
         },
         NO_FILE => format!("{about} has no log file"),
         STILL_RUNNING => format!("{about} is still running: stop it first, or add --stop"),
-        CANT_REREAD if is_unread(detail) => detail.to_owned(),
+        CANT_REREAD if is_proxys_cant_reread(detail) => detail.to_owned(),
         CANT_REREAD => format!(
             "supervisord's configuration files are not valid: {detail}; mend them and try again"
         ),
@@ -246,7 +246,7 @@ mod tests {
                 "web:api is still running: stop it first, or add --stop",
             ),
         ] {
-            let fault = Fault::received(code, text.to_owned());
+            let fault = Fault::from_reply(code, text.to_owned());
             assert_eq!(explain(&fault, subject), expected);
         }
     }

@@ -515,7 +515,7 @@ pub fn multicall_result(value: Value) -> Result<Value, Fault> {
         value.get("faultCode").and_then(Value::as_int),
         value.get("faultString"),
     ) {
-        (Some(code), Some(text)) => Err(Fault::received(
+        (Some(code), Some(text)) => Err(Fault::from_reply(
             i32::try_from(code).unwrap_or(crate::fault::FAILED),
             text.as_str().unwrap_or_default().to_owned(),
         )),

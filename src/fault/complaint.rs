@@ -1,9 +1,9 @@
-//! The daemon's complaints about what stands in its files, with the values in them marked.
+//! Marks the option values in the daemon's fault texts about its configuration files.
 
 use crate::marked_text::MarkedText;
 
-/// What stands before and behind the value in the daemon's reasons (`supervisor/datatypes.py`, and
-/// Python's own for an integer).
+/// The texts before and behind the value in the daemon's reasons (`supervisor/datatypes.py`, and Python's
+/// `int`).
 pub const REASONS: [(&str, &str); 11] = [
     ("Invalid user name ", ""),
     ("Invalid user id ", ""),
@@ -28,12 +28,12 @@ const WITHOUT_VALUE: [&str; 3] = [
     "No closing quotation",
 ];
 
-/// A reason without the section that the daemon names behind it. One that is not known here may hold a
-/// value anywhere.
+/// Marks the value in a reason, which comes without the section that the daemon appends. An unknown reason
+/// is marked as a whole, because it may have a value anywhere.
 pub fn reason(text: &str) -> MarkedText {
-    let is_known = WITHOUT_VALUE.contains(&text)
+    let has_no_value = WITHOUT_VALUE.contains(&text)
         || text.starts_with("program section ") && text.ends_with(" does not specify a command");
-    if is_known {
+    if has_no_value {
         return MarkedText::from(text);
     }
     let parts = REASONS.iter().find_map(|(before, behind)| {
@@ -46,30 +46,30 @@ pub fn reason(text: &str) -> MarkedText {
     }
 }
 
-/// The text of a fault: its name, a reason, and the section that it is about.
+/// Marks the value in the text of a fault, which has the fault's name, a reason, and a section.
 pub fn fault_text(text: &str) -> MarkedText {
     let Some((name, detail)) = text.split_once(": ") else {
         return MarkedText::from(text);
     };
     let name = MarkedText::from(name).and(": ");
-    // The last one is the daemon's own.
+    // A value may have this text too. The daemon appends the last one.
     match detail.rsplit_once(" in section ") {
-        Some((words, section)) if section.ends_with(')') => {
-            name.then(&reason(words)).and(" in section ").and(section)
+        Some((text, section)) if section.ends_with(')') => {
+            name.then(&reason(text)).and(" in section ").and(section)
         }
         _ => name.then(&reason(detail)),
     }
 }
 
-/// Whether the daemon's text speaks of the `section` of a program.
-pub fn blames(text: &str, section: &str) -> bool {
+/// Returns whether the text names the `section` of a program, and not a section with a longer name.
+pub fn names_section(text: &str, section: &str) -> bool {
     let name = format!("program:{section}");
     text.match_indices(&name)
-        .any(|(at, _)| !text[at + name.len()..].starts_with(goes_on))
+        .any(|(at, _)| !text[at + name.len()..].starts_with(continues_name))
 }
 
-/// Whether a longer name of a section may follow.
-fn goes_on(next: char) -> bool {
+/// Returns whether the character continues the name of a generated section.
+fn continues_name(next: char) -> bool {
     next.is_ascii_digit() || next == '~'
 }
 
@@ -78,9 +78,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn complaints_lose_their_values() {
+    fn values_are_marked() {
         let section = " in section 'program:p' (file: '/etc/s.conf')";
-        for (own, logged) in [
+        for (reason, logged) in [
             (
                 "invalid literal for int() with base 10: 's3cret'",
                 "invalid literal for int() with base 10: …",
@@ -105,14 +105,14 @@ mod tests {
             ("a reason of another release: s3cret", "…"),
             ("s3cret in section x", "…"),
         ] {
-            let told = fault_text(&format!("CANT_REREAD: {own}{section}"));
-            assert_eq!(told.whole(), format!("CANT_REREAD: {own}{section}"));
+            let text = fault_text(&format!("CANT_REREAD: {reason}{section}"));
+            assert_eq!(text.whole(), format!("CANT_REREAD: {reason}{section}"));
             assert_eq!(
-                told.without_values(),
+                text.without_values(),
                 format!("CANT_REREAD: {logged}{section}")
             );
-            let told = fault_text(&format!("CANT_REREAD: {own}"));
-            assert_eq!(told.without_values(), format!("CANT_REREAD: {logged}"));
+            let text = fault_text(&format!("CANT_REREAD: {reason}"));
+            assert_eq!(text.without_values(), format!("CANT_REREAD: {logged}"));
         }
         assert_eq!(
             fault_text("INCORRECT_PARAMETERS").without_values(),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_is_blamed_by_its_whole_name() {
+    fn a_section_is_matched_by_its_whole_name() {
         let table = [
             (
                 "bad in section 'program:web~000001' (file: 'x')",
@@ -151,7 +151,7 @@ mod tests {
             ("bad in section 'group:web~000001'", "web~000001", false),
         ];
         for (text, section, expected) in table {
-            assert_eq!(blames(text, section), expected, "{text}");
+            assert_eq!(names_section(text, section), expected, "{text}");
         }
     }
 }

@@ -5,60 +5,61 @@ pub mod complaint;
 use crate::marked_text::MarkedText;
 use crate::xmlrpc::Fault;
 
-/// A name that no method has.
+/// No method has this name.
 pub const UNKNOWN_METHOD: i32 = 1;
-/// Parameters of a wrong number, type or value.
+/// The number, type or value of the parameters is wrong.
 pub const INCORRECT_PARAMETERS: i32 = 2;
-/// No help or signature for that name.
+/// There is no help or signature for this name.
 pub const SIGNATURE_UNSUPPORTED: i32 = 4;
 /// The daemon is shutting down or restarting.
 pub const SHUTDOWN_STATE: i32 = 6;
-/// No such group or process, or one that is there already.
+/// The group or process does not exist, or exists already.
 pub const BAD_NAME: i32 = 10;
-/// A signal that does not exist.
+/// The signal does not exist.
 pub const BAD_SIGNAL: i32 = 11;
-/// A file that is not there or cannot be used.
+/// A file does not exist or cannot be used.
 pub const NO_FILE: i32 = 20;
-/// A program that may not be executed.
+/// The daemon may not execute the program.
 pub const NOT_EXECUTABLE: i32 = 21;
-/// An operation that did not work.
+/// An operation failed.
 pub const FAILED: i32 = 30;
-/// A process ended before it was up.
+/// A process exited before it counted as started.
 pub const ABNORMAL_TERMINATION: i32 = 40;
-/// A process could not be spawned.
+/// The daemon could not spawn a process.
 pub const SPAWN_ERROR: i32 = 50;
-/// A process that is to start is up already.
+/// The process to start runs already.
 pub const ALREADY_STARTED: i32 = 60;
-/// A process that is to stop or to get a signal is not up.
+/// The process to stop or signal does not run.
 pub const NOT_RUNNING: i32 = 70;
-/// Not a fault: the `status` of a process whose part of a group call went well.
+/// Not a fault: the `status` of a process for which a call for its group has succeeded.
 pub const SUCCESS: i32 = 80;
-/// A group that is active already.
+/// The group is active already.
 pub const ALREADY_ADDED: i32 = 90;
 /// A process is not stopped.
 pub const STILL_RUNNING: i32 = 91;
 /// The daemon could not read its configuration files.
 pub const CANT_REREAD: i32 = 92;
-/// A method that the whitelist leaves out (the in-process twiddler's own number).
+/// The option `allow` does not allow the method. The number is that of the in-process
+/// supervisor_twiddler.
 pub const NOT_IN_WHITELIST: i32 = 230;
 
-/// The fault `code` with the daemon's text for it, and `detail` after a colon, be it empty: a
-/// process whose name is empty is unknown all the same.
+/// Returns the fault `code` with the text `NAME: detail`. The colon stays if `detail` is empty, for example
+/// the name of an unknown process.
 pub fn fault(code: i32, detail: impl Into<MarkedText>) -> Fault {
-    let told = MarkedText::from(name(code)).and(": ").then(&detail.into());
-    let (text, without_values) = told.into_parts();
+    let text = MarkedText::from(name(code)).and(": ").then(&detail.into());
+    let (text, without_values) = text.into_parts();
     Fault {
         without_values: Some(without_values),
-        ..Fault::received(code, text)
+        ..Fault::from_reply(code, text)
     }
 }
 
-/// The fault `code` with the daemon's text for it alone.
-pub fn bare(code: i32) -> Fault {
-    Fault::received(code, name(code).to_owned())
+/// Returns the fault `code` with its name as the text.
+pub fn without_detail(code: i32) -> Fault {
+    Fault::from_reply(code, name(code).to_owned())
 }
 
-/// The fault's text as it may stand in the log: what options are set to may be a secret.
+/// Returns the fault's text for the log, without option values, which may be secrets.
 pub fn without_values(fault: &Fault) -> String {
     match &fault.without_values {
         Some(text) => text.clone(),
@@ -87,17 +88,17 @@ fn name(code: i32) -> &'static str {
         ALREADY_ADDED => "ALREADY_ADDED",
         STILL_RUNNING => "STILL_RUNNING",
         CANT_REREAD => "CANT_REREAD",
-        // The in-process twiddler says UNKNOWN here: the daemon's own table does not know the number.
+        // The in-process supervisor_twiddler returns UNKNOWN, because the daemon's table has no such number.
         NOT_IN_WHITELIST => "NOT_IN_WHITELIST",
         _ => "UNKNOWN",
     }
 }
 
-/// Whether the text of a fault [`CANT_REREAD`], without its name, is the proxy's own: the daemon
-/// does not see the proxy's files. It holds the directory and an account, and no client's value;
-/// none of the daemon's own texts begins so.
-pub fn is_unread(text: &str) -> bool {
+/// Returns whether the detail of a [`CANT_REREAD`] fault is the proxy's: the daemon does not read the
+/// proxy's files. Such a text has a directory and an account, but no value of a client. No text of the
+/// daemon begins with the same words.
+pub fn is_proxys_cant_reread(text: &str) -> bool {
     ["supervisord runs as ", "supervisord did not read "]
         .iter()
-        .any(|beginning| text.starts_with(beginning))
+        .any(|prefix| text.starts_with(prefix))
 }

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use crate::daemon::conf::ConfiguredGroup;
-use crate::fault::complaint::blames;
+use crate::fault::complaint::names_section;
 use crate::program::{self, Scope};
 use crate::registry::{
     DEFAULT_PRIORITY, Event, Member, Registry, group_of_real_name, without_defined,
@@ -96,7 +96,7 @@ pub fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
         let own = registry.members_in(name);
         (0..).map(move |number| own_section(name, number)).zip(own)
     });
-    let is_blamed = |(section, _): &(String, &Member)| blames(complaint, section);
+    let is_blamed = |(section, _): &(String, &Member)| names_section(complaint, section);
     let (_, member) = sections
         .find(is_blamed)
         .or_else(|| own.into_iter().find(is_blamed))?;

@@ -104,5 +104,5 @@ fn denied_text(method: &str) -> String {
 }
 
 fn method_denied(allow: &Allow, method: &str) -> Option<Fault> {
-    (!allow.allows(method)).then(|| Fault::received(NOT_IN_WHITELIST, denied_text(method)))
+    (!allow.allows(method)).then(|| Fault::from_reply(NOT_IN_WHITELIST, denied_text(method)))
 }

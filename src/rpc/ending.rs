@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, watch};
 use super::bulk::{BulkCall, STOPPED_STATES, Target, state};
 use super::{Answer, Caller, ConnectionUpdate, Rpc};
 use crate::failure::Failure;
-use crate::fault::{SHUTDOWN_STATE, bare};
+use crate::fault::{SHUTDOWN_STATE, without_detail};
 use crate::registry::{Member, Registry};
 use crate::translate::{BulkAction, Ending};
 use crate::twiddler::Epoch;
@@ -65,7 +65,7 @@ impl Rpc {
             let work = async {
                 let Ok(_turn) = rpc.endings.turn.try_lock() else {
                     rpc.authorize(&caller).await?;
-                    return Err(bare(SHUTDOWN_STATE).into());
+                    return Err(without_detail(SHUTDOWN_STATE).into());
                 };
                 rpc.stop_and_end(&caller, ending).await
             };

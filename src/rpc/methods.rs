@@ -1,7 +1,7 @@
 //! The table of `twiddler.*` methods: names, parameters and help texts.
 
 use crate::daemon::conf::LogLevel;
-use crate::fault::{INCORRECT_PARAMETERS, bare, fault};
+use crate::fault::{INCORRECT_PARAMETERS, fault, without_detail};
 use crate::program::{Name, Program};
 use crate::twiddler::Change;
 use crate::update;
@@ -286,7 +286,7 @@ impl Method {
 }
 
 fn incorrect_parameters() -> Fault {
-    bare(INCORRECT_PARAMETERS)
+    without_detail(INCORRECT_PARAMETERS)
 }
 
 /// The names of groups; an empty list means all groups.

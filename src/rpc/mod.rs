@@ -33,7 +33,7 @@ use crate::current::Current;
 use crate::daemon::MainLog;
 use crate::daemon::{Daemon, Share};
 use crate::failure::{self, Failure, HttpResult};
-use crate::fault::{FAILED, NOT_IN_WHITELIST, UNKNOWN_METHOD, bare, fault};
+use crate::fault::{FAILED, NOT_IN_WHITELIST, UNKNOWN_METHOD, fault, without_detail};
 use crate::forward::{self, Payload};
 use crate::limits::ClientSlot;
 use crate::twiddler::{Authorized, Change, ChangeError, Outcome, Twiddler};
@@ -302,7 +302,8 @@ impl Rpc {
     /// # Errors
     /// The fault for an unknown method, for one that `whitelist` does not list, or for wrong parameters.
     fn read(&self, name: &str, params: &[Value]) -> Result<Request, Fault> {
-        let method: &Method = methods::method(name).ok_or_else(|| bare(UNKNOWN_METHOD))?;
+        let method: &Method =
+            methods::method(name).ok_or_else(|| without_detail(UNKNOWN_METHOD))?;
         method.check_count(params)?;
         let policy = self.policy.get();
         let whitelist = &policy.whitelist;

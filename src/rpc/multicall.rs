@@ -21,7 +21,7 @@ use super::{
 };
 use crate::failure::{Failure, HttpResult};
 use crate::fault::{
-    ABNORMAL_TERMINATION, ALREADY_STARTED, SHUTDOWN_STATE, SPAWN_ERROR, bare, fault,
+    ABNORMAL_TERMINATION, ALREADY_STARTED, SHUTDOWN_STATE, SPAWN_ERROR, fault, without_detail,
 };
 use crate::translate::{self, MethodKind, method_kind};
 use crate::twiddler::{Change, ChangeError, Epoch};
@@ -150,7 +150,7 @@ impl Progress<'_> {
             return self.push(Err(log_refusal(self.caller, &what, fault)));
         }
         if self.is_ending {
-            return self.push(Err(bare(SHUTDOWN_STATE).into()));
+            return self.push(Err(without_detail(SHUTDOWN_STATE).into()));
         }
         let Some(call) = read_entry(entry) else {
             // The daemon answers an unreadable entry with its own fault.

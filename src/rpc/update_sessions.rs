@@ -26,7 +26,7 @@ const MAX_ORIGINS: usize = 64;
 
 /// How long after its last step a session ends; shorter where a test says so.
 pub(super) fn session_timeout() -> Duration {
-    failpoint::or_sooner(SESSION_TIMEOUT)
+    failpoint::wait_time(SESSION_TIMEOUT)
 }
 
 /// The peer and the credentials of a caller, for clients that use a new connection for each call.

@@ -13,7 +13,7 @@ use super::model::script::{Repair, Script, Verdict};
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ConfigInfo, ReloadResult};
 use crate::failpoint;
-use crate::fault::complaint::blames;
+use crate::fault::complaint::names_section;
 use crate::fault::{CANT_REREAD, INCORRECT_PARAMETERS, fault};
 use crate::persist;
 use crate::persist::Prepared;
@@ -675,7 +675,7 @@ async fn names_from_daemon(
 /// The daemon's complaint about this `section` of its configuration, in words about what the client
 /// sent; none where it complains about something else.
 fn reread_fault(engine: &Engine, told: &Fault, program: &Program, section: &str) -> Option<Fault> {
-    if !blames(&told.text, section) {
+    if !names_section(&told.text, section) {
         return None;
     }
     if told.code != CANT_REREAD {

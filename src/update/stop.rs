@@ -91,7 +91,7 @@ impl Updates {
             match entry.status {
                 SUCCESS => drop(stopped.insert(entry.name)),
                 NOT_RUNNING | BAD_NAME => {}
-                code => return Err(Fault::received(code, entry.description).into()),
+                code => return Err(Fault::from_reply(code, entry.description).into()),
             }
         }
         let (stopped, others): (Vec<&Name>, Vec<&Name>) = names

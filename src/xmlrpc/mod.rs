@@ -1,9 +1,9 @@
-//! XML-RPC on the wire: values, calls and faults, how they are read and how they are written.
+//! The wire format: XML-RPC values, calls and faults, and their parser and writer.
 //!
-//! Both directions follow the daemon. [`read`] takes a document to mean what the daemon takes it
-//! to mean (`supervisor/xmlrpc.py`, `loads`), and [`mod@write`] produces the bytes that the
-//! daemon's Python produces (`xmlrpc.client.dumps`), so that a client cannot tell who answered.
-//! Knows nothing of HTTP, of methods or of fault numbers.
+//! Both follow the daemon. [`read`] gives a document the meaning that the daemon gives it
+//! (`supervisor/xmlrpc.py`, `loads`). [`mod@write`] produces the bytes that the daemon's Python produces
+//! (`xmlrpc.client.dumps`), so that a client gets the same reply from the proxy as from the daemon. This
+//! module knows neither HTTP nor methods nor fault numbers.
 
 pub mod read;
 pub mod write;
@@ -14,26 +14,26 @@ pub mod write;
 /// double that is not a number differs from itself.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// No value at all; what the daemon makes of an empty element it does not know.
+    /// No value. The daemon reads an empty unknown element as `None`.
     Nil,
     /// `<boolean>`.
     Bool(bool),
-    /// `<int>` or `<i4>`, with room for more than XML-RPC's 32 bits because the daemon reads more.
+    /// `<int>` or `<i4>`. XML-RPC integers have 32 bits, but the daemon reads larger ones.
     Int(i64),
     /// `<double>`.
     Double(f64),
-    /// `<string>`, bare text, or the decoded text of `<base64>`.
+    /// `<string>`, text without a type element, or the decoded text of `<base64>`.
     String(String),
-    /// `<dateTime.iso8601>`, as it was written.
+    /// The text of `<dateTime.iso8601>`.
     DateTime(String),
     /// `<array>`.
     Array(Vec<Value>),
-    /// `<struct>`, in the order of its members; no name occurs twice in one that was read.
+    /// `<struct>`, in the order of its members. The parser returns no struct with duplicate names.
     Struct(Vec<(String, Value)>),
 }
 
 impl Value {
-    /// The text of a string; nothing for any other kind.
+    /// Returns the text of a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(text) => Some(text),
@@ -41,7 +41,7 @@ impl Value {
         }
     }
 
-    /// The items of an array; nothing for any other kind.
+    /// Returns the items of an array.
     pub fn as_array(&self) -> Option<&[Value]> {
         match self {
             Self::Array(items) => Some(items),
@@ -49,7 +49,7 @@ impl Value {
         }
     }
 
-    /// The number of an integer; nothing for any other kind, doubles and booleans included.
+    /// Returns the number of an integer. Doubles and booleans are not integers.
     pub fn as_int(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
@@ -57,7 +57,7 @@ impl Value {
         }
     }
 
-    /// The truth of a boolean; nothing for any other kind.
+    /// Returns the value of a boolean.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(truth) => Some(*truth),
@@ -65,7 +65,7 @@ impl Value {
         }
     }
 
-    /// The named member of a struct; nothing if it lacks one or the value is of another kind.
+    /// Returns a member of a struct by its name.
     pub fn get(&self, member: &str) -> Option<&Value> {
         match self {
             Self::Struct(members) => members
@@ -75,7 +75,7 @@ impl Value {
         }
     }
 
-    /// As [`Value::get`], to change the member in place.
+    /// Returns a mutable reference to a member of a struct.
     pub fn get_mut(&mut self, member: &str) -> Option<&mut Value> {
         match self {
             Self::Struct(members) => members
@@ -122,30 +122,30 @@ impl From<Vec<Value>> for Value {
     }
 }
 
-/// A call: which method, with what.
+/// A method call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MethodCall {
-    /// The name as it was sent, never empty; it need not be the name of any method.
+    /// The name of the method, which is not empty. No method may have this name.
     pub method: String,
-    /// The parameters in order; none if the call had no `<params>`.
+    /// The parameters. They are empty if the call has no `<params>`.
     pub params: Vec<Value>,
 }
 
-/// The answer of a method that failed.
+/// The result of a failed call.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{text}")]
 pub struct Fault {
-    /// The number clients branch on.
+    /// The number, by which clients distinguish faults.
     pub code: i32,
-    /// The text people read.
+    /// The text for users.
     pub text: String,
-    /// The same without values, where the proxy itself has made the fault. It is not sent.
+    /// The text without option values for the log, if the proxy has made the fault. It is not sent.
     pub without_values: Option<String>,
 }
 
 impl Fault {
-    /// One that came as an answer: nobody knows what in its text is a value.
-    pub fn received(code: i32, text: String) -> Self {
+    /// Returns a fault from a reply, in whose text the values are not marked.
+    pub fn from_reply(code: i32, text: String) -> Self {
         Fault {
             code,
             text,
@@ -154,36 +154,35 @@ impl Fault {
     }
 }
 
-/// How much a document may ask of its reader.
+/// Limits on a document.
 ///
-/// Size is not among them: whoever holds the bytes has already decided to accept that many, and
-/// reading takes memory in proportion to them.
+/// There is no limit on its size: the caller of the parser has limited that already, and parsing takes
+/// memory in proportion to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// How many elements may be open at once.
+    /// The largest depth of nested elements.
     pub depth: usize,
-    /// How many elements and attributes there may be in all.
+    /// The largest number of elements and attributes.
     pub elements: usize,
 }
 
 impl Limits {
-    /// What [`read`] applies.
+    /// The limits for calls.
     ///
-    /// An array or struct inside another costs three elements. The deepest calls in use, with
-    /// options in a struct in an array among the parameters of one call of a `system.multicall`,
-    /// open fewer than 25. Sixty-four is ample, and little enough that code which walks a value
-    /// by recursion cannot run out of stack.
+    /// Each array or struct inside another adds three elements to the depth. The deepest usual call is a
+    /// `system.multicall` with a struct of options, which has a depth below 25. With 64, recursion over a
+    /// value cannot overflow the stack.
     ///
-    /// A thousand programs with twenty options each, added by one `system.multicall`, take some
-    /// 130,000 elements. The daemon, which serves nobody meanwhile, needs up to nine microseconds
-    /// and a kilobyte for each.
+    /// A `system.multicall` that adds a thousand programs with twenty options each has about 130,000
+    /// elements. The daemon needs up to nine microseconds and a kilobyte for each, and answers no other
+    /// call meanwhile.
     pub const DEFAULT: Self = Self {
         depth: 64,
         elements: 500_000,
     };
 
-    /// The same for what the daemon says, which is as long as it is.
-    pub const OF_REPLIES: Self = Self {
+    /// The limits for replies of the daemon, which may have any number of elements.
+    pub const REPLIES: Self = Self {
         elements: usize::MAX,
         ..Self::DEFAULT
     };
@@ -194,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accessors_answer_only_for_their_kind() {
+    fn accessors_return_none_for_other_kinds() {
         let number = Value::from(7);
         assert_eq!(number.as_int(), Some(7));
         assert_eq!(number.as_str(), None);
@@ -224,8 +223,8 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_reads_as_its_text() {
-        let fault = Fault::received(10, "BAD_NAME: x".to_owned());
+    fn a_fault_displays_as_its_text() {
+        let fault = Fault::from_reply(10, "BAD_NAME: x".to_owned());
         assert_eq!(fault.to_string(), "BAD_NAME: x");
     }
 }

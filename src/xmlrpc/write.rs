@@ -1,9 +1,9 @@
-//! Writing calls and replies, byte for byte as Python does (`xmlrpc.client.dumps`).
+//! Writes calls and replies with the same bytes as Python (`xmlrpc.client.dumps`).
 //!
-//! Line breaks and the choice of tags are therefore not ours. As there, only `&`, `<` and `>` are
-//! escaped: characters that XML does not have are written as they are, which is how the daemon
-//! answers with the output of processes. In a call the daemon would refuse them, or take one for
-//! another; there such a string goes as `<base64>`, which it reads as a string too.
+//! Line breaks and tags are therefore those of Python. Like Python, it only escapes `&`, `<` and `>`, and
+//! writes characters that XML does not allow unchanged: the daemon's replies have such characters in the
+//! output of processes. In a call, the daemon would refuse or change them. A string with such a
+//! character is therefore written to a call as `<base64>`, which the daemon reads as a string.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,20 +13,18 @@ use crate::python::float_repr;
 
 const DECLARATION: &str = "<?xml version='1.0'?>\n";
 
-/// A call of the method.
-///
-/// Its name is escaped, which Python omits; the daemon's methods have names that need none.
+/// Writes a call. The name of the method is push_escaped; Python does not escape it.
 pub fn call(method: &str, params: &[Value]) -> Vec<u8> {
     let mut out = String::from(DECLARATION);
     out.push_str("<methodCall>\n<methodName>");
-    escaped(&mut out, method);
+    push_escaped(&mut out, method);
     out.push_str("</methodName>\n");
     parameters(&mut out, params, Reader::Daemon);
     out.push_str("</methodCall>\n");
     out.into_bytes()
 }
 
-/// A reply with what the method returned.
+/// Writes a reply with the result of a method.
 pub fn response(value: &Value) -> Vec<u8> {
     let mut out = String::from(DECLARATION);
     out.push_str("<methodResponse>\n");
@@ -35,7 +33,7 @@ pub fn response(value: &Value) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// A reply with the fault the method ended in.
+/// Writes a reply with a fault.
 pub fn fault(fault: &Fault) -> Vec<u8> {
     let mut out = String::from(DECLARATION);
     out.push_str("<methodResponse>\n<fault>\n<value><struct>\n");
@@ -55,15 +53,15 @@ pub fn fault(fault: &Fault) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// Appends the value as one `<value>` element.
+/// Appends a `<value>` element for a reply.
 ///
-/// Python refuses to write [`Value::Nil`] unless told otherwise, and integers beyond 32 bits in
-/// any case; here the one has the form it takes when allowed, and the others are written in full.
+/// [`Value::Nil`] is written as Python writes it with `allow_none`. Integers of more than 32 bits, which
+/// Python refuses, are written in full.
 pub fn value(out: &mut String, value: &Value) {
     value_for(out, value, Reader::Client);
 }
 
-/// Who reads a value.
+/// The recipient of a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reader {
     Client,
@@ -76,7 +74,7 @@ fn value_for(out: &mut String, value: &Value, reader: Reader) {
         Value::Bool(truth) => scalar(out, "boolean", if *truth { "1" } else { "0" }),
         Value::Int(number) => scalar(out, "int", &number.to_string()),
         Value::Double(number) => scalar(out, "double", &float_repr(*number)),
-        Value::String(text) if reader == Reader::Daemon && !is_carried(text) => {
+        Value::String(text) if reader == Reader::Daemon && !survives_xml(text) => {
             scalar(out, "base64", &STANDARD.encode(text));
         }
         Value::String(text) => scalar(out, "string", text),
@@ -96,12 +94,12 @@ fn value_for(out: &mut String, value: &Value, reader: Reader) {
     }
 }
 
-/// Whether a parser of XML finds the text as it was written.
-fn is_carried(text: &str) -> bool {
-    let lost = |letter: char| {
+/// Returns whether an XML parser reads the text unchanged.
+fn survives_xml(text: &str) -> bool {
+    let is_unsafe = |letter: char| {
         letter < ' ' && !matches!(letter, '\t' | '\n') || matches!(letter, '\u{fffe}' | '\u{ffff}')
     };
-    !text.contains(lost)
+    !text.contains(is_unsafe)
 }
 
 fn parameters(out: &mut String, params: &[Value], reader: Reader) {
@@ -116,19 +114,20 @@ fn parameters(out: &mut String, params: &[Value], reader: Reader) {
 
 fn scalar(out: &mut String, tag: &str, text: &str) {
     out.extend(["<value><", tag, ">"]);
-    escaped(out, text);
+    push_escaped(out, text);
     out.extend(["</", tag, "></value>\n"]);
 }
 
 fn member(out: &mut String, name: &str, value: &Value, reader: Reader) {
     out.push_str("<member>\n<name>");
-    escaped(out, name);
+    push_escaped(out, name);
     out.push_str("</name>\n");
     value_for(out, value, reader);
     out.push_str("</member>\n");
 }
 
-fn escaped(out: &mut String, text: &str) {
+/// Appends the text with its special characters push_escaped.
+fn push_escaped(out: &mut String, text: &str) {
     let mut rest = text;
     while let Some(at) = rest.find(['&', '<', '>']) {
         let (plain, special) = rest.split_at(at);
@@ -149,7 +148,7 @@ mod tests {
     use crate::xmlrpc::read;
     use proptest::prelude::*;
 
-    // The expected bytes of these tests are what CPython 3.11 wrote for the same values.
+    // CPython 3.11 wrote the expected bytes of these tests for the same values.
 
     #[test]
     fn calls_are_written_as_python_writes_them() {
@@ -173,7 +172,7 @@ mod tests {
             "<?xml version='1.0'?>\n<methodResponse>\n<params>\n<param>\n\
              <value><string>1.0</string></value>\n</param>\n</params>\n</methodResponse>\n"
         );
-        let bad_name = Fault::received(10, "BAD_NAME: <x>".to_owned());
+        let bad_name = Fault::from_reply(10, "BAD_NAME: <x>".to_owned());
         assert_eq!(
             String::from_utf8_lossy(&fault(&bad_name)),
             "<?xml version='1.0'?>\n<methodResponse>\n<fault>\n<value><struct>\n<member>\n\
@@ -258,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_that_xml_cannot_carry_reach_the_daemon_whole() {
+    fn strings_that_xml_does_not_allow_are_sent_as_base64() {
         for text in [
             "\0",
             "a\r\nb",
@@ -268,10 +267,10 @@ mod tests {
             "\t\n",
             "]]>&<",
         ] {
-            let sent = [Value::from(text), Value::Array(vec![Value::from(text)])];
+            let params = [Value::from(text), Value::Array(vec![Value::from(text)])];
             assert_eq!(
-                read::call(&call("a.b", &sent)).unwrap().params,
-                sent,
+                read::call(&call("a.b", &params)).unwrap().params,
+                params,
                 "{text:?}"
             );
         }
@@ -279,16 +278,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(it in any_value()) {
-            prop_assert_eq!(read::response(&response(&it)), Ok(Ok(it.clone())));
-            let read = read::call(&call("a.b", std::slice::from_ref(&it))).unwrap();
-            prop_assert_eq!(read.params, [it]);
+        fn the_parser_reads_back_every_value(value in any_value()) {
+            prop_assert_eq!(read::response(&response(&value)), Ok(Ok(value.clone())));
+            let call = read::call(&call("a.b", std::slice::from_ref(&value))).unwrap();
+            prop_assert_eq!(call.params, [value]);
         }
 
         #[test]
-        fn faults_read_back(code: i32, text: String) {
-            let it = Fault::received(code, text);
-            prop_assert_eq!(read::response(&fault(&it)), Ok(Err(it)));
+        fn the_parser_reads_back_every_fault(code: i32, text: String) {
+            let expected = Fault::from_reply(code, text);
+            prop_assert_eq!(read::response(&fault(&expected)), Ok(Err(expected)));
         }
     }
 }

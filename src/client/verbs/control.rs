@@ -275,7 +275,7 @@ async fn reason(session: &Session, entry: &StatusEntry) -> Result<String, Error>
     let reason = match entry.status {
         BAD_NAME => return bad_name(session, entry).await,
         NOT_IN_WHITELIST => {
-            let fault = Fault::received(entry.status, entry.description.clone());
+            let fault = Fault::from_reply(entry.status, entry.description.clone());
             return Ok(explain(&fault, ""));
         }
         BAD_SIGNAL => "bad signal name",

@@ -1,4 +1,4 @@
-//! The elements of XML-RPC, and what each leaves for the one around it.
+//! The elements of XML-RPC, and the value that each returns to the element around it.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use super::{ReadError, literal};
 use crate::python;
 use crate::xmlrpc::Value;
 
-/// The elements that mean something.
+/// The known elements.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tag {
     MethodName,
@@ -29,8 +29,8 @@ pub(super) enum Tag {
 }
 
 impl Tag {
-    /// What the name means; nothing for one that XML-RPC does not have.
-    pub(super) fn named(name: &str) -> Option<Self> {
+    /// Returns the element with this name, or `None` if XML-RPC has no such element.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "methodName" => Self::MethodName,
             "params" => Self::Params,
@@ -51,7 +51,7 @@ impl Tag {
         })
     }
 
-    /// Whether the element leaves a value in place of its children.
+    /// Returns whether the element returns one value in place of its children.
     fn replaces_children(self) -> bool {
         !matches!(
             self,
@@ -59,7 +59,7 @@ impl Tag {
         )
     }
 
-    /// How many children's values matter.
+    /// Returns how many values of children the element uses.
     fn max_children(self) -> usize {
         match self {
             Self::Params | Self::Data => usize::MAX,
@@ -69,29 +69,29 @@ impl Tag {
     }
 }
 
-/// An element that has begun, and what is in it so far.
+/// An open element with its content so far.
 pub(super) struct Element<'a> {
     pub(super) tag: Tag,
-    /// Where it begins.
+    /// The position of the element in the document.
     at: usize,
-    /// The text before the first child; the daemon never looks at the rest.
+    /// The text before the first child. The daemon ignores all other text.
     pub(super) text: Cow<'a, str>,
     has_child: bool,
-    /// What the children left, as many of them as matter.
+    /// The values of the children, up to `max_children`.
     pub(super) children: Vec<Value>,
     max_children: usize,
-    /// The children of a struct, each by what its own two children left.
+    /// The members of a struct. A member's name and value are the values of its two children.
     members: Vec<(String, Value)>,
 }
 
 impl<'a> Element<'a> {
-    /// Begins an element inside `parent`.
+    /// Opens an element inside `parent`.
     pub(super) fn new(at: usize, tag: Tag, parent: Option<&mut Self>) -> Self {
         let mut max_children = tag.max_children();
         if let Some(parent) = parent {
             parent.has_child = true;
             if parent.tag == Tag::Struct {
-                max_children = max_children.max(3); // a name, a value and whether there is more
+                max_children = max_children.max(3); // name, value, and a third child to refuse
             }
         }
         Self {
@@ -105,7 +105,7 @@ impl<'a> Element<'a> {
         }
     }
 
-    /// Adds text.
+    /// Appends text.
     pub(super) fn push(&mut self, text: Cow<'a, str>) {
         if self.has_child {
             return;
@@ -117,8 +117,8 @@ impl<'a> Element<'a> {
         }
     }
 
-    /// Adds what an element inside leaves.
-    pub(super) fn take(&mut self, child: Self) -> Result<(), ReadError> {
+    /// Adds the value of a child that has ended.
+    pub(super) fn add_child(&mut self, child: Self) -> Result<(), ReadError> {
         if self.tag == Tag::Struct {
             self.members.push(child.into_member()?);
             return Ok(());
@@ -130,54 +130,54 @@ impl<'a> Element<'a> {
         Ok(())
     }
 
-    /// What the element leaves for the one around it.
+    /// Returns the value of the element.
     pub(super) fn into_value(self) -> Result<Value, ReadError> {
         let Self { at, tag, text, .. } = self;
-        let refused = |element, what| ReadError::Content { at, element, what };
+        let invalid = |element, what| ReadError::Content { at, element, what };
         match tag {
             Tag::Int => python::int(&text)
                 .value()
                 .map(Value::Int)
-                .ok_or_else(|| refused("int", "is not an integer of 64 bits")),
+                .ok_or_else(|| invalid("int", "is not an integer of 64 bits")),
             Tag::Double => python::float(&text)
                 .map(Value::Double)
-                .ok_or_else(|| refused("double", "is not a number")),
+                .ok_or_else(|| invalid("double", "is not a number")),
             Tag::DateTime if literal::is_date_time(&text) => Ok(Value::DateTime(text.into())),
-            Tag::DateTime => Err(refused(
+            Tag::DateTime => Err(invalid(
                 "dateTime.iso8601",
                 "is not a time of the form 20240131T23:59:59",
             )),
             Tag::Base64 => literal::base64(&text)
                 .map(Value::String)
-                .ok_or_else(|| refused("base64", "is not UTF-8 text in base64")),
+                .ok_or_else(|| invalid("base64", "is not UTF-8 text in base64")),
             Tag::Boolean => Ok(Value::Bool(text == "1")),
             Tag::String => Ok(Value::String(text.into())),
-            Tag::Struct => Ok(Value::Struct(last_of_each_name(self.members))),
+            Tag::Struct => Ok(Value::Struct(merge_duplicates(self.members))),
             Tag::Data => Ok(Value::Array(self.children)),
             Tag::Value => Ok(first(self.children).unwrap_or(Value::String(text.into()))),
-            Tag::Array => first(self.children).ok_or_else(|| refused("array", "is empty")),
-            Tag::Param => first(self.children).ok_or_else(|| refused("param", "is empty")),
+            Tag::Array => first(self.children).ok_or_else(|| invalid("array", "is empty")),
+            Tag::Param => first(self.children).ok_or_else(|| invalid("param", "is empty")),
             _ if text.is_empty() => Ok(Value::Nil),
             _ => Ok(Value::String(text.into())),
         }
     }
 
-    /// What the element leaves for a struct around it: a name and a value.
+    /// Returns the name and value of a child of a struct.
     fn into_member(self) -> Result<(String, Value), ReadError> {
-        let refused = |what| ReadError::Content {
+        let invalid = |what| ReadError::Content {
             at: self.at,
             element: "member",
             what,
         };
         if self.tag.replaces_children() {
-            return Err(refused("is a value without a name"));
+            return Err(invalid("is a value without a name"));
         }
         let [name, value] = <[Value; 2]>::try_from(self.children)
-            .map_err(|_| refused("is not one name and one value"))?;
+            .map_err(|_| invalid("is not one name and one value"))?;
         match name {
             Value::String(name) => Ok((name, value)),
             Value::Nil => Ok((String::new(), value)),
-            _ => Err(refused("has a name that is not text")),
+            _ => Err(invalid("has a name that is not text")),
         }
     }
 }
@@ -186,26 +186,26 @@ fn first(values: Vec<Value>) -> Option<Value> {
     values.into_iter().next()
 }
 
-/// Structs of no more members than this are searched from the front.
+/// The largest number of members for which a linear search for duplicates is fast.
 const FEW_MEMBERS: usize = 24;
 
-/// Python's idea of duplicate members: the first one's place, the last one's value.
-fn last_of_each_name(members: Vec<(String, Value)>) -> Vec<(String, Value)> {
-    let few = members.len() <= FEW_MEMBERS;
+/// Merges duplicate members as a Python dict does: at the place of the first, with the value of the last.
+fn merge_duplicates(members: Vec<(String, Value)>) -> Vec<(String, Value)> {
+    let are_few = members.len() <= FEW_MEMBERS;
     let mut names = members.iter().map(|(name, _)| name).enumerate();
-    if few && names.all(|(at, name)| members[..at].iter().all(|(before, _)| before != name)) {
+    if are_few && names.all(|(at, name)| members[..at].iter().all(|(before, _)| before != name)) {
         return members;
     }
-    let mut places: HashMap<String, usize> = HashMap::with_capacity(members.len());
-    let mut kept: Vec<(String, Value)> = Vec::with_capacity(members.len());
+    let mut indexes: HashMap<String, usize> = HashMap::with_capacity(members.len());
+    let mut merged: Vec<(String, Value)> = Vec::with_capacity(members.len());
     for (name, value) in members {
-        match places.entry(name.clone()) {
-            Entry::Occupied(place) => kept[*place.get()].1 = value,
-            Entry::Vacant(place) => {
-                place.insert(kept.len());
-                kept.push((name, value));
+        match indexes.entry(name.clone()) {
+            Entry::Occupied(index) => merged[*index.get()].1 = value,
+            Entry::Vacant(index) => {
+                index.insert(merged.len());
+                merged.push((name, value));
             }
         }
     }
-    kept
+    merged
 }

@@ -1,13 +1,13 @@
-//! What the daemon makes of the text of dates and base64 (`supervisor/xmlrpc.py`, `unmarshallers`):
-//! Python's `time.strptime` and `base64.decodebytes`.
+//! Parses dates and base64 as the daemon does (`supervisor/xmlrpc.py`, `unmarshallers`): with the results
+//! of Python's `time.strptime` and `base64.decodebytes`.
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-/// Whether the text is a point in time by the pattern `%Y%m%dT%H:%M:%S`.
+/// Returns whether the text is a valid time in the format `%Y%m%dT%H:%M:%S`.
 ///
-/// The pattern is looser than it looks: every field but the year may lack its leading zero.
+/// Python accepts every field except the year without its leading zero.
 pub(super) fn is_date_time(text: &str) -> bool {
     let Some((date, time)) = text.split_once(['T', 't']) else {
         return false;
@@ -20,7 +20,7 @@ fn is_date(date: &str) -> bool {
         return false;
     };
     let year = number(year, 4..=4);
-    // Python takes the first split that fits both patterns, and only then looks at the calendar.
+    // Python takes the first split that matches both fields, and checks the calendar afterwards.
     let split = [2, 1].into_iter().find_map(|width| {
         let (month, day) = rest.split_at_checked(width)?;
         Some((month_number(month)?, day_number(day)?))
@@ -55,7 +55,8 @@ fn days_in(year: u32, month: u32) -> u32 {
     }
 }
 
-/// The pattern has room for leap seconds, but the type that the daemon puts them into has not.
+/// Returns whether the time is valid. `strptime` accepts leap seconds, but the daemon converts the result
+/// to a `datetime`, which has none.
 fn is_time(time: &str) -> bool {
     let mut fields = time.split(':').map(|field| number(field, 1..=2));
     let in_order = [23, 59, 59]
@@ -64,13 +65,14 @@ fn is_time(time: &str) -> bool {
     in_order && fields.next().is_none()
 }
 
-/// The number of that many digits, and nothing but digits.
+/// Parses a number with a number of digits in `width`.
 fn number(text: &str, width: std::ops::RangeInclusive<usize>) -> Option<u32> {
     let fits = width.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     fits.then(|| text.parse().ok()).flatten()
 }
 
-/// Padding is judged before decoding, and Python does not mind stray bits in the last character.
+/// The decoder. `base64_characters` checks the padding, and Python ignores extra bits in the last
+/// character.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -78,16 +80,15 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// The text behind the base64; nothing if it is incomplete or not UTF-8.
+/// Decodes base64. Returns `None` if it is incomplete or not UTF-8.
 ///
-/// Characters outside the alphabet count for nothing, and so does all that follows the padding of
-/// a group.
+/// Python ignores characters outside of the alphabet, and everything after the padding of a group.
 pub(super) fn base64(text: &str) -> Option<String> {
     let decoded = BASE64.decode(base64_characters(text)?).ok()?;
     String::from_utf8(decoded).ok()
 }
 
-/// The characters that carry data; nothing if the last group lacks its padding.
+/// Returns the characters with data, or `None` if the last group has no padding.
 fn base64_characters(text: &str) -> Option<Vec<u8>> {
     let mut characters = Vec::with_capacity(text.len());
     let mut pads = 0;
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_follow_python() {
+    fn dates_are_valid_as_in_python() {
         for text in [
             "20240131T23:59:59",
             "20240229T00:00:00",
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_follows_python() {
+    fn base64_is_decoded_as_python_decodes_it() {
         for (text, expected) in [
             ("", Some("")),
             ("aGk=", Some("hi")),

@@ -1,10 +1,10 @@
-//! What makes a document well-formed, where quick-xml is more forgiving than expat, which is what
-//! the daemon parses with (`supervisor/xmlrpc.py`, `loads`, through `ElementTree`).
+//! Checks that a document is well-formed where quick-xml accepts more than expat, the daemon's parser
+//! (`supervisor/xmlrpc.py`, `loads`, through `ElementTree`).
 //!
-//! quick-xml splits a document into tokens, resolves references, line ends and namespaces. Own
-//! code is what it leaves open: which characters a document and a name may have, spaces between
-//! attributes, the form of a declaration, two attributes that mean the same, and the namespaces
-//! that nobody may bind. Judges one token at a time. Knows nothing of XML-RPC.
+//! quick-xml splits a document into tokens and resolves references, line ends and namespaces. This
+//! module checks the characters of a document and of names, the spaces between attributes, the form of
+//! the XML declaration, duplicate attributes and reserved namespaces. It checks one token at a time, and
+//! knows nothing of XML-RPC.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -15,38 +15,37 @@ use quick_xml::events::attributes::{AttrError, Attribute, Attributes};
 use quick_xml::events::{BytesDecl, BytesPI, BytesRef, BytesStart};
 use quick_xml::name::{Namespace, NamespaceResolver, PrefixDeclaration, ResolveResult};
 
-/// A verdict, or what is wrong with the token.
+/// The result of a check, or the mistake in the token.
 pub(super) type Checked<T> = Result<T, &'static str>;
 
 const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 const XML: Namespace = Namespace("http://www.w3.org/XML/1998/namespace");
 const XMLNS: Namespace = Namespace("http://www.w3.org/2000/xmlns/");
 
-/// Whether there is nothing in the text but XML's white space.
+/// Returns whether the text only has XML white space.
 pub(super) fn is_blank(text: &str) -> bool {
     text.trim_start_matches(SPACE).is_empty()
 }
 
-/// Whether a document may contain the character, be it literally or by reference.
+/// Returns whether a document may have the character, literally or as a reference.
 fn is_character(character: char) -> bool {
     matches!(character, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..)
 }
 
-/// Where the first character is that no part of a document may contain.
+/// Returns the position of the first character that a document may not have.
 pub(super) fn forbidden_character(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     bytes.iter().enumerate().position(|(at, byte)| match byte {
         b'\t' | b'\n' | b'\r' => false,
         0..b' ' => true,
-        // U+FFFE and U+FFFF; the text is UTF-8, so two more bytes follow
+        // U+FFFE and U+FFFF. The text is UTF-8, so two more bytes follow.
         0xef => bytes[at + 1] == 0xbf && bytes[at + 2] >= 0xbe,
         _ => false,
     })
 }
 
-/// The text that a reference stands for.
-///
-/// Refuses all entities but XML's own five: others come from a document type, which is never read.
+/// Returns the text for a reference. Only the five predefined entities are accepted, because document
+/// types, which define others, are refused.
 pub(super) fn reference(reference: &BytesRef<'_>) -> Checked<Cow<'static, str>> {
     if let Some(text) = resolve_xml_entity(reference) {
         return Ok(text.into());
@@ -59,23 +58,24 @@ pub(super) fn reference(reference: &BytesRef<'_>) -> Checked<Cow<'static, str>> 
     }
 }
 
-/// Checks an XML declaration.
-///
-/// What it declares makes no difference: the daemon decodes before it parses, and expat reads any
-/// version as 1.0.
+/// Checks the form of an XML declaration. Its encoding and version have no effect: the daemon decodes the
+/// document before it parses it, and expat reads every version as 1.0.
 pub(super) fn declaration(declaration: &BytesDecl<'_>) -> Checked<()> {
     let mut rest = attributes(declaration, "xml".len())?.peekable();
     let mut value = |name| {
-        let found = rest.next_if(|it| it.as_ref().is_ok_and(|it| it.key.0 == name));
-        found.and_then(Result::ok).map(|found| found.value)
+        let attribute = rest.next_if(|next| next.as_ref().is_ok_and(|next| next.key.0 == name));
+        attribute
+            .and_then(Result::ok)
+            .map(|attribute| attribute.value)
     };
     let is_version = |version: Cow<'_, str>| version.bytes().all(is_label_byte);
     if !value("version").is_some_and(is_version) {
         return Err("an XML declaration without a version");
     }
-    let encoding = value("encoding").is_none_or(|label| is_encoding(&label));
-    let standalone = value("standalone").is_none_or(|it| matches!(&*it, "yes" | "no"));
-    if encoding && standalone && rest.next().is_none() {
+    let has_encoding = value("encoding").is_none_or(|label| is_encoding(&label));
+    let standalone = value("standalone");
+    let has_standalone = standalone.is_none_or(|value| matches!(&*value, "yes" | "no"));
+    if has_encoding && has_standalone && rest.next().is_none() {
         Ok(())
     } else {
         Err("an XML declaration of another form")
@@ -100,16 +100,15 @@ pub(super) fn instruction(instruction: &BytesPI<'_>) -> Checked<()> {
     }
 }
 
-/// How many attributes a start tag has up to the first mistake in it, without room for any of them.
+/// Counts the attributes of a start tag up to the first mistake, without allocating memory for them.
 pub(super) fn attribute_count(tag: &BytesStart<'_>) -> usize {
     let mut attributes = tag.attributes();
     let attributes = attributes.with_checks(false);
     attributes.take_while(Result::is_ok).count()
 }
 
-/// Checks a start tag, adds the namespaces it declares, and says whether its name is in none.
-///
-/// A name in a namespace is none of those that XML-RPC knows.
+/// Checks a start tag and adds the namespaces that it declares. Returns whether the element is in no
+/// namespace, as the elements of XML-RPC are.
 pub(super) fn start_tag(tag: &BytesStart<'_>, namespaces: &mut NamespaceResolver) -> Checked<bool> {
     if !is_name(tag.name().0) {
         return Err("an element without a proper name");
@@ -122,7 +121,7 @@ pub(super) fn start_tag(tag: &BytesStart<'_>, namespaces: &mut NamespaceResolver
             bind(prefix, Namespace(&value), namespaces)?;
         }
     }
-    // By what their prefixes mean: quick-xml compares attributes as they are written.
+    // Duplicates are compared by namespace, because quick-xml compares their prefixes.
     let mut seen = HashSet::new();
     for attribute in attributes(tag, start)? {
         let (space, name) = namespaces.resolve_attribute(attribute?.key);
@@ -139,7 +138,7 @@ pub(super) fn start_tag(tag: &BytesStart<'_>, namespaces: &mut NamespaceResolver
     }
 }
 
-/// The attributes of a tag whose name ends at `start`.
+/// Returns the attributes of a tag whose name ends at `start`.
 fn attributes(tag: &str, start: usize) -> Checked<impl Iterator<Item = Checked<Attribute<'_>>>> {
     if !are_apart(&tag[start..]) {
         return Err("attributes without a space between them");
@@ -157,11 +156,11 @@ fn attributes(tag: &str, start: usize) -> Checked<impl Iterator<Item = Checked<A
     }))
 }
 
-/// Whether there is a space, or nothing, behind each quoted value.
+/// Returns whether a space follows each quoted value, except the last.
 fn are_apart(mut rest: &str) -> bool {
-    while let Some((_, quoted)) = rest.split_once(['"', '\'']) {
-        let quote = rest.as_bytes()[rest.len() - quoted.len() - 1];
-        rest = quoted
+    while let Some((_, value)) = rest.split_once(['"', '\'']) {
+        let quote = rest.as_bytes()[rest.len() - value.len() - 1];
+        rest = value
             .split_once(char::from(quote))
             .map_or("", |(_, rest)| rest);
         if !rest.is_empty() && !rest.starts_with(SPACE) {
@@ -189,15 +188,15 @@ fn bind(
     match (prefix, space) {
         (PrefixDeclaration::Default, XML | XMLNS) => return Err("a reserved namespace"),
         (PrefixDeclaration::Named(_), Namespace("")) => return Err("a prefix bound to nothing"),
-        // ElementTree writes `{namespace}name`, so expat is told to keep this one out
+        // ElementTree writes `{namespace}name`, and makes expat refuse a `}` in it.
         (_, space) if space.0.contains('}') => return Err("a `}` in a namespace"),
         _ => {}
     }
-    let added = namespaces.add(prefix, space);
-    added.map_err(|_| "a reserved namespace, or too many of them")
+    let result = namespaces.add(prefix, space);
+    result.map_err(|_| "a reserved namespace, or too many of them")
 }
 
-/// Whether the text names an element or attribute: a name, or a prefix and a name.
+/// Returns whether the text is the name of an element or attribute, with or without a prefix.
 fn is_name(text: &str) -> bool {
     match text.split_once(':') {
         Some((prefix, local)) => is_plain_name(prefix) && is_plain_name(local),
@@ -210,10 +209,11 @@ fn is_plain_name(text: &str) -> bool {
     characters.next().is_some_and(starts_name) && characters.all(continues_name)
 }
 
-/// The letters of XML's fifth edition, as far as they are in Unicode's first plane.
+/// Returns whether a name may begin with the character: the letters of XML's fifth edition in Unicode's
+/// first plane.
 ///
-/// expat has the letters of the editions before, in some hundreds of ranges. All of them are here,
-/// and so are others that it refuses.
+/// expat accepts the letters of the earlier editions, in some hundred ranges. These ranges have all of
+/// them, and some that expat refuses.
 fn starts_name(character: char) -> bool {
     matches!(character,
         'A'..='Z' | 'a'..='z' | '_'
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forbidden_characters_are_found_where_they_are() {
+    fn forbidden_characters_are_found_at_their_position() {
         assert_eq!(
             forbidden_character("a\t\r\n\u{7f}\u{85}\u{fffd}\u{1fffe}"),
             None
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn references_resolve_to_what_xml_has() {
+    fn references_resolve_to_characters_of_xml() {
         for (name, expected) in [
             ("amp", "&"),
             ("apos", "'"),
@@ -289,20 +289,20 @@ mod tests {
         }
     }
 
-    /// The verdict on an XML declaration, given what is between its `<?` and its `?>`.
-    fn declared(inside: &str) -> Checked<()> {
+    /// Checks an XML declaration, given the text between `<?` and `?>`.
+    fn check_declaration(inside: &str) -> Checked<()> {
         declaration(&BytesDecl::from_start(BytesStart::from_content(inside, 3)))
     }
 
     #[test]
-    fn declarations_have_a_version_and_little_else() {
+    fn declarations_have_a_version_and_optional_attributes() {
         for inside in [
             "xml version='1.0'",
             "xml version=\"2.7\" encoding='x-None.1_'",
             "xml\tversion = '' standalone='no' \r\n",
             "xml version='1.0' encoding='a' standalone='yes'",
         ] {
-            assert_eq!(declared(inside), Ok(()), "{inside}");
+            assert_eq!(check_declaration(inside), Ok(()), "{inside}");
         }
         for inside in [
             "xml",
@@ -316,12 +316,12 @@ mod tests {
             "xml version='1.0' version='1.0'",
             "xml version='1.0' x='y'",
         ] {
-            assert!(declared(inside).is_err(), "{inside}");
+            assert!(check_declaration(inside).is_err(), "{inside}");
         }
     }
 
     #[test]
-    fn instructions_have_a_name_of_their_own() {
+    fn instructions_have_a_name_other_than_xml() {
         for inside in ["a", "a b:c ?", "xml-foo"] {
             assert_eq!(instruction(&BytesPI::new(inside)), Ok(()), "{inside}");
         }
@@ -330,13 +330,13 @@ mod tests {
         }
     }
 
-    /// A start tag, given what is between its `<` and its `>`.
+    /// Returns a start tag, given the text between `<` and `>`.
     fn tag(inside: &str) -> BytesStart<'_> {
         BytesStart::from_content(inside, inside.find(SPACE).unwrap_or(inside.len()))
     }
 
-    /// The verdict on a start tag under a few namespaces.
-    fn checked(inside: &str) -> Checked<bool> {
+    /// Checks a start tag without namespaces around it.
+    fn check_tag(inside: &str) -> Checked<bool> {
         start_tag(&tag(inside), &mut NamespaceResolver::default())
     }
 
@@ -385,7 +385,7 @@ mod tests {
             "a b='1' /",
             "a b c='1'",
         ] {
-            assert!(checked(inside).is_err(), "{inside:?}");
+            assert!(check_tag(inside).is_err(), "{inside:?}");
         }
     }
 
@@ -405,7 +405,7 @@ mod tests {
             ("a xmlns='u' xmlns:p='u' b='' p:b=''", false),
             ("a xmlns:p='u'", true),
         ] {
-            assert_eq!(checked(inside), Ok(is_plain), "{inside:?}");
+            assert_eq!(check_tag(inside), Ok(is_plain), "{inside:?}");
         }
     }
 
@@ -427,7 +427,7 @@ mod tests {
             "a xmlns:xml='u'",
             "a xmlns:xmlns='http://www.w3.org/2000/xmlns/'",
         ] {
-            assert!(checked(inside).is_err(), "{inside:?}");
+            assert!(check_tag(inside).is_err(), "{inside:?}");
         }
     }
 }

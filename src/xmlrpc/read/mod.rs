@@ -1,12 +1,13 @@
-//! Reading calls and replies, to the meaning the daemon gives them.
+//! Parses calls and replies with the meaning that the daemon gives them.
 //!
-//! The daemon's own reader goes by the names of elements and hardly by their places: each known
-//! element leaves a value, an unknown one leaves its text, and whoever is outside takes what its
-//! first child left (`supervisor/xmlrpc.py`, `loads`). So does this one, because a call that both
-//! sides take differently could pass here and do something else there. Refused beyond what the
-//! daemon refuses are document types, elements nested beyond [`Limits::DEFAULT`], integers of more
-//! than 64 bits, digits other than ASCII's, struct members whose name is not text, and more
-//! namespaces at a time than quick-xml admits (256).
+//! The daemon's parser looks at the names of elements and hardly at their nesting: each known element
+//! returns a value, an unknown one returns its text, and an element takes the value of its first child
+//! (`supervisor/xmlrpc.py`, `loads`). This parser does the same. Otherwise a call could pass the proxy's
+//! checks with one meaning and have another in the daemon.
+//!
+//! In addition to the daemon, this parser refuses document types, elements nested deeper than
+//! [`Limits::DEFAULT`], integers of more than 64 bits, non-ASCII digits, struct members whose name is not
+//! text, and more nested namespaces than quick-xml supports (256).
 
 use std::borrow::Cow;
 use std::mem;
@@ -23,49 +24,50 @@ mod element;
 mod literal;
 mod markup;
 
-/// Why a document was not understood. Positions count bytes, without those of a byte order mark.
+/// Why a document cannot be parsed. Positions are in bytes after the byte order mark.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// The bytes are no text; carries how many of them are.
+    /// The bytes are not UTF-8, from this position on.
     #[error("not UTF-8 at byte {0}")]
     Encoding(usize),
-    /// The text is no XML, or XML that declares a document type.
+    /// The text is not XML, or declares a document type.
     #[error("malformed XML at byte {at}: {what}")]
     Malformed {
-        /// Where the offending token begins.
+        /// The position of the invalid token.
         at: usize,
-        /// What is wrong with it.
+        /// The mistake.
         what: Cow<'static, str>,
     },
-    /// More elements are open at once than the limit allows, which it carries.
+    /// Elements are nested deeper than this limit.
     #[error("elements nest more than {0} deep")]
     TooDeep(usize),
-    /// There are more elements and attributes than the limit allows, which it carries.
+    /// There are more elements and attributes than this limit.
     #[error("there are more than {0} elements and attributes")]
     TooMany(usize),
-    /// An element's content is not what its name promises.
+    /// The content of an element is not valid for its type.
     #[error("the <{element}> at byte {at} {what}")]
     Content {
-        /// Where the element begins.
+        /// The position of the element.
         at: usize,
-        /// Its name.
+        /// The name of the element.
         element: &'static str,
-        /// What is wrong with it.
+        /// The mistake.
         what: &'static str,
     },
-    /// A call without `<methodName>`, or with an empty one.
+    /// The call has no `<methodName>`, or an empty one.
     #[error("the call names no method")]
     NoMethod,
-    /// A reply that holds neither exactly one value nor a fault with a number and a text.
+    /// The reply has neither exactly one value nor a fault with a number and a text.
     #[error("the reply holds neither one value nor a fault")]
     NoAnswer,
 }
 
-/// Reads a call as the daemon would.
+/// Parses a call as the daemon does.
 ///
 /// # Errors
 ///
-/// Whatever the daemon answers with status 400, and the few documents more that the module names.
+/// If the daemon would answer the document with status 400, or if it is one of those that the module's
+/// documentation lists.
 pub fn call(body: &[u8]) -> Result<MethodCall, ReadError> {
     let document = Document::read(decode(body)?, Source::Client, Limits::DEFAULT)?;
     let method = document.method.filter(|name| !name.is_empty());
@@ -75,17 +77,17 @@ pub fn call(body: &[u8]) -> Result<MethodCall, ReadError> {
     })
 }
 
-/// Reads a reply of the daemon: the value a method returned, or its fault.
+/// Parses a reply of the daemon: the result of a method, or its fault.
 ///
-/// The daemon writes the output of processes into its replies as it is, characters included that
-/// XML does not have. These, and carriage returns, come through unchanged, so that a value may be
-/// written again and mean to the client what the daemon's own bytes would have meant.
+/// The daemon writes the output of processes into its replies without escaping the characters that XML
+/// does not allow. These and carriage returns are returned unchanged, so that [`mod@super::write`] writes
+/// the daemon's own bytes for the value.
 ///
 /// # Errors
 ///
-/// If the bytes are no reply, for example another server's error page.
+/// If the bytes are not a reply, for example the error page of another server.
 pub fn response(body: &[u8]) -> Result<Result<Value, Fault>, ReadError> {
-    let document = Document::read(decode(body)?, Source::Daemon, Limits::OF_REPLIES)?;
+    let document = Document::read(decode(body)?, Source::Daemon, Limits::REPLIES)?;
     if !document.is_response {
         return Err(ReadError::NoAnswer);
     }
@@ -100,7 +102,7 @@ pub fn response(body: &[u8]) -> Result<Result<Value, Fault>, ReadError> {
 fn to_fault(value: &Value) -> Option<Fault> {
     let code = value.get("faultCode")?.as_int()?.try_into().ok()?;
     let text = value.get("faultString")?.as_str()?.to_owned();
-    Some(Fault::received(code, text))
+    Some(Fault::from_reply(code, text))
 }
 
 fn decode(body: &[u8]) -> Result<&str, ReadError> {
@@ -114,8 +116,8 @@ fn malformed(at: usize, what: impl Into<Cow<'static, str>>) -> ReadError {
     }
 }
 
-/// The tokenizer's complaint, without the names of elements it would quote.
-fn complaint(error: &TokenError) -> Cow<'static, str> {
+/// Returns the text of the tokenizer's error, without the names of elements that it would quote.
+fn error_text(error: &TokenError) -> Cow<'static, str> {
     match error {
         TokenError::IllFormed(
             IllFormedError::MismatchedEndTag { .. } | IllFormedError::UnmatchedEndTag(_),
@@ -125,18 +127,18 @@ fn complaint(error: &TokenError) -> Cow<'static, str> {
     }
 }
 
-/// Who wrote the document.
+/// The sender of a document.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Client,
     Daemon,
 }
 
-/// What has been read so far.
+/// The state of the parser.
 struct Document<'a> {
     source: Source,
     limits: Limits,
-    /// How many elements and attributes there were so far.
+    /// The number of elements and attributes so far.
     element_count: usize,
     namespaces: NamespaceResolver,
     open: Vec<Element<'a>>,
@@ -172,7 +174,7 @@ impl<'a> Document<'a> {
     fn read_tokens(&mut self, text: &'a str) -> Result<(), ReadError> {
         let mut tokens = quick_xml::Reader::from_str(text);
         tokens.config_mut().check_comments = true;
-        // the tokenizer skips one byte order mark, and counts from there
+        // The tokenizer skips one byte order mark, and counts positions from there.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if self.source == Source::Client
             && let Some(at) = markup::forbidden_character(text)
@@ -183,7 +185,7 @@ impl<'a> Document<'a> {
             let at = tokens.buffer_position() as usize;
             let event = tokens
                 .read_event()
-                .map_err(|error| malformed(tokens.error_position() as usize, complaint(&error)))?;
+                .map_err(|error| malformed(tokens.error_position() as usize, error_text(&error)))?;
             match event {
                 Event::Start(tag) => self.start(at, &tag)?,
                 Event::Empty(tag) => {
@@ -199,7 +201,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// Adds text, and checks what stands for none.
+    /// Adds text to the open element, and checks tokens other than text and tags.
     fn other_token(&mut self, at: usize, event: Event<'a>) -> Checked<()> {
         let is_daemon = self.source == Source::Daemon;
         match event {
@@ -228,51 +230,53 @@ impl<'a> Document<'a> {
         if self.open.len() >= self.limits.depth {
             return Err(ReadError::TooDeep(self.limits.depth));
         }
-        // Before there is room for any of them: one tag may hold millions.
+        // The attributes are counted before memory is allocated: one tag may have millions.
         self.element_count += 1 + markup::attribute_count(tag);
         if self.element_count > self.limits.elements {
             return Err(ReadError::TooMany(self.limits.elements));
         }
-        let meaning = self.meaning(tag).map_err(|what| malformed(at, what))?;
+        let kind = self.tag(tag).map_err(|what| malformed(at, what))?;
         if self.open.is_empty() {
             if mem::replace(&mut self.has_root, true) {
                 return Err(malformed(at, "a second root element"));
             }
             self.is_response = tag.name().0 == "methodResponse";
         }
-        let element = Element::new(at, meaning, self.open.last_mut());
+        let element = Element::new(at, kind, self.open.last_mut());
         self.open.push(element);
         Ok(())
     }
 
-    /// What a tag means that may have attributes, or be in a namespace.
-    fn meaning(&mut self, tag: &BytesStart<'_>) -> Checked<Tag> {
-        // The whole inside of a tag that is nothing but a name of XML-RPC needs no check.
-        let known = Tag::named(tag).filter(|_| self.namespaces.bindings().next().is_none());
-        if let Some(known) = known {
-            return Ok(known);
+    /// Checks a start tag and returns its kind.
+    fn tag(&mut self, tag: &BytesStart<'_>) -> Checked<Tag> {
+        // A tag that is just a name of XML-RPC, outside of any namespace, needs no check.
+        let plain = Tag::from_name(tag).filter(|_| self.namespaces.bindings().next().is_none());
+        if let Some(plain) = plain {
+            return Ok(plain);
         }
         self.namespaces.set_level(self.open.len() as u16 + 1);
         let is_plain = markup::start_tag(tag, &mut self.namespaces)?;
-        let named = Tag::named(tag.name().0).filter(|_| is_plain);
-        Ok(named.unwrap_or(Tag::Other))
+        let known = Tag::from_name(tag.name().0).filter(|_| is_plain);
+        Ok(known.unwrap_or(Tag::Other))
     }
 
     fn end(&mut self) -> Result<(), ReadError> {
         let Some(mut element) = self.open.pop() else {
-            return Ok(()); // the tokenizer has refused it
+            return Ok(()); // the tokenizer has refused an unmatched end tag
         };
         self.namespaces.set_level(self.open.len() as u16);
         self.record(&mut element);
         match self.open.last_mut() {
-            Some(parent) => parent.take(element),
+            Some(parent) => parent.add_child(element),
             None => element.into_value().map(drop),
         }
     }
 
-    /// Keeps what the elements hold that count wherever they are; the last of each wins.
+    /// Records the method, the parameters or the fault. These elements count at any depth, and the last of
+    /// each wins.
     fn record(&mut self, element: &mut Element<'a>) {
-        let in_struct = self.open.last().is_some_and(|it| it.tag == Tag::Struct);
+        let parent = self.open.last();
+        let in_struct = parent.is_some_and(|parent| parent.tag == Tag::Struct);
         match element.tag {
             Tag::MethodName => self.method = Some(element.text.clone().into_owned()),
             Tag::Params if in_struct => self.params = Some(element.children.clone()),
@@ -287,15 +291,15 @@ impl<'a> Document<'a> {
 mod tests {
     use super::*;
 
-    /// A call with one parameter, given the inside of its value.
+    /// Parses a call with one parameter, given the content of its `<value>`.
     fn value(inside: &str) -> Result<Value, ReadError> {
         let body = format!(
             "<methodCall><methodName>a.b</methodName><params><param><value>{inside}</value>\
              </param></params></methodCall>"
         );
-        let read = call(body.as_bytes())?;
-        assert_eq!(read.method, "a.b");
-        let [value] = <[Value; 1]>::try_from(read.params).expect("one parameter");
+        let call = call(body.as_bytes())?;
+        assert_eq!(call.method, "a.b");
+        let [value] = <[Value; 1]>::try_from(call.params).expect("one parameter");
         Ok(value)
     }
 
@@ -313,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn values_mean_what_they_mean_to_the_daemon() {
+    fn values_have_the_meaning_that_the_daemon_gives_them() {
         for (inside, expected) in [
             ("", string("")),
             ("text", string("text")),
@@ -373,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn values_the_daemon_refuses_are_refused() {
+    fn values_that_the_daemon_refuses_are_refused() {
         for inside in [
             "<int/>",
             "<int>a</int>",
@@ -391,16 +395,16 @@ mod tests {
             "<struct><value>a</value></struct>",
             "<struct><member><int>5</int><value/></member></struct>",
         ] {
-            let read = value(inside);
+            let result = value(inside);
             assert!(
-                matches!(read, Err(ReadError::Content { .. })),
-                "{inside}: {read:?}"
+                matches!(result, Err(ReadError::Content { .. })),
+                "{inside}: {result:?}"
             );
         }
     }
 
     #[test]
-    fn calls_are_found_wherever_they_are() {
+    fn methods_and_parameters_count_at_any_depth() {
         for (body, method, params) in [
             ("<methodName>a</methodName>", "a", vec![]),
             (
@@ -503,18 +507,18 @@ mod tests {
             "< methodName>a</methodName>",
             "<>a</>",
         ] {
-            let read = call(body.as_bytes());
+            let result = call(body.as_bytes());
             assert!(
-                matches!(read, Err(ReadError::Malformed { .. })),
-                "{body}: {read:?}"
+                matches!(result, Err(ReadError::Malformed { .. })),
+                "{body}: {result:?}"
             );
         }
-        let read = call(b"<methodName>a\xff</methodName>");
-        assert_eq!(read, Err(ReadError::Encoding(13)));
+        let result = call(b"<methodName>a\xff</methodName>");
+        assert_eq!(result, Err(ReadError::Encoding(13)));
     }
 
     #[test]
-    fn errors_say_where_and_what() {
+    fn errors_name_the_position_and_the_mistake() {
         for (body, expected) in [
             (
                 "<a><methodName>b</methodName><int>c</int></a>",
@@ -543,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_elements_may_be_open_as_the_limit_says() {
+    fn the_depth_of_elements_is_limited() {
         let nested = |inner: usize| {
             let (start, end) = ("<a>".repeat(inner), "</a>".repeat(inner));
             format!("<methodName>a{start}{end}</methodName>")
@@ -556,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_has_as_many_elements_and_attributes_as_the_limit_says_and_a_reply_any_number() {
+    fn the_number_of_elements_and_attributes_is_limited_in_calls_but_not_in_replies() {
         let limit = Limits::DEFAULT.elements;
         let call_of = |inner: usize| format!("<methodName>a{}</methodName>", "<a/>".repeat(inner));
         assert!(call(call_of(limit - 1).as_bytes()).is_ok());
@@ -578,9 +582,9 @@ mod tests {
     }
 
     #[test]
-    fn crowded_documents_are_read_without_delay() {
+    fn large_documents_are_parsed_in_linear_time() {
         use std::fmt::Write as _;
-        const MANY: usize = 50_000; // minutes, if any step took the square
+        const MANY: usize = 50_000; // takes minutes if any step is quadratic
         let mut body = String::from("<methodName xmlns:a='1' ");
         for number in 0..MANY {
             write!(body, "a:b{number}='{number}' ").unwrap();
@@ -595,7 +599,7 @@ mod tests {
         assert_eq!(call(body.as_bytes()).unwrap().method, "a");
     }
 
-    /// A reply with one value, given its inside.
+    /// Parses a reply with one value, given the content of its `<value>`.
     fn reply(inside: &str) -> Result<Result<Value, Fault>, ReadError> {
         let body = format!(
             "<?xml version='1.0'?>\n<methodResponse>\n<params>\n<param>\n<value>{inside}</value>\n\
@@ -605,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_keep_what_processes_wrote() {
+    fn characters_that_xml_does_not_allow_are_unchanged_in_replies() {
         assert_eq!(
             reply("<string>\u{1b}[1m\0a\r\nb\r&lt;\u{ffff}</string>"),
             Ok(Ok(string("\u{1b}[1m\0a\r\nb\r<\u{ffff}")))
@@ -615,12 +619,12 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_from_values() {
+    fn faults_need_a_number_and_a_text() {
         let body = "<methodResponse><fault><value><struct>\
             <member><name>faultCode</name><value><int>10</int></value></member>\
             <member><name>faultString</name><value><string>BAD_NAME</string></value></member>\
             </struct></value></fault></methodResponse>";
-        let fault = Fault::received(10, "BAD_NAME".to_owned());
+        let fault = Fault::from_reply(10, "BAD_NAME".to_owned());
         assert_eq!(response(body.as_bytes()), Ok(Err(fault)));
 
         let of_text = body.replace("<int>10</int>", "ten");
@@ -630,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn other_documents_are_no_replies() {
+    fn other_documents_are_not_replies() {
         for body in [
             "<html><params><param><value>a</value></param></params></html>",
             "<methodResponse/>",
@@ -652,12 +656,12 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(body: Vec<u8>) {
+        fn the_parser_does_not_panic_on_any_bytes(body: Vec<u8>) {
             let _ = (call(&body), response(&body));
         }
 
         #[test]
-        fn any_markup_is_read_or_refused(body in "[<>/!?&;#x\\[\\]CDATA\"'= :a-]{0,64}") {
+        fn the_parser_does_not_panic_on_any_markup(body in "[<>/!?&;#x\\[\\]CDATA\"'= :a-]{0,64}") {
             let _ = (call(body.as_bytes()), response(body.as_bytes()));
         }
     }

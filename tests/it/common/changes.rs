@@ -400,7 +400,7 @@ fn make_each(client: &Client, changes: &[Change]) -> Result<(Vec<Change>, Option
     ensure!(values.len() == changes.len(), "{changes:?}: {values:?}");
     let fault = values.iter().find_map(fault_in).map(|(code, text)| {
         let code = i32::try_from(code).unwrap_or_default();
-        CallError::Fault(Fault::received(code, text.to_owned()))
+        CallError::Fault(Fault::from_reply(code, text.to_owned()))
     });
     let open = changes.iter().zip(&values);
     let open = open.filter(|(_, value)| fault_in(value).is_some());

@@ -231,7 +231,7 @@ fn call(method: &str, params: Vec<Value>) -> Value {
 fn fault(result: &Value) -> Option<Fault> {
     let code = i32::try_from(result.get("faultCode")?.as_int()?).ok()?;
     let text = result.get("faultString")?.as_str()?.to_owned();
-    Some(Fault::received(code, text))
+    Some(Fault::from_reply(code, text))
 }
 
 #[cfg(test)]
