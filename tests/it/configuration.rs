@@ -1,4 +1,5 @@
-//! The configuration: read as the daemon reads it, decided in the right order, and explained.
+//! The configuration: it is read as the daemon reads it, options have their precedence, and mistakes are
+//! explained.
 
 mod daemon_reading;
 mod random;
@@ -16,9 +17,9 @@ use supervisor_twiddler::daemon::conf::{self, DaemonAddress};
 use tempfile::TempDir;
 use tracing::Level;
 
-// --- What supervisord reads ---
+// --- supervisord's files ---
 
-/// Files by their paths, the first of which is the one that supervisord is started with.
+/// Files by their paths. supervisord is started with the first.
 #[derive(Clone, Debug, Default)]
 struct Files(Vec<(String, Vec<u8>)>);
 
@@ -28,7 +29,8 @@ impl Files {
         Files(files.iter().map(owned).collect())
     }
 
-    /// Writes them below `dir`; a path that ends with a slash is a directory. Returns the first.
+    /// Writes the files below `dir`; a path with a slash at the end is a directory. Returns the path of
+    /// the first.
     fn write(&self, dir: &Path) -> Result<PathBuf> {
         for (path, text) in &self.0 {
             let path = dir.join(path);
@@ -43,17 +45,17 @@ impl Files {
         Ok(dir.join(&self.0.first().context("no files")?.0))
     }
 
-    fn shown(&self) -> String {
+    fn to_text(&self) -> String {
         self.0
             .iter()
-            .fold(String::new(), |mut shown, (path, text)| {
-                let _ = writeln!(shown, "--- {path}\n{}", String::from_utf8_lossy(text));
-                shown
+            .fold(String::new(), |mut to_text, (path, text)| {
+                let _ = writeln!(to_text, "--- {path}\n{}", String::from_utf8_lossy(text));
+                to_text
             })
     }
 }
 
-/// The environment in which both read.
+/// Returns the environment in which the proxy and the daemon read the files.
 fn environment(home: &Path) -> HashMap<String, String> {
     [
         ("HOME", &*home.to_string_lossy()),
@@ -68,17 +70,17 @@ fn environment(home: &Path) -> HashMap<String, String> {
     .into()
 }
 
-// --- What is decided ---
+// --- Precedence and defaults ---
 
-/// A configuration that works; `twiddler` is put under `[twiddler]`.
-fn working(twiddler: &str) -> Files {
+/// Returns a valid configuration with `twiddler` as the text of `[twiddler]`.
+fn valid_files(twiddler: &str) -> Files {
     let main = format!(
         "[supervisord]\n[unix_http_server]\nfile=/run/s.sock\nusername=u\npassword=p\n[inet_http_server]\nport=9001\nusername=v\npassword=q\n[include]\nfiles=conf.d/*.conf\n[twiddler]\n{twiddler}\n"
     );
     Files::of(&[("s.conf", &main), ("conf.d/", "")])
 }
 
-/// Loads `files` from a directory of their own, which mistakes name DIR.
+/// Loads `files` from a new directory. `DIR` in the values of `env` stands for its path.
 fn load(
     files: &Files,
     args: ServeArgs,
@@ -87,21 +89,22 @@ fn load(
     let dir = TempDir::new()?;
     let args = args.with("config", files.write(dir.path())?);
     let env = |name: &str| {
-        let set = env.iter().find(|(key, _)| *key == name)?;
-        Some(set.1.replace("DIR", &dir.path().to_string_lossy()))
+        let (_, value) = env.iter().find(|(key, _)| *key == name)?;
+        Some(value.replace("DIR", &dir.path().to_string_lossy()))
     };
-    let loaded = Config::load_with_env(&args, &env);
-    Ok((dir, loaded))
+    let config = Config::load_with_env(&args, &env);
+    Ok((dir, config))
 }
 
-fn loaded(files: &Files, args: ServeArgs, env: &[(&str, &str)]) -> Result<Config> {
+fn load_valid(files: &Files, args: ServeArgs, env: &[(&str, &str)]) -> Result<Config> {
     Ok(load(files, args, env)?.1?)
 }
 
+/// Returns the mistakes, with `DIR` in place of the directory of the files.
 fn mistakes(files: &Files, args: ServeArgs, env: &[(&str, &str)]) -> Result<Vec<String>> {
-    let (dir, loaded) = load(files, args, env)?;
-    let Err(errors) = loaded else {
-        bail!("no mistake was found\n{}", files.shown())
+    let (dir, config) = load(files, args, env)?;
+    let Err(errors) = config else {
+        bail!("no mistake was found\n{}", files.to_text())
     };
     let text = errors
         .to_string()
@@ -115,7 +118,7 @@ fn some(text: &str) -> Option<String> {
 
 #[test]
 fn defaults_are_those_of_the_contract() -> Result<()> {
-    let config = loaded(&working(""), ServeArgs::default(), &[])?;
+    let config = load_valid(&valid_files(""), ServeArgs::default(), &[])?;
     assert_eq!(
         config.settings.listen,
         [ListenAddr::Tcp("127.0.0.1:9002".parse()?)]
@@ -124,7 +127,7 @@ fn defaults_are_those_of_the_contract() -> Result<()> {
     assert_eq!(
         config
             .credentials
-            .map(|found| (found.username, found.password)),
+            .map(|credentials| (credentials.username, credentials.password)),
         some("u").zip(some("p"))
     );
     assert_eq!(config.include.dir, config.daemon_conf.here.join("conf.d"));
@@ -139,7 +142,7 @@ fn defaults_are_those_of_the_contract() -> Result<()> {
 
 #[test]
 fn the_command_line_wins_over_the_environment_and_that_over_the_file() -> Result<()> {
-    let files = working(
+    let files = valid_files(
         "listen = 127.0.0.1:1,\n  unix:///a.sock ; both\nsupervisord: unix:///f.sock\nwhitelist=addGroup\npersist=YES\nlog_level=error\nLOG_FORMAT=json\ninclude_dir=conf.d/../conf.d",
     );
     let env = [
@@ -157,54 +160,57 @@ fn the_command_line_wins_over_the_environment_and_that_over_the_file() -> Result
         .with("persist", "true")
         .with("log_level", "trace")
         .with("log_format", "json");
-    let decided = |config: Config| {
+    let settings = |config: Config| {
         let listen: Vec<_> = config
             .settings
             .listen
             .iter()
             .map(ToString::to_string)
             .collect();
-        let words = [
+        let texts = [
             listen.join(" "),
             config.daemon.to_string(),
             config.settings.whitelist.join(" "),
         ];
         (
-            words,
+            texts,
             config.settings.persist,
             config.settings.log_level,
             config.settings.log_format,
         )
     };
-    let words = |words: [&str; 3]| words.map(str::to_owned);
+    let texts = |texts: [&str; 3]| texts.map(str::to_owned);
 
-    let file = decided(loaded(&files, ServeArgs::default(), &[])?);
-    let expected = words([
+    let file = settings(load_valid(&files, ServeArgs::default(), &[])?);
+    let expected = texts([
         "http://127.0.0.1:1 unix:///a.sock",
         "unix:///f.sock",
         "addGroup",
     ]);
     assert_eq!(file, (expected, true, Level::ERROR, LogFormat::Json));
 
-    let environment = decided(loaded(&files, ServeArgs::default(), &env)?);
-    let expected = words([
+    let environment = settings(load_valid(&files, ServeArgs::default(), &env)?);
+    let expected = texts([
         "http://127.0.0.1:2 http://[::1]:2",
         "unix:///e.sock",
         "log removeGroup",
     ]);
     assert_eq!(environment, (expected, false, Level::WARN, LogFormat::Text));
 
-    let typed = decided(loaded(&files, args, &env)?);
-    let expected = words(["http://127.0.0.1:3 http://[::1]:3", "http://h:9001", ""]);
-    assert_eq!(typed, (expected, true, Level::TRACE, LogFormat::Json));
+    let command_line = settings(load_valid(&files, args, &env)?);
+    let expected = texts(["http://127.0.0.1:3 http://[::1]:3", "http://h:9001", ""]);
+    assert_eq!(
+        command_line,
+        (expected, true, Level::TRACE, LogFormat::Json)
+    );
     Ok(())
 }
 
 #[test]
 fn an_empty_variable_counts_as_not_set() -> Result<()> {
-    let files = working("persist=on\nlisten=127.0.0.1:1");
+    let files = valid_files("persist=on\nlisten=127.0.0.1:1");
     let env = [("TWIDDLER_PERSIST", ""), ("TWIDDLER_LISTEN", "")];
-    let config = loaded(&files, ServeArgs::default(), &env)?;
+    let config = load_valid(&files, ServeArgs::default(), &env)?;
     assert!(config.settings.persist);
     assert_eq!(
         config.settings.listen,
@@ -214,9 +220,9 @@ fn an_empty_variable_counts_as_not_set() -> Result<()> {
 }
 
 #[test]
-fn the_file_may_be_named_by_a_variable() -> Result<()> {
+fn an_environment_variable_may_name_the_file() -> Result<()> {
     let dir = TempDir::new()?;
-    let main = working("persist=on").write(dir.path())?;
+    let main = valid_files("persist=on").write(dir.path())?;
     let env = |name: &str| (name == "TWIDDLER_CONFIG").then(|| main.to_string_lossy().into_owned());
     let config = Config::load_with_env(&ServeArgs::default(), &env)?;
     assert_eq!(config.daemon_conf.file, main);
@@ -224,7 +230,7 @@ fn the_file_may_be_named_by_a_variable() -> Result<()> {
 }
 
 #[test]
-fn credentials_belong_to_the_address() -> Result<()> {
+fn credentials_are_those_of_the_address() -> Result<()> {
     for (supervisord, expected) in [
         (None, Some("u")),
         (some("unix:///run/s.sock"), Some("u")),
@@ -235,7 +241,7 @@ fn credentials_belong_to_the_address() -> Result<()> {
         let args = supervisord.iter().fold(ServeArgs::default(), |args, url| {
             args.with("supervisord", url.clone())
         });
-        let config = loaded(&working(""), args, &[])?;
+        let config = load_valid(&valid_files(""), args, &[])?;
         let name = config.credentials.map(|credentials| credentials.username);
         assert_eq!(name.as_deref(), expected, "{supervisord:?}");
     }
@@ -245,8 +251,8 @@ fn credentials_belong_to_the_address() -> Result<()> {
 #[test]
 fn a_digest_is_not_presented_as_a_password() -> Result<()> {
     let text = "[supervisord]\n[unix_http_server]\nfile=/a\nusername=u\npassword={SHA}00\n[include]\nfiles=*.ini\n";
-    let config = loaded(&Files::of(&[("s.conf", text)]), ServeArgs::default(), &[])?;
-    // It tells that the daemon asks for one, and no more.
+    let config = load_valid(&Files::of(&[("s.conf", text)]), ServeArgs::default(), &[])?;
+    // The digest only shows that the daemon requires a password.
     assert!(
         config
             .credentials
@@ -256,9 +262,9 @@ fn a_digest_is_not_presented_as_a_password() -> Result<()> {
 }
 
 #[test]
-fn generated_files_go_where_the_daemon_reads_them() -> Result<()> {
-    // The patterns, the directory that is named (relative to where the file is), and what comes out.
-    for (patterns, named, dir, file_pattern) in [
+fn the_include_directory_is_one_that_the_daemon_reads() -> Result<()> {
+    // The patterns, the option `include_dir`, and the expected directory and file pattern.
+    for (patterns, include_dir, dir, file_pattern) in [
         ("a/*.conf b/*.conf", None, "a", "*.conf"),
         ("none/*.conf b/*.conf", None, "b", "*.conf"),
         ("a/x.conf b/[0-9]*", None, "b", "[0-9]*"),
@@ -272,11 +278,11 @@ fn generated_files_go_where_the_daemon_reads_them() -> Result<()> {
         let text =
             format!("[supervisord]\n[unix_http_server]\nfile=/s\n[include]\nfiles={patterns}\n");
         let files = Files::of(&[("s.conf", &text), ("a/", ""), ("b/", "")]);
-        let variable = named
-            .map(|named| format!("DIR/{named}"))
+        let variable = include_dir
+            .map(|dir| format!("DIR/{dir}"))
             .unwrap_or_default();
         let env = [("TWIDDLER_INCLUDE_DIR", &*variable)];
-        let config = loaded(&files, ServeArgs::default(), &env).context(patterns)?;
+        let config = load_valid(&files, ServeArgs::default(), &env).context(patterns)?;
         let dir = config.daemon_conf.here.join(dir);
         let expected = IncludeTarget {
             dir,
@@ -288,25 +294,26 @@ fn generated_files_go_where_the_daemon_reads_them() -> Result<()> {
 }
 
 #[test]
-fn trying_a_directory_leaves_nothing_in_it() -> Result<()> {
-    let (_dir, config) = load(&working(""), ServeArgs::default(), &[])?;
+fn the_check_of_the_include_directory_leaves_no_file() -> Result<()> {
+    let (_dir, config) = load(&valid_files(""), ServeArgs::default(), &[])?;
     assert_eq!(fs::read_dir(config?.include.dir)?.count(), 0);
     Ok(())
 }
 
 #[test]
-fn a_broken_program_is_left_to_the_daemon() -> Result<()> {
-    let mut files = working("");
+fn an_invalid_program_is_not_a_mistake() -> Result<()> {
+    let mut files = valid_files("");
     let broken = b"[program:a]\ncommand\npriority=high\nnumprocs=%(nothing)s\n[program:b/c]\n[group:g]\nprograms=%\n";
     files.0.push(("conf.d/a.conf".to_owned(), broken.to_vec()));
-    let config = loaded(&files, ServeArgs::default(), &[])?;
+    let config = load_valid(&files, ServeArgs::default(), &[])?;
     assert_eq!(config.daemon_conf.groups.len(), 3);
     Ok(())
 }
 
-// --- What is said ---
+// --- Messages ---
 
-/// With a port, so that it needs no socket beside that of the daemon.
+/// A configuration whose daemon also listens on a port, so that the proxy needs no socket beside the
+/// daemon's.
 const HEAD: &str =
     "[supervisord]\n[unix_http_server]\nfile=/run/s.sock\n[inet_http_server:first]\nport=9001\n";
 const INCLUDE: &str = "[include]\nfiles=conf.d/*.conf\n";
@@ -415,7 +422,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
 }
 
 #[test]
-fn a_named_directory_needs_a_pattern_too() -> Result<()> {
+fn the_option_include_dir_needs_a_pattern_too() -> Result<()> {
     let main = format!("{HEAD}[include]\nfiles=conf.d/x.conf /etc/y.conf\n");
     let files = Files::of(&[("s.conf", &main), ("conf.d/", "")]);
     let found = mistakes(
@@ -445,7 +452,7 @@ fn a_mistake_in_an_included_file_names_that_file() -> Result<()> {
 }
 
 #[test]
-fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
+fn invalid_option_values_are_explained() -> Result<()> {
     for (key, value, expected) in [
         ("listen", "", "there is no address; write 127.0.0.1:9002"),
         (
@@ -530,18 +537,22 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
         ),
     ] {
         let found = mistakes(
-            &working(&format!("{key} = {value}")),
+            &valid_files(&format!("{key} = {value}")),
             ServeArgs::default(),
             &[],
         )?;
         assert_eq!(found, [format!("DIR/s.conf: [twiddler] {key}: {expected}")]);
         if !value.is_empty() {
             let variable = format!("TWIDDLER_{}", key.to_uppercase());
-            let found = mistakes(&working(""), ServeArgs::default(), &[(&variable, value)])?;
+            let found = mistakes(
+                &valid_files(""),
+                ServeArgs::default(),
+                &[(&variable, value)],
+            )?;
             assert_eq!(found, [format!("{variable}: {expected}")]);
         }
         let option = format!("--{}", key.replace('_', "-"));
-        let found = mistakes(&working(""), ServeArgs::default().with(key, value), &[])?;
+        let found = mistakes(&valid_files(""), ServeArgs::default().with(key, value), &[])?;
         assert_eq!(found, [format!("{option}: {expected}")]);
     }
     Ok(())
@@ -549,7 +560,7 @@ fn values_that_an_option_cannot_have_are_explained() -> Result<()> {
 
 #[test]
 fn a_directory_that_cannot_be_written_to_is_explained() -> Result<()> {
-    // Not even root can create files in /proc.
+    // Even root cannot create files in /proc.
     let text = format!("{HEAD}[include]\nfiles=/proc/*.conf\n");
     let [found] = &mistakes(&Files::of(&[("s.conf", &text)]), ServeArgs::default(), &[])?[..]
     else {
@@ -590,13 +601,13 @@ fn files_that_cannot_be_read_are_explained() -> Result<()> {
 }
 
 #[test]
-fn who_says_where_supervisord_listens_need_not_have_it_in_the_file() -> Result<()> {
+fn with_the_option_supervisord_the_file_needs_no_server() -> Result<()> {
     let files = Files::of(&[
         ("s.conf", &format!("[supervisord]\n{INCLUDE}")),
         ("conf.d/", ""),
     ]);
     let args = ServeArgs::default().with("supervisord", "http://h:9001");
-    let config = loaded(&files, args, &[])?;
+    let config = load_valid(&files, args, &[])?;
     assert_eq!(
         (config.daemon.to_string().as_str(), config.credentials),
         ("http://h:9001", None)

@@ -1,4 +1,5 @@
-//! What real configurations are written with, each in an edit: the judge is supervisord's own parser.
+//! Edits of the constructs that real configurations use. supervisord's own parser decides the expected
+//! result of each.
 
 use std::collections::BTreeSet;
 
@@ -8,20 +9,20 @@ use crate::common::judge::{Judge, diff, differing, ensure_as_judged, ensure_told
 use crate::common::provision::Version;
 use crate::common::{Daemon, DaemonOptions, Sidecar, SidecarOptions};
 
-/// An edit: files before and after, and the processes that are not as before then.
+/// An edit: the files before and after it, and the processes that it changes.
 struct Edit {
     before: &'static [(&'static str, &'static str)],
     after: &'static [(&'static str, &'static str)],
-    touches: &'static [&'static str],
+    changes: &'static [&'static str],
 }
 
-/// A file of one edit alone.
+/// An edit of one file.
 macro_rules! edit {
-    ($what:literal, $before:expr, $after:expr, $touches:expr) => {
+    ($what:literal, $before:expr, $after:expr, $changes:expr) => {
         Edit {
             before: &[(concat!("conf.d/", $what, ".conf"), $before)],
             after: &[(concat!("conf.d/", $what, ".conf"), $after)],
-            touches: &$touches,
+            changes: &$changes,
         }
     };
 }
@@ -39,7 +40,7 @@ const EDITS: &[Edit] = &[
                 "[program:twice1]\ncommand=/bin/sleep 601\n[program:twice2]\ncommand=/bin/sleep 600\n",
             ),
         ],
-        // What is read last counts.
+        // The option in the file that is read last wins.
         after: &[
             (
                 "more/twice.conf",
@@ -50,7 +51,7 @@ const EDITS: &[Edit] = &[
                 "[program:twice1]\ncommand=/bin/sleep 601\n[program:twice2]\ncommand=/bin/sleep 602\n",
             ),
         ],
-        touches: &["twice:twice2"],
+        changes: &["twice:twice2"],
     },
     // A program that moves to a file in another directory.
     Edit {
@@ -68,7 +69,7 @@ const EDITS: &[Edit] = &[
                 "[program:moves]\ncommand=/bin/sleep 600\n[program:here]\ncommand=/bin/sleep 600\ndirectory=%(here)s\n",
             ),
         ],
-        touches: &["here:here"],
+        changes: &["here:here"],
     },
     edit!(
         "here",
@@ -197,28 +198,28 @@ const EDITS: &[Edit] = &[
             "[program:extra]\ncommand=/bin/sleep 600\n",
         )],
         after: &[("supervisord.conf", "more/*.conf conf.d/*.conf extra/*.conf")],
-        touches: &["extra:extra"],
+        changes: &["extra:extra"],
     },
-    // `[supervisord] environment`, which reaches every program but those that say it themselves.
+    // `[supervisord] environment`, which changes every program that does not set the variable itself.
     Edit {
         before: &[(
             "conf.d/own.conf",
             "[program:own]\ncommand=/bin/sleep 600\nenvironment=ALL=\"7\"\n",
         )],
         after: &[("supervisord.conf", "ALL=\"7\"")],
-        touches: &[],
+        changes: &[],
     },
 ];
 
-/// Nobody waits for what is started.
-fn up_at_once(text: &str) -> String {
+/// Sets `startsecs=0`, so that the test does not wait for processes to start.
+fn without_startsecs(text: &str) -> String {
     text.replace("command=/bin", "startsecs=0\ncommand=/bin")
 }
 
-/// The main file is edited in one place.
+/// Writes a file. In the main file it replaces the environment or the include patterns.
 fn write(daemon: &Daemon, (path, text): (&str, &str)) -> Result<()> {
     if path != "supervisord.conf" {
-        return daemon.write(path, &up_at_once(text));
+        return daemon.write(path, &without_startsecs(text));
     }
     let conf = daemon.read(path)?;
     let (old, new) = if text.starts_with("ALL") {
@@ -233,10 +234,11 @@ fn write(daemon: &Daemon, (path, text): (&str, &str)) -> Result<()> {
     daemon.write(path, &conf.replace(old, &new))
 }
 
-fn each_construct(version: Version, of_proxy: &[(&str, &str)]) -> Result<()> {
+/// Makes all edits while the proxy has the variables `proxy_environment`.
+fn each_construct(version: Version, proxy_environment: &[(&str, &str)]) -> Result<()> {
     let files = EDITS.iter().flat_map(|edit| edit.before);
     let files: Vec<(&str, String)> = files
-        .map(|(path, text)| (*path, up_at_once(text)))
+        .map(|(path, text)| (*path, without_startsecs(text)))
         .collect();
     let files: Vec<(&str, &str)> = files
         .iter()
@@ -253,7 +255,7 @@ fn each_construct(version: Version, of_proxy: &[(&str, &str)]) -> Result<()> {
     let sidecar = Sidecar::start_options(
         &daemon,
         SidecarOptions {
-            environment: of_proxy,
+            environment: proxy_environment,
             ..SidecarOptions::default()
         },
     )?;
@@ -261,29 +263,29 @@ fn each_construct(version: Version, of_proxy: &[(&str, &str)]) -> Result<()> {
     let mut judge = Judge::of(&daemon)?;
     let mut before = settled(&client)?;
     ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
-    // The last one reaches all programs.
+    // The last edit changes all programs.
     let (last, others) = EDITS.split_last().context("edits")?;
     for edits in others.chunks(6).chain([std::slice::from_ref(last)]) {
         for file in edits.iter().flat_map(|edit| edit.after) {
             write(&daemon, *file)?;
         }
         let verdict = judge.update()?;
-        let told = diff(&client)?;
+        let difference = diff(&client)?;
         let reply = client.call("twiddler.updateConfig", ())?;
         let after = settled(&client)?;
         ensure_told(&reply, &verdict, &before)
             .and_then(|()| ensure_as_judged(&verdict, &BTreeSet::new(), &before, &after))
-            .with_context(|| format!("{reply:?}\n{told:?}"))?;
-        let touched: BTreeSet<String> = differing(&before, &after).into_iter().collect();
-        let meant = edits.iter().flat_map(|edit| edit.touches);
-        let meant: BTreeSet<String> = meant.map(|name| (*name).to_owned()).collect();
-        if meant.is_empty() {
-            ensure!(touched.len() > 20 && !touched.contains("own:own"))
+            .with_context(|| format!("{reply:?}\n{difference:?}"))?;
+        let changes: BTreeSet<String> = differing(&before, &after).into_iter().collect();
+        let expected = edits.iter().flat_map(|edit| edit.changes);
+        let expected: BTreeSet<String> = expected.map(|name| (*name).to_owned()).collect();
+        if expected.is_empty() {
+            ensure!(changes.len() > 20 && !changes.contains("own:own"))
         } else {
-            ensure!(touched == meant, "{touched:?}: {told:?}")
+            ensure!(changes == expected, "{changes:?}: {difference:?}")
         }
-        let left = diff(&client)?;
-        ensure!(left.is_empty(), "still differs: {left:?}");
+        let difference = diff(&client)?;
+        ensure!(difference.is_empty(), "still differs: {difference:?}");
         before = after;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Values that keep the daemon busy or waiting: refused before it is asked, and no others.
+//! The proxy refuses values that would block the daemon before it asks the daemon, and accepts others.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,7 +10,7 @@ use crate::common::{CallError, Client, Daemon, LIMIT, Sidecar, eventually, optio
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
 
-/// What the daemon may be busy with at a time on a loaded machine: about half a second of its own.
+/// How long the daemon may take to answer on a loaded machine; it needs about half a second.
 const BUSY: Duration = Duration::from_secs(5);
 
 fn add(client: &Client, name: &str, members: &[(&str, &str)]) -> Result<Value, CallError> {
@@ -20,18 +20,18 @@ fn add(client: &Client, name: &str, members: &[(&str, &str)]) -> Result<Value, C
     )
 }
 
-/// Fails unless this is refused with words, and the daemon was not kept from its work.
+/// Checks that the program is refused with `reason` and that the daemon still answers.
 fn ensure_refused(
     daemon: &Daemon,
     client: &Client,
     members: &[(&str, &str)],
-    words: &str,
+    reason: &str,
 ) -> Result<()> {
     let error = add(client, "refused", members)
         .err()
         .context("it was added")?;
     let fault = error.fault().with_context(|| error.to_string())?;
-    ensure!(fault.code == 2 && fault.text.contains(words), "{fault:?}");
+    ensure!(fault.code == 2 && fault.text.contains(reason), "{fault:?}");
     let since = Instant::now();
     daemon.call("supervisor.getState", ())?;
     ensure!(
@@ -49,7 +49,7 @@ fn long_words_and_texts_are_refused() -> Result<()> {
     let client = sidecar.socket_client();
     let word = |kib: usize| "x".repeat(kib * 1024);
     let variables = |kib: usize| format!("A=\"{}\",B=\"{}\"", word(kib / 2), word(kib / 2));
-    for (command, environment, words) in [
+    for (command, environment, reason) in [
         (word(128), String::new(), "a word of 128 KiB"),
         (
             [word(120).as_str(); 8].join(" "),
@@ -73,7 +73,7 @@ fn long_words_and_texts_are_refused() -> Result<()> {
         ),
     ] {
         let members = [("command", command.as_str()), ("environment", &environment)];
-        ensure_refused(&daemon, &client, &members, words)?;
+        ensure_refused(&daemon, &client, &members, reason)?;
     }
     let many = [
         ("command", format!("/bin/cat {}", word(100))),
@@ -88,7 +88,7 @@ fn long_words_and_texts_are_refused() -> Result<()> {
 }
 
 #[test]
-fn what_linux_can_run_is_run() -> Result<()> {
+fn commands_that_linux_can_execute_are_accepted() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.socket_client();
@@ -142,7 +142,7 @@ fn logs_that_the_daemon_would_wait_for_are_refused() -> Result<()> {
 }
 
 #[test]
-fn logs_that_are_usual_in_containers_work_as_ever() -> Result<()> {
+fn log_files_that_are_usual_in_containers_are_accepted() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.socket_client();

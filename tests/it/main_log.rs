@@ -1,8 +1,7 @@
-//! Lines of `twiddler.log`: none is lost while the daemon rotates its log, and none is written where
-//! the daemon does not write.
+//! `twiddler.log` loses no line while the daemon rotates its log, and writes no line to another file.
 //!
-//! After a rotation the daemon writes where it left off rather than at the end of the file, so a
-//! line that was merely appended would be written over (`supervisor/loggers.py`, `doRollover`).
+//! After a rotation the daemon writes without `O_APPEND`, and would overwrite a line that another process
+//! has appended (`supervisor/loggers.py`, `doRollover`).
 
 use std::time::Duration;
 
@@ -34,10 +33,10 @@ fn no_line_is_lost_while_the_daemon_rotates_its_log() -> Result<()> {
             .into_iter()
             .try_for_each(|writer| writer.join().expect("a writer ended"))
     })?;
-    // What the daemon writes next is what would spoil the last line.
+    // The daemon's next line would overwrite the last line.
     daemon.call("supervisor.getState", ())?;
     eventually(Duration::from_secs(20), || {
-        let log = whole_log(&daemon)?;
+        let log = rotated_log(&daemon)?;
         ensure!(log.contains("SIGUSR2") || !daemon.dir().join("supervisord.log.1").exists());
         for (client, line) in (0..CLIENTS).flat_map(|c| (0..LINES).map(move |l| (c, l))) {
             ensure!(
@@ -57,9 +56,9 @@ fn write_lines(sidecar: &Sidecar, client: usize) -> Result<()> {
     Ok(())
 }
 
-/// The log with all its earlier parts.
-fn whole_log(daemon: &Daemon) -> Result<String> {
-    let mut whole = String::new();
+/// Returns the texts of the log and of its rotated files.
+fn rotated_log(daemon: &Daemon) -> Result<String> {
+    let mut text = String::new();
     for entry in std::fs::read_dir(daemon.dir())? {
         let entry = entry?;
         if entry
@@ -67,13 +66,13 @@ fn whole_log(daemon: &Daemon) -> Result<String> {
             .to_string_lossy()
             .starts_with("supervisord.log")
         {
-            whole += &String::from_utf8_lossy(&std::fs::read(entry.path())?);
+            text += &String::from_utf8_lossy(&std::fs::read(entry.path())?);
         }
     }
-    Ok(whole)
+    Ok(text)
 }
 
-/// What other processes would write to under these names is their own output.
+/// For another process than the daemon, these paths are its own output.
 #[test]
 fn a_log_that_is_the_daemons_own_output_is_a_fault_and_a_note() -> Result<()> {
     let dir = WorkDir::new("twl-")?;
@@ -98,19 +97,19 @@ fn a_log_that_is_the_daemons_own_output_is_a_fault_and_a_note() -> Result<()> {
         ensure_fault(&fault, 30, &format!("FAILED: {reason}"))?;
         ensure!(
             !sidecar.stderr_text().contains("noted"),
-            "on our own output"
+            "the line is on the proxy's own output"
         );
         sidecar.stop()?;
         let conf = daemon.conf();
         let output = twiddler(&["check", "-c", &conf.to_string_lossy()])?;
-        let noted = format!("note     {reason}, so twiddler.log answers a fault\n");
-        ensure!(stdout_text(&output).contains(&noted), "{output:?}");
+        let note = format!("note     {reason}, so twiddler.log answers a fault\n");
+        ensure!(stdout_text(&output).contains(&note), "{output:?}");
     }
     Ok(())
 }
 
 #[test]
-fn a_log_that_is_thrown_away_takes_every_line() -> Result<()> {
+fn a_line_for_a_discarded_log_is_not_a_fault() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         extra_supervisord: "logfile = /dev/null",
         ..DaemonOptions::default()
@@ -126,7 +125,7 @@ fn a_message_is_one_line_of_the_log_whatever_it_holds() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = Sidecar::start(&daemon)?;
     let forged = "2026-01-01 00:00:00,000 CRIT forged";
-    for (end, shown) in [
+    for (end, escaped) in [
         ("\n", "\\n"),
         ("\r\n", "\\r\\n"),
         ("\u{2028}", "\\u2028"),
@@ -135,7 +134,8 @@ fn a_message_is_one_line_of_the_log_whatever_it_holds() -> Result<()> {
     ] {
         let message = format!("before{end}{forged}{end}after");
         sidecar.client().call("twiddler.log", (message,))?;
-        let line = daemon.wait_for_log(&format!(" INFO before{shown}{forged}{shown}after\n"))?;
+        let expected = format!(" INFO before{escaped}{forged}{escaped}after\n");
+        let line = daemon.wait_for_log(&expected)?;
         ensure!(!line.lines().any(|line| line == forged), "{line}");
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Replies and fault texts beside those of supervisor_twiddler 1.0.0, which lives inside a daemon
-//! of its own: the same calls go to both, and the same answers must come back.
+//! Compares replies and fault texts with those of supervisor_twiddler 1.0.0, which runs inside another
+//! daemon. Both get the same calls and have to return the same answers.
 
 use crate::common::pair::{Answer, Pair, plain_table};
 use crate::common::{Daemon, member, number, options, text, value};
@@ -107,7 +107,7 @@ fn processes_come_and_go_alike() -> Result<()> {
             .iter()
             .map(|name| Ok(text(name)?.to_owned()))
             .collect::<Result<Vec<_>>>()?;
-        names.sort(); // theirs is in the order of the file
+        names.sort(); // supervisor_twiddler returns the order of the file
         Ok(names)
     };
     let method = "twiddler.getGroupNames";
@@ -128,13 +128,13 @@ fn wrong_calls_are_refused_alike() -> Result<()> {
         "twiddler.getGroupNames",
     ] {
         let good = params!["web", "x", program(&[]), "x", 1];
-        let right = match method {
+        let valid_counts = match method {
             ADD => 3..=3,
             REMOVE => 2..=2,
             "twiddler.log" => 1..=2,
             _ => 0..=0,
         };
-        for count in (0..=5).filter(|count| !right.contains(count)) {
+        for count in (0..=5).filter(|count| !valid_counts.contains(count)) {
             same(method, good[..count].to_vec())?;
         }
     }
@@ -160,7 +160,7 @@ fn wrong_calls_are_refused_alike() -> Result<()> {
 }
 
 #[test]
-fn the_daemons_reasons_are_told_alike() -> Result<()> {
+fn the_daemons_reasons_are_returned_alike() -> Result<()> {
     let pair = start("")?;
     let table: &[(&str, &str)] = &[
         ("autostart", "maybe"),
@@ -204,8 +204,7 @@ fn the_daemons_reasons_are_told_alike() -> Result<()> {
     ];
     let mut failures = Vec::new();
     for (option, text) in table {
-        let given = program(&[]);
-        let given = match given {
+        let options = match program(&[]) {
             Value::Struct(mut members) => {
                 members.retain(|(name, _)| name != option);
                 members.push(((*option).to_owned(), value(*text)));
@@ -214,7 +213,7 @@ fn the_daemons_reasons_are_told_alike() -> Result<()> {
             other => other,
         };
         for group in ["web", "empty"] {
-            if let Err(error) = pair.ensure_same(ADD, &params![group, "p", given.clone()]) {
+            if let Err(error) = pair.ensure_same(ADD, &params![group, "p", options.clone()]) {
                 failures.push(format!("{error:#}"));
             }
             for process in ["p", "%(program_name)s"] {
@@ -234,7 +233,7 @@ fn the_daemons_reasons_are_told_alike() -> Result<()> {
 }
 
 #[test]
-fn options_mean_the_same() -> Result<()> {
+fn options_have_the_same_effect() -> Result<()> {
     let pair = start("")?;
     let script = "env | grep -E \"^(A|SUPERVISOR_(GROUP|PROCESS)_NAME)=\" | sort; umask; pwd; for a; do echo \"<$a>\"; done";
     let table: &[&[(&str, &str)]] = &[
@@ -263,17 +262,17 @@ fn options_mean_the_same() -> Result<()> {
         let command = format!(
             "/bin/sh -c '{script}' sh 'a b' \"c ; d\" %(program_name)s %(here)s 100%% e\n f [g]"
         );
-        let mut given = vec![
+        let mut members = vec![
             ("command", command.as_str()),
             ("autostart", "false"),
             ("autorestart", "false"),
             ("startsecs", "0"),
         ];
-        given.extend_from_slice(more);
+        members.extend_from_slice(more);
         for group in ["web", "empty"] {
-            pair.ensure_same(ADD, &params![group, "p", options(&given)])?;
+            pair.ensure_same(ADD, &params![group, "p", options(&members)])?;
             let name = format!("{group}:p");
-            let mut printed = Vec::new();
+            let mut outputs = Vec::new();
             for (client, daemon) in [
                 (pair.oracle.client(), &*pair.oracle),
                 (pair.sidecar.client(), &pair.daemon),
@@ -286,15 +285,15 @@ fn options_mean_the_same() -> Result<()> {
                     Ok(())
                 })?;
                 let log = client.call("supervisor.readProcessLog", (&name, 0, 0))?;
-                printed.push(text(&log)?.replace(&daemon.dir().display().to_string(), "DIR"));
+                outputs.push(text(&log)?.replace(&daemon.dir().display().to_string(), "DIR"));
             }
             ensure!(
-                printed[0] == printed[1],
-                "{more:?}\n  there {}\n  here  {}",
-                printed[0],
-                printed[1]
+                outputs[0] == outputs[1],
+                "{more:?}\n  supervisor_twiddler {}\n  proxy               {}",
+                outputs[0],
+                outputs[1]
             );
-            ensure!(printed[0].contains("<f>\n<[g]>\n"), "{}", printed[0]);
+            ensure!(outputs[0].contains("<f>\n<[g]>\n"), "{}", outputs[0]);
             pair.ensure_same(REMOVE, &params![group, "p"])?;
         }
     }
@@ -334,19 +333,19 @@ fn the_log_is_written_alike() -> Result<()> {
         "",
         " said so ",
         "said so: ä 100% %(x)s",
-        // With a line break only the original writes two lines: tests/main_log.rs.
+        // Only supervisor_twiddler writes a line break as two lines; tests/it/main_log.rs tests the proxy.
         "<said & so>",
     ] {
         pair.ensure_same("twiddler.log", &params![message])?;
     }
     let lines = |daemon: &Daemon| -> Vec<String> {
         let log = daemon.log();
-        let said = log.lines().skip_while(|line| !line.contains("said"));
-        let timeless = |line: &str| match line.splitn(3, ' ').nth(2) {
+        let lines = log.lines().skip_while(|line| !line.contains("said"));
+        let without_time = |line: &str| match line.splitn(3, ' ').nth(2) {
             Some(rest) if line.starts_with("20") => rest.to_owned(),
             _ => line.to_owned(),
         };
-        said.map(timeless).collect()
+        lines.map(without_time).collect()
     };
     ensure!(
         lines(&pair.daemon) == lines(&pair.oracle),
@@ -355,17 +354,17 @@ fn the_log_is_written_alike() -> Result<()> {
         lines(&pair.oracle)
     );
 
-    // The names as they stand in a configuration file are known here too.
-    let refused = Answer::Fault(2, "INCORRECT_PARAMETERS".to_owned());
-    let done = Answer::Value(value(true));
+    // The proxy also accepts the names of levels in a configuration file.
+    let fault = Answer::Fault(2, "INCORRECT_PARAMETERS".to_owned());
+    let success = Answer::Value(value(true));
     for level in ["critical", "error", "debug", "trace", "blather"] {
-        pair.ensure_differs("twiddler.log", &params!["x", level], &refused, &done)?;
+        pair.ensure_differs("twiddler.log", &params!["x", level], &fault, &success)?;
     }
     Ok(())
 }
 
 #[test]
-fn the_whitelist_differs_in_its_text_alone() -> Result<()> {
+fn faults_of_the_whitelist_only_differ_in_their_text() -> Result<()> {
     let pair = start("getAPIVersion,log")?;
     pair.ensure_same("twiddler.getAPIVersion", &[])?;
     pair.ensure_same("twiddler.log", &params!["x"])?;
@@ -375,35 +374,35 @@ fn the_whitelist_differs_in_its_text_alone() -> Result<()> {
         ("removeProcessFromGroup", params!["nope", "p"]),
     ];
     for (name, params) in calls {
-        let theirs = Answer::Fault(230, format!("UNKNOWN: {name}"));
-        let ours = Answer::Fault(230, format!("NOT_IN_WHITELIST: {name}"));
-        pair.ensure_differs(&format!("twiddler.{name}"), &params, &theirs, &ours)?;
+        let oracles = Answer::Fault(230, format!("UNKNOWN: {name}"));
+        let proxys = Answer::Fault(230, format!("NOT_IN_WHITELIST: {name}"));
+        pair.ensure_differs(&format!("twiddler.{name}"), &params, &oracles, &proxys)?;
     }
     pair.ensure_same("twiddler.nope", &[])?;
     pair.ensure_same(REMOVE, &params!["web"])?;
     Ok(())
 }
 
-/// What the original takes although it wedges or ends its daemon.
+/// supervisor_twiddler accepts these options, which block or end its daemon.
 #[test]
-fn what_harms_the_daemon_there_is_refused_here() -> Result<()> {
+fn options_that_harm_the_oracles_daemon_are_refused() -> Result<()> {
     let odd = [value(5), value(true), value(1.5), value(vec![value("x")])];
     for odd in odd {
         let pair = start("")?;
-        // A number, a truth or a fraction is taken for its text here; the others are refused.
-        let given = options(&[
+        // The proxy converts numbers and booleans to text, and refuses other values.
+        let members = options(&[
             ("command", value("/bin/cat")),
             ("autostart", value(false)),
             ("startsecs", odd.clone()),
         ]);
-        let ours = pair.our_answer(ADD, &params!["web", "p", given])?;
-        let fits = match odd {
-            Value::Int(_) => ours == Answer::Value(value(true)),
+        let answer = pair.our_answer(ADD, &params!["web", "p", members])?;
+        let is_expected = match odd {
+            Value::Int(_) => answer == Answer::Value(value(true)),
             _ => {
-                matches!(&ours, Answer::Fault(2, text) if text.starts_with("INCORRECT_PARAMETERS: "))
+                matches!(&answer, Answer::Fault(2, text) if text.starts_with("INCORRECT_PARAMETERS: "))
             }
         };
-        ensure!(fits, "{odd:?}: {ours:?}");
+        ensure!(is_expected, "{odd:?}: {answer:?}");
         ensure!(pair.daemon.is_alive());
     }
     let pair = start("")?;
@@ -425,14 +424,15 @@ fn what_harms_the_daemon_there_is_refused_here() -> Result<()> {
         ("p", &[("command", "x"), ("priority", "99999999999")]),
         ("p", &[("command", "x\u{1}")]),
     ];
-    for (name, given) in harmful {
-        let ours = pair.our_answer(ADD, &params!["web", *name, options(given)])?;
+    for (name, members) in harmful {
+        let answer = pair.our_answer(ADD, &params!["web", *name, options(members)])?;
         ensure!(
-            matches!(&ours, Answer::Fault(2, text) if text.starts_with("INCORRECT_PARAMETERS"))
-                || ours == Answer::Http(400),
-            "{name:?} {given:?}: {ours:?}"
+            matches!(&answer, Answer::Fault(2, text) if text.starts_with("INCORRECT_PARAMETERS"))
+                || answer == Answer::Http(400),
+            "{name:?} {members:?}: {answer:?}"
         );
-        plain_table(&pair.sidecar.client()).with_context(|| format!("after {name:?} {given:?}"))?;
+        plain_table(&pair.sidecar.client())
+            .with_context(|| format!("after {name:?} {members:?}"))?;
         pair.daemon.call("supervisor.getAllConfigInfo", ())?;
     }
     Ok(())

@@ -1,7 +1,7 @@
-//! What a client sends is what the daemon understands: random programs, written to files and read
-//! by the daemon's own code, against the same programs set in its parser directly.
+//! Option values reach the daemon unchanged. The daemon's own code reads random programs from generated
+//! files, and the test compares the result with the same programs set in the daemon's parser directly.
 //!
-//! The seed of a run is part of every failure; `TEST_SEED` repeats it.
+//! Every failure prints its seed; `TEST_SEED` repeats the run.
 
 #[path = "values/dice.rs"]
 mod dice;
@@ -19,29 +19,29 @@ use supervisor_twiddler::xmlrpc::Value;
 
 use dice::{Dice, seed};
 use oracle::Oracle;
-use programs::{BAD, HARD, NAME_PARTS, Sent, bad_program, good_program};
+use programs::{BAD, HARD, NAME_PARTS, ProgramInput, bad_program, good_program};
 
-/// Values that have to be compared in a run.
+/// The number of values that a run compares.
 const VALUES: usize = 20_000;
-/// Programs with something wrong in them.
+/// The number of invalid programs that a run compares.
 const BAD_PROGRAMS: usize = 1_500;
-/// What is said instead of a reason that shows them.
+/// The reason that replaces one with variables of the daemon's environment.
 const HIDDEN: &str = "is not valid with what the variables of supervisord's environment hold";
-/// Names, and how many of them go into one file.
+/// The number of names that a run compares.
 const NAMES: usize = 4_000;
-const NAMES_IN_A_FILE: usize = 200;
+const NAMES_PER_FILE: usize = 200;
 
 #[test]
-fn values_are_read_back_whole() -> Result<()> {
-    let (seed, how) = seed()?;
+fn values_are_read_back_unchanged() -> Result<()> {
+    let (seed, hint) = seed()?;
     let mut dice = Dice(seed);
     let mut oracles = [Oracle::start("etc")?, Oracle::start("o dd ;50%")?];
     let (mut compared, mut programs, mut refused) = (0, 0, 0);
     while compared < VALUES {
-        let (sent, values) = good_program(&mut dice);
+        let (input, values) = good_program(&mut dice);
         let oracle = &mut oracles[usize::from(dice.one_in(8))];
-        match compare(oracle, &sent).with_context(|| format!("{sent:#?}\n{how}"))? {
-            Outcome::Read => {
+        match compare(oracle, &input).with_context(|| format!("{input:#?}\n{hint}"))? {
+            Outcome::Accepted => {
                 compared += values;
                 programs += 1;
             }
@@ -49,7 +49,7 @@ fn values_are_read_back_whole() -> Result<()> {
         }
         ensure!(
             refused < 1000 + 2 * programs,
-            "too few programs are accepted; {how}"
+            "too few programs are accepted; {hint}"
         );
     }
     println!("{compared} values in {programs} programs compared, {refused} programs refused");
@@ -57,53 +57,54 @@ fn values_are_read_back_whole() -> Result<()> {
 }
 
 #[test]
-fn faults_are_told_as_if_the_program_were_in_the_main_file() -> Result<()> {
-    let (seed, how) = seed()?;
+fn faults_are_those_of_a_program_in_the_main_file() -> Result<()> {
+    let (seed, hint) = seed()?;
     let mut dice = Dice(seed);
     let mut oracle = Oracle::start("etc")?;
     let mut outcomes = [0; 4];
     for _ in 0..BAD_PROGRAMS {
-        let sent = bad_program(&mut dice);
-        let outcome = compare(&mut oracle, &sent).with_context(|| format!("{sent:#?}\n{how}"))?;
+        let input = bad_program(&mut dice);
+        let outcome =
+            compare(&mut oracle, &input).with_context(|| format!("{input:#?}\n{hint}"))?;
         outcomes[outcome as usize] += 1;
     }
-    let [refused, as_by_the_daemon, faulted, read] = outcomes;
+    let [refused, in_daemons_wording, faults, accepted] = outcomes;
     println!(
-        "{refused} refused, {as_by_the_daemon} refused in the daemon's words, \
-         {faulted} refused by the daemon, {read} taken"
+        "{refused} refused, {in_daemons_wording} refused in the daemon's wording, \
+         {faults} refused by the daemon, {accepted} accepted"
     );
     ensure!(
-        as_by_the_daemon > 100 && faulted > 100,
-        "too few faults; {how}"
+        in_daemons_wording > 100 && faults > 100,
+        "too few faults; {hint}"
     );
     Ok(())
 }
 
 #[test]
-fn names_come_back_whole() -> Result<()> {
-    let (seed, how) = seed()?;
+fn names_are_read_back_unchanged() -> Result<()> {
+    let (seed, hint) = seed()?;
     let mut dice = Dice(seed);
     let mut oracle = Oracle::start("etc")?;
     let parts: Vec<_> = NAME_PARTS.iter().chain(HARD).chain(BAD).copied().collect();
-    let (mut tried, mut taken) = (0, 0);
-    while taken < NAMES {
+    let (mut tries, mut accepted) = (0, 0);
+    while accepted < NAMES {
         let mut names = BTreeMap::new();
-        while names.len() < NAMES_IN_A_FILE {
-            tried += 1;
+        while names.len() < NAMES_PER_FILE {
+            tries += 1;
             let text = dice.text(&parts, &[], 4);
             if let Ok(name) = Name::parse(&text) {
-                ensure!(name.as_str().trim() == name.as_str(), "{text:?}; {how}");
+                ensure!(name.as_str().trim() == name.as_str(), "{text:?}; {hint}");
                 names.insert(name, names.len() as i64);
             }
         }
-        taken += names.len();
-        compare_names(&mut oracle, &names).with_context(|| format!("{names:#?}\n{how}"))?;
+        accepted += names.len();
+        compare_names(&mut oracle, &names).with_context(|| format!("{names:#?}\n{hint}"))?;
     }
-    println!("{taken} names of {tried} taken and read back");
+    println!("{accepted} names of {tries} accepted and read back");
     Ok(())
 }
 
-/// Each name as that of a group, of its program and so of its process.
+/// Checks each name as the name of a group and of its program, which is also its process's name.
 fn compare_names(oracle: &mut Oracle, names: &BTreeMap<Name, i64>) -> Result<()> {
     let mut text = String::new();
     for (name, priority) in names {
@@ -126,19 +127,19 @@ fn compare_names(oracle: &mut Oracle, names: &BTreeMap<Name, i64>) -> Result<()>
     Ok(())
 }
 
-/// How a comparison went well.
+/// The outcome of a successful comparison.
 enum Outcome {
-    /// Refused for a reason of our own.
+    /// The proxy refuses the program in its own wording.
     Refused,
-    /// Refused in the daemon's words.
-    RefusedAsByTheDaemon,
-    /// Refused by the daemon, with the same text both ways.
-    Faulted,
-    /// Read the same both ways.
-    Read,
+    /// The proxy refuses the program in the daemon's wording.
+    RefusedInDaemonsWording,
+    /// The daemon refuses the program with the same text both ways.
+    Fault,
+    /// The daemon reads the same program both ways.
+    Accepted,
 }
 
-impl Sent {
+impl ProgramInput {
     fn parse(&self, main_file: &str) -> Result<std::result::Result<Program, String>> {
         let member = |(name, text): &(String, String)| (name.clone(), Value::String(text.clone()));
         let options = Value::Struct(self.options.iter().map(member).collect());
@@ -152,61 +153,61 @@ impl Sent {
     }
 }
 
-fn compare(oracle: &mut Oracle, sent: &Sent) -> Result<Outcome> {
-    let program = match sent.parse(oracle.main_file())? {
+fn compare(oracle: &mut Oracle, input: &ProgramInput) -> Result<Outcome> {
+    let program = match input.parse(oracle.main_file())? {
         Ok(program) => program,
-        Err(text) => return compare_refusal(oracle, sent, &text),
+        Err(text) => return compare_refusal(oracle, input, &text),
     };
     let section = format!("{}~000001", program.name());
     let all = [
         render_group(program.group(), 7, &[&section]),
         program.render(&section, Scope::All),
     ];
-    let answer = oracle.read(&all.concat(), sent.request())?;
+    let answer = oracle.read(&all.concat(), input.request())?;
     let memory = &answer["memory"];
     if let Some(fault) = memory["fault"].as_str() {
         same_fault(oracle, &program, &section, fault, &answer["file"])
             .with_context(|| all.concat())?;
-        // The daemon complains of the first process that it does not take, which need not be the first.
+        // The daemon reports the first invalid process, which may be any process of the program.
         for index in 0..program.numprocs() {
-            let own = program.render(&section, Scope::One(index));
-            let answer = oracle.read(&(render_group("x", 7, &[&section]) + &own), json!({}))?;
+            let text = program.render(&section, Scope::One(index));
+            let answer = oracle.read(&(render_group("x", 7, &[&section]) + &text), json!({}))?;
             let is_last = index + 1 == program.numprocs();
             if is_last || answer["file"]["fault"].is_string() {
-                same_fault(oracle, &program, &section, fault, &answer["file"]).context(own)?;
+                same_fault(oracle, &program, &section, fault, &answer["file"]).context(text)?;
                 break;
             }
         }
-        return Ok(Outcome::Faulted);
+        return Ok(Outcome::Fault);
     }
     let group = (program.group().to_owned(), memory["processes"].clone());
     same_reading(&answer["file"], &[group], &[section]).with_context(|| all.concat())?;
     compare_one_by_one(oracle, &program, memory)?;
-    Ok(Outcome::Read)
+    Ok(Outcome::Accepted)
 }
 
-/// A refusal that speaks as the daemon does says what the daemon would say, unless it could say
-/// more than one thing.
-fn compare_refusal(oracle: &mut Oracle, sent: &Sent, text: &str) -> Result<Outcome> {
-    // What the daemon would let through, or say more about than can be known here.
-    let own = [
+/// Checks a refusal of the proxy. One in the daemon's wording has to be the daemon's fault, unless several
+/// options are invalid, of which the daemon may report another one.
+fn compare_refusal(oracle: &mut Oracle, input: &ProgramInput, text: &str) -> Result<Outcome> {
+    // The daemon would accept these, or list the available names, which the proxy does not know.
+    let proxys = [
         "has to name its value",
         "too big",
         "which cannot be expanded in section",
     ];
     if !text.ends_with(&format!("(file: '{}')", oracle.main_file()))
-        || own.iter().any(|part| text.contains(part))
+        || proxys.iter().any(|part| text.contains(part))
     {
         return Ok(Outcome::Refused);
     }
-    let answer = oracle.read("", sent.request())?;
+    let answer = oracle.read("", input.request())?;
     let fault = answer["memory"]["fault"].as_str();
     ensure!(
-        fault == Some(text) || fault.is_some() && sent.options.len() > 2,
+        fault == Some(text) || fault.is_some() && input.options.len() > 2,
         "refused with: {text}\nin memory: {}",
         answer["memory"]
     );
-    Ok(Outcome::RefusedAsByTheDaemon)
+    Ok(Outcome::RefusedInDaemonsWording)
 }
 
 fn same_fault(
@@ -216,19 +217,19 @@ fn same_fault(
     in_memory: &str,
     file: &Json,
 ) -> Result<()> {
-    let own = file["fault"].as_str().with_context(|| {
+    let from_file = file["fault"].as_str().with_context(|| {
         format!("no fault from the file\nin memory: {in_memory}\nfrom the file: {file}")
     })?;
-    let told = program.in_client_words(own, section, oracle.main_file());
-    let text = told.whole();
-    // What may hold values of the daemon's environment is not told.
+    let rewritten = program.in_client_words(from_file, section, oracle.main_file());
+    let text = rewritten.whole();
+    // The proxy hides a reason that may have values of the daemon's environment.
     if text.contains(HIDDEN) {
         let ending = |text: &str| text.rfind(" in section ").map(|at| text[at..].to_owned());
         ensure!(ending(text) == ending(in_memory), "{text}\n{in_memory}");
         return Ok(());
     }
-    // What the second expansion of a log file finds holds values of this machine already; those of
-    // the program in it stay what they have become.
+    // A fault about the second expansion of a log file quotes the result of the first, in which the
+    // program's values are already expanded.
     let names = ["%(program_name)", "%(group_name)", "%(numprocs)"];
     if in_memory.contains("_logfile' ") && names.iter().any(|name| in_memory.contains(name)) {
         ensure!(
@@ -239,12 +240,12 @@ fn same_fault(
     }
     ensure!(
         text == in_memory,
-        "from the file: {own}\ntold as: {text}\nin memory: {in_memory}"
+        "from the file: {from_file}\nrewritten: {text}\nin memory: {in_memory}"
     );
     Ok(())
 }
 
-/// Each process in a section and group of its own is the one that was read in memory.
+/// Checks that each process, rendered to a section and group of its own, equals the one in memory.
 fn compare_one_by_one(oracle: &mut Oracle, program: &Program, memory: &Json) -> Result<()> {
     let mut processes = memory["processes"]
         .as_array()
@@ -257,7 +258,7 @@ fn compare_one_by_one(oracle: &mut Oracle, program: &Program, memory: &Json) -> 
             .filter_map(|process| process["name"].as_str())
             .collect();
         names.sort_unstable();
-        ensure!(names == read, "foreseen: {names:?}\nread: {read:?}");
+        ensure!(names == read, "predicted: {names:?}\nread: {read:?}");
     }
     for process in &mut processes {
         let environment = process["environment"]
@@ -277,7 +278,7 @@ fn compare_one_by_one(oracle: &mut Oracle, program: &Program, memory: &Json) -> 
         sections.push(section);
     }
     let answer = oracle.read(&text, json!({}))?;
-    // Which process went where shows by its name, which the daemon alone may know.
+    // The processes are matched by name, because only the daemon may be able to expand the names.
     let name_in = |group: &String| answer["file"]["groups"][group]["processes"][0]["name"].clone();
     let expected: Vec<_> = groups
         .into_iter()
@@ -291,13 +292,13 @@ fn compare_one_by_one(oracle: &mut Oracle, program: &Program, memory: &Json) -> 
         let read: Vec<_> = expected.iter().map(|(group, _)| name_in(group)).collect();
         ensure!(
             json!(names) == json!(read),
-            "foreseen: {names:?}\nread: {read:?}\n{text}"
+            "predicted: {names:?}\nread: {read:?}\n{text}"
         );
     }
     same_reading(&answer["file"], &expected, &sections).context(text)
 }
 
-/// The daemon saw these groups and programs, each as it should be, and nothing else.
+/// Checks that the daemon read exactly these groups, programs and processes.
 fn same_reading(file: &Json, groups: &[(String, Json)], programs: &[String]) -> Result<()> {
     let mut sections: Vec<String> = ["include", "supervisord"].map(String::from).into();
     sections.extend(groups.iter().map(|(group, _)| format!("group:{group}")));

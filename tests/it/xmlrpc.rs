@@ -1,8 +1,8 @@
-//! Calls are understood as the daemon understands them.
+//! Calls are parsed as the daemon parses them.
 //!
-//! Feeds thousands of documents, sound and broken, to the daemon's own reader
-//! (`tests/it/oracle/xmlrpc_loads.py`) and to ours, and compares what each makes of them. The
-//! documents are the same in every run; `TEST_EFFORT` asks for more and `TEST_SEED` for others.
+//! The test gives thousands of documents, valid and malformed, to the daemon's parser
+//! (`tests/it/oracle/xmlrpc_loads.py`) and to the proxy's, and compares the results. The documents are the
+//! same in every run; `TEST_EFFORT` makes more and `TEST_SEED` makes others.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -18,7 +18,7 @@ use serde_json::{Value as Json, json};
 use supervisor_twiddler::xmlrpc::read::{self, ReadError};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
-/// A small generator of numbers, so that a failure can be repeated.
+/// A random number generator whose runs can be repeated.
 struct Dice(u64);
 
 impl Dice {
@@ -197,7 +197,7 @@ const ATTRIBUTES: &[&str] = &[
     "a=1",
 ];
 
-/// What mutation throws in: marks that matter to XML, and bytes that have no place in it.
+/// The texts that mutation inserts: parts of XML, and bytes that XML does not allow.
 const SHARDS: &[&[u8]] = &[
     b"<",
     b">",
@@ -267,7 +267,7 @@ const SHARDS: &[&[u8]] = &[
     b"e",
 ];
 
-/// Calls as clients send them, and some that only a reader's author would.
+/// Returns calls as clients send them, and unusual ones.
 fn corpus() -> Vec<Vec<u8>> {
     let options = Value::Struct(vec![
         ("command".to_owned(), Value::from("/bin/cat <&> \"x\"")),
@@ -322,8 +322,8 @@ fn corpus() -> Vec<Vec<u8>> {
     corpus
 }
 
-/// A document of random elements from the vocabulary, well-formed unless its pieces are not.
-fn grown(dice: &mut Dice) -> Vec<u8> {
+/// Returns a document of random elements, which is well-formed unless one of its texts is not.
+fn random_document(dice: &mut Dice) -> Vec<u8> {
     let mut out = String::new();
     out.push_str(dice.pick(&["", "", "", "<?xml version='1.0'?>", "\u{feff}", "\n"]));
     out.push_str(dice.pick(&[
@@ -350,7 +350,7 @@ fn grown(dice: &mut Dice) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// An element of any name with anything in it.
+/// Appends an element with a random name and random content.
 fn element(dice: &mut Dice, out: &mut String, depth: usize) {
     let tag = dice.pick(TAGS);
     out.push('<');
@@ -373,7 +373,7 @@ fn element(dice: &mut Dice, out: &mut String, depth: usize) {
     out.push('>');
 }
 
-/// An element with the sort of thing in it that belongs there, more or less.
+/// Appends an element whose content usually fits its name.
 fn typed(dice: &mut Dice, out: &mut String, depth: usize) {
     let choice = if depth == 0 { 2 } else { dice.roll(5) };
     match choice {
@@ -412,8 +412,8 @@ fn typed(dice: &mut Dice, out: &mut String, depth: usize) {
     }
 }
 
-/// One to three small changes to a document.
-fn mutated(dice: &mut Dice, mut body: Vec<u8>, others: &[Vec<u8>]) -> Vec<u8> {
+/// Makes one to three small changes to a document.
+fn mutate(dice: &mut Dice, mut body: Vec<u8>, others: &[Vec<u8>]) -> Vec<u8> {
     for _ in 0..=dice.roll(2) {
         let at = dice.roll(body.len() + 1);
         let end = (at + dice.roll(12)).min(body.len());
@@ -439,7 +439,7 @@ fn mutated(dice: &mut Dice, mut body: Vec<u8>, others: &[Vec<u8>]) -> Vec<u8> {
                 body.splice(at..at, other[from..to].to_vec()).for_each(drop);
             }
             _ => {
-                // between tags, where a change is most likely to be well-formed
+                // Between tags, a change is most likely to be well-formed.
                 let gaps: Vec<usize> = (0..body.len()).filter(|at| body[*at] == b'<').collect();
                 if !gaps.is_empty() {
                     let at = gaps[dice.roll(gaps.len())];
@@ -457,22 +457,22 @@ fn documents(count: usize, seed: u64) -> Vec<Vec<u8>> {
     let mut documents = corpus.clone();
     while documents.len() < count {
         documents.push(match dice.roll(5) {
-            0 | 1 => grown(dice),
+            0 | 1 => random_document(dice),
             2 => {
-                let body = grown(dice);
-                mutated(dice, body, &corpus)
+                let body = random_document(dice);
+                mutate(dice, body, &corpus)
             }
             _ => {
                 let body = corpus[dice.roll(corpus.len())].clone();
-                mutated(dice, body, &corpus)
+                mutate(dice, body, &corpus)
             }
         });
     }
     documents
 }
 
-/// What the daemon says to each document.
-fn daemon_says(documents: &[Vec<u8>]) -> Vec<Json> {
+/// Returns the daemon's result for each document.
+fn daemons_results(documents: &[Vec<u8>]) -> Vec<Json> {
     let script = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/tests/it/oracle/xmlrpc_loads.py"
@@ -483,11 +483,11 @@ fn daemon_says(documents: &[Vec<u8>]) -> Vec<Json> {
         .stdout(Stdio::piped())
         .spawn()
         .expect("python with supervisor");
-    let mut questions = oracle.stdin.take().expect("piped");
+    let mut requests = oracle.stdin.take().expect("piped");
     let lines: Vec<String> = documents.iter().map(|body| STANDARD.encode(body)).collect();
-    let asking = thread::spawn(move || {
+    let writer = thread::spawn(move || {
         for line in lines {
-            writeln!(questions, "{line}").expect("the oracle listens");
+            writeln!(requests, "{line}").expect("the oracle reads");
         }
     });
     let answers = BufReader::new(oracle.stdout.take().expect("piped"));
@@ -495,8 +495,8 @@ fn daemon_says(documents: &[Vec<u8>]) -> Vec<Json> {
         .lines()
         .map(|line| serde_json::from_str(&line.expect("text")).expect("json"))
         .collect();
-    asking.join().expect("all asked");
-    assert!(oracle.wait().expect("ended").success());
+    writer.join().expect("all requests are written");
+    assert!(oracle.wait().expect("the oracle has ended").success());
     assert_eq!(answers.len(), documents.len());
     answers
 }
@@ -526,7 +526,7 @@ fn tagged(value: &Value) -> Json {
     }
 }
 
-/// Takes the digits out of the times, which we keep as they were written.
+/// Removes the values of times: the proxy keeps their text, and the daemon converts them.
 fn without_times(answer: &mut Json) {
     if answer[0] == "dateTime" {
         answer[1] = Json::Null;
@@ -536,10 +536,10 @@ fn without_times(answer: &mut Json) {
     }
 }
 
-/// Why we may refuse what the daemon accepts, or accept what it refuses; nothing if we may not.
-fn excuse(body: &[u8], ours: &Result<Json, ReadError>, theirs: &Json) -> Option<&'static str> {
+/// Returns why the proxy's result may differ from the daemon's, or `None` if it may not.
+fn excuse(body: &[u8], proxys: &Result<Json, ReadError>, daemons: &Json) -> Option<&'static str> {
     let text = String::from_utf8_lossy(body);
-    match ours {
+    match proxys {
         Err(ReadError::TooDeep(_)) => Some("too deep"),
         Err(ReadError::Malformed { what, .. }) if what.contains("document types") => {
             Some("document type")
@@ -555,51 +555,51 @@ fn excuse(body: &[u8], ours: &Result<Json, ReadError>, theirs: &Json) -> Option<
         Err(ReadError::Content { what, .. }) => what
             .contains("name that is not text")
             .then_some("member name that is not text"),
-        Ok(_) if theirs["refused"].as_str()?.contains("invalid token") => {
+        Ok(_) if daemons["refused"].as_str()?.contains("invalid token") => {
             (!text.is_ascii()).then_some("name in another script")
         }
         _ => None,
     }
 }
 
-/// What we say to a document, in the words of the oracle.
-fn we_say(body: &[u8]) -> Result<Json, ReadError> {
+/// Returns the proxy's result for a document in the oracle's format.
+fn proxys_result(body: &[u8]) -> Result<Json, ReadError> {
     let call = read::call(body)?;
     let params: Vec<Json> = call.params.iter().map(tagged).collect();
     Ok(json!({ "method": call.method, "params": params }))
 }
 
-/// Under which heading a document goes, or how the two readers differ on it.
-fn compare(body: &[u8], mut theirs: Json) -> Result<&'static str, String> {
-    let ours = we_say(body);
-    if let Some(params) = theirs.get_mut("params") {
+/// Returns the category of a document, or the difference between the two results.
+fn compare(body: &[u8], mut daemons: Json) -> Result<&'static str, String> {
+    let proxys = proxys_result(body);
+    if let Some(params) = daemons.get_mut("params") {
         without_times(params);
     }
-    match (&ours, theirs.get("refused")) {
-        (Ok(ours), None) if *ours == theirs => Ok("both accept"),
+    match (&proxys, daemons.get("refused")) {
+        (Ok(proxys), None) if *proxys == daemons => Ok("both accept"),
         (Err(_), Some(_)) => Ok("both refuse"),
-        _ => excuse(body, &ours, &theirs).ok_or_else(|| {
+        _ => excuse(body, &proxys, &daemons).ok_or_else(|| {
             let body = body.escape_ascii();
-            format!("{body}\n  daemon: {theirs}\n  here:   {ours:?}")
+            format!("{body}\n  daemon: {daemons}\n  proxy:  {proxys:?}")
         }),
     }
 }
 
 #[test]
-fn calls_mean_what_they_mean_to_the_daemon() -> Result<()> {
+fn calls_are_parsed_as_the_daemon_parses_them() -> Result<()> {
     let documents = documents(times(20_000)?, seed(20_260_731)?);
     let mut tally: BTreeMap<&str, usize> = BTreeMap::new();
     let mut differences = Vec::new();
-    for (body, theirs) in documents.iter().zip(daemon_says(&documents)) {
-        match compare(body, theirs) {
-            Ok(heading) => *tally.entry(heading).or_default() += 1,
+    for (body, daemons) in documents.iter().zip(daemons_results(&documents)) {
+        match compare(body, daemons) {
+            Ok(category) => *tally.entry(category).or_default() += 1,
             Err(difference) => differences.push(difference),
         }
     }
     println!("{tally:#?}");
     differences.truncate(20);
     assert!(differences.is_empty(), "{}", differences.join("\n"));
-    // most documents are broken on purpose; the others are what makes the comparison worth while
+    // Most documents are malformed on purpose. Enough of them have to be valid.
     assert!(tally["both accept"] * 5 > documents.len(), "{tally:?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The proxy reads supervisord's files as supervisord does.
+//! The proxy reads supervisord's files as supervisord reads them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,13 +14,13 @@ use supervisor_twiddler::daemon::conf::{
 };
 use tempfile::TempDir;
 
-/// How many random configurations are compared with the daemon's reading.
+/// The number of random configurations.
 const RANDOM_CASES: u64 = 800;
-/// From this version on, the name of a section may have brackets in it.
+/// The first version of Python in which the name of a section may have brackets.
 const BRACKETS_IN_NAMES: [u32; 2] = [3, 10];
 
-/// Reasons of the daemon's that are ours as well.
-const CONCERNS_US: &[&str] = &[
+/// Reasons for which the proxy has to refuse a configuration too.
+const REASONS_FOR_PROXY: &[&str] = &[
     "does not include supervisord section",
     "has [include] section, but no files setting",
     "'include.files'",
@@ -38,9 +38,9 @@ const CONCERNS_US: &[&str] = &[
     "http_server.password'",
 ];
 
-/// What is compared of a configuration.
+/// The parts of a configuration that the test compares.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-struct Understood {
+struct Reading {
     servers: Vec<Server>,
     logfile: String,
     loglevel: i64,
@@ -70,14 +70,14 @@ struct Group {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer {
-    Understood(Understood),
+    Accepted(Reading),
     Refused(String),
 }
 
-impl Understood {
-    /// What the daemon listens on, as a client must call it; and groups in one order, since the
-    /// daemon sorts them by priority.
-    fn in_our_terms(mut self) -> Self {
+impl Reading {
+    /// Converts the daemon's reading to the proxy's form: with the addresses to which clients connect, and
+    /// with sorted groups, because the daemon orders them by priority.
+    fn in_proxys_form(mut self) -> Self {
         for server in &mut self.servers {
             server.host = server.host.take().map(|host| match &*host {
                 "" | "0.0.0.0" => "127.0.0.1".to_owned(),
@@ -104,7 +104,7 @@ impl Understood {
             })
             .collect();
         groups.sort();
-        Understood {
+        Reading {
             servers: conf.servers.into_iter().map(Server::from_conf).collect(),
             logfile: match conf.logfile {
                 LogFile::File(path) => text(&path),
@@ -117,7 +117,7 @@ impl Understood {
             twiddler: conf
                 .twiddler
                 .into_iter()
-                .map(|set| (set.key, set.value))
+                .map(|key| (key.key, key.value))
                 .collect(),
         }
     }
@@ -144,18 +144,19 @@ impl Server {
     }
 }
 
-/// A temporary directory with one directory for each case, and what the daemon reads there.
-struct Compared {
+/// A temporary directory with one directory per case, and the daemon's answers.
+struct Comparison {
     dir: TempDir,
     answers: Vec<Answer>,
 }
 
-impl Compared {
+impl Comparison {
     fn case_dir(dir: &Path, index: usize) -> PathBuf {
         dir.join(format!("case-{index}"))
     }
 
-    fn ask(cases: &[Files]) -> Result<Self> {
+    /// Writes the cases and makes the daemon's code read them.
+    fn start(cases: &[Files]) -> Result<Self> {
         let dir = TempDir::new()?;
         let mut list = String::new();
         for (index, files) in cases.iter().enumerate() {
@@ -169,53 +170,52 @@ impl Compared {
             answers.len(),
             cases.len()
         );
-        Ok(Compared { dir, answers })
+        Ok(Comparison { dir, answers })
     }
 
-    /// Reads a case ourselves and compares. Where the daemon refuses it, the reason: then it is
-    /// enough that we find a mistake too if that is in a part that we need.
+    /// Reads a case with the proxy's code and compares the results. Returns the reason if the daemon
+    /// refuses the case. The proxy then has to find a mistake too, if it is in a part that the proxy needs.
     fn check(&self, index: usize, files: &Files) -> Result<Option<&str>> {
         let main = Self::case_dir(self.dir.path(), index).join(&files.0[0].0);
         let env = environment(self.dir.path());
         let inspection = conf::inspect(&main, &|name| env.get(name).cloned());
-        let Inspection { conf, mistakes } = inspection.with_context(|| files.shown())?;
-        let theirs = match &self.answers[index] {
-            Answer::Understood(theirs) => theirs,
+        let Inspection { conf, mistakes } = inspection.with_context(|| files.to_text())?;
+        let daemons = match &self.answers[index] {
+            Answer::Accepted(reading) => reading,
             Answer::Refused(reason) => {
-                // We take `%(here)s` everywhere, the daemon only in some options.
-                let concerns_us = CONCERNS_US.iter().any(|words| reason.contains(words))
+                // The proxy expands `%(here)s` in all options, the daemon only in some.
+                let is_needed = REASONS_FOR_PROXY.iter().any(|text| reason.contains(text))
                     && !reason.contains("('here')");
-                let is_silent = mistakes.is_empty() && conf.all_missing().next().is_none();
-                let missed = concerns_us && is_silent;
+                let accepts = mistakes.is_empty() && conf.all_missing().next().is_none();
                 ensure!(
-                    !missed,
-                    "case {index}: we take it: {reason}\n{}",
-                    files.shown()
+                    !(is_needed && accepts),
+                    "case {index}: the proxy accepts it: {reason}\n{}",
+                    files.to_text()
                 );
                 return Ok(Some(reason));
             }
         };
         let missing: Vec<String> = conf.all_missing().map(ToString::to_string).collect();
-        let ours = Understood::from_conf(conf);
+        let proxys = Reading::from_conf(conf);
         ensure!(
             missing.is_empty(),
-            "case {index}: the daemon has what we miss: {missing:?}\n{}",
-            files.shown()
+            "case {index}: only the proxy misses variables: {missing:?}\n{}",
+            files.to_text()
         );
         let serious = mistakes
             .iter()
             .find(|mistake| !matches!(mistake, ConfError::NoServer { .. }));
         if let Some(mistake) = serious {
             bail!(
-                "case {index}: the daemon takes what we do not: {mistake}\n{}",
-                files.shown()
+                "case {index}: only the proxy refuses it: {mistake}\n{}",
+                files.to_text()
             );
         }
-        let theirs = theirs.clone().in_our_terms();
+        let daemons = daemons.clone().in_proxys_form();
         ensure!(
-            ours == theirs,
-            "case {index}\nours   {ours:#?}\ntheirs {theirs:#?}\n{}",
-            files.shown()
+            proxys == daemons,
+            "case {index}\nproxy  {proxys:#?}\ndaemon {daemons:#?}\n{}",
+            files.to_text()
         );
         Ok(None)
     }
@@ -257,12 +257,9 @@ fn python_version() -> Result<[u32; 2]> {
     )?)
 }
 
-/// Odd configurations that supervisord takes, each with what is odd about it.
-const ODD: &[(&str, &[(&str, &str)])] = &[
-    (
-        "nothing but the one section",
-        &[("s.conf", "[supervisord]")],
-    ),
+/// Unusual configurations that supervisord accepts, each with its description.
+const UNUSUAL: &[(&str, &[(&str, &str)])] = &[
+    ("only the required section", &[("s.conf", "[supervisord]")]),
     (
         "inline comments",
         &[(
@@ -299,7 +296,7 @@ const ODD: &[(&str, &[(&str, &str)])] = &[
         )],
     ),
     (
-        "capitals in section names are others",
+        "section names that differ in case",
         &[(
             "s.conf",
             "[supervisord]\n[Unix_http_server]\nfile=/a\n[unix_http_server]\nfile=/b\n",
@@ -333,7 +330,7 @@ const ODD: &[(&str, &[(&str, &str)])] = &[
         )],
     ),
     (
-        "indentation that goes back",
+        "indentation that decreases",
         &[(
             "s.conf",
             "[supervisord]\n    loglevel=warn\n  [unix_http_server]\n      file=/a\n    username=u\n    password=p\n     q\n",
@@ -365,7 +362,7 @@ const ODD: &[(&str, &[(&str, &str)])] = &[
         )],
     ),
     (
-        "servers that only begin like one",
+        "section names that begin like a server's",
         &[(
             "s.conf",
             "[supervisord]\n[inet_http_servers]\nport=2\n[inet_http_server:b]\nport=1\n[unix_http_server2:c]\nfile=/c\n[unix_http_server]\nfile=/d\n",
@@ -413,7 +410,7 @@ const ODD: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        "here with a form of its own",
+        "here with a flag",
         &[(
             "s.conf",
             "[supervisord]\n[include]\nfiles=none\n[unix_http_server]\nfile=%(here)-s/1.sock\n",
@@ -489,7 +486,7 @@ const ODD: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        "an include that names nothing",
+        "an empty include",
         &[("s.conf", "[supervisord]\n[include]\nfiles=\n")],
     ),
     (
@@ -602,14 +599,14 @@ const ODD: &[(&str, &[(&str, &str)])] = &[
         )],
     ),
     (
-        "our own section",
+        "the section of twiddler",
         &[(
             "s.conf",
             "[supervisord]\n[twiddler]\nlisten=[::1]:9002\nwhitelist=addGroup, log ; two\n",
         )],
     ),
     (
-        "characters that mean something elsewhere",
+        "characters that are special in other formats",
         &[(
             "s.conf",
             "[supervisord]\n[unix_http_server]\nfile=/a\\b\\\nusername=%%20\\x41\npassword=\"a'b`$(c)\u{0}\u{7f}\u{10ffff}\n",
@@ -618,19 +615,23 @@ const ODD: &[(&str, &[(&str, &str)])] = &[
 ];
 
 #[test]
-fn odd_configurations_are_read_as_the_daemon_reads_them() -> Result<()> {
-    let cases: Vec<_> = ODD.iter().map(|(_, files)| Files::of(files)).collect();
+fn unusual_configurations_are_read_as_the_daemon_reads_them() -> Result<()> {
+    let cases: Vec<_> = UNUSUAL.iter().map(|(_, files)| Files::of(files)).collect();
     let python = python_version()?;
-    let compared = Compared::ask(&cases)?;
+    let comparison = Comparison::start(&cases)?;
     for (index, files) in cases.iter().enumerate() {
-        let odd = ODD[index].0;
-        if odd.contains("brackets") && python < BRACKETS_IN_NAMES {
+        let description = UNUSUAL[index].0;
+        if description.contains("brackets") && python < BRACKETS_IN_NAMES {
             continue;
         }
-        let refused = compared
+        let reason = comparison
             .check(index, files)
-            .with_context(|| odd.to_owned())?;
-        ensure!(refused.is_none(), "{odd}: {refused:?}\n{}", files.shown());
+            .with_context(|| description.to_owned())?;
+        ensure!(
+            reason.is_none(),
+            "{description}: {reason:?}\n{}",
+            files.to_text()
+        );
     }
     Ok(())
 }
@@ -641,24 +642,24 @@ fn random_configurations_are_read_as_the_daemon_reads_them() -> Result<()> {
     let cases: Vec<_> = (1..=RANDOM_CASES)
         .map(|seed| Random::new(seed, python).files())
         .collect();
-    let compared = Compared::ask(&cases)?;
-    let mut refused = Vec::new();
+    let comparison = Comparison::start(&cases)?;
+    let mut reasons = Vec::new();
     for (index, files) in cases.iter().enumerate() {
-        refused.extend(compared.check(index, files)?);
+        reasons.extend(comparison.check(index, files)?);
     }
-    // Most must be compared, or this proves nothing.
-    let (count, all) = (refused.len(), cases.len());
-    println!("compared {} of {all}", all - count);
+    // The daemon has to accept most cases, because only these are compared.
+    let (refused, all) = (reasons.len(), cases.len());
+    println!("compared {} of {all}", all - refused);
     ensure!(
-        count * 2 < all,
-        "the daemon refuses {count} of {all}:\n{}",
-        refused.join("\n")
+        refused * 2 < all,
+        "the daemon refuses {refused} of {all}:\n{}",
+        reasons.join("\n")
     );
     Ok(())
 }
 
 #[test]
-fn bytes_that_are_no_text_do_not_hide_the_rest() -> Result<()> {
+fn bytes_that_are_not_utf8_do_not_hide_other_sections() -> Result<()> {
     let dir = TempDir::new()?;
     let text =
         b"[supervisord]\n# \xff\n[unix_http_server]\nfile=/a\n[program:\xfe]\ncommand=\xfd\n";
@@ -668,7 +669,7 @@ fn bytes_that_are_no_text_do_not_hide_the_rest() -> Result<()> {
 }
 
 #[test]
-fn a_relative_log_is_looked_for_where_the_daemon_goes() -> Result<()> {
+fn a_relative_logfile_is_resolved_in_the_daemons_directory() -> Result<()> {
     let dir = TempDir::new()?;
     let text = format!(
         "[supervisord]\ndirectory={0}\n[unix_http_server]\nfile=/a\n",

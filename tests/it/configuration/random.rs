@@ -1,17 +1,17 @@
-//! Random configurations: what people may write.
+//! Random configurations.
 
 use std::fmt::Write as _;
 
 use super::Files;
 
-/// From this version on, Python finds comments in another order (see `conf`).
+/// The first version of Python that searches for comments in another order (see `conf::ini`).
 pub(super) const OTHER_COMMENTS: [u32; 2] = [3, 13];
 
-/// Random configurations: mostly valid ones, in every way of writing them.
+/// A generator of configurations in all notations, most of them valid.
 pub(super) struct Random {
     state: u64,
     python: [u32; 2],
-    /// What programs and groups are called next, so that most names are defined once.
+    /// The number of names so far: each program and group has a new name.
     names: u32,
 }
 
@@ -113,7 +113,7 @@ impl Random {
         format!("{key}{between}{value}{}\n", self.tail())
     }
 
-    /// What may follow on a line without being part of it.
+    /// Returns white space or a comment for the end of a line.
     fn tail(&mut self) -> &'static str {
         if self.one_in(2) {
             return "";
@@ -135,7 +135,7 @@ impl Random {
         }
     }
 
-    /// Lines between two options.
+    /// Appends empty lines or comments.
     fn filler(&mut self, text: &mut String) {
         if self.one_in(3) {
             text.push_str(self.pick(&[
@@ -313,7 +313,7 @@ impl Random {
         }
     }
 
-    /// Any letters at all, where supervisord does not mind.
+    /// Returns a `[twiddler]` section with any characters, because supervisord does not read its values.
     fn twiddler(&mut self) -> String {
         let mut text = "[twiddler]\n".to_owned();
         for index in 0..=self.below(5) {
@@ -413,7 +413,7 @@ impl Random {
             };
             let _ = write!(programs, "{comma}{program}");
             let kind = self.pick(&["program", "program", "fcgi-program"]);
-            // Without the space after its name, by which the group would not find it.
+            // The space after the program's name is removed, because the group would not find the program.
             text.push_str(
                 &self
                     .program_named(kind, &program)

@@ -1,10 +1,10 @@
-"""Reads programs as supervisord does: from a struct in memory and from its files.
+"""Reads programs with supervisord's own code: from its files, and from options in memory.
 
-Takes requests on standard input and answers on standard output, one JSON object a line. A request
+Takes requests on standard input and answers on standard output, one JSON object per line. A request
 has `main`, the path of the main configuration file, and may have `program` with `group`, `name` and
-`options`. The answer has `file`, what supervisord reads from the main file and its includes, and
-`memory`, what it makes of the program when the options are set in its parser directly. Each is
-either what was read or a `fault` with supervisord's text.
+`options`. The answer has `file`, the configuration from the main file and its includes, and `memory`,
+the program after its options were set in the parser directly. Each is either the configuration or a
+`fault` with supervisord's text.
 """
 
 import json
@@ -28,7 +28,7 @@ class RecordingParser(UnhosedConfigParser):
 
 
 def described(value):
-    """An attribute as JSON: markers such as Automatic are classes."""
+    """Converts an attribute to JSON. Markers such as Automatic are classes."""
     if isinstance(value, type):
         return "<%s>" % value.__name__
     if isinstance(value, int) and not isinstance(value, bool):
@@ -45,7 +45,7 @@ def by_name(configs):
 
 
 def read_file(options, main):
-    """What reloadConfig does before it compares."""
+    """Reads the files as reloadConfig does before it compares the groups."""
     options.configfile = main
     options.process_config(do_usage=False)
     groups = {
@@ -56,7 +56,7 @@ def read_file(options, main):
 
 
 def read_memory(options, main, program):
-    """What an extension inside supervisord does, with the environment the files would see."""
+    """Reads a program as an extension inside supervisord does, with the environment of the files."""
     options.configfile = main
     options.here = os.path.abspath(os.path.dirname(main))
     parser = UnhosedConfigParser()

@@ -1,7 +1,8 @@
-"""What supervisord itself understands of configuration files.
+"""Reads configuration files with supervisord's own code.
 
-Usage: read_server_config.py LIST, a file that names one configuration file a line. Prints the
-version of Python, then a JSON object a line: what the daemon would act on, or why it refuses.
+Usage: read_server_config.py LIST, a file with the path of one configuration file per line. Prints the
+version of Python, then a JSON object per line: the daemon's settings, or the reason why it refuses the
+file.
 """
 
 import json
@@ -10,7 +11,7 @@ import re
 import sys
 import warnings
 
-warnings.simplefilter("ignore")  # of supervisor 4.2.5, about the pkg_resources that it uses
+warnings.simplefilter("ignore")  # supervisor 4.2.5 uses the deprecated pkg_resources
 
 from supervisor import options as supervisor_options
 
@@ -20,7 +21,7 @@ class Refused(Exception):
 
 
 class Parser(supervisor_options.UnhosedConfigParser):
-    """Lets itself be asked after the daemon has read all files."""
+    """Remembers the parser, to read its sections after the daemon has read all files."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +63,7 @@ def included(options):
             with open(path) as file:
                 file.read()
         except OSError:
-            continue  # the daemon goes on without a word
+            continue  # the daemon skips it without a message
         yield path
 
 
@@ -77,16 +78,16 @@ def groups(options):
 
 
 def twiddler(options):
-    """What our own section sets itself, with the names that the daemon knows in its own."""
+    """Returns the options of [twiddler], expanded with the daemon's values for its own sections."""
     parser = Parser.latest
     names = {"here": options.here, "host_node_name": platform.node()}
     for key in parser._sections.get("twiddler", {}):
         if key in parser.defaults():
-            continue  # taken over from [DEFAULT] to replace %(here)s in it
+            continue  # inherited from [DEFAULT] when %(here)s was replaced in it
         yield key, parser.saneget("twiddler", key, expansions=names)
 
 
-def understood(path):
+def accepted(path):
     options = realized(path)
     return {
         "servers": list(servers(options)),
@@ -100,7 +101,7 @@ def understood(path):
 
 def answer(path):
     try:
-        return {"understood": understood(path)}
+        return {"accepted": accepted(path)}
     except Exception as error:
         return {"refused": "%s: %s" % (type(error).__name__, error)}
 

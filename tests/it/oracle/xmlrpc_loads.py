@@ -1,15 +1,15 @@
-"""What the daemon makes of a request body.
+"""Parses request bodies with the daemon's own code.
 
-Reads one base64 body a line and answers each with one line of JSON:
+Reads one base64 body per line and answers each with one line of JSON:
 
     {"method": NAME, "params": [VALUE, ...]}    the daemon would make this call
     {"refused": REASON}                         the daemon would answer 400
 
 A VALUE is a pair of kind and content: ["nil", null], ["boolean", true], ["int", "0x5"],
 ["double", "1.5"], ["string", "x"], ["dateTime", ISO], ["array", [VALUE, ...]] or
-["struct", [[VALUE, VALUE], ...]], where a name is a VALUE because it may be other than text.
+["struct", [[VALUE, VALUE], ...]], where a name is a VALUE because it may not be a text.
 
-Run it with a Python that can import supervisor. Answers come in order and at once.
+Run it with a Python that can import supervisor. Each answer is written at once, in order.
 """
 
 import base64
@@ -24,7 +24,7 @@ sys.setrecursionlimit(100_000)
 
 
 def tagged(value):
-    """The value with its kind, as JSON can carry it."""
+    """Returns the value with its kind, because JSON has fewer kinds."""
     if value is None:
         return ["nil", None]
     if isinstance(value, bool):
@@ -43,13 +43,13 @@ def tagged(value):
 
 
 def understood(body):
-    """The call in a body, by the steps of medusa's collector and `continue_request`."""
+    """Returns the call in a body, as medusa's collector and `continue_request` read it."""
     try:
-        # `loads` uses nothing of the handler but this table, which sits on the class
+        # Of the handler, `loads` only uses a table, which is a member of the class.
         params, method = supervisor_xmlrpc_handler.loads(
             supervisor_xmlrpc_handler, as_string(body)
         )
-    except Exception as error:  # the daemon, too, catches all there is
+    except Exception as error:  # the daemon catches all exceptions too
         return {"refused": "%s: %s" % (type(error).__name__, error)}
     if not method:
         return {"refused": "no method name"}

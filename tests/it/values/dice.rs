@@ -1,4 +1,4 @@
-//! Chance that can be repeated.
+//! Random choices that can be repeated.
 
 use std::env;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,9 +29,9 @@ impl Dice {
         choices[self.below(choices.len())]
     }
 
-    /// Up to `most` of `choices` in a row, with conversions of some of these kinds among them.
-    pub(crate) fn text(&mut self, choices: &[&str], conversions: &[&str], most: usize) -> String {
-        let parts = self.below(most + 1);
+    /// Returns a text of up to `max` parts from `choices`, with conversions of these names among them.
+    pub(crate) fn text(&mut self, choices: &[&str], conversions: &[&str], max: usize) -> String {
+        let parts = self.below(max + 1);
         let part = |dice: &mut Self| {
             if !conversions.is_empty() && dice.one_in(8) {
                 dice.conversion(conversions)
@@ -42,7 +42,7 @@ impl Dice {
         (0..parts).map(|_| part(self)).collect()
     }
 
-    /// A conversion with flags, a width and a precision.
+    /// Returns a conversion with random flags, width, precision and type.
     fn conversion(&mut self, names: &[&str]) -> String {
         let name = self.pick(names);
         let kinds: &[&str] = match name {
@@ -60,7 +60,7 @@ impl Dice {
     }
 }
 
-/// A seed, and what has to be said of it when something fails.
+/// Returns the seed, and a hint for failure messages on how to repeat the run.
 pub(crate) fn seed() -> Result<(u64, String)> {
     let seed = match env::var("TEST_SEED") {
         Ok(seed) => seed.parse()?,

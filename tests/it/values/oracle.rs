@@ -1,4 +1,4 @@
-//! The daemon's own code, reading configurations on request.
+//! Runs the daemon's own code, which reads configurations on request.
 
 use std::env;
 use std::fs;
@@ -9,18 +9,18 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value as Json;
 
-/// A Python process with the daemon's code, and files for it to read.
+/// A Python process with the daemon's code, and the files that it reads.
 pub(crate) struct Oracle {
     child: Child,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
-    /// The main file; what it includes is `included` beside it.
+    /// The main file, which includes the directory `included` beside it.
     main: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Oracle {
-    /// Starts it with a main file in a directory of this name.
+    /// Starts the process with a main file in a directory of this name.
     pub(crate) fn start(dir_name: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let main = dir.path().join(dir_name).join("supervisord.conf");
@@ -57,7 +57,7 @@ impl Oracle {
         self.main.to_str().unwrap_or_default()
     }
 
-    /// Has the main file read with `included` in the file it includes.
+    /// Writes `included` to the included file, and makes the process read the main file.
     pub(crate) fn read(&mut self, included: &str, mut request: Json) -> Result<Json> {
         fs::write(
             self.main.with_file_name("included").join("zz-x.conf"),
@@ -78,7 +78,7 @@ impl Oracle {
 
 impl Drop for Oracle {
     fn drop(&mut self) {
-        let _gone_already = self.child.kill();
-        let _reaped = self.child.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

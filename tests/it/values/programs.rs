@@ -1,16 +1,16 @@
-//! Programs that are hard to write down.
+//! Random programs whose values are hard to escape, and invalid ones.
 
 use super::dice::Dice;
 
-/// A program as a client might send it.
+/// A program as a client sends it.
 #[derive(Clone, Debug)]
-pub(crate) struct Sent {
+pub(crate) struct ProgramInput {
     pub(crate) group: String,
     pub(crate) name: String,
     pub(crate) options: Vec<(String, String)>,
 }
 
-/// What a parser might trip over, but the daemon can expand.
+/// Parts of values that a parser may misread and that the daemon can expand.
 pub(crate) const HARD: &[&str] = &[
     "a",
     "b",
@@ -78,7 +78,7 @@ pub(crate) const HARD: &[&str] = &[
     "s",
 ];
 
-/// What cannot be carried, or not be expanded.
+/// Parts of values that the file or XML cannot hold, or that the daemon cannot expand.
 pub(crate) const BAD: &[&str] = &[
     "\r",
     "\0",
@@ -123,7 +123,7 @@ pub(crate) const NAME_PARTS: &[&str] = &[
 const TEXT_NAMES: &[&str] = &["program_name", "group_name"];
 const ALL_NAMES: &[&str] = &["program_name", "group_name", "numprocs", "process_num"];
 
-/// A name the daemon takes, now and then with percent signs in it.
+/// Returns a valid name, sometimes with percent signs.
 fn name(dice: &mut Dice) -> String {
     let mut name = dice.text(NAME_PARTS, &[], 3);
     if dice.one_in(8) {
@@ -132,7 +132,7 @@ fn name(dice: &mut Dice) -> String {
     name + dice.pick(&["a", "b0", "~1", "#"])
 }
 
-/// The text of a log file in a directory that exists, which the daemon can expand twice.
+/// Returns the path of a log file in an existing directory, which the daemon can expand twice.
 fn log_file(dice: &mut Dice) -> String {
     let once: Vec<_> = HARD
         .iter()
@@ -150,7 +150,7 @@ fn log_file(dice: &mut Dice) -> String {
     dice.pick(&["", "%(here)s/", "%%(here)s/"]).to_owned() + &dice.text(&once, TEXT_NAMES, 6)
 }
 
-/// Pairs in quotes, with hard values that do not end them.
+/// Returns pairs in quotes, with hard values that do not have the same quotes.
 fn environment(dice: &mut Dice, values: &mut usize) -> String {
     let pairs = 1 + dice.below(4);
     let mut pair = |key: usize| {
@@ -170,8 +170,8 @@ fn environment(dice: &mut Dice, values: &mut usize) -> String {
     (0..pairs).map(&mut pair).collect::<Vec<_>>().join(",")
 }
 
-/// A program that the daemon should take, and how many values it has.
-pub(crate) fn good_program(dice: &mut Dice) -> (Sent, usize) {
+/// Returns a program that the daemon should accept, and the number of its values.
+pub(crate) fn good_program(dice: &mut Dice) -> (ProgramInput, usize) {
     let mut options = vec![("command".to_owned(), dice.text(HARD, ALL_NAMES, 12))];
     let mut values = 0;
     let mut add = |name: &str, text: String| options.push((name.to_owned(), text));
@@ -245,7 +245,7 @@ pub(crate) fn good_program(dice: &mut Dice) -> (Sent, usize) {
     }
     values += options.len();
     (
-        Sent {
+        ProgramInput {
             group: name(dice),
             name: name(dice),
             options,
@@ -254,8 +254,8 @@ pub(crate) fn good_program(dice: &mut Dice) -> (Sent, usize) {
     )
 }
 
-/// A program with one thing wrong, or nearly so.
-pub(crate) fn bad_program(dice: &mut Dice) -> Sent {
+/// Returns a program with one option that is probably invalid.
+pub(crate) fn bad_program(dice: &mut Dice) -> ProgramInput {
     let (option, text) = match dice.below(3) {
         0 => wrong_value(dice),
         _ => {
@@ -280,7 +280,7 @@ pub(crate) fn bad_program(dice: &mut Dice) -> Sent {
             let bad = dice.pick(BAD).to_owned();
             let twice = dice.one_in(3);
             let bad = if twice { bad.replace('%', "%%") } else { bad };
-            // Expanded a second time, these would be wrong too, or show all values there are.
+            // In a second expansion, these parts would be invalid too, or insert all values.
             let hard: Vec<_> = HARD
                 .iter()
                 .copied()
@@ -294,7 +294,7 @@ pub(crate) fn bad_program(dice: &mut Dice) -> Sent {
     if option != "command" && option != "x-note" {
         options.push(("command".to_owned(), "/bin/cat".to_owned()));
     }
-    Sent {
+    ProgramInput {
         group: name(dice),
         name: name(dice),
         options,
