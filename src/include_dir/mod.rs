@@ -1,14 +1,15 @@
 //! The daemon's include directory: the only code that puts files there.
 //!
-//! A file appears whole, by rename from a dot-name that the daemon never reads, and is there only
-//! while the daemon reads it. Knows nothing of HTTP, RPC or what the text means.
+//! A file appears whole, by rename from a dot-name that the daemon never reads. A generated file is there
+//! only while the daemon reads it. This room knows nothing of HTTP, RPC or what the text means.
 
 mod lock;
 mod own_file;
+mod persist_file;
 mod watcher;
 
 use std::fs::{DirBuilder, File, Metadata, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{
     DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink,
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempDir, TempPath};
 
 pub use lock::{DirLock, Holder};
+pub use persist_file::{FileId, Growth, Prepared, Withheld};
 pub use watcher::{COMMAND as CLEAN_UP_COMMAND, clean_up_after_proxy};
 
 use watcher::Watcher;
@@ -27,10 +29,6 @@ use crate::failpoint;
 /// Of files that are not in their place yet. The daemon's include pattern skips such names whatever
 /// it is, and what a proxy that died has left of them is taken away.
 const HIDDEN_PREFIX: &str = ".zz-twiddler-";
-/// What was kept when nothing is to be kept any more. The daemon never reads it.
-const ASIDE_NAME: &str = ".twiddler-persist.old";
-/// What is kept, while it is withheld from the daemon.
-const WITHHELD_NAME: &str = ".twiddler-persist.withheld";
 /// Enough for the owner alone: the daemon runs as root or as the proxy does.
 const MODE_OWNER: u32 = 0o600;
 /// Of directories that nobody else may look into.
@@ -85,7 +83,7 @@ pub fn unwritable(dir: &Path, error: &io::Error) -> String {
 pub struct IncludeDir {
     dir: PathBuf,
     file_name: String,
-    kept_name: Option<String>,
+    persist_name: Option<String>,
     mode: u32,
     watcher: Option<Watcher>,
 }
@@ -100,7 +98,7 @@ impl IncludeDir {
         Ok(IncludeDir {
             dir,
             file_name,
-            kept_name: None,
+            persist_name: None,
             mode: MODE_OWNER,
             watcher: None,
         })
@@ -109,16 +107,15 @@ impl IncludeDir {
     /// Lets another process take our files away if this one is killed. Only for whoever holds the
     /// lock.
     pub fn watched(mut self) -> Self {
-        let kept_name = self.kept_name.clone().unwrap_or_default();
-        let names = [self.file_name.clone(), kept_name];
+        let persist_name = self.persist_name.clone().unwrap_or_default();
+        let names = [self.file_name.clone(), persist_name];
         self.watcher = Some(Watcher::new(self.dir.clone(), names));
         self
     }
 
-    /// Names the file that outlives the daemon. The daemon reads it before generated files, which
-    /// sort after it.
-    pub fn keeping(mut self, kept_name: String) -> Self {
-        self.kept_name = Some(kept_name);
+    /// Names the persist file. The daemon reads it before generated files, which sort after it.
+    pub fn with_persist_file(mut self, name: String) -> Self {
+        self.persist_name = Some(name);
         self
     }
 
@@ -202,120 +199,6 @@ impl IncludeDir {
             dir,
             _handle: handle,
         })
-    }
-
-    /// Writes what is to outlive the daemon, under a name that it does not read yet.
-    ///
-    /// # Errors
-    /// When the directory or the disk does not allow it.
-    pub fn prepare(&self, text: &str) -> io::Result<Prepared> {
-        let file = self.write(text)?;
-        if let Some(name) = &self.kept_name {
-            own_file::give(file.as_file(), self.like(name).as_ref())?;
-        }
-        Ok(Prepared(file))
-    }
-
-    /// Puts what was prepared in the place of what was kept before, in one step.
-    ///
-    /// # Errors
-    /// When the directory or the disk does not allow it; what was kept before stays then.
-    pub fn keep(&self, prepared: Prepared) -> io::Result<()> {
-        let Some(name) = &self.kept_name else {
-            return Ok(());
-        };
-        prepared.0.as_file().sync_all()?;
-        prepared
-            .0
-            .persist(self.dir.join(name))
-            .map_err(|error| error.error)?;
-        File::open(&self.dir)?.sync_all()
-    }
-
-    /// What is kept now; nothing where that is not there.
-    ///
-    /// # Errors
-    /// When something else is in its place, or it cannot be read.
-    pub fn kept(&self) -> io::Result<Option<String>> {
-        let Some(name) = &self.kept_name else {
-            return Ok(None);
-        };
-        let Some(mut file) = self.read(name)? else {
-            return Ok(None);
-        };
-        let mut text = Vec::new();
-        file.read_to_end(&mut text)?;
-        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
-    }
-
-    /// Puts what was kept aside, where the daemon does not read it, beside what was put aside before.
-    /// Its path there, if there was anything.
-    ///
-    /// # Errors
-    /// When the directory does not allow it.
-    pub fn set_aside(&self) -> io::Result<Option<PathBuf>> {
-        let Some(kept) = self.kept_name.as_ref().map(|name| self.dir.join(name)) else {
-            return Ok(None);
-        };
-        let free = |path: &PathBuf| path.symlink_metadata().is_err();
-        let numbered = (2_u32..).map(|number| self.dir.join(format!("{ASIDE_NAME}.{number}")));
-        let aside = std::iter::once(self.aside()).chain(numbered).find(free);
-        let Some(aside) = aside else { return Ok(None) };
-        match std::fs::rename(kept, &aside) {
-            Ok(()) => Ok(Some(aside)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(own_file::about(&aside, &error)),
-        }
-    }
-
-    /// Where what was kept is put aside.
-    pub fn aside(&self) -> PathBuf {
-        self.dir.join(ASIDE_NAME)
-    }
-
-    /// What was put aside; nothing where that is not there or no text.
-    pub fn read_aside(&self) -> Option<String> {
-        let mut text = String::new();
-        self.read(ASIDE_NAME)
-            .ok()??
-            .read_to_string(&mut text)
-            .ok()?;
-        Some(text)
-    }
-
-    /// Keeps what was put aside, unless something is kept.
-    ///
-    /// # Errors
-    /// When something is kept already, or the directory does not allow it.
-    pub fn take_up_aside(&self) -> io::Result<()> {
-        let Some(name) = &self.kept_name else {
-            return Ok(());
-        };
-        // A link first, because it takes no other's place.
-        std::fs::hard_link(self.aside(), self.dir.join(name))?;
-        std::fs::remove_file(self.aside())
-    }
-
-    /// Withholds what is kept from the daemon until the returned guard is dropped; nothing where nothing
-    /// is kept, or the directory does not allow it.
-    pub fn withhold(&self) -> Option<Withheld> {
-        let kept = self.dir.join(self.kept_name.as_ref()?);
-        let withheld = self.dir.join(WITHHELD_NAME);
-        // Whoever dies now is survived by the watcher, which puts it back.
-        self.ensure_watched();
-        std::fs::rename(&kept, &withheld).ok()?;
-        Some(Withheld { kept, withheld })
-    }
-
-    /// Puts back what a proxy that died has withheld, unless something is kept since. Whether it did.
-    ///
-    /// # Errors
-    /// When the directory does not allow it.
-    pub fn put_back(&self) -> io::Result<bool> {
-        let Some(name) = &self.kept_name else {
-            return Ok(false);
-        };
-        put_back(&self.dir.join(WITHHELD_NAME), &self.dir.join(name))
     }
 
     /// Takes this directory for this process.
@@ -460,21 +343,6 @@ impl IncludeDir {
     }
 }
 
-/// Puts a withheld file back where it was, unless another one has taken its place: that is newer.
-fn put_back(withheld: &Path, kept: &Path) -> io::Result<bool> {
-    let is_replaced = kept.symlink_metadata().is_ok();
-    let done = if is_replaced {
-        std::fs::remove_file(withheld)
-    } else {
-        std::fs::rename(withheld, kept)
-    };
-    match done {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(own_file::about(kept, &error)),
-        Ok(()) => Ok(!is_replaced),
-    }
-}
-
 /// A path to a file of the directory behind `handle` that ends with this process. Where process
 /// numbers mean other processes, it leads nowhere.
 fn through_this_process(handle: &File, name: &str) -> PathBuf {
@@ -487,35 +355,6 @@ fn secret_name() -> io::Result<String> {
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).map_err(io::Error::from)?;
     Ok(format!("{:032x}", u128::from_ne_bytes(secret)))
-}
-
-/// What is to be kept, not in its place yet; dropping it takes it away.
-#[derive(Debug)]
-pub struct Prepared(NamedTempFile);
-
-impl Prepared {
-    /// Has the disk begin with it beside other work: it takes longer than all the rest.
-    /// [`IncludeDir::keep`] says what is wrong with it.
-    pub async fn sync(&self) {
-        if let Ok(file) = self.0.as_file().try_clone() {
-            let _ = tokio::task::spawn_blocking(move || file.sync_all()).await;
-        }
-    }
-}
-
-/// What is kept, where the daemon does not read it; dropping it puts it back.
-#[derive(Debug)]
-pub struct Withheld {
-    kept: PathBuf,
-    withheld: PathBuf,
-}
-
-impl Drop for Withheld {
-    fn drop(&mut self) {
-        if let Err(error) = put_back(&self.withheld, &self.kept) {
-            tracing::error!(%error, "what is kept cannot be put back: supervisord would not start it");
-        }
-    }
 }
 
 /// A generated file that the daemon can read; dropping it takes it away.
@@ -655,10 +494,10 @@ mod tests {
                 let dir = tempfile::tempdir().unwrap();
                 let path = dir.path().join(name);
                 put(kind, &path);
-                let include = open(dir.path()).keeping("kept.conf".into());
+                let include = open(dir.path()).with_persist_file("kept.conf".into());
                 let refused = match name {
                     "own" => include.read(name).map(drop),
-                    "kept.conf" => include.kept().map(drop),
+                    "kept.conf" => include.read_persist_file().map(drop),
                     _ => include.lock().map(drop),
                 };
                 let said = refused.unwrap_err().to_string();

@@ -118,7 +118,7 @@ fn reap(mut child: Child) -> io::Result<()> {
 
 /// What the process does: waits until the proxy that started it has ended, and takes away what that
 /// has left in `dir`: the generated file, and what is kept where it was withheld.
-pub fn clean_up_after_proxy(dir: &Path, file_name: String, kept_name: String) {
+pub fn clean_up_after_proxy(dir: &Path, file_name: String, persist_name: String) {
     // It ends by itself, and a signal to all processes of a service must not end it before.
     let _ = SigSet::all().thread_block();
     let _ = prctl::set_name(c"twiddler-clean");
@@ -129,7 +129,7 @@ pub fn clean_up_after_proxy(dir: &Path, file_name: String, kept_name: String) {
     if let Some(_lock) = lock::take_left(dir)
         && let Ok(include) = IncludeDir::open(dir.to_owned(), file_name)
     {
-        let _ = include.keeping(kept_name).sweep(); // the next proxy tries again, and says what it cannot do
+        let _ = include.with_persist_file(persist_name).sweep(); // the next proxy tries again, and says what it cannot do
     }
 }
 

@@ -11,13 +11,13 @@ use crate::daemon::conf::ConfiguredGroup;
 use crate::fault::complaint::names_section;
 use crate::program::{self, Scope};
 use crate::registry::{
-    DEFAULT_PRIORITY, Event, Member, Registry, group_of_real_name, without_defined,
+    DEFAULT_PRIORITY, Event, Member, Registry, group_of_real_name, is_defined, without_defined,
 };
 
 /// How each one begins.
 pub const HEADER: &str = "\
 ; Groups and programs that were added while supervisord ran, written by twiddler --persist.
-; It is written anew with every change: edits are lost. Remove what is not wanted through
+; twiddler writes it with every change: edits are lost. Remove what is not wanted through
 ; twiddler.removeProcessFromGroup and twiddler.removeGroup.
 ";
 
@@ -28,7 +28,11 @@ type Sections<'r> = Vec<(&'r Member, String, Arc<str>)>;
 pub fn real_groups(registry: &Registry) -> BTreeSet<String> {
     let added = registry.added_groups().map(str::to_owned);
     added
-        .chain(by_real_group(registry).into_keys().map(str::to_owned))
+        .chain(
+            by_real_group(registry.members())
+                .into_keys()
+                .map(str::to_owned),
+        )
         .collect()
 }
 
@@ -45,13 +49,45 @@ pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option
         text += &program::render_group(name, registry.priority(configured, name), &sections);
         text.extend(own.iter().map(|(_, _, program)| &**program));
     }
-    for (real, mut members) in by_real_group(registry) {
+    for (real, mut members) in by_real_group(registry.members()) {
         members.retain(|member| !member.is_in_files());
         let group = members.first().map_or(real, |member| &member.group);
         let priority = registry.priority(configured, group);
         text += &render_real_group(real, &members, priority, proxy);
     }
     text
+}
+
+/// What these events add to the file of a registry, where that is all that they change in it: processes
+/// that join in new real groups. `None` where they change more.
+pub fn render_placed(
+    registry: &Registry,
+    events: &[Event],
+    configured: &[ConfiguredGroup],
+    proxy: Option<&str>,
+) -> Option<String> {
+    let members: Option<Vec<&Member>> = events
+        .iter()
+        .map(|event| match event {
+            Event::Joined(member) if is_new(registry, member) => Some(&**member),
+            _ => None,
+        })
+        .collect();
+    let mut text = String::new();
+    for (real, mut members) in by_real_group(members?.into_iter()) {
+        members.retain(|member| !member.is_in_files() && !is_defined(registry, configured, member));
+        let group = members.first().map_or(real, |member| &member.group);
+        let priority = registry.priority(configured, group);
+        text += &render_real_group(real, &members, priority, proxy);
+    }
+    Some(text)
+}
+
+/// Whether a process that joins has a real group to itself and those that join with it.
+fn is_new(registry: &Registry, member: &Member) -> bool {
+    member.is_placed()
+        && registry.members_in(&member.real).next().is_none()
+        && registry.member(&member.group, &member.process).is_none()
 }
 
 /// A group of ours, and its processes are not started when it is added.
@@ -86,7 +122,7 @@ pub fn stopped_group(
 
 /// Takes the member away whose section the daemon complains about.
 pub fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
-    let placed = by_real_group(registry);
+    let placed = by_real_group(registry.members());
     let placed = placed.iter();
     let mut sections = placed.flat_map(|(real, members)| {
         let sections = members.iter().copied();
@@ -104,9 +140,11 @@ pub fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
 }
 
 /// Placed members by real group, those of one in the order of their numbers.
-fn by_real_group(registry: &Registry) -> BTreeMap<&str, Vec<&Member>> {
+fn by_real_group<'r>(
+    members: impl Iterator<Item = &'r Member>,
+) -> BTreeMap<&'r str, Vec<&'r Member>> {
     let mut groups: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
-    for member in registry.members().filter(|member| member.is_placed()) {
+    for member in members.filter(|member| member.is_placed()) {
         groups.entry(&member.real).or_default().push(member);
     }
     for members in groups.values_mut() {
@@ -212,14 +250,26 @@ fn names<'s>(sections: &'s Sections<'_>) -> Vec<&'s str> {
     names.collect()
 }
 
-/// Whether two files differ by nothing but where processes call supervisord: the proxy may listen
-/// elsewhere than when one of them was written.
-pub fn is_same_but_for_address(one: &str, other: &str) -> bool {
-    let lines = |text| str::lines(text).filter(|line| !line.starts_with("serverurl="));
-    lines(one).eq(lines(other))
+/// Whether two files say the same. The order of their groups does not matter.
+pub fn is_same(one: &str, other: &str) -> bool {
+    one == other || groups(one, |_| true) == groups(other, |_| true)
 }
 
-/// What an earlier proxy kept, for the case that its journal is lost.
+/// Whether two files say the same but for where processes call supervisord: the proxy may listen
+/// elsewhere than when one of them was written.
+pub fn is_same_but_for_address(one: &str, other: &str) -> bool {
+    let counts = |line: &str| !line.starts_with("serverurl=");
+    groups(one, counts) == groups(other, counts)
+}
+
+/// The lines that count of each group, which an empty line sets apart from the next.
+fn groups(text: &str, counts: impl Fn(&str) -> bool) -> BTreeSet<Vec<&str>> {
+    let lines: Vec<&str> = text.lines().filter(|line| counts(line)).collect();
+    let groups = lines.split(|line| line.is_empty()).map(<[&str]>::to_vec);
+    groups.filter(|group| !group.is_empty()).collect()
+}
+
+/// What a persist file of an earlier proxy says, for the case that its journal is lost.
 #[derive(Debug, Default)]
 pub struct Contents {
     /// Groups that were added, with their priorities.
@@ -381,6 +431,89 @@ mod tests {
         );
         known.apply(left("web", "w_2"));
         assert_eq!(render(&known, &[], None), HEADER);
+    }
+
+    #[test]
+    fn processes_in_new_real_groups_are_written_at_the_end() {
+        let known = registry(&members("web", "w", 2, "web~000007"));
+        let both = [
+            members("web", "one", 1, "web~000008"),
+            members("app", "two", 3, "app~000009"),
+        ];
+        let group = Event::Group {
+            name: "own".to_owned(),
+            priority: 5,
+        };
+        let table: [(&str, Vec<Event>, bool); 8] = [
+            ("nothing", Vec::new(), true),
+            ("one", both[0].clone(), true),
+            ("two programs", both.concat(), true),
+            ("a group", vec![group], false),
+            (
+                "in a group's own name",
+                members("own", "one", 1, "own"),
+                false,
+            ),
+            (
+                "in a real group that is there",
+                members("web", "v", 1, "web~000007"),
+                false,
+            ),
+            (
+                "in another's place",
+                members("web", "w", 2, "web~000010"),
+                false,
+            ),
+            ("one leaves", vec![left("web", "w_0")], false),
+        ];
+        for (case, events, is_at_end) in table {
+            let mut after = known.clone();
+            events.iter().for_each(|event| after.apply(event.clone()));
+            let added = render_placed(&known, &events, &[], Some("http://there"));
+            assert_eq!(added.is_some(), is_at_end, "{case}");
+            if let Some(added) = added {
+                let grown = render(&known, &[], Some("http://there")) + &added;
+                let whole = render(&after, &[], Some("http://there"));
+                assert!(is_same(&grown, &whole), "{case}: {grown}\n{whole}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_files_define_is_not_written_at_the_end() {
+        let configured = [ConfiguredGroup {
+            name: "web".to_owned(),
+            priority: 3,
+            empty: false,
+            processes: vec!["one_0".to_owned()],
+        }];
+        let events = members("web", "one", 2, "web~000008");
+        let mut known = Registry::default();
+        let written = |known: &Registry| render_placed(known, &events, &configured, None).unwrap();
+        assert!(!written(&known).contains("; web:one_0"));
+        assert!(written(&known).contains("; web:one_1") && written(&known).contains("priority=3"));
+        // The files' own was taken out before.
+        known.apply(hidden("web", "one_0"));
+        assert!(written(&known).contains("; web:one_0"));
+    }
+
+    #[test]
+    fn files_are_the_same_whatever_the_order_of_their_groups() {
+        let table = [
+            ("a\n\nb\nc\n", "a\n\nb\nc\n", true, true),
+            ("a\n\nb\nc\n", "b\nc\n\n\n\na\n", true, true),
+            ("a\n\nb\nc\n", "a\n\nc\nb\n", false, false),
+            ("a\n\nb\n", "a\n", false, false),
+            ("a\nserverurl=x\n", "a\nserverurl=y\n", false, true),
+        ];
+        for (one, other, same, but_for_address) in table {
+            assert_eq!(is_same(one, other), same, "{one} {other}");
+            assert_eq!(
+                is_same_but_for_address(one, other),
+                but_for_address,
+                "{one} {other}"
+            );
+        }
     }
 
     #[test]

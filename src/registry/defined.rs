@@ -16,13 +16,9 @@ pub fn without_defined<'r>(
     for group in configured {
         let name = &group.name;
         let is_added = registry.added_group(name).is_some();
-        // Who was added in place of the files' own, which was taken out, is not theirs.
-        let is_defined = |member: &&Member| {
-            group.processes.contains(&member.process)
-                && registry.hidden_start(name, &member.process).is_none()
-        };
-        let (defined, others): (Vec<&Member>, Vec<&Member>) =
-            registry.members_of(name).partition(is_defined);
+        let (defined, others): (Vec<&Member>, Vec<&Member>) = registry
+            .members_of(name)
+            .partition(|member| is_defined_in(group, registry, member));
         let namespecs = defined.iter().map(|member| &member.process);
         names.extend(namespecs.map(|process| format!("{name}:{process}")));
         if is_added {
@@ -39,4 +35,18 @@ pub fn without_defined<'r>(
         without.to_mut().apply(event);
     }
     (without, names)
+}
+
+/// Whether the files define a process of this name by now. One that was added in place of the files' own,
+/// which was taken out, is not theirs.
+pub fn is_defined(registry: &Registry, configured: &[ConfiguredGroup], member: &Member) -> bool {
+    let mut groups = configured.iter();
+    groups.any(|group| group.name == member.group && is_defined_in(group, registry, member))
+}
+
+fn is_defined_in(group: &ConfiguredGroup, registry: &Registry, member: &Member) -> bool {
+    group.processes.contains(&member.process)
+        && registry
+            .hidden_start(&group.name, &member.process)
+            .is_none()
 }

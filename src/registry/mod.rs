@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use defined::without_defined;
+pub use defined::{is_defined, without_defined};
 pub use journal::Journal;
 pub use real_name::{group_of_real_name, is_generated, is_marker, number_of_real_name, real_name};
 pub use rendered::Rendered;

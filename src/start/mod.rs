@@ -71,7 +71,7 @@ pub async fn include_dir(
     let own = nix::unistd::geteuid().as_raw();
     let same_account = account.is_some_and(|account| account == 0 || account == own);
     Ok(include_dir
-        .keeping(name(PERSIST_STEM)?)
+        .with_persist_file(name(PERSIST_STEM)?)
         .readable_for(same_account))
 }
 

@@ -32,8 +32,7 @@ use crate::fault::{
     ALREADY_ADDED, BAD_NAME, CANT_REREAD, FAILED, SHUTDOWN_STATE, STILL_RUNNING, fault,
 };
 use crate::include_dir::{self, Delivery, IncludeDir, Staged, Withheld};
-use crate::persist;
-use crate::persist::{PersistFile, Prepared};
+use crate::persist::{Basis, PersistFile, Prepared};
 use crate::program;
 use crate::registry::Journal;
 use crate::registry::losses::{self, Cause};
@@ -396,10 +395,7 @@ impl Engine {
         let prepared = prepared.filter(|prepared| prepared.is_after(self.changes, &events));
         self.close_intent(events);
         failpoint::hit("done");
-        match prepared {
-            Some(prepared) => self.keep_prepared(prepared),
-            None => self.keep(),
-        }
+        self.put_persist_file(prepared);
         failpoint::hit("kept");
     }
 
@@ -407,7 +403,7 @@ impl Engine {
     pub(super) fn commit_partly(&mut self, executed: Executed, events: Vec<Event>) {
         drop(executed);
         self.note(events);
-        self.keep();
+        self.write_persist_file();
         self.set_status(Status::Unknown);
     }
 
@@ -505,42 +501,61 @@ impl Engine {
     }
 
     /// Prepares the persist file for a change, and takes out of it what is to go.
-    pub(super) fn prepare_to_keep(
+    pub(super) fn prepare_persist_file(
         &mut self,
         events: Vec<Event>,
         configured: &[ConfiguredGroup],
     ) -> Result<Option<Prepared>, ChangeError> {
-        let Some(persist) = &self.persist else {
+        let basis = self.basis(configured.to_vec());
+        let Some(persist) = &mut self.persist else {
             return Ok(None);
         };
-        let registry = self.look(Registry::clone);
-        let proxy = self.proxy_url();
-        let prepared = persist.prepare(registry, self.changes, events, configured, proxy);
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let prepared = persist.prepare(&view.registry, events, basis);
+        drop(view);
         prepared
             .map(Some)
             .map_err(|error| self.cannot_write(&error))
     }
 
-    fn keep_prepared(&self, prepared: Prepared) {
-        if let Some(persist) = &self.persist {
-            self.say_whether_kept(persist.keep(prepared));
+    /// What the text of the persist file follows from now, besides the registry.
+    fn basis(&self, configured: Vec<ConfiguredGroup>) -> Basis {
+        Basis {
+            changes: self.changes,
+            configured,
+            proxy: self.proxy_url.clone(),
         }
     }
 
-    /// Keeps what is known now, if anything is to persist.
-    pub(super) fn keep(&self) {
-        let Some(persist) = &self.persist else {
-            return;
-        };
-        let configured = self.configured();
-        let proxy = self.proxy_url();
-        let text = self.look(|registry| persist::render(registry, &configured, proxy));
-        self.say_whether_kept(persist.write(&text));
+    /// Puts the prepared persist file in place. Where that fails, or nothing that was prepared fits, the whole
+    /// file is written.
+    fn put_persist_file(&mut self, prepared: Option<Prepared>) {
+        if let (Some(persist), Some(prepared)) = (&mut self.persist, prepared) {
+            match persist.put(prepared) {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "writing the whole persist file"),
+            }
+        }
+        self.write_persist_file();
     }
 
-    fn say_whether_kept(&self, kept: io::Result<()>) {
-        if let Err(error) = kept {
+    /// Makes the persist file say what the registry says, if anything is to persist.
+    pub(super) fn write_persist_file(&mut self) {
+        if !self.persists() {
+            return;
+        }
+        let registry = self.look(Registry::clone);
+        if let Err(error) = self.write_persist_file_of(&registry) {
             tracing::error!(%error, dir = %self.include.path().display(), "what was changed will not outlive supervisord");
+        }
+    }
+
+    /// The same for a registry that is to be.
+    pub(super) fn write_persist_file_of(&mut self, registry: &Registry) -> io::Result<()> {
+        let basis = self.basis(self.configured());
+        match &mut self.persist {
+            Some(persist) => persist.write(registry, basis),
+            None => Ok(()),
         }
     }
 

@@ -69,7 +69,7 @@ pub fn probe(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<Prob
     if holder.is_none() {
         ensure_alone(&include, conf_file)?;
     }
-    let kept = include.kept()?;
+    let kept = include.read_persist_file()?;
     let (_, registry) = Journal::open(include)?;
     Ok(Probe {
         holder,
@@ -125,7 +125,7 @@ impl Twiddler {
                 "put back what is kept: an earlier proxy died in the middle of a change"
             );
         }
-        let kept_before = include.kept()?;
+        let kept_before = include.read_persist_file()?;
         let (mut journal, registry) = Journal::open(include.clone())?;
         journal.tidy(&registry);
         if persists {
@@ -136,7 +136,7 @@ impl Twiddler {
         }
         // What was put aside may be kept again.
         let kept_before = match kept_before {
-            None => include.kept()?,
+            None => include.read_persist_file()?,
             kept => kept,
         };
         for path in include.sweep()? {

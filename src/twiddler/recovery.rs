@@ -82,7 +82,7 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
     if !found.events.is_empty() {
         engine.say_gone(&found.events, Cause::Removed);
         engine.note(found.events);
-        engine.keep();
+        engine.write_persist_file();
     }
     engine.held = engine.look(|registry| reconcile::held(registry, &answers));
     let lacks_marker = engine.look(|registry| {
@@ -142,12 +142,12 @@ async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
             Err(error) if is_about_files(&error) => Status::Behind,
             Err(error) => return Err(error),
         };
-        engine.keep();
+        engine.write_persist_file();
     }
     if is_first {
         adopt(engine).await?;
         engine.set_adopted();
-        engine.keep();
+        engine.write_persist_file();
     }
     if is_first || is_new {
         let configured = engine.configured();
@@ -307,14 +307,10 @@ async fn put_right(engine: &mut Engine, mode: Mode) -> Result<(), ChangeError> {
 
 /// Keeps what `now` says, and lets the daemon add what it has not of it.
 async fn make(engine: &mut Engine, now: &mut Registry) -> Result<(), ChangeError> {
-    let configured = engine.configured();
     // Each time without one member.
     for _ in 0..=now.members().count() {
-        if let Some(persist) = &engine.persist {
-            let text = persist::render(now, &configured, engine.proxy_url());
-            let written = persist.write(&text);
-            written.map_err(|error| engine.cannot_write(&error))?;
-        }
+        let written = engine.write_persist_file_of(now);
+        written.map_err(|error| engine.cannot_write(&error))?;
         match add_kept(engine, now).await {
             Err(ChangeError::Fault(told)) if told.code == CANT_REREAD => {
                 let event = persist::refused_member(now, &told.text).ok_or(told.clone())?;

@@ -368,13 +368,13 @@ impl Transaction<'_> {
         if script.calls.is_empty() {
             failpoint::hit("hiding");
         }
-        let prepared = match engine.prepare_to_keep(events, self.configured) {
+        let prepared = match engine.prepare_persist_file(events, self.configured) {
             Ok(prepared) => prepared,
             Err(error) => {
                 drop(file);
                 engine.abandon(intent);
                 // What was to go may be out of it already.
-                engine.keep();
+                engine.write_persist_file();
                 return Err(error);
             }
         };

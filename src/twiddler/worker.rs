@@ -197,7 +197,7 @@ impl Worker {
             }
             Job::Persist(done) => {
                 if self.engine.status() == Status::Current {
-                    self.engine.keep();
+                    self.engine.write_persist_file();
                 }
                 let _ = done.send(());
             }

@@ -29,7 +29,7 @@ use std::time::Duration;
 use crate::common::changes::{Change, Model, USER, View, ensure_nothing_astray, make};
 use crate::common::disk::{launcher, limit_files, set_mode};
 use crate::common::faults;
-use crate::common::stuck::{GENERATED, wait_until_stopped};
+use crate::common::stuck::{GENERATED, stopped_or_answered, wait_until_stopped};
 use crate::common::values::fault_in;
 use crate::common::{
     Client, Connection, Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, items,
@@ -454,9 +454,11 @@ fn the_proxy_dies_at_each_call_of_the_daemon() -> Result<()> {
         faults::strike(&stage.daemon, call, "STOP")?;
         let mut connection = stage.send(changes)?;
         let daemon = stage.daemon.pid();
-        let stopped = eventually(LIMIT, || match wait_for_either(daemon, &mut connection)? {
-            Some(stopped) => Ok(stopped),
-            None => anyhow::bail!("neither stopped nor answered"),
+        let stopped = eventually(LIMIT, || {
+            match stopped_or_answered(daemon, &mut connection)? {
+                Some(stopped) => Ok(stopped),
+                None => anyhow::bail!("neither stopped nor answered"),
+            }
         })?;
         if stopped {
             stage.sidecar.kill()?;
@@ -467,19 +469,6 @@ fn the_proxy_dies_at_each_call_of_the_daemon() -> Result<()> {
         stage.ensure(changes, held)?;
         faults::call_off(&stage.daemon);
         Ok(stopped)
-    })
-}
-
-/// Whether the daemon has stopped, or the answer is there; nothing while neither is so.
-fn wait_for_either(daemon: u32, connection: &mut Connection) -> Result<Option<bool>> {
-    let stat = fs::read_to_string(format!("/proc/{daemon}/stat"))?;
-    let is_stopped = stat
-        .rsplit_once(") ")
-        .is_some_and(|(_, rest)| rest.starts_with('T'));
-    Ok(if is_stopped {
-        Some(true)
-    } else {
-        connection.is_closed()?.then_some(false)
     })
 }
 

@@ -2,18 +2,20 @@
 //!
 //! `TEST_EFFORT` multiplies how often the daemon is restarted under changes in each way.
 
-use std::os::unix::fs::PermissionsExt;
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::{fs, path::PathBuf};
 
 use crate::common::changes::{Model, Restart, USER, View, ensure_nothing_astray, neighbours};
 use crate::common::dice::{seed, times};
+use crate::common::stuck::stopped_or_answered;
 use crate::common::values::{column, fault_in};
 use crate::common::{
     Client, Daemon, Dice, LIMIT, Row, Sidecar, SidecarOptions, eventually, items, member, number,
     options, rows, stdout_text, text, texts, value,
 };
 use anyhow::{Context, Result, ensure};
-use supervisor_twiddler::xmlrpc::Value;
+use supervisor_twiddler::xmlrpc::{Value, write};
 
 /// Enough for every pull; 50 say more.
 const RESTARTS: usize = 5;
@@ -33,6 +35,12 @@ fn kept_path(daemon: &Daemon) -> PathBuf {
 
 fn kept(daemon: &Daemon) -> Result<String> {
     fs::read_to_string(kept_path(daemon)).context("reading what is kept")
+}
+
+/// The file's groups, in whatever order.
+fn groups(text: &str) -> BTreeSet<&str> {
+    let groups = text.split("\n\n").map(|group| group.trim_matches('\n'));
+    groups.filter(|group| !group.is_empty()).collect()
 }
 
 fn sleeper() -> Value {
@@ -190,6 +198,88 @@ fn a_removed_process_that_takes_long_to_stop_again_is_not_seen_meanwhile() -> Re
     let shown = rows(&client)?;
     ensure!(shown.is_empty(), "{shown:#?}");
     Ok(())
+}
+
+#[test]
+fn additions_are_written_at_the_end_of_the_persist_file() -> Result<()> {
+    let (daemon, _sidecar, client) = front()?;
+    let add = |name: &str| client.call("twiddler.addProgramToGroup", ("web", name, sleeper()));
+    let inode = || Ok::<_, anyhow::Error>(fs::metadata(kept_path(&daemon))?.ino());
+    add("first")?;
+    let file = inode()?;
+    // More than a page of them.
+    for number in 0..30 {
+        let before = kept(&daemon)?;
+        add(&format!("p{number}"))?;
+        ensure!(inode()? == file, "p{number}: it was written anew");
+        ensure!(kept(&daemon)?.starts_with(&before), "p{number}");
+    }
+    client.call("supervisor.stopProcess", ("web:p3",))?;
+    client.call("twiddler.removeProcessFromGroup", ("web", "p3"))?;
+    ensure!(!kept(&daemon)?.contains("web:p3\n"));
+    let file = inode()?;
+    add("p3")?;
+    ensure!(inode()? == file, "it was written anew after a removal");
+    // Edits are lost, and nothing else is.
+    fs::write(kept_path(&daemon), "; nothing\n")?;
+    add("last")?;
+    daemon.kill_and_start_again()?;
+    eventually(LIMIT, || {
+        let rows = rows(&client)?;
+        let running = rows.iter().filter(|row| row.state == "RUNNING");
+        let added =
+            running.filter(|row| row.group == "web" && row.name != "front" && row.name != "back");
+        ensure!(added.count() == 32, "{rows:#?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_proxy_that_dies_while_the_persist_file_grows_has_spoilt_nothing() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
+    let sidecar = Sidecar::start_options(
+        &daemon,
+        SidecarOptions {
+            arguments: &["--persist"],
+            environment: &[("TEST_STOP_AT", &stop_at)],
+            ..SidecarOptions::default()
+        },
+    )?;
+    daemon.write("stop-at", "padded")?;
+    let mut names = Vec::new();
+    for number in 0..40 {
+        let name = format!("p{number}");
+        let call = write::call(
+            "twiddler.addProgramToGroup",
+            &[value("web"), value(&*name), sleeper()],
+        );
+        names.push(format!("web:{name}"));
+        let client = sidecar.socket_client();
+        let mut connection = client.connect()?;
+        connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+        // It stops only where a page is full.
+        let has_stopped = eventually(LIMIT, || {
+            stopped_or_answered(sidecar.pid(), &mut connection)?.context("no answer")
+        })?;
+        if has_stopped {
+            break;
+        }
+    }
+    ensure!(names.len() < 40, "no page was full");
+    sidecar.kill()?;
+    daemon.kill_and_start_again()?;
+    sidecar.start_again()?;
+    let client = sidecar.socket_client();
+    eventually(LIMIT, || {
+        let rows = rows(&client)?;
+        let running = rows.iter().filter(|row| row.state == "RUNNING");
+        let running: Vec<String> = running.map(Row::namespec).collect();
+        for name in &names {
+            ensure!(running.contains(name), "{name}: {rows:#?}");
+        }
+        Ok(())
+    })
 }
 
 #[test]
@@ -619,7 +709,8 @@ fn what_was_read_too_early_is_put_right(proxy_is_up: bool) -> Result<()> {
     for life in ["put right", "and then read"] {
         let now = seen(&daemon, &client)?;
         ensure!(now == expected, "{life}: {now:#?} was\n{expected:#?}");
-        ensure!(kept(&daemon)? == after, "{life}: {}", kept(&daemon)?);
+        let now = kept(&daemon)?;
+        ensure!(groups(&now) == groups(&after), "{life}: {now}");
         daemon.wait_for_state("other:other", "RUNNING")?;
         daemon.kill_and_start_again()?;
     }

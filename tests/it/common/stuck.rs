@@ -1,6 +1,7 @@
 //! A daemon that is stopped by SIGSTOP while it reads a generated file, and a proxy that stops itself.
 
 use std::fmt::Write;
+use std::fs;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
@@ -70,9 +71,21 @@ pub fn stop_in_a_change(
 /// Waits until a process has stopped itself, at a point that it was told.
 pub fn wait_until_stopped(pid: u32) -> Result<()> {
     eventually(LIMIT, || {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        ensure!(state.starts_with('T'), "it has not stopped: {stat}");
+        ensure!(is_stopped(pid)?, "it has not stopped");
         Ok(())
     })
+}
+
+/// Whether a process has stopped, or the answer is there; `None` while neither is so.
+pub fn stopped_or_answered(pid: u32, connection: &mut Connection) -> Result<Option<bool>> {
+    if is_stopped(pid)? {
+        return Ok(Some(true));
+    }
+    Ok(connection.is_closed()?.then_some(false))
+}
+
+fn is_stopped(pid: u32) -> Result<bool> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let state = stat.rsplit_once(") ").map(|(_, state)| state);
+    Ok(state.is_some_and(|state| state.starts_with('T')))
 }
