@@ -1,8 +1,7 @@
-//! Group and all forms over groups with added and hidden processes: what is reported, and in which
-//! order, is what the in-process original does.
+//! Calls on groups or on all processes, with added and hidden ones among them, have the same results in the
+//! same order as with the in-process supervisor_twiddler.
 //!
-//! The random configurations are the same in every run. `TEST_EFFORT` asks for more of them,
-//! `TEST_SEED` for others.
+//! The random configurations are the same in every run. `TEST_EFFORT` tries more of them, `TEST_SEED` others.
 
 use crate::common::dice::{seed, times};
 use crate::common::pair::{Answer, Pair, comparable_answer};
@@ -18,7 +17,7 @@ const REMOVE: &str = "twiddler.removeProcessFromGroup";
 /// How many random configurations each run tries.
 const CONFIGURATIONS: usize = 6;
 
-/// The names that a reply of a group call has, in its order.
+/// The names in the reply of a group call, in its order.
 fn names(statuses: &Value) -> Result<Vec<String>> {
     items(statuses)?
         .iter()
@@ -26,7 +25,7 @@ fn names(statuses: &Value) -> Result<Vec<String>> {
         .collect()
 }
 
-/// A program that is started by hand and stays as it ends.
+/// A program that the daemon neither starts by itself nor restarts.
 fn by_hand(command: &str, startsecs: &str) -> Value {
     options(&[
         ("command", command),
@@ -37,7 +36,7 @@ fn by_hand(command: &str, startsecs: &str) -> Value {
 }
 
 #[test]
-fn programs_that_end_soon_have_started_well() -> Result<()> {
+fn programs_that_exit_soon_after_their_start_have_started() -> Result<()> {
     let daemon = Daemon::start(
         "[group:jobs]\nprograms = once,second\n\
          [program:once]\ncommand = /bin/ls /\nstartsecs = 0\nautostart = false\nautorestart = false\n\
@@ -59,7 +58,7 @@ fn programs_that_end_soon_have_started_well() -> Result<()> {
             for status in items(&started)? {
                 let name = text(member(status, "name")?)?;
                 let status = number(member(status, "status")?)?;
-                // On a busy machine one may end before the daemon has come to see it up.
+                // On a busy machine, a process can exit before the daemon sees it running.
                 let expected = if log.contains(&format!("success: {name} ")) {
                     80
                 } else {
@@ -81,7 +80,7 @@ fn programs_that_end_soon_have_started_well() -> Result<()> {
 }
 
 #[test]
-fn equal_priorities_are_in_the_order_of_the_group_and_then_of_addition() -> Result<()> {
+fn processes_of_equal_priority_are_in_the_order_of_the_group_and_then_of_addition() -> Result<()> {
     let program = |name: &str| {
         format!("[program:{name}]\ncommand = /bin/cat\nstartsecs = 0\nautostart = false\n")
     };
@@ -108,7 +107,7 @@ fn equal_priorities_are_in_the_order_of_the_group_and_then_of_addition() -> Resu
 }
 
 #[test]
-fn the_log_says_who_is_waited_for() -> Result<()> {
+fn the_log_names_the_stopping_process() -> Result<()> {
     let daemon = Daemon::start("[group:g]\nprograms=\n")?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client().with_limit(LIMIT);
@@ -139,19 +138,19 @@ fn the_log_says_who_is_waited_for() -> Result<()> {
 
 // --- At random ---
 
-/// What a program does; its second letter tells.
+/// What a program does. The second letter of its name is the letter of its kind.
 struct Kind {
     letter: char,
     command: &'static str,
     startsecs: &'static str,
-    /// Whether it runs until it is stopped.
+    /// Whether the process runs until it is stopped.
     stays: bool,
-    /// Whether the daemon knows what became of its start when it has started it.
+    /// Whether the daemon knows the outcome of a start at once.
     known_at_once: bool,
 }
 
-/// What becomes of each is the same on a machine that is busy: it lives for good, is up as soon as it
-/// is started, or ends long before it would be.
+/// The outcome of each kind is the same on a busy machine: the process runs until it is stopped, is running as
+/// soon as it is started, or exits long before its `startsecs`.
 const KINDS: [Kind; 6] = [
     Kind {
         letter: 'c',
@@ -199,7 +198,7 @@ const KINDS: [Kind; 6] = [
 const LETTERS: [&str; 6] = ["z", "a", "m", "k", "b", "y"];
 const PRIORITIES: [&str; 5] = ["999", "999", "999", "5", "1000"];
 
-/// What the program of this name does.
+/// The kind of the program of this name.
 fn kind_of(name: &str) -> Option<&'static Kind> {
     let letter = name.chars().nth(1)?;
     KINDS.iter().find(|kind| kind.letter == letter)
@@ -213,7 +212,7 @@ fn kind(dice: &mut Dice) -> &'static Kind {
     }
 }
 
-/// A program's options, under a name that says what it does.
+/// A program's name and options. The name has the letter of its kind.
 fn program(dice: &mut Dice, number: usize) -> (String, Vec<(&'static str, String)>) {
     let kind = kind(dice);
     let name = format!("{}{}{number}", dice.pick(&LETTERS), kind.letter);
@@ -224,7 +223,7 @@ fn program(dice: &mut Dice, number: usize) -> (String, Vec<(&'static str, String
         ("autostart", "false".to_owned()),
         ("autorestart", "false".to_owned()),
         ("priority", dice.pick(&PRIORITIES).to_owned()),
-        // None is killed where the machine stands still.
+        // No process is killed because the machine is slow.
         ("stopwaitsecs", "600".to_owned()),
     ];
     if dice.one_in(4) {
@@ -237,7 +236,7 @@ fn program(dice: &mut Dice, number: usize) -> (String, Vec<(&'static str, String
     (name, given)
 }
 
-/// The user's file: some groups, some programs without.
+/// The user's file: two groups, and some programs without a group.
 fn configuration(dice: &mut Dice) -> String {
     let mut body = String::new();
     let mut number = 0;
@@ -269,26 +268,26 @@ fn section(name: &str, given: &[(&str, String)]) -> String {
     format!("[program:{name}]\n{}", lines.collect::<String>())
 }
 
-/// Takes processes out of groups and puts others in.
+/// Removes processes from groups, and adds others.
 fn change(pair: &Pair, dice: &mut Dice) -> Result<()> {
     for number in 100..104 + dice.roll(6) {
         let rows = rows(&pair.sidecar.client())?;
-        let there = dice.choose(&rows).context("no process is left")?;
+        let row = dice.choose(&rows).context("no process remains")?;
         if dice.one_in(3) && rows.len() > 2 {
-            pair.ensure_same(REMOVE, &params![&there.group, &there.name])?;
+            pair.ensure_same(REMOVE, &params![&row.group, &row.name])?;
         } else {
             let (name, given) = program(dice, number);
             let given: Vec<_> = given
                 .iter()
                 .map(|(key, value)| (*key, value.as_str()))
                 .collect();
-            pair.ensure_same(ADD, &params![&there.group, name, options(&given)])?;
+            pair.ensure_same(ADD, &params![&row.group, name, options(&given)])?;
         }
     }
     Ok(())
 }
 
-/// Waits until whatever ends by itself has ended, in both.
+/// Waits until all processes that exit by themselves have exited, in both daemons.
 fn settle(pair: &Pair) -> Result<()> {
     eventually(LIMIT, || {
         for client in [pair.oracle.client(), pair.sidecar.client()] {
@@ -306,30 +305,30 @@ fn settle(pair: &Pair) -> Result<()> {
     })
 }
 
-/// What a daemon did to processes, in its order, as its log tells at the level `debug`.
-fn deeds(daemon: &Daemon) -> Vec<String> {
+/// The actions of a daemon on processes, in their order, from its log at the level `debug`.
+fn actions(daemon: &Daemon) -> Vec<String> {
     let log = daemon.log();
-    let deed = |line: &str| {
+    let action = |line: &str| {
         let (what, rest) = ["spawned: '", "killing ", "sending "]
             .iter()
             .find_map(|what| Some((*what, line.split_once(what)?.1)))?;
         let name = rest.split(['\'', ' ']).next()?;
         Some(format!("{what}{name}"))
     };
-    log.lines().filter_map(deed).collect()
+    log.lines().filter_map(action).collect()
 }
 
-/// What one of the two did and said for a call.
+/// The actions and the answer of one of the two for a call.
 #[derive(Debug, PartialEq)]
-struct Seen {
-    deeds: Vec<String>,
+struct Outcome {
+    actions: Vec<String>,
     answer: Answer,
-    /// The reply's processes that are in the order of the deeds, not in that of their ends.
+    /// The processes in the reply that are in the order of the actions, not of their outcomes.
     order: Vec<String>,
 }
 
-fn see(client: &Client, daemon: &Daemon, method: &str, params: &[Value]) -> Result<Seen> {
-    let before = deeds(daemon).len();
+fn outcome(client: &Client, daemon: &Daemon, method: &str, params: &[Value]) -> Result<Outcome> {
+    let before = actions(daemon).len();
     let reply = client.call(method, params);
     let known_at_once = |name: &String| {
         !method.contains("stop") && kind_of(name).is_some_and(|kind| kind.known_at_once)
@@ -338,17 +337,20 @@ fn see(client: &Client, daemon: &Daemon, method: &str, params: &[Value]) -> Resu
         Ok(statuses) => names(statuses)?.into_iter().filter(known_at_once).collect(),
         Err(_) => Vec::new(),
     };
-    Ok(Seen {
-        deeds: deeds(daemon).split_off(before),
+    Ok(Outcome {
+        actions: actions(daemon).split_off(before),
         answer: comparable_answer(reply, daemon)?,
         order,
     })
 }
 
 fn compare(pair: &Pair, method: &str, params: &[Value]) -> Result<()> {
-    let theirs = see(&pair.oracle.client(), &pair.oracle, method, params)?;
-    let ours = see(&pair.sidecar.client(), &pair.daemon, method, params)?;
-    ensure!(theirs == ours, "there {theirs:#?}\nhere {ours:#?}");
+    let expected = outcome(&pair.oracle.client(), &pair.oracle, method, params)?;
+    let actual = outcome(&pair.sidecar.client(), &pair.daemon, method, params)?;
+    ensure!(
+        expected == actual,
+        "in-process {expected:#?}\nproxy {actual:#?}"
+    );
     settle(pair)
 }
 
@@ -379,7 +381,7 @@ fn try_configuration(seed: u64) -> Result<()> {
             .with_context(|| format!("{method}{params:?}"))
             .with_context(described)?;
     }
-    // There is always something to start and to stop.
+    // At the end, all are started and stopped.
     for method in ["startAllProcesses", "stopAllProcesses"] {
         compare(&pair, &format!("supervisor.{method}"), &[])
             .context(method)
@@ -389,7 +391,7 @@ fn try_configuration(seed: u64) -> Result<()> {
 }
 
 #[test]
-fn random_groups_are_started_and_stopped_as_in_process() -> Result<()> {
+fn random_groups_start_and_stop_as_in_the_in_process_twiddler() -> Result<()> {
     let first: u64 = seed(1)?;
     let count = times(CONFIGURATIONS)?;
     for seed in (first..).take(count) {

@@ -1,5 +1,5 @@
-//! `supervisor.shutdown` and `supervisor.restart` through the proxy: what was added stops with its
-//! group, as in-process, and the daemon's end takes no longer.
+//! `supervisor.shutdown` and `supervisor.restart` through the proxy: added processes stop with their group as
+//! in-process, and the daemon's end takes no longer.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use supervisor_twiddler::xmlrpc::Value;
 
 const ADD: &str = "twiddler.addProgramToGroup";
 
-/// Needs a second to stop, and says when it would.
+/// A command that needs a second to stop, and prints a line as soon as it does.
 const SLOW: &str =
     r#"/bin/sh -c 'trap "kill $!; sleep 1; exit 0" TERM; sleep 600 & echo up; wait'"#;
 
@@ -34,7 +34,7 @@ fn running(command: &str) -> Value {
     ])
 }
 
-/// Adds so many programs that need a second to stop, and waits until they do.
+/// Adds so many programs that need a second to stop, and waits until they are ready.
 fn add_slow(client: &Client, group: &str, count: usize) -> Result<()> {
     for number in 0..count {
         client.call(ADD, (group, format!("slow{number}"), running(SLOW)))?;
@@ -57,16 +57,16 @@ fn wait_for_end(daemon: &Daemon) -> Result<()> {
     })
 }
 
-/// How long it takes until the daemon has ended that this client tells to.
+/// How long the daemon takes to end after this client has called `shutdown`.
 fn time_of_shutdown(client: &Client, daemon: &Daemon) -> Result<Duration> {
-    let began = Instant::now();
-    let told = client.call("supervisor.shutdown", ())?;
-    ensure!(told == Value::Bool(true), "{told:?}");
+    let start = Instant::now();
+    let reply = client.call("supervisor.shutdown", ())?;
+    ensure!(reply == Value::Bool(true), "{reply:?}");
     wait_for_end(daemon)?;
-    Ok(began.elapsed())
+    Ok(start.elapsed())
 }
 
-/// Names in the order in which the daemon has killed their processes, as it logs at `debug`.
+/// The names of processes in the order in which the daemon killed them, from its log at the level `debug`.
 fn killed(daemon: &Daemon) -> Vec<String> {
     let log = daemon.log();
     let lines = log.lines().filter(|line| !line.contains("SIGKILL"));
@@ -88,11 +88,11 @@ fn a_shutdown_with_many_added_processes_takes_no_longer_than_in_process() -> Res
     for client in &clients {
         add_slow(client, "web", 20)?;
     }
-    let theirs = time_of_shutdown(&clients[0], &pair.oracle)?;
-    let ours = time_of_shutdown(&clients[1], &pair.daemon)?;
-    eprintln!("there {theirs:?}, here {ours:?}");
-    ensure!(ours < theirs * 2, "there {theirs:?}, here {ours:?}");
-    // What has stopped does not start again meanwhile.
+    let expected = time_of_shutdown(&clients[0], &pair.oracle)?;
+    let actual = time_of_shutdown(&clients[1], &pair.daemon)?;
+    eprintln!("there {expected:?}, here {actual:?}");
+    ensure!(actual < expected * 2, "there {expected:?}, here {actual:?}");
+    // No stopped process was started again meanwhile.
     for number in 0..20 {
         let name = format!("slow{number}");
         ensure!(starts(&pair.daemon, &name) == 1, "{name}");
@@ -100,9 +100,9 @@ fn a_shutdown_with_many_added_processes_takes_no_longer_than_in_process() -> Res
     Ok(())
 }
 
-/// The daemon turns once for each group that has stopped before it comes to the next.
+/// The daemon needs a turn of its loop for each stopped group before the next one.
 #[test]
-fn added_processes_that_are_stopped_do_not_delay_a_shutdown_either() -> Result<()> {
+fn stopped_added_processes_do_not_delay_a_shutdown() -> Result<()> {
     let daemon = Daemon::start(WEB)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client().with_limit(LIMIT);
@@ -161,9 +161,9 @@ fn groups_stop_one_after_another_in_the_daemons_order() -> Result<()> {
     }
     wait_for_end(&pair.oracle)?;
     wait_for_end(&pair.daemon)?;
-    let (theirs, ours) = (killed(&pair.oracle), killed(&pair.daemon));
-    ensure!(theirs == ours, "there {theirs:?}\nhere  {ours:?}");
-    // The second group begins when nothing of the first is left.
+    let (expected, actual) = (killed(&pair.oracle), killed(&pair.daemon));
+    ensure!(expected == actual, "there {expected:?}\nhere  {actual:?}");
+    // The second group begins to stop when all processes of the first have stopped.
     let log = pair.daemon.log();
     let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text} in\n{log}"));
     let last_of_late = ["l1", "l2", "lx"].map(|name| at(&format!("stopped: {name} ")));
@@ -173,7 +173,7 @@ fn groups_stop_one_after_another_in_the_daemons_order() -> Result<()> {
 }
 
 #[test]
-fn who_may_not_end_the_daemon_stops_nothing() -> Result<()> {
+fn a_client_that_may_not_end_the_daemon_stops_no_process() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: WEB,
         credentials: Some(("user", "secret")),
@@ -203,14 +203,14 @@ fn who_may_not_end_the_daemon_stops_nothing() -> Result<()> {
     ensure!(refused.is_err(), "{refused:?}");
     let wrong = client.expect_fault("supervisor.restart", ("now",))?;
     ensure!(wrong.code == 2, "{wrong:?}");
-    ensure!(rows(&client)? == before, "something has stopped");
+    ensure!(rows(&client)? == before, "a process has stopped");
     let log = daemon.log();
     ensure!(!log.contains("waiting for"), "{log}");
     Ok(())
 }
 
 #[test]
-fn in_a_multicall_it_answers_as_in_process() -> Result<()> {
+fn a_shutdown_in_a_multicall_answers_as_in_process() -> Result<()> {
     let pair = Pair::start(WEB)?;
     let calls = [
         ("supervisor.getPID", params!["too many"]),
@@ -224,17 +224,24 @@ fn in_a_multicall_it_answers_as_in_process() -> Result<()> {
         client.call(ADD, ("web", "b", running("/bin/sleep 600")))?;
         Ok(client.multicall(&calls)?)
     });
-    let [theirs, ours] = results;
-    let (theirs, ours) = (theirs?, ours?);
-    // The original has not been told of the daemon's state and answers; here it is fault 6.
-    ensure!(theirs[..4] == ours[..4], "there {theirs:?}\nhere  {ours:?}");
-    ensure!(theirs[5] == ours[5], "there {theirs:?}\nhere  {ours:?}");
-    ensure!(ours[1] == Value::Bool(true), "{ours:?}");
+    let [expected, actual] = results;
+    let (expected, actual) = (expected?, actual?);
+    // The in-process supervisor_twiddler does not check the daemon's state, and answers. The proxy returns
+    // fault 6.
+    ensure!(
+        expected[..4] == actual[..4],
+        "there {expected:?}\nhere  {actual:?}"
+    );
+    ensure!(
+        expected[5] == actual[5],
+        "there {expected:?}\nhere  {actual:?}"
+    );
+    ensure!(actual[1] == Value::Bool(true), "{actual:?}");
     wait_for_end(&pair.daemon)
 }
 
 #[test]
-fn it_goes_on_when_its_caller_hangs_up() -> Result<()> {
+fn a_shutdown_continues_after_its_client_disconnects() -> Result<()> {
     let daemon = Daemon::start(WEB)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
@@ -248,12 +255,12 @@ fn it_goes_on_when_its_caller_hangs_up() -> Result<()> {
 }
 
 #[test]
-fn a_proxy_that_is_stopped_meanwhile_has_the_daemon_end_all_the_same() -> Result<()> {
-    for hangs_up in [true, false] {
+fn a_proxy_that_is_stopped_during_a_shutdown_still_ends_the_daemon() -> Result<()> {
+    for disconnects in [true, false] {
         let daemon = Daemon::start(WEB)?;
         let sidecar = Sidecar::start(&daemon)?;
         let client = sidecar.client();
-        // The proxy's patience is over before this has stopped.
+        // This process takes longer to stop than the proxy waits.
         let stubborn = SLOW.replace("sleep 1;", "sleep 30;");
         let options = options(&[
             ("command", &*stubborn),
@@ -270,7 +277,7 @@ fn a_proxy_that_is_stopped_meanwhile_has_the_daemon_end_all_the_same() -> Result
         let body = supervisor_twiddler::xmlrpc::write::call("supervisor.shutdown", &[]);
         connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&body)))?;
         daemon.wait_for_state("web~000001:b", "STOPPING")?;
-        if hangs_up {
+        if disconnects {
             drop(connection);
             sidecar.stop()?;
         } else {
@@ -286,9 +293,9 @@ fn a_proxy_that_is_stopped_meanwhile_has_the_daemon_end_all_the_same() -> Result
 }
 
 #[test]
-fn a_proxy_below_the_same_supervisord_is_up_until_it_has_sent_the_end() -> Result<()> {
+fn a_proxy_that_is_a_program_of_the_daemon_runs_until_it_has_ended_the_daemon() -> Result<()> {
     let binary = env!("CARGO_BIN_EXE_twiddler");
-    // Its group stops first.
+    // The proxy's group stops first.
     let proxy = format!(
         "[program:twiddler]\ncommand = {binary} serve -c %(here)s/supervisord.conf --listen unix://%(here)s/p.sock\nstartsecs = 0\npriority = 1500\n"
     );
@@ -300,8 +307,8 @@ fn a_proxy_below_the_same_supervisord_is_up_until_it_has_sent_the_end() -> Resul
     })?;
     add_slow(&client, "web", 2)?;
     daemon.restart_by(|| {
-        let told = client.call("supervisor.restart", ())?;
-        ensure!(told == Value::Bool(true), "{told:?}");
+        let reply = client.call("supervisor.restart", ())?;
+        ensure!(reply == Value::Bool(true), "{reply:?}");
         Ok(())
     })?;
     eventually(LIMIT, || {
@@ -314,7 +321,8 @@ fn a_proxy_below_the_same_supervisord_is_up_until_it_has_sent_the_end() -> Resul
 }
 
 #[test]
-fn of_two_restarts_at_once_the_second_is_told_so_and_there_is_one() -> Result<()> {
+fn the_second_of_two_simultaneous_restarts_gets_a_fault_and_the_daemon_restarts_once() -> Result<()>
+{
     let daemon = Daemon::start(WEB)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
@@ -338,7 +346,7 @@ fn of_two_restarts_at_once_the_second_is_told_so_and_there_is_one() -> Result<()
 }
 
 #[test]
-fn a_restart_by_somebody_else_meanwhile_is_enough() -> Result<()> {
+fn a_restart_by_another_client_meanwhile_is_not_repeated() -> Result<()> {
     let daemon = Daemon::start(WEB)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
@@ -348,13 +356,13 @@ fn a_restart_by_somebody_else_meanwhile_is_enough() -> Result<()> {
             let first = scope.spawn(|| sidecar.client().call("supervisor.restart", ()));
             daemon.wait_for_state("web~000001:slow0", "STOPPING")?;
             daemon.client().call("supervisor.restart", ())?;
-            // Told that it shuts down, or that it has started again.
+            // The call ends with the fault of a shutdown, or succeeds after the restart.
             let first = first
                 .join()
                 .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
             ensure!(
                 match &first {
-                    Ok(told) => *told == Value::Bool(true),
+                    Ok(reply) => *reply == Value::Bool(true),
                     Err(CallError::Fault(fault)) => fault.code == 6,
                     Err(_) => false,
                 },
@@ -369,7 +377,7 @@ fn a_restart_by_somebody_else_meanwhile_is_enough() -> Result<()> {
 }
 
 #[test]
-fn while_the_daemon_ends_it_says_so() -> Result<()> {
+fn calls_during_a_shutdown_get_the_daemons_fault() -> Result<()> {
     let body = format!("{WEB}[program:early]\ncommand = {SLOW}\nstartsecs = 0\npriority = 1\n");
     let daemon = Daemon::start(&body)?;
     let sidecar = Sidecar::start(&daemon)?;
@@ -387,7 +395,7 @@ fn while_the_daemon_ends_it_says_so() -> Result<()> {
 }
 
 #[test]
-fn after_a_restart_what_is_kept_comes_back_and_what_is_not_is_named() -> Result<()> {
+fn after_a_restart_persisted_programs_are_added_again_and_losses_are_logged() -> Result<()> {
     for arguments in [&["--persist"][..], &[]] {
         let daemon = Daemon::start(WEB)?;
         let sidecar = Sidecar::start_with(&daemon, arguments)?;
@@ -400,14 +408,14 @@ fn after_a_restart_what_is_kept_comes_back_and_what_is_not_is_named() -> Result<
             client.call("supervisor.restart", ())?;
             Ok(())
         })?;
-        let kept: &[&str] = match arguments {
+        let expected_names: &[&str] = match arguments {
             [] => &["web:a"],
             _ => &["dyn:x", "web:a", "web:b", "web:c"],
         };
         eventually(LIMIT, || {
             let rows = rows(&client)?;
             let names: Vec<String> = rows.iter().map(|row| row.namespec()).collect();
-            ensure!(names == kept, "{names:?}");
+            ensure!(names == expected_names, "{names:?}");
             ensure!(rows.iter().all(|row| row.state == "RUNNING"), "{rows:?}");
             Ok(())
         })?;
@@ -415,8 +423,8 @@ fn after_a_restart_what_is_kept_comes_back_and_what_is_not_is_named() -> Result<
             [] => sidecar.wait_for_stderr("was started again")?,
             _ => sidecar.stderr_text(),
         };
-        let lost = |line: &&str| line.contains(" WARN ") && line.to_lowercase().contains("gone");
-        let warnings: Vec<&str> = log.lines().filter(lost).collect();
+        let is_loss = |line: &&str| line.contains(" WARN ") && line.to_lowercase().contains("gone");
+        let warnings: Vec<&str> = log.lines().filter(is_loss).collect();
         match (arguments, &warnings[..]) {
             ([], [warning]) => ensure!(
                 ["3 programs", "dyn:x", "web:b", "web:c"]

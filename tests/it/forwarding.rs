@@ -1,9 +1,9 @@
-//! What is not ours is answered as by the daemon itself: status line, header lines with their order
-//! and case, and body, over methods, paths, versions and credentials.
+//! Requests for the daemon are answered as by the daemon itself: status line, header lines with their order and
+//! case, and body, for many methods, paths, versions and credentials.
 //!
-//! Each request goes to the daemon and to the proxy, and after it a second one over the same
-//! connection, so that it shows what a reply leaves behind. Where the proxy means to differ,
-//! [`expected`] says how and why.
+//! Each request is sent to the daemon and to the proxy, followed by a second one over the same connection,
+//! which shows bytes that remain after the first reply. [`expected`] has the intended differences and their
+//! reasons.
 
 use std::time::Duration;
 
@@ -52,28 +52,28 @@ const CREDENTIALS: (&str, &str) = ("user", "secret");
 
 // --- Requests ---
 
-/// One request, with what must be known to read its reply.
+/// One request, and how to read its reply.
 #[derive(Clone)]
 struct Request {
     name: String,
     bytes: Vec<u8>,
-    /// The reply's headers speak of a body that does not follow, or must not.
+    /// The headers of the reply announce a body that does not follow, or must not.
     bodiless: bool,
-    /// Its reply tells the time: digits are not compared.
+    /// The reply has times in it, so digits are not compared.
     timed: bool,
-    /// The daemon answers without having read the body.
+    /// The daemon answers without reading the body.
     is_unread: bool,
 }
 
 impl Request {
-    /// Of these lines, and after the empty one this body.
+    /// A request with these lines and this body.
     fn new(lines: &[&str], body: &[u8]) -> Self {
         let head = lines.join("\r\n");
         Request {
             name: shown(head.as_bytes()),
             bytes: [head.as_bytes(), b"\r\n\r\n", body].concat(),
             bodiless: head.starts_with("HEAD "),
-            timed: lines.first().is_some_and(|line| tells_the_time(line)),
+            timed: lines.first().is_some_and(|line| has_times(line)),
             is_unread: false,
         }
     }
@@ -95,7 +95,7 @@ impl Request {
         self
     }
 
-    /// With one more header line.
+    /// The request with one more header line.
     fn with_header(mut self, line: &str) -> Self {
         if let Some(end) = position(&self.bytes, b"\r\n\r\n") {
             self.bytes
@@ -120,15 +120,15 @@ impl Request {
         self.bytes.starts_with(b"HEAD ")
     }
 
-    /// Whether it is of this version and has this `Connection` header.
+    /// Whether the request has this version and this `Connection` header.
     fn asks(&self, version: &str, connection: &str) -> bool {
         let has = |text: &str| position(&self.bytes, text.as_bytes()).is_some();
         has(&format!(" {version}\r\n")) && has(&format!("\r\nConnection: {connection}\r\n"))
     }
 }
 
-/// The page of all processes, and what its actions redirect to, tell uptimes and the time.
-fn tells_the_time(line: &str) -> bool {
+/// Whether a reply has times in it: the page of all processes, and redirects after actions.
+fn has_times(line: &str) -> bool {
     let target = line.split(' ').nth(1).unwrap_or_default();
     let path = target.split(['?', ';', '#']).next().unwrap_or_default();
     path.trim_matches('/').is_empty() || path.contains("ndex.html")
@@ -136,14 +136,15 @@ fn tells_the_time(line: &str) -> bool {
 
 // --- Conversations ---
 
-/// What came of a request, and of another one after it.
+/// The results of a request and of another one after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Conversation {
-    /// None: the connection was closed without a reply.
+    /// None if the connection was closed without a reply.
     reply: Option<Reply>,
-    /// What came between the two replies.
+    /// The bytes between the two replies.
     leftover: Vec<u8>,
-    goes_on: bool,
+    /// Whether the second request was answered.
+    continues: bool,
 }
 
 impl Conversation {
@@ -164,15 +165,15 @@ impl Conversation {
             return Ok(Conversation {
                 reply: None,
                 leftover: Vec::new(),
-                goes_on: false,
+                continues: false,
             });
         };
-        // The daemon never reads on after a 401, although it does not close.
+        // The daemon never reads the next request after a 401, although it does not close the connection.
         if reply.header("connection") == Some("close") {
             return Ok(Conversation {
                 reply: Some(reply),
                 leftover: Vec::new(),
-                goes_on: false,
+                continues: false,
             });
         }
         let next = format!("GET /next HTTP/1.1\r\nConnection: close\r\n{login}\r\n");
@@ -183,7 +184,7 @@ impl Conversation {
         Ok(Conversation {
             reply: Some(reply),
             leftover,
-            goes_on: start.is_some(),
+            continues: start.is_some(),
         })
     }
 }
@@ -194,14 +195,14 @@ fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
         .position(|window| window == wanted)
 }
 
-/// What the proxy makes of the daemon's answer: the same, but for these.
+/// The expected results through the proxy: those of the daemon, but for these differences.
 fn expected(request: &Request, direct: &Conversation) -> Conversation {
     let mut expected = direct.clone();
     let Some(reply) = &mut expected.reply else {
         return expected;
     };
-    // A reply to HEAD has no body, and neither has a 304; what the daemon sends all the same would
-    // be taken for the beginning of the next reply. So a 304 does not announce chunks either.
+    // A reply to HEAD has no body, and neither has a 304. A client would take the body that the daemon
+    // sends for the beginning of the next reply. A 304 therefore does not announce chunks either.
     if request.is_head() || reply.status == 304 {
         expected.leftover.clear();
         reply
@@ -216,25 +217,25 @@ fn expected(request: &Request, direct: &Conversation) -> Conversation {
     let is_sized = reply.header("content-length").is_some();
     if request.asks("HTTP/1.0", "Keep-Alive") && is_sized && reply.header("connection").is_none() {
         reply.header_lines.push("Connection: Keep-Alive".to_owned());
-        expected.goes_on = true;
+        expected.continues = true;
     }
     *reply = reply.clone().handed_on(request.target());
-    // The daemon closes without saying so, where HTTP/1.1 asks to say it.
+    // The daemon closes the connection without the header that HTTP/1.1 requires.
     if request.asks("HTTP/1.1", "close") && reply.header("connection").is_none() {
         reply.header_lines.push("Connection: close".to_owned());
     }
-    // The daemon takes for a request what it has not read of this one.
+    // The daemon takes the unread body for the next request.
     if request.is_unread {
         expected.leftover.clear();
-        expected.goes_on = true;
+        expected.continues = true;
     }
     expected
 }
 
-/// Fails with what differs, if anything does.
+/// Fails with the differences, if there are any.
 fn compare(request: &Request, direct: &Conversation, proxied: &Conversation) -> Result<()> {
-    let expected = seen(request, expected(request, direct));
-    let proxied = seen(request, proxied.clone());
+    let expected = comparable(request, expected(request, direct));
+    let proxied = comparable(request, proxied.clone());
     ensure!(
         expected == proxied,
         "{}\n--- expected, after the daemon's own:\n{expected:?}\n--- through the proxy:\n{proxied:?}",
@@ -243,7 +244,8 @@ fn compare(request: &Request, direct: &Conversation, proxied: &Conversation) -> 
     Ok(())
 }
 
-fn seen(request: &Request, mut conversation: Conversation) -> Conversation {
+/// The conversation without dates and, where the reply has times in it, without digits.
+fn comparable(request: &Request, mut conversation: Conversation) -> Conversation {
     if let Some(reply) = &mut conversation.reply {
         reply
             .header_lines
@@ -272,19 +274,19 @@ fn without_digits(reply: &mut Reply) {
 struct Pair {
     daemon: Daemon,
     sidecar: Sidecar,
-    /// The daemon's address that the proxy uses as well.
+    /// The address of the daemon that the proxy uses too.
     direct: Addr,
     /// A header line for the second request of each conversation.
     login: String,
 }
 
 impl Pair {
-    /// Over the daemon's socket and the proxy's port.
+    /// The daemon listens on a socket, and clients use the proxy's port.
     fn over_socket(options: DaemonOptions<'_>) -> Result<Pair> {
         Pair::start(options)
     }
 
-    /// Over the daemon's port and the proxy's socket.
+    /// The daemon listens on a port, and clients use the proxy's socket.
     fn over_port(options: DaemonOptions<'_>) -> Result<Pair> {
         Pair::start(DaemonOptions {
             socket: false,
@@ -447,7 +449,7 @@ fn matrix(methods: &[&str], head: &[&str]) -> Vec<Request> {
 }
 
 #[test]
-fn versions_and_what_becomes_of_the_connection() -> Result<()> {
+fn versions_and_connection_headers() -> Result<()> {
     let heads: [&[&str]; 7] = [
         &["HTTP/1.0"],
         &["HTTP/1.0", "Host: h", "Connection: keep-alive"],
@@ -470,7 +472,7 @@ fn versions_and_what_becomes_of_the_connection() -> Result<()> {
 }
 
 #[test]
-fn credentials_are_judged_by_the_daemon_everywhere() -> Result<()> {
+fn the_daemon_checks_credentials_for_every_path() -> Result<()> {
     let pair = Pair::over_socket(DaemonOptions {
         credentials: Some(CREDENTIALS),
         ..DaemonOptions::default()
@@ -555,7 +557,7 @@ fn call(method: &str, params: impl IntoParams) -> Vec<u8> {
     write::call(method, &params.into_params())
 }
 
-/// Calls that leave everything as it was.
+/// Calls that change nothing.
 fn calls() -> Vec<Request> {
     let entry = |method: &str| {
         options(&[
@@ -747,7 +749,7 @@ fn calls_over_tcp_and_to_an_older_release() -> Result<()> {
     pair.ensure_same(&odd_heads())
 }
 
-/// A log with what XML must not hold.
+/// Writes a log with bytes that XML forbids.
 fn write_odd_log(pair: &Pair) -> Result<()> {
     std::fs::write(
         pair.daemon.dir().join("bytes.log"),
@@ -801,9 +803,9 @@ fn actions_of_the_web_interface() -> Result<()> {
     Ok(())
 }
 
-/// The daemon takes its socket for its name where the client gives none.
+/// For a client that names no host, the daemon writes the path of its socket into redirects.
 #[test]
-fn redirects_name_no_socket() -> Result<()> {
+fn redirects_do_not_name_the_socket() -> Result<()> {
     let pair = Pair::over_socket(DaemonOptions::default())?;
     for (path, expected) in [
         ("/images", "./images/"),
@@ -823,9 +825,9 @@ fn redirects_name_no_socket() -> Result<()> {
     Ok(())
 }
 
-/// Some requests get no answer at all, here as there.
+/// Some requests never get an answer, from the daemon as through the proxy.
 #[test]
-fn what_the_daemon_never_answers_is_not_answered() -> Result<()> {
+fn requests_that_the_daemon_never_answers_are_not_answered() -> Result<()> {
     let pair = Pair::over_socket(DaemonOptions::default())?;
     for path in ["/index.html;x", "/;x"] {
         for addr in [pair.direct.clone(), pair.proxied()] {
@@ -844,10 +846,10 @@ fn what_the_daemon_never_answers_is_not_answered() -> Result<()> {
 
 // --- What the proxy refuses by itself ---
 
-/// Targets that are none by the rules of HTTP are answered with a bare 400, and those above 64 KB
-/// with 414. The daemon takes them, or closes the connection.
+/// Targets that HTTP does not allow get a bare 400, and those above 64 KB get 414. The daemon accepts them,
+/// or closes the connection.
 #[test]
-fn targets_that_are_none() -> Result<()> {
+fn invalid_targets_are_refused() -> Result<()> {
     let pair = Pair::over_socket(DaemonOptions::default())?;
     let refused: [&[u8]; 9] = [
         b"/a<b", b"/a>b", b"/a`b", b"/a?\"", b"/a\tb", b"/a\x7fb", b"/a\x01b", b"/\xe9", b"/a b",
@@ -868,7 +870,7 @@ fn targets_that_are_none() -> Result<()> {
         )
     };
     pair.ensure_same(&[long(1000), long(15_000)])?;
-    // The proxy ends the connection after these heads, and keeps no memory for it.
+    // The proxy closes the connection after these heads, to free their memory.
     for (length, status) in [(60_000, 404), (100_000, 414)] {
         let reply = crate::common::exchange(pair.proxied(), &long(length).bytes, Until::Close)?;
         let reply = Reply::parse(&reply)?;
@@ -877,9 +879,9 @@ fn targets_that_are_none() -> Result<()> {
     Ok(())
 }
 
-/// Versions that the daemon repeats as if it spoke them, and lines that it takes for requests.
+/// Versions that the daemon repeats as if it supported them, and lines that it takes for requests.
 #[test]
-fn versions_that_are_none() -> Result<()> {
+fn invalid_versions_are_refused() -> Result<()> {
     let pair = Pair::over_socket(DaemonOptions::default())?;
     for line in [
         "GET / HTTP/2.0",

@@ -1,5 +1,5 @@
-//! Where one request ends and the next begins: bodies that the daemon reads or leaves, lengths that
-//! contradict each other, requests that follow one another, and sizes.
+//! Where one request ends and the next begins: bodies that the daemon reads or does not read, contradicting
+//! lengths, pipelined requests, and sizes.
 
 use std::fs;
 use std::thread;
@@ -35,7 +35,7 @@ stdout_logfile=%(here)s/big.log
 ";
 /// Arguments and replies of this size work with the daemon itself.
 const BIG: usize = 8 * 1024 * 1024;
-/// Long enough for a reply that must not come.
+/// How long a test waits for a reply that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 
 fn start() -> Result<(Daemon, Sidecar)> {
@@ -67,7 +67,7 @@ fn ensure_status(reply: &Reply, status: u16) -> Result<()> {
     Ok(())
 }
 
-/// Everybody gets his own reply: on this connection, if it is still open, and on others.
+/// Ensures that each request gets its own reply: on this connection, if it is still open, and on others.
 fn ensure_in_step(sidecar: &Sidecar, connection: &mut Connection) -> Result<()> {
     if !connection.is_closed()? {
         connection.send(&call("supervisor.getAPIVersion"))?;
@@ -90,9 +90,9 @@ fn ensure_in_step(sidecar: &Sidecar, connection: &mut Connection) -> Result<()> 
 
 // --- Bodies that the daemon does not read ---
 
-/// The daemon would take these bodies for the next request.
+/// The daemon itself takes these bodies for the next request.
 #[test]
-fn a_request_in_a_body_is_never_carried_out() -> Result<()> {
+fn a_request_in_a_body_is_never_executed() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let params = [supervisor_twiddler::xmlrpc::Value::from("idle")];
     let body = write::call("supervisor.startProcess", &params);
@@ -158,9 +158,9 @@ fn framings(body: &[u8]) -> [(String, Vec<u8>); 2] {
     ]
 }
 
-/// Where the daemon cannot read the credentials, it answers and leaves the body unread.
+/// If the daemon cannot read the credentials, it answers without reading the body.
 #[test]
-fn a_call_with_broken_credentials_leaves_nothing_behind() -> Result<()> {
+fn the_body_of_a_call_with_broken_credentials_is_never_executed() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: PROGRAMS,
         credentials: Some(("user", "secret")),
@@ -196,11 +196,12 @@ fn a_call_with_broken_credentials_leaves_nothing_behind() -> Result<()> {
     Ok(())
 }
 
-/// A reply that had to wait announces its length in characters. Directly its last bytes are taken
-/// for the beginning of the next reply; through the proxy they are lost to nobody else.
+/// A reply of a waiting call has its length in characters instead of bytes. A client of the daemon itself
+/// takes the last bytes for the beginning of the next reply. Through the proxy they are lost, but no other
+/// reply is affected.
 #[test]
-fn a_length_in_characters_spoils_no_other_reply() -> Result<()> {
-    // Above 4 KB are too many, so they come in a piece of their own.
+fn a_length_in_characters_corrupts_no_other_reply() -> Result<()> {
+    // The bytes beyond the announced length must be more than 4 KB, so that the daemon sends them separately.
     let name = "\u{e9}".repeat(60);
     let daemon = Daemon::start(&format!(
         "[program:{name}]\ncommand=/nowhere/nothing\nautostart=false\nnumprocs=40\n\
@@ -224,7 +225,7 @@ fn a_length_in_characters_spoils_no_other_reply() -> Result<()> {
             let reply = sidecar.client().post_call(&body)?;
             ensure_status(&reply, 200)?;
             let is_whole = String::from_utf8_lossy(&reply.body).ends_with("</methodResponse>\n");
-            ensure!(!is_whole, "it is whole: {reply:?}");
+            ensure!(!is_whole, "not cut: {reply:?}");
         }
         others.into_iter().try_for_each(|other| {
             other
@@ -252,13 +253,13 @@ fn lengths_that_contradict_each_other_are_refused() -> Result<()> {
             400,
         ),
         (format!("Content-Length: {length}, {length}"), 400),
-        // It takes these as numbers.
+        // The daemon accepts these as numbers.
         (format!("Content-Length: +{length}"), 400),
         (format!("Content-Length: {length}_0"), 400),
         ("Content-Length: -1".to_owned(), 400),
         ("Content-Length: x".to_owned(), 400),
         ("Content-Length:".to_owned(), 400),
-        // With chunks beside it the length does not count, and without one it is 411.
+        // Beside chunked encoding the length is ignored, and a request without a length gets 411.
         (
             format!("Content-Length: {length}\r\nTransfer-Encoding: chunked"),
             411,
@@ -271,7 +272,7 @@ fn lengths_that_contradict_each_other_are_refused() -> Result<()> {
             format!("Transfer-Encoding: identity\r\nContent-Length: {length}"),
             400,
         ),
-        // The same length twice is one.
+        // The same length twice counts as one.
         (
             format!("Content-Length: {length}\r\nContent-Length: {length}"),
             200,
@@ -296,7 +297,7 @@ fn lengths_that_contradict_each_other_are_refused() -> Result<()> {
 }
 
 #[test]
-fn calls_without_a_length_are_told_to_give_one() -> Result<()> {
+fn calls_without_a_length_get_411() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let chunked = framings(&write::call("supervisor.getState", &[]));
     for target in ["/RPC2", "/", "/index.html", "/tail.html"] {
@@ -317,8 +318,8 @@ fn calls_without_a_length_are_told_to_give_one() -> Result<()> {
     Ok(())
 }
 
-/// The daemon never answers an empty body, and closes the connection on one that is not UTF-8.
-/// Through the proxy both are bad requests.
+/// The daemon never answers an empty body, and closes the connection after one that is not UTF-8. Through
+/// the proxy both get status 400.
 #[test]
 fn empty_and_undecodable_bodies_are_answered() -> Result<()> {
     let (daemon, sidecar) = start()?;
@@ -346,7 +347,7 @@ fn empty_and_undecodable_bodies_are_answered() -> Result<()> {
 }
 
 #[test]
-fn clients_that_wait_for_100_continue_may_go_on() -> Result<()> {
+fn clients_that_expect_100_continue_get_it() -> Result<()> {
     let (_daemon, sidecar) = start()?;
     let body = write::call("supervisor.getState", &[]);
     let length = body.len();
@@ -362,9 +363,9 @@ fn clients_that_wait_for_100_continue_may_go_on() -> Result<()> {
     ensure_in_step(&sidecar, &mut connection)
 }
 
-/// A client that has said everything and closes its side gets its answer.
+/// A client that closes its sending side after its request gets its answer.
 #[test]
-fn clients_that_close_their_side_get_their_answer() -> Result<()> {
+fn clients_that_close_their_sending_side_get_their_answer() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let get = b"GET /nothing HTTP/1.0\r\n\r\n".to_vec();
     for addr in [
@@ -384,7 +385,7 @@ fn clients_that_close_their_side_get_their_answer() -> Result<()> {
     Ok(())
 }
 
-// --- Requests that follow one another ---
+// --- Pipelined requests ---
 
 #[test]
 fn requests_sent_together_are_answered_in_order() -> Result<()> {
@@ -409,9 +410,9 @@ fn requests_sent_together_are_answered_in_order() -> Result<()> {
     ensure_answers(&replies[6], "<string>supervisor</string>")
 }
 
-/// Directly this spoils both replies.
+/// The daemon itself mixes up both replies.
 #[test]
-fn a_request_behind_a_waiting_call_gets_its_reply_after_it() -> Result<()> {
+fn a_pipelined_request_after_a_waiting_call_gets_its_reply_in_order() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let body = write::call("supervisor.startProcess", &["slow".into()]);
     let head = format!(
@@ -421,15 +422,17 @@ fn a_request_behind_a_waiting_call_gets_its_reply_after_it() -> Result<()> {
     let mut connection = Connection::open(sidecar.tcp_addr())?;
     connection.send(&[head.into_bytes(), body, call("supervisor.getAPIVersion")].concat())?;
     daemon.wait_for_state("slow", "STARTING")?;
-    let asked = Instant::now();
+    let start_of_call = Instant::now();
     sidecar.client().call("supervisor.getAPIVersion", ())?;
-    ensure!(asked.elapsed() < Duration::from_secs(1) && daemon.state("slow")? == "STARTING");
+    ensure!(
+        start_of_call.elapsed() < Duration::from_secs(1) && daemon.state("slow")? == "STARTING"
+    );
     let replies = Reply::parse_all(&connection.read(Until::Replies(2))?)?;
     ensure_answers(&replies[0], "<boolean>1</boolean>")?;
     ensure_answers(&replies[1], "<string>3.0</string>")
 }
 
-/// Nobody ever gets the reply of somebody else.
+/// No client ever gets the reply to another client.
 #[test]
 fn many_clients_at_once_get_their_own_replies() -> Result<()> {
     let (_daemon, sidecar) = start()?;
@@ -514,8 +517,8 @@ fn large_headers() -> Result<()> {
         .header_lines
         .retain(|line| line != "Connection: close");
     proxied.ensure_same_as(&direct)?;
-    // The daemon puts it into its redirect.
-    let host = "h".repeat(50_000); // the daemon cuts what is above 64 KB
+    // The daemon writes the host into its redirect.
+    let host = "h".repeat(50_000); // The daemon cuts a head at 64 KB.
     let request = format!("GET /?action=refresh HTTP/1.1\r\nHost: {host}\r\n\r\n");
     let reply = Reply::parse(&exchange(
         sidecar.tcp_addr(),
@@ -529,7 +532,7 @@ fn large_headers() -> Result<()> {
 }
 
 #[test]
-fn replies_that_are_no_xml_pass_as_they_are() -> Result<()> {
+fn replies_that_are_not_xml_are_forwarded_unchanged() -> Result<()> {
     let (daemon, sidecar) = start()?;
     fs::write(
         daemon.dir().join("big.log"),
@@ -546,7 +549,7 @@ fn replies_that_are_no_xml_pass_as_they_are() -> Result<()> {
     ensure!(direct.body == proxied.body, "{}", shown(&proxied.body));
     ensure!(
         proxied.content().contains(&0x1b),
-        "nothing in it needs care"
+        "the log holds no byte that XML forbids"
     );
     let info = sidecar
         .client()

@@ -1,4 +1,4 @@
-//! An edited file restarts only what changed.
+//! An edited file restarts only the processes that changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -42,7 +42,7 @@ command = /bin/sleep 603
 ";
 
 #[test]
-fn only_the_edited_program_restarts_and_the_answer_says_so() -> Result<()> {
+fn only_the_edited_program_restarts_and_is_reported() -> Result<()> {
     for version in Version::STOCK {
         let daemon = Daemon::start_with(DaemonOptions {
             version,
@@ -58,15 +58,18 @@ fn only_the_edited_program_restarts_and_the_answer_says_so() -> Result<()> {
             &WEB.replace("secret", "other")
                 .replace("sleep 602", "sleep 602 ; c"),
         )?;
-        let told = diff(&client)?;
-        ensure!(told.len() == 1, "{told:?}");
-        ensure!(text(member(&told[0], "change")?)? == "changed", "{told:?}");
-        let options = items(member(&told[0], "options")?)?;
+        let reported = diff(&client)?;
+        ensure!(reported.len() == 1, "{reported:?}");
+        ensure!(
+            text(member(&reported[0], "change")?)? == "changed",
+            "{reported:?}"
+        );
+        let options = items(member(&reported[0], "options")?)?;
         ensure!(options.len() == 1, "{options:?}");
         ensure!(text(member(&options[0], "name")?)? == "environment.TOKEN");
         ensure!(
-            !format!("{told:?}").contains("other"),
-            "a secret in {told:?}"
+            !format!("{reported:?}").contains("other"),
+            "a secret in {reported:?}"
         );
         let reply = client.call("twiddler.updateConfig", ())?;
         ensure!(
@@ -82,15 +85,18 @@ fn only_the_edited_program_restarts_and_the_answer_says_so() -> Result<()> {
         }
         ensure!(diff(&client)?.is_empty());
         let ctl = crate::common::supervisorctl(&["reread"], client.addr())?;
-        let said = String::from_utf8_lossy(&ctl.stdout).into_owned();
-        ensure!(said.trim() == "No config updates to processes", "{said}");
+        let output = String::from_utf8_lossy(&ctl.stdout).into_owned();
+        ensure!(
+            output.trim() == "No config updates to processes",
+            "{output}"
+        );
     }
     Ok(())
 }
 
 #[test]
-fn a_file_that_is_not_valid_stops_nobody() -> Result<()> {
-    let (daemon, sidecar) = started(&[])?;
+fn an_invalid_file_stops_no_process() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     daemon.write(FILE, &WEB.replace("601", "611\numask = 99"))?;
@@ -101,17 +107,17 @@ fn a_file_that_is_not_valid_stops_nobody() -> Result<()> {
 }
 
 #[test]
-fn numbers_go_up_and_down_and_survive_the_proxy() -> Result<()> {
-    let (_daemon, sidecar) = started(&[])?;
+fn scales_change_and_survive_the_proxy() -> Result<()> {
+    let (_daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     let scale = |numprocs: i64| client.call("twiddler.scaleProgram", ("web", "c", numprocs));
     let reply = scale(4)?;
     ensure!(names(&reply, "started")? == ["web:c_02", "web:c_03"].map(str::to_owned).into());
-    let told = diff(&client)?;
+    let reported = diff(&client)?;
     ensure!(
-        told.len() == 1 && text(member(&told[0], "change")?)? == "scaled",
-        "{told:?}"
+        reported.len() == 1 && text(member(&reported[0], "change")?)? == "scaled",
+        "{reported:?}"
     );
     sidecar.kill()?;
     sidecar.start_again()?;
@@ -134,7 +140,7 @@ fn numbers_go_up_and_down_and_survive_the_proxy() -> Result<()> {
 
 #[test]
 fn an_added_program_gets_other_options() -> Result<()> {
-    let (_daemon, sidecar) = started(&[])?;
+    let (_daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     let given = |command: &str, count: i64| {
         options(&[
@@ -162,38 +168,38 @@ fn an_added_program_gets_other_options() -> Result<()> {
         fault.code == 2 && fault.text.contains("edit them and update"),
         "{fault:?}"
     );
-    let told = client.call("twiddler.getProgramOptions", ("web", "z"))?;
+    let reported = client.call("twiddler.getProgramOptions", ("web", "z"))?;
     ensure!(
-        text(member(&told, "command")?)? == "/bin/sleep 8",
-        "{told:?}"
+        text(member(&reported, "command")?)? == "/bin/sleep 8",
+        "{reported:?}"
     );
     Ok(())
 }
 
-fn started(arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
+fn start_pair(arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
     let daemon = Daemon::start_with(DaemonOptions {
         files: &[(FILE, WEB)],
         ..DaemonOptions::default()
     })?;
     let sidecar = Sidecar::start_with(&daemon, arguments)?;
-    // The proxy takes note of what the groups were started from.
+    // The proxy records the sections that the groups were started from.
     sidecar.client().call("twiddler.diffConfig", ())?;
     settled(&sidecar.client())?;
     Ok((daemon, sidecar))
 }
 
 #[test]
-fn with_live_update_supervisorctl_restarts_only_what_changed() -> Result<()> {
-    let (daemon, sidecar) = started(&["--live-update"])?;
+fn with_live_update_supervisorctl_restarts_only_changed_processes() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&["--live-update"])?;
     let client = sidecar.client();
     for seconds in ["611", "612"] {
         let before = settled(&client)?;
         daemon.write(FILE, &WEB.replace("601", seconds))?;
         ensure!(ctl(&client, &["reread"])? == "web: changed\n");
-        let said = ctl(&client, &["update"])?;
+        let output = ctl(&client, &["update"])?;
         ensure!(
-            said == "web: stopped\nweb: updated process group\n",
-            "{said}"
+            output == "web: stopped\nweb: updated process group\n",
+            "{output}"
         );
         let after = settled(&client)?;
         ensure!(differing(&before, &after) == ["web:b"], "{after:?}");
@@ -201,7 +207,7 @@ fn with_live_update_supervisorctl_restarts_only_what_changed() -> Result<()> {
         ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
         ensure!(ctl(&client, &["update"])?.is_empty());
     }
-    // Somebody who means the whole group gets it.
+    // A client that stops the whole group, outside an update, stops all of it.
     let before = settled(&client)?;
     daemon.write(FILE, &WEB.replace("601", "613"))?;
     ctl(&client, &["reread"])?;
@@ -212,8 +218,8 @@ fn with_live_update_supervisorctl_restarts_only_what_changed() -> Result<()> {
 }
 
 #[test]
-fn without_it_the_group_restarts_as_a_whole_and_nobody_is_there_twice() -> Result<()> {
-    let (daemon, sidecar) = started(&[])?;
+fn without_live_update_the_whole_group_restarts_and_no_process_is_duplicated() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     daemon.write(FILE, &WEB.replace("601", "611"))?;
     client.call("twiddler.updateConfig", ())?;
@@ -233,9 +239,9 @@ fn sleeper() -> Value {
 }
 
 #[test]
-fn what_was_added_and_comes_into_the_file_is_there_once() -> Result<()> {
+fn an_added_program_that_the_file_defines_later_runs_once() -> Result<()> {
     for arguments in [&[][..], &["--persist"], &["--live-update"]] {
-        let (daemon, sidecar) = started(arguments)?;
+        let (daemon, sidecar) = start_pair(arguments)?;
         let client = sidecar.client();
         client.call("twiddler.addProcessToGroup", ("web", "z", sleeper()))?;
         client.call("twiddler.addGroup", ("dyn", 5))?;
@@ -245,10 +251,10 @@ fn what_was_added_and_comes_into_the_file_is_there_once() -> Result<()> {
         let z = "\n[program:z]\ncommand = /bin/sleep 9000\n";
         let added = "\n[group:dyn]\nprograms = x,y\n[program:x]\ncommand = /bin/sleep 9000\n[program:y]\ncommand = /bin/sleep 8000\n";
         daemon.write(FILE, &format!("{web}{z}{added}"))?;
-        let told = ctl(&client, &["reread"])?;
+        let reported = ctl(&client, &["reread"])?;
         ensure!(
-            told.contains("dyn: changed") && told.contains("web: changed"),
-            "{told}"
+            reported.contains("dyn: changed") && reported.contains("web: changed"),
+            "{reported}"
         );
         ctl(&client, &["update"])?;
         let after = settled(&client)?;
@@ -284,7 +290,7 @@ fn what_was_added_and_comes_into_the_file_is_there_once() -> Result<()> {
 }
 
 #[test]
-fn a_group_whose_start_nobody_saw_is_unknown_and_left_alone() -> Result<()> {
+fn a_group_with_an_unknown_baseline_is_not_changed() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         files: &[(FILE, WEB)],
         ..DaemonOptions::default()
@@ -293,10 +299,10 @@ fn a_group_whose_start_nobody_saw_is_unknown_and_left_alone() -> Result<()> {
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
     let before = settled(&client)?;
-    let told = diff(&client)?;
+    let reported = diff(&client)?;
     ensure!(
-        told.len() == 1 && text(member(&told[0], "change")?)? == "unknown",
-        "{told:?}"
+        reported.len() == 1 && text(member(&reported[0], "change")?)? == "unknown",
+        "{reported:?}"
     );
     let reply = client.call("twiddler.updateConfig", ())?;
     let skipped = items(member(&reply, "skipped")?)?;
@@ -308,29 +314,29 @@ fn a_group_whose_start_nobody_saw_is_unknown_and_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// It is written again with the next step, though nothing else is known then.
+/// The file is written with the next step, although the baseline has not changed.
 #[test]
-fn a_baseline_that_somebody_has_removed_comes_back() -> Result<()> {
-    let (daemon, sidecar) = started(&[])?;
+fn a_deleted_baseline_file_is_written_again() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     ensure!(diff(&client)?.is_empty());
     let file = daemon.include_dir().join(".twiddler-baseline");
-    let make_anew = || -> Result<()> {
+    let replace_group = || -> Result<()> {
         client.call("supervisor.reloadConfig", ())?;
         for step in ["stopProcessGroup", "removeProcessGroup", "addProcessGroup"] {
             client.call(&format!("supervisor.{step}"), ("lone",))?;
         }
         Ok(())
     };
-    make_anew()?;
+    replace_group()?;
     fs::remove_file(&file)?;
-    make_anew()?;
-    ensure!(file.exists(), "it is not there");
+    replace_group()?;
+    ensure!(file.exists(), "{} does not exist", file.display());
     Ok(())
 }
 
 #[test]
-fn an_update_goes_on_when_its_caller_hangs_up() -> Result<()> {
+fn an_update_continues_after_its_client_disconnects() -> Result<()> {
     const SLOW: &str = "[program:slow]\ncommand = /bin/sh -c \"trap 'sleep 1; exit 0' TERM; while :; do sleep 0.1; done\"\n\
         environment = STEP=\"1\"\n";
     let daemon = Daemon::start_with(DaemonOptions {
@@ -351,7 +357,7 @@ fn an_update_goes_on_when_its_caller_hangs_up() -> Result<()> {
     drop(connection);
     eventually(LIMIT, || {
         let table = table(&client)?;
-        let now = table.get(slow).context("it is taken out")?;
+        let now = table.get(slow).context("the process is missing")?;
         ensure!(is_running(now) && now.pid != before.pid, "{now:?}");
         Ok(())
     })?;
@@ -360,14 +366,14 @@ fn an_update_goes_on_when_its_caller_hangs_up() -> Result<()> {
 }
 
 #[test]
-fn numbers_survive_the_daemon_with_persist_alone() -> Result<()> {
+fn scales_survive_a_daemon_restart_only_with_persist() -> Result<()> {
     let names = |client: &Client| -> Result<Vec<String>> {
         let names = table(client)?.into_keys();
         Ok(names.filter(|name| name.contains(":c_")).collect())
     };
-    for (arguments, kept) in [(&["--persist"][..], true), (&[], false)] {
+    for (arguments, persists) in [(&["--persist"][..], true), (&[], false)] {
         for numprocs in [1, 4] {
-            let (daemon, sidecar) = started(arguments)?;
+            let (daemon, sidecar) = start_pair(arguments)?;
             let client = sidecar.client();
             client.call("twiddler.scaleProgram", ("web", "c", numprocs))?;
             let scaled = names(&client)?;
@@ -375,10 +381,10 @@ fn numbers_survive_the_daemon_with_persist_alone() -> Result<()> {
                 restarts(&daemon)?;
                 eventually(LIMIT, || {
                     let now = names(&client)?;
-                    let expected = if kept { scaled.len() } else { 2 };
+                    let expected = if persists { scaled.len() } else { 2 };
                     ensure!(now.len() == expected, "{numprocs} {arguments:?}: {now:?}");
-                    let told = diff(&client)?;
-                    ensure!(told.is_empty() != kept, "{told:?}");
+                    let reported = diff(&client)?;
+                    ensure!(reported.is_empty() != persists, "{reported:?}");
                     Ok(())
                 })?;
             }
@@ -388,38 +394,38 @@ fn numbers_survive_the_daemon_with_persist_alone() -> Result<()> {
 }
 
 #[test]
-fn what_the_file_defines_by_now_is_kept_no_longer_and_starts_once() -> Result<()> {
-    let (daemon, sidecar) = started(&["--persist"])?;
+fn a_program_that_the_file_defines_leaves_the_persist_file_and_starts_once() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&["--persist"])?;
     let client = sidecar.client();
     for name in ["z", "other"] {
         client.call("twiddler.addProcessToGroup", ("web", name, sleeper()))?;
     }
-    let kept = || daemon.read("conf.d/zz-twiddler-persist.conf");
-    ensure!(kept()?.contains("; web:z\n"), "{}", kept()?);
+    let persist_file = || daemon.read("conf.d/zz-twiddler-persist.conf");
+    ensure!(persist_file()?.contains("; web:z\n"), "{}", persist_file()?);
     let web = WEB.replace("a,b,c", "a,b,c,z");
     let z = "\n[program:z]\ncommand = /bin/sleep 9000\n";
     daemon.write(FILE, &format!("{web}{z}"))?;
-    // Nobody calls.
+    // The proxy notices the edit without a call.
     eventually(LIMIT, || {
-        let kept = kept()?;
+        let text = persist_file()?;
         ensure!(
-            !kept.contains("; web:z\n") && kept.contains("; web:other\n"),
-            "{kept}"
+            !text.contains("; web:z\n") && text.contains("; web:other\n"),
+            "{text}"
         );
         Ok(())
     })?;
     let once = |daemon: &Daemon| -> Result<()> {
         eventually(LIMIT, || {
-            let there = table(&daemon.client())?;
-            let named = there.values().filter(|row| row.name == "z");
-            ensure!(named.count() == 1, "{:?}", there.keys());
+            let table = table(&daemon.client())?;
+            let named = table.values().filter(|row| row.name == "z");
+            ensure!(named.count() == 1, "{:?}", table.keys());
             Ok(())
         })
     };
     daemon.kill_and_start_again()?;
     once(&daemon)?;
     settled(&client)?;
-    // Both start where the proxy was away.
+    // If the proxy does not run during the edit, the daemon starts both.
     client.call("twiddler.addProcessToGroup", ("web", "y", sleeper()))?;
     sidecar.kill()?;
     let y = "\n[program:y]\ncommand = /bin/sleep 9001\n";
@@ -439,8 +445,8 @@ fn what_the_file_defines_by_now_is_kept_no_longer_and_starts_once() -> Result<()
 }
 
 #[test]
-fn another_priority_of_a_group_is_shown_and_restarts_nobody() -> Result<()> {
-    let (daemon, sidecar) = started(&["--live-update"])?;
+fn a_changed_group_priority_is_reported_and_restarts_no_process() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&["--live-update"])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     let with_priority = |priority: i64| {
@@ -448,9 +454,9 @@ fn another_priority_of_a_group_is_shown_and_restarts_nobody() -> Result<()> {
         daemon.write(FILE, &WEB.replace("[group:web]\n", &section))
     };
     with_priority(5)?;
-    let told = diff(&client)?;
-    ensure!(told.len() == 1, "{told:?}");
-    let own = &told[0];
+    let reported = diff(&client)?;
+    ensure!(reported.len() == 1, "{reported:?}");
+    let own = &reported[0];
     ensure!(text(member(own, "program")?)?.is_empty(), "{own:?}");
     ensure!(text(member(own, "change")?)? == "changed", "{own:?}");
     let option = &items(member(own, "options")?)?[0];
@@ -466,9 +472,9 @@ fn another_priority_of_a_group_is_shown_and_restarts_nobody() -> Result<()> {
     Ok(())
 }
 
-/// Where nobody says which one, the proxy's directory is that of the first pattern.
+/// Without an option, the proxy uses the directory of the first include pattern.
 #[test]
-fn groups_of_files_that_are_read_after_the_proxys_own_are_known() -> Result<()> {
+fn groups_in_files_read_after_the_proxys_own_are_known() -> Result<()> {
     const LATER: &str = "more/web.conf";
     for version in Version::STOCK {
         let daemon = Daemon::start_with(DaemonOptions {
@@ -481,7 +487,7 @@ fn groups_of_files_that_are_read_after_the_proxys_own_are_known() -> Result<()> 
         let client = sidecar.client();
         let before = settled(&client)?;
         ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
-        // One means the same, so that the daemon is asked for all it can be asked for.
+        // One edit has the same meaning, so that the daemon gets every kind of probe.
         let edited = WEB.replace("601", "611").replace("603", "613");
         daemon.write(
             LATER,
@@ -490,28 +496,28 @@ fn groups_of_files_that_are_read_after_the_proxys_own_are_known() -> Result<()> 
         let reply = client.call("twiddler.updateConfig", ())?;
         ensure!(items(member(&reply, "skipped")?)?.is_empty(), "{reply:?}");
         let after = settled(&client)?;
-        let touched = differing(&before, &after);
-        ensure!(touched == ["lone:lone", "web:b"], "{touched:?}");
+        let changed = differing(&before, &after);
+        ensure!(changed == ["lone:lone", "web:b"], "{changed:?}");
         ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
-        // What was not seen is not guessed: another text than the proxy knows is in force.
+        // The proxy does not guess: the daemon has read a text that the proxy does not know.
         sidecar.kill()?;
         daemon.write(LATER, &WEB.replace("600", "610"))?;
         ctl(&daemon.client(), &["update"])?;
         daemon.write(LATER, &WEB.replace("600", "620"))?;
         sidecar.start_again()?;
-        let told = diff(&sidecar.client())?;
-        let kinds = told.iter().map(|one| text(member(one, "change")?));
+        let reported = diff(&sidecar.client())?;
+        let kinds = reported.iter().map(|one| text(member(one, "change")?));
         let kinds: Vec<&str> = kinds.collect::<Result<_>>()?;
-        ensure!(kinds == ["unknown"], "{told:?}");
+        ensure!(kinds == ["unknown"], "{reported:?}");
     }
     Ok(())
 }
 
-/// What was put in force without its group being made anew is remembered as long as it is there.
+/// The baseline keeps sections that an update applied without replacing the group, as long as the group exists.
 #[test]
-fn a_group_that_went_comes_back_by_supervisorctl() -> Result<()> {
+fn supervisorctl_adds_a_removed_group_again() -> Result<()> {
     for arguments in [&[][..], &["--live-update"]] {
-        let (daemon, sidecar) = started(arguments)?;
+        let (daemon, sidecar) = start_pair(arguments)?;
         let client = sidecar.client();
         let [more, other] =
             ["numprocs = 3", "numprocs = 4"].map(|text| WEB.replace("numprocs = 2", text));
@@ -537,10 +543,10 @@ fn a_group_that_went_comes_back_by_supervisorctl() -> Result<()> {
     Ok(())
 }
 
-/// Processes of one group may have been started with different environments, of which each program takes
-/// what it does not set itself.
+/// Processes of one group can have been started with different environments. Each program gets the variables
+/// that it does not set itself.
 #[test]
-fn an_environment_that_comes_back_restarts_who_was_given_another_one() -> Result<()> {
+fn a_restored_environment_restarts_the_processes_that_had_another() -> Result<()> {
     const SECTIONS: &str = "[group:web]\nprograms=a,b,c\n\
         [program:a]\ncommand=/bin/sleep 600\nstartsecs=0\n\
         [program:b]\ncommand=/bin/sleep 60%(ENV_ALL)s\nstartsecs=0\n\
@@ -579,10 +585,10 @@ fn an_environment_that_comes_back_restarts_who_was_given_another_one() -> Result
     Ok(())
 }
 
-/// A group of the daemon's that many processes share is stopped and removed as a whole.
+/// A real group of many processes is stopped and removed in one call.
 #[test]
-fn many_that_live_together_stop_and_leave_together() -> Result<()> {
-    const QUESTIONS: usize = 1000;
+fn many_processes_of_one_real_group_stop_and_leave_together() -> Result<()> {
+    const QUERIES: usize = 1000;
     for arguments in [&[][..], &["--persist"]] {
         let daemon = Daemon::start_with(DaemonOptions {
             body: faults::SECTION,
@@ -600,20 +606,21 @@ fn many_that_live_together_stop_and_leave_together() -> Result<()> {
         scale(16)?;
         settled(&client)?;
         client.call("supervisor.stopProcess", ("web:c_05",))?;
-        faults::strike(&daemon, QUESTIONS, "REFUSE")?;
+        faults::strike(&daemon, QUERIES, "REFUSE")?;
         let reply = scale(2)?;
-        // Of those that stay the daemon was asked, of one that might be called as the program is, of one
-        // of those that go, and of the one that did not run.
-        let asked = QUESTIONS - faults::left(&daemon)?;
-        ensure!(asked == 5, "{asked} questions about processes");
+        // The daemon is asked about the two that stay, about one that may have the program's name, about one of
+        // those that are removed, and about the one that did not run.
+        let queries = QUERIES - faults::left(&daemon)?;
+        ensure!(queries == 5, "{queries} queries about processes");
         faults::call_off(&daemon);
-        let ran = (2..16).filter(|number| *number != 5);
-        let ran: BTreeSet<String> = ran.map(|number| format!("web:c_{number:02}")).collect();
-        ensure!(names(&reply, "stopped")? == ran, "{reply:?}");
+        let running = (2..16).filter(|number| *number != 5);
+        let running: BTreeSet<String> =
+            running.map(|number| format!("web:c_{number:02}")).collect();
+        ensure!(names(&reply, "stopped")? == running, "{reply:?}");
         let now = table(&client)?;
         ensure!(now == before, "{:?}", differing(&before, &now));
         ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
-        // Where they share it with one that stays, each goes by itself.
+        // If one process of the real group stays, the others are removed one by one.
         scale(16)?;
         scale(3)?;
         ensure!(table(&client)?.len() == before.len() + 1);
@@ -623,51 +630,51 @@ fn many_that_live_together_stop_and_leave_together() -> Result<()> {
     Ok(())
 }
 
-/// The daemon's group that was made last of those that hold what clients see in `web`.
+/// The real group of `web` that was added last.
 fn latest_group(daemon: &Daemon) -> Result<String> {
     let groups = rows(&daemon.client())?.into_iter().map(|row| row.group);
     groups.max().context("no groups")
 }
 
-fn remove_straight(daemon: &Daemon, group: &str) -> Result<()> {
+fn remove_on_daemon(daemon: &Daemon, group: &str) -> Result<()> {
     daemon.call("supervisor.stopProcessGroup", (group,))?;
     daemon.call("supervisor.removeProcessGroup", (group,))?;
     Ok(())
 }
 
 #[test]
-fn a_group_that_somebody_has_removed_on_the_daemon_is_no_obstacle_to_fewer() -> Result<()> {
-    let (daemon, sidecar) = started(&[])?;
+fn a_scale_succeeds_after_a_real_group_was_removed_on_the_daemon() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     client.call("twiddler.scaleProgram", ("web", "c", 16))?;
-    remove_straight(&daemon, &latest_group(&daemon)?)?;
+    remove_on_daemon(&daemon, &latest_group(&daemon)?)?;
     let reply = client.call("twiddler.scaleProgram", ("web", "c", 2))?;
     ensure!(names(&reply, "stopped")?.is_empty(), "{reply:?}");
     ensure!(table(&client)? == before);
     Ok(())
 }
 
-/// Somebody has removed them straight on the daemon a moment ago.
+/// A client has just removed the others directly on the daemon.
 #[test]
-fn a_scale_counts_only_those_that_are_there() -> Result<()> {
-    let (daemon, sidecar) = started(&[])?;
+fn a_scale_counts_only_existing_processes() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     client.call(ADD, ("web", "s", numbered(4, "/bin/sleep 600")))?;
     let real = latest_group(&daemon)?;
     let scale = || client.call("twiddler.scaleProgram", ("web", "s", 6));
     scale()?;
-    remove_straight(&daemon, &real)?;
+    remove_on_daemon(&daemon, &real)?;
     scale()?;
     let now = settled(&client)?;
     ensure!(now.len() == before.len() + 6, "{now:?}");
     Ok(())
 }
 
-/// The daemon does not let the last of them go.
+/// The daemon refuses to remove the last one.
 #[test]
-fn a_scale_that_leaves_somebody_is_a_fault_and_can_be_repeated() -> Result<()> {
+fn a_scale_that_cannot_remove_a_process_is_a_fault_and_can_be_repeated() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: faults::SECTION,
         files: &[
@@ -683,18 +690,18 @@ fn a_scale_that_leaves_somebody_is_a_fault_and_can_be_repeated() -> Result<()> {
     settled(&client)?;
     faults::strike(&daemon, 1, "REFUSE")?;
     let scale = ("web", "s", 0);
-    let refusal = client.expect_fault("twiddler.scaleProgram", scale)?;
-    ensure!(refusal.code == 30, "{refusal:?}");
+    let fault = client.expect_fault("twiddler.scaleProgram", scale)?;
+    ensure!(fault.code == 30, "{fault:?}");
     ensure!(table(&client)?.len() == before.len() + 1);
     client.call("twiddler.scaleProgram", scale)?;
     ensure!(table(&client)? == before);
     Ok(())
 }
 
-/// The daemon's call for a whole group passes over one that stops already.
+/// The daemon's call for a whole group skips a process that is already stopping.
 #[test]
-fn who_stops_already_is_waited_for_and_leaves_with_the_others() -> Result<()> {
-    let (daemon, sidecar) = started(&[])?;
+fn a_stopping_process_is_waited_for_and_removed_with_the_others() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     let stubborn = "/bin/sh -c \"case $SUPERVISOR_PROCESS_NAME in s_00) trap '' TERM;; esac && exec /bin/sleep 600\"";
@@ -715,7 +722,7 @@ fn who_stops_already_is_waited_for_and_leaves_with_the_others() -> Result<()> {
     Ok(())
 }
 
-/// A program of so many processes, of which each is killed two seconds after it was told to stop.
+/// A program of so many processes, each of which is killed two seconds after it is told to stop.
 fn numbered(numprocs: i64, command: &str) -> Value {
     options(&[
         ("command", value(command)),
@@ -726,9 +733,9 @@ fn numbered(numprocs: i64, command: &str) -> Value {
     ])
 }
 
-/// Many processes of a program are replaced, first in the daemon's own group, then where they live since.
+/// Many processes of a program are replaced, first in the daemon's own group, then in their real group.
 #[test]
-fn many_that_changed_are_replaced_together_and_nobody_else() -> Result<()> {
+fn many_changed_processes_are_replaced_together() -> Result<()> {
     let with = |seconds: &str, autostart: &str| {
         WEB.replace(
             "numprocs = 2",
@@ -747,7 +754,7 @@ fn many_that_changed_are_replaced_together_and_nobody_else() -> Result<()> {
     for text in [
         with("612", "true"),
         with("622", "false"),
-        // All of the group.
+        // All processes of the group.
         with("632", "true")
             .replace("sleep 600", "sleep 610")
             .replace("sleep 601", "sleep 611"),
@@ -769,17 +776,17 @@ fn many_that_changed_are_replaced_together_and_nobody_else() -> Result<()> {
 }
 
 #[test]
-fn a_number_that_goes_back_to_what_the_group_was_started_from_is_shown() -> Result<()> {
-    let (daemon, sidecar) = started(&[])?;
+fn a_numprocs_that_returns_to_the_baseline_is_reported() -> Result<()> {
+    let (daemon, sidecar) = start_pair(&[])?;
     let client = sidecar.client();
     let before = settled(&client)?;
     daemon.write(FILE, &WEB.replace("numprocs = 2", "numprocs = 3"))?;
     client.call("twiddler.updateConfig", ())?;
     daemon.write(FILE, WEB)?;
     for _ in 0..2 {
-        let told = diff(&client)?;
-        ensure!(told.len() == 1, "{told:?}");
-        let options = items(member(&told[0], "options")?)?;
+        let reported = diff(&client)?;
+        ensure!(reported.len() == 1, "{reported:?}");
+        let options = items(member(&reported[0], "options")?)?;
         ensure!(options.len() == 1, "{options:?}");
         let of = |name: &str| Ok::<_, anyhow::Error>(text(member(&options[0], name)?)?.to_owned());
         ensure!(

@@ -1,7 +1,7 @@
-//! The daemon's web interface and log tails speak of processes as members of their groups.
+//! The daemon's web interface and log tails show placed processes as members of their groups.
 //!
-//! What comes through the sidecar is compared with what a daemon answers whose configuration file
-//! has the same groups from the start.
+//! Replies through the sidecar are compared with those of a daemon whose configuration file has the same
+//! groups.
 
 use std::thread;
 
@@ -12,11 +12,10 @@ use crate::common::{
 };
 use anyhow::{Context, Result, ensure};
 
-/// A daemon that has everything from the start, and one whose groups get their members through
-/// the sidecar.
+/// A daemon whose file defines all processes, and one whose groups get some of them through the sidecar.
 struct Twins {
-    whole: Daemon,
-    grown: Daemon,
+    configured: Daemon,
+    changed: Daemon,
     sidecar: Sidecar,
 }
 
@@ -41,11 +40,11 @@ impl Twins {
                 ..DaemonOptions::default()
             })
         };
-        let (whole, grown) = (start(WHOLE)?, start(SMALL)?);
-        let sidecar = Sidecar::start(&grown)?;
+        let (configured, changed) = (start(WHOLE)?, start(SMALL)?);
+        let sidecar = Sidecar::start(&changed)?;
         let twins = Twins {
-            whole,
-            grown,
+            configured,
+            changed,
             sidecar,
         };
         twins.add("cat", "true")?;
@@ -67,13 +66,13 @@ impl Twins {
         Ok(())
     }
 
-    /// Through the sidecar.
+    /// A client of the sidecar.
     fn client(&self) -> Client {
         self.sidecar.client()
     }
 
     fn both(&self) -> [Client; 2] {
-        [self.client(), self.whole.client()]
+        [self.client(), self.configured.client()]
     }
 
     fn wait_for_state(&self, name: &str, state: &str) -> Result<()> {
@@ -83,16 +82,16 @@ impl Twins {
         Ok(())
     }
 
-    /// The same request to both; the replies must be the same, but for times and process numbers.
+    /// Sends the same request to both. The replies must be the same but for times and process ids.
     fn same(&self, method: &str, path: &str, form: Option<&str>) -> Result<Reply> {
         let [through, direct] = self.both().map(Client::kept_alive);
         let headers = [
             ("Host", "pages"),
             ("Content-Type", "application/x-www-form-urlencoded"),
         ];
-        let ask = |client: &Client| -> Result<Reply> {
+        let exchange = |client: &Client| -> Result<Reply> {
             let bytes = client.request_bytes(method, path, &headers, form.map(str::as_bytes));
-            // The client names a host of its own, which the redirects would repeat.
+            // The client adds a host of its daemon_page, which redirects would repeat.
             let request = String::from_utf8(bytes)?;
             let (line, rest) = request.split_once("\r\n").context("a request line")?;
             let (_, rest) = rest.split_once("\r\n").context("a host line")?;
@@ -100,8 +99,8 @@ impl Twins {
             Reply::parse(&client.raw(request.as_bytes(), Until::Reply)?)
         };
         let (reply, expected) = thread::scope(|scope| {
-            let direct = scope.spawn(|| ask(&direct));
-            (ask(&through), direct.join())
+            let direct = scope.spawn(|| exchange(&direct));
+            (exchange(&through), direct.join())
         });
         let (reply, expected) = (reply?, expected.expect("no panic")?.handed_on(path));
         let (plain, wanted) = (normalised(&reply), normalised(&expected));
@@ -114,12 +113,12 @@ impl Twins {
     }
 }
 
-/// For both releases of the daemon.
+/// Runs the check with both releases of the daemon.
 fn with_twins(check: impl Fn(&Twins) -> Result<()> + Sync) -> Result<()> {
     with_both_releases(|version| check(&Twins::start(version)?))
 }
 
-/// Head and body without what differs from one moment to the next.
+/// Head and body without values that depend on the time.
 fn normalised(reply: &Reply) -> String {
     let head: Vec<&str> = reply
         .head_without_date()
@@ -143,11 +142,14 @@ fn normalised(reply: &Reply) -> String {
 }
 
 #[test]
-fn the_status_page_is_that_of_a_daemon_with_these_members() -> Result<()> {
+fn the_status_page_is_that_of_a_daemon_with_the_same_configuration() -> Result<()> {
     with_twins(|twins| {
         let page = twins.same("GET", "/", None)?.text();
-        let own = twins.grown.client().get("/")?.text();
-        ensure!(own.contains("web~0"), "nothing is placed: {own}");
+        let daemon_page = twins.changed.client().get("/")?.text();
+        ensure!(
+            daemon_page.contains("web~0"),
+            "nothing is placed: {daemon_page}"
+        );
         let names = ["web:able", "web:cat", "web:t&lt;&amp;\"x;y", "web-2"];
         let at: Vec<usize> = names
             .iter()
@@ -167,7 +169,7 @@ fn the_status_page_is_that_of_a_daemon_with_these_members() -> Result<()> {
 }
 
 #[test]
-fn each_link_of_a_placed_process_can_be_followed() -> Result<()> {
+fn each_link_of_a_placed_process_works() -> Result<()> {
     with_twins(|twins| {
         let follow = |label: &str, state: &str| -> Result<()> {
             let page = twins.same("GET", "/", None)?.text();
@@ -192,7 +194,7 @@ fn each_link_of_a_placed_process_can_be_followed() -> Result<()> {
 }
 
 #[test]
-fn what_goes_wrong_is_told_in_the_same_words() -> Result<()> {
+fn errors_have_the_texts_of_the_daemon() -> Result<()> {
     with_twins(|twins| {
         for path in [
             "/index.html?processname=web:cat&action=start",
@@ -211,7 +213,7 @@ fn what_goes_wrong_is_told_in_the_same_words() -> Result<()> {
             "/logtail/cat",
             "/logtail/web:cat/none",
         ] {
-            // Neither `<` nor `"` can stand in a request line.
+            // A request line cannot have `<` or `"`.
             twins.same("GET", &path.replace('<', "%3C"), None)?;
         }
         twins.same("POST", "/logtail/web:cat", None)?;
@@ -225,7 +227,7 @@ fn forms_name_placed_processes() -> Result<()> {
         let stop = "action=stop&processname=web%3Acat";
         twins.same("POST", "/index.html", Some(stop))?;
         twins.wait_for_state("web:cat", "STOPPED")?;
-        // What the form says last counts, then what the query says first.
+        // The last value of the form is used, otherwise the first one of the query.
         let form = "processname=web:able&processname=web:cat";
         twins.same("POST", "/?action=start&processname=web-2", Some(form))?;
         twins.wait_for_state("web:cat", "RUNNING")?;
@@ -241,7 +243,7 @@ fn forms_name_placed_processes() -> Result<()> {
 }
 
 #[test]
-fn all_are_stopped_and_restarted() -> Result<()> {
+fn all_processes_are_stopped_and_restarted() -> Result<()> {
     with_twins(|twins| {
         twins.same("GET", "/?action=stopall", None)?;
         for name in ["web:able", "web:cat", "web-2"] {
@@ -256,7 +258,7 @@ fn all_are_stopped_and_restarted() -> Result<()> {
 }
 
 #[test]
-fn a_log_is_shown_as_it_is() -> Result<()> {
+fn a_log_is_shown_unchanged() -> Result<()> {
     with_twins(|twins| {
         let line = "Supervisor web~000001:cat </pre><title>\n";
         for client in twins.both() {
@@ -330,7 +332,7 @@ fn the_daemons_own_names_stay_usable() -> Result<()> {
     Ok(())
 }
 
-/// The daemon's name of a process that it holds somewhere.
+/// The name of a process in the daemon.
 fn real_name(daemon: &Daemon, process: &str) -> Result<String> {
     let infos = daemon.call("supervisor.getAllProcessInfo", ())?;
     let info = crate::common::items(&infos)?
@@ -345,7 +347,7 @@ fn real_name(daemon: &Daemon, process: &str) -> Result<String> {
 }
 
 #[test]
-fn strangers_are_asked_for_their_credentials() -> Result<()> {
+fn unauthorized_clients_get_a_challenge() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(("user", "secret")),
         body: SMALL,
@@ -380,7 +382,7 @@ fn strangers_are_asked_for_their_credentials() -> Result<()> {
 }
 
 #[test]
-fn names_are_known_to_the_first_caller_after_a_restart_of_the_proxy() -> Result<()> {
+fn names_are_translated_for_the_first_client_after_a_restart_of_the_proxy() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(("user", "secret")),
         body: SMALL,

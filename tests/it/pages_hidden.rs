@@ -1,4 +1,4 @@
-//! Removed processes that the daemon still holds are on none of its pages.
+//! Hidden processes, which were removed and which the daemon still has, are on none of its pages.
 
 use crate::common::pages::{ensure_right_length, link, location, row, wait_for_state};
 use crate::common::{Daemon, DaemonOptions, Reply, Sidecar, member, options, with_both_releases};
@@ -52,7 +52,7 @@ fn a_hidden_process_is_on_no_page() -> Result<()> {
             ),
         ] {
             let (hidden, unknown) = (client.get(hidden)?, client.get(unknown)?);
-            // The second in which each was answered tells nothing.
+            // Both replies are equal but for their dates.
             let text = |reply: &Reply| -> Vec<String> {
                 let text = format!("{reply:?}").replace("none", "gone");
                 let lines = text
@@ -68,7 +68,7 @@ fn a_hidden_process_is_on_no_page() -> Result<()> {
 }
 
 #[test]
-fn restarting_all_leaves_a_hidden_process_alone() -> Result<()> {
+fn restarting_all_does_not_start_a_hidden_process() -> Result<()> {
     with_a_hidden_process(|daemon, sidecar| {
         for (method, form) in [("GET", None), ("POST", Some("x=y".as_bytes()))] {
             let pid = member(
@@ -97,7 +97,7 @@ fn restarting_all_leaves_a_hidden_process_alone() -> Result<()> {
 }
 
 #[test]
-fn a_hidden_process_that_was_started_behind_our_back_is_shown_again() -> Result<()> {
+fn a_hidden_process_that_was_started_on_the_daemon_is_shown_again() -> Result<()> {
     with_a_hidden_process(|daemon, sidecar| {
         daemon.call("supervisor.startProcess", ("web:gone",))?;
         let page = sidecar.client().get("/")?.text();
@@ -113,7 +113,7 @@ fn a_hidden_process_that_was_started_behind_our_back_is_shown_again() -> Result<
 }
 
 #[test]
-fn nothing_but_hidden_processes_is_nothing_at_all() -> Result<()> {
+fn a_page_of_only_hidden_processes_is_empty() -> Result<()> {
     with_a_hidden_process(|daemon, sidecar| {
         let client = sidecar.client();
         client.call("supervisor.stopProcess", ("web:stays",))?;

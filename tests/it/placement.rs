@@ -1,5 +1,6 @@
-//! Processes that live in the daemon under another name so that their neighbours stay up, and
-//! configured ones that were taken out of their group: clients see ordinary members, or nothing.
+//! Placed processes, which have another name in the daemon so that others of their group need not restart,
+//! and hidden processes, which are configured and were removed. Clients see placed processes as ordinary
+//! members, and do not see hidden ones.
 
 mod children;
 mod group_calls;
@@ -74,7 +75,7 @@ fn program(more: &[(&str, &str)]) -> Value {
     options(&given)
 }
 
-fn shown(client: &Client) -> Result<Vec<String>> {
+fn visible_names(client: &Client) -> Result<Vec<String>> {
     Ok(rows(client)?.iter().map(Row::namespec).collect())
 }
 
@@ -91,15 +92,15 @@ fn wait_for(client: &Client, namespec: &str, wanted: &str) -> Result<()> {
     })
 }
 
-/// The daemon's own name for a process that is shown as `group:process`.
+/// The name in the daemon of a placed process that clients know as `group:process`.
 fn real_name(daemon: &Daemon, group: &str, process: &str) -> Result<String> {
     let begins = format!("{group}~");
     let rows = rows(&daemon.client())?;
-    let found = rows
+    let row = rows
         .iter()
         .find(|row| row.group.starts_with(&begins) && row.name == process)
         .with_context(|| format!("{group}:{process} is not placed: {rows:?}"))?;
-    Ok(found.namespec())
+    Ok(row.namespec())
 }
 
 // --- Groups ---
@@ -115,16 +116,16 @@ fn one_multicall_may_reload_and_list_the_configuration() -> Result<()> {
     let results = client.multicall(&calls)?;
     let listed = column(&results[1], "name")?;
     ensure!(listed == ["job", "web"], "{listed:?}");
-    // Nobody waits for ever after it.
+    // The multicall does not block later changes.
     client.call("twiddler.addProgramToGroup", ("web", "next", program(&[])))?;
     Ok(())
 }
 
 #[test]
-fn a_refused_program_is_not_among_the_configured_ones() -> Result<()> {
+fn a_refused_program_is_not_in_the_list_of_configurations() -> Result<()> {
     let (daemon, _sidecar, client) =
         front("[group:web]\nprograms=front\n[program:front]\ncommand=/bin/cat\n")?;
-    // Not more of it: what is read again has its automatic logs not yet.
+    // Only the names are compared: after another reading, automatic log files do not have their names yet.
     let configs = |client: &Client| -> Result<Vec<String>> {
         let configs = client.call("supervisor.getAllConfigInfo", ())?;
         let name = |config| {
@@ -137,8 +138,8 @@ fn a_refused_program_is_not_among_the_configured_ones() -> Result<()> {
         items(&configs)?.iter().map(name).collect()
     };
     let ensure_are = |wanted: &[String]| {
-        let there = configs(&client)?;
-        ensure!(there == wanted, "{there:#?}");
+        let names = configs(&client)?;
+        ensure!(names == wanted, "{names:#?}");
         Ok(())
     };
     let before = configs(&client)?;
@@ -147,9 +148,9 @@ fn a_refused_program_is_not_among_the_configured_ones() -> Result<()> {
         client.expect_fault("twiddler.addProgramToGroup", ("web", "front", program(&[])))?;
     ensure!(fault.code == 10, "{fault:?}");
     ensure_are(&before)?;
-    let there = configs(&daemon.client())?;
-    ensure!(there == before, "{there:?}");
-    // The same when names are translated anyway, and for a process that has left.
+    let direct = configs(&daemon.client())?;
+    ensure!(direct == before, "{direct:?}");
+    // The same with a placed process, and after its removal.
     add("job")?;
     let with_job = configs(&client)?;
     client.expect_fault("twiddler.addProgramToGroup", ("web", "front", program(&[])))?;
@@ -158,7 +159,7 @@ fn a_refused_program_is_not_among_the_configured_ones() -> Result<()> {
     ensure_are(&before)?;
     add("job")?;
     ensure_are(&with_job)?;
-    // Beside a removal, for which the daemon reads nothing.
+    // Together with a removal, for which the daemon reads nothing.
     let calls = [
         (
             "twiddler.addProgramToGroup",
@@ -168,13 +169,13 @@ fn a_refused_program_is_not_among_the_configured_ones() -> Result<()> {
     ];
     client.multicall(&calls)?;
     ensure_are(&before)?;
-    let there = configs(&daemon.client())?;
-    ensure!(there == before, "{there:?}");
+    let direct = configs(&daemon.client())?;
+    ensure!(direct == before, "{direct:?}");
     Ok(())
 }
 
 #[test]
-fn a_process_joins_any_group_and_no_neighbour_notices() -> Result<()> {
+fn a_process_joins_any_group_without_a_restart_of_others() -> Result<()> {
     let (daemon, _sidecar, client) = front(USER)?;
     let users = ["web:a", "lone", "fast", "ears"];
     for name in users {
@@ -196,7 +197,7 @@ fn a_process_joins_any_group_and_no_neighbour_notices() -> Result<()> {
         let direct = rows(&daemon.client())?;
         let own = direct.iter().any(|row| row.namespec() == name);
         ensure!(own != is_placed, "{group}: {direct:?}");
-        ensure!(shown(&client)?.contains(&name));
+        ensure!(visible_names(&client)?.contains(&name));
         ensure!(state(&client, &name)? == "STOPPED");
         client.call("supervisor.startProcess", (&name,))?;
         let info = client.call("supervisor.getProcessInfo", (&name,))?;
@@ -206,11 +207,11 @@ fn a_process_joins_any_group_and_no_neighbour_notices() -> Result<()> {
         eventually(LIMIT, || {
             let environ = fs::read(&environ)?;
             let mut entries = environ.split(|byte| *byte == 0);
-            let told = entries.any(|entry| entry == wanted.as_bytes());
-            ensure!(told, "no {wanted} for {name}");
+            let is_set = entries.any(|entry| entry == wanted.as_bytes());
+            ensure!(is_set, "no {wanted} for {name}");
             Ok(())
         })?;
-        // A second one is placed whatever the first was.
+        // A second one is always placed.
         client.call(ADD, (group, "q", program(&[])))?;
         real_name(&daemon, group, "q")?;
     }
@@ -245,7 +246,7 @@ fn the_daemons_own_names_stay_usable() -> Result<()> {
     ensure!(text(member(&info, "group")?)? == "web~000001", "{info:?}");
     client.call("supervisor.stopProcess", ("web~000001:*",))?;
     ensure!(state(&client, "web:p")? == "STOPPED");
-    // But it is no group of clients.
+    // For the `twiddler` namespace it is not a group.
     let names = client.call("twiddler.getGroupNames", ())?;
     ensure!(!texts(&names)?.contains(&"web~000001"));
     let unknown = client.expect_fault(ADD, ("web~000001", "x", program(&[])))?;
@@ -254,8 +255,8 @@ fn the_daemons_own_names_stay_usable() -> Result<()> {
 
 // --- Every method ---
 
-/// A group with a placed process that runs, one that does not, and a configured one taken out.
-fn furnished() -> Result<Pair> {
+/// A pair with a group that has a running placed process, a stopped placed process, and a hidden process.
+fn pair_with_placed_processes() -> Result<Pair> {
     let pair = Pair::start(USER)?;
     pair.both_reach("web:a", "RUNNING")?;
     let loud = "/bin/sh -c 'echo out; echo err >&2; cat'";
@@ -288,8 +289,8 @@ const NAMES: [&str; 11] = [
 ];
 
 #[test]
-fn methods_that_take_a_process_answer_as_for_any_member() -> Result<()> {
-    let pair = furnished()?;
+fn methods_that_take_a_process_answer_as_in_process() -> Result<()> {
+    let pair = pair_with_placed_processes()?;
     for method in ["getProcessInfo", "clearProcessLog", "clearProcessLogs"] {
         for name in NAMES {
             pair.ensure_same(&format!("supervisor.{method}"), &params![name])?;
@@ -297,7 +298,7 @@ fn methods_that_take_a_process_answer_as_for_any_member() -> Result<()> {
         pair.ensure_same(&format!("supervisor.{method}"), &params![])?;
         pair.ensure_same(&format!("supervisor.{method}"), &params!["web:p", 1, 2])?;
     }
-    let pair = furnished()?;
+    let pair = pair_with_placed_processes()?;
     let readers = [
         "readProcessLog",
         "readProcessStdoutLog",
@@ -342,8 +343,8 @@ fn methods_that_take_a_process_answer_as_for_any_member() -> Result<()> {
 }
 
 #[test]
-fn methods_that_take_a_group_or_all_answer_as_for_any_members() -> Result<()> {
-    let pair = furnished()?;
+fn methods_that_take_a_group_or_all_answer_as_in_process() -> Result<()> {
+    let pair = pair_with_placed_processes()?;
     for (verb, more) in [
         ("signal", params!["CONT"]),
         ("signal", params!["NOPE"]),
@@ -357,7 +358,7 @@ fn methods_that_take_a_group_or_all_answer_as_for_any_members() -> Result<()> {
             let params = [params![group], more.clone()].concat();
             pair.ensure_same(&format!("supervisor.{verb}ProcessGroup"), &params)?;
         }
-        // `sleep` of the event listener and the others end alike.
+        // The event listener's `sleep` ends in the same way as the others.
         pair.ensure_same(&format!("supervisor.{verb}AllProcesses"), &more)?;
     }
     pair.ensure_same("supervisor.startAllProcesses", &params![])?;
@@ -378,7 +379,7 @@ fn methods_that_take_a_group_or_all_answer_as_for_any_members() -> Result<()> {
 }
 
 #[test]
-fn starts_that_fail_are_told_alike() -> Result<()> {
+fn failed_starts_have_the_same_faults_as_in_process() -> Result<()> {
     let pair = Pair::start(USER)?;
     let bad = [
         ("nofile", "/no/such/file"),
@@ -397,10 +398,10 @@ fn starts_that_fail_are_told_alike() -> Result<()> {
     }
     for (name, _) in bad {
         let name = format!("web:{name}");
-        let theirs = pair.oracle_answer("supervisor.startProcess", &params![&name])?;
-        let ours = pair.our_answer("supervisor.startProcess", &params![&name])?;
-        ensure!(theirs == ours, "{name}: {theirs:?} and {ours:?}");
-        ensure!(matches!(ours, Answer::Fault(..)), "{ours:?}");
+        let expected = pair.oracle_answer("supervisor.startProcess", &params![&name])?;
+        let actual = pair.our_answer("supervisor.startProcess", &params![&name])?;
+        ensure!(expected == actual, "{name}: {expected:?} and {actual:?}");
+        ensure!(matches!(actual, Answer::Fault(..)), "{actual:?}");
     }
     for call in ["startProcessGroup", "startProcess"] {
         let name = if call == "startProcess" {
@@ -413,9 +414,9 @@ fn starts_that_fail_are_told_alike() -> Result<()> {
             wait_for(&client, "web:ends", "FATAL")?;
         }
         let method = format!("supervisor.{call}");
-        let theirs = pair.oracle_answer(&method, &params![name])?;
-        let ours = pair.our_answer(&method, &params![name])?;
-        ensure!(theirs == ours, "{call}: {theirs:#?} and {ours:#?}");
+        let expected = pair.oracle_answer(&method, &params![name])?;
+        let actual = pair.our_answer(&method, &params![name])?;
+        ensure!(expected == actual, "{call}: {expected:#?} and {actual:#?}");
         pair.ensure_same("supervisor.stopProcess", &params!["web:a"])?;
     }
     Ok(())
@@ -424,14 +425,14 @@ fn starts_that_fail_are_told_alike() -> Result<()> {
 // --- Removal ---
 
 #[test]
-fn a_configured_process_that_was_removed_is_gone_for_clients() -> Result<()> {
+fn clients_do_not_see_a_removed_configured_process() -> Result<()> {
     let (daemon, _sidecar, client) = front(USER)?;
     daemon.wait_for_state("web:a", "RUNNING")?;
     client.call(REMOVE, ("web", "b"))?;
-    ensure!(!shown(&client)?.contains(&"web:b".to_owned()));
+    ensure!(!visible_names(&client)?.contains(&"web:b".to_owned()));
     ensure!(
-        shown(&daemon.client())?.contains(&"web:b".to_owned()),
-        "it was not to be touched"
+        visible_names(&daemon.client())?.contains(&"web:b".to_owned()),
+        "the daemon lacks the hidden process"
     );
     let again = client.expect_fault(REMOVE, ("web", "b"))?;
     ensure_fault(&again, 10, "BAD_NAME: b")?;
@@ -444,7 +445,7 @@ fn a_configured_process_that_was_removed_is_gone_for_clients() -> Result<()> {
         let fault = client.expect_fault(&format!("supervisor.{method}"), ("web:b",))?;
         ensure_fault(&fault, 10, "BAD_NAME: web:b")?;
     }
-    // Whatever starts all, does not start it.
+    // Calls that start all processes do not start it.
     client.call("supervisor.startProcessGroup", ("web",))?;
     client.call("supervisor.startProcess", ("web:*",))?;
     client.call("supervisor.startAllProcesses", ())?;
@@ -454,12 +455,12 @@ fn a_configured_process_that_was_removed_is_gone_for_clients() -> Result<()> {
     ])?;
     ensure!(daemon.state("web:b")? == "STOPPED");
 
-    // Its name is free.
+    // A new process can take its name.
     client.call(ADD, ("web", "b", program(&[("command", "/bin/sleep 600")])))?;
     client.call("supervisor.startProcess", ("web:b",))?;
     ensure!(daemon.state("web:b")? == "STOPPED");
     ensure!(
-        shown(&client)?
+        visible_names(&client)?
             .iter()
             .filter(|name| *name == "web:b")
             .count()
@@ -467,18 +468,18 @@ fn a_configured_process_that_was_removed_is_gone_for_clients() -> Result<()> {
     );
     client.call("supervisor.stopProcessGroup", ("web",))?;
     client.call(REMOVE, ("web", "b"))?;
-    ensure!(!shown(&client)?.contains(&"web:b".to_owned()));
+    ensure!(!visible_names(&client)?.contains(&"web:b".to_owned()));
     Ok(())
 }
 
 #[test]
-fn a_removed_process_that_somebody_starts_directly_shows_again() -> Result<()> {
+fn a_removed_process_that_is_started_on_the_daemon_is_shown_again() -> Result<()> {
     for look in 0..4 {
         let (daemon, _sidecar, client) = front(USER)?;
         client.call(REMOVE, ("web", "b"))?;
         daemon.call("supervisor.startProcess", ("web:b",))?;
         match look {
-            0 => ensure!(shown(&client)?.contains(&"web:b".to_owned())),
+            0 => ensure!(visible_names(&client)?.contains(&"web:b".to_owned())),
             1 => ensure!(state(&client, "web:b")? == "RUNNING"),
             2 => {
                 let stopped = client.call("supervisor.stopProcessGroup", ("web",))?;
@@ -489,12 +490,12 @@ fn a_removed_process_that_somebody_starts_directly_shows_again() -> Result<()> {
                 ensure_fault(&taken, 10, "BAD_NAME: b")?;
             }
         }
-        // From then on it is there, whatever its state.
+        // From then on it is visible, in any state.
         daemon.call("supervisor.startProcess", ("web:b",)).ok();
         client.call("supervisor.stopProcess", ("web:b",))?;
-        ensure!(shown(&client)?.contains(&"web:b".to_owned()));
+        ensure!(visible_names(&client)?.contains(&"web:b".to_owned()));
         client.call(REMOVE, ("web", "b"))?;
-        ensure!(!shown(&client)?.contains(&"web:b".to_owned()));
+        ensure!(!visible_names(&client)?.contains(&"web:b".to_owned()));
     }
     Ok(())
 }
@@ -520,10 +521,9 @@ fn a_lone_program_can_be_removed_and_its_group_stays() -> Result<()> {
     Ok(())
 }
 
-/// The daemon's groups that no file defines.
-/// Somebody makes a group anew straight on the daemon, with a process of its name, from a file that is
-/// gone again.
-fn make_anew(daemon: &Daemon, group: &str, options: &str) -> Result<()> {
+/// Replaces a group directly on the daemon by one with a process of the same name, from a file that is then
+/// deleted.
+fn replace_on_daemon(daemon: &Daemon, group: &str, options: &str) -> Result<()> {
     let file = daemon.include_dir().join("anew.conf");
     fs::write(&file, format!("[program:{group}]\n{options}"))?;
     daemon.call("supervisor.reloadConfig", ())?;
@@ -532,36 +532,39 @@ fn make_anew(daemon: &Daemon, group: &str, options: &str) -> Result<()> {
     Ok(fs::remove_file(&file)?)
 }
 
-/// Once the proxy has looked at what the daemon has.
+/// The process stays once the proxy has listed the daemon's processes.
 #[test]
-fn a_stopped_process_that_somebody_has_put_into_an_added_group_stays() -> Result<()> {
+fn a_stopped_process_that_was_added_on_the_daemon_to_an_added_group_stays() -> Result<()> {
     let (daemon, sidecar, client) = front(USER)?;
     client.call("twiddler.addGroup", ("own", 999))?;
     client.call(ADD, ("web", "gone", program(&[])))?;
-    make_anew(&daemon, "own", "command = /bin/cat\nautostart = false\n")?;
+    replace_on_daemon(&daemon, "own", "command = /bin/cat\nautostart = false\n")?;
     let real = real_name(&daemon, "web", "gone")?;
     let (real, _) = real.split_once(':').context("no group")?;
     daemon.call("supervisor.removeProcessGroup", (real,))?;
-    // What is gone as well is said by that look.
+    // The same query finds a loss, which is logged.
     eventually(LIMIT, || {
         let log = sidecar.stderr_text();
         ensure!(log.contains("1 program (web:gone): gone"), "{log}");
         Ok(())
     })?;
     client.call(ADD, ("own", "p", program(&[])))?;
-    let shown = shown(&client)?;
+    let visible = visible_names(&client)?;
     for name in ["own:own", "own:p"] {
-        ensure!(shown.iter().any(|one| one == name), "{name} of {shown:?}");
+        ensure!(
+            visible.iter().any(|one| one == name),
+            "{name} of {visible:?}"
+        );
     }
     Ok(())
 }
 
-/// Its own process runs on, and what joins lives beside it.
+/// The group's own process keeps running, and a new one is placed.
 #[test]
-fn an_added_group_that_somebody_has_made_anew_is_left_as_it_is() -> Result<()> {
+fn an_added_group_that_was_replaced_on_the_daemon_is_not_changed() -> Result<()> {
     let (daemon, _sidecar, client) = front(USER)?;
     client.call("twiddler.addGroup", ("own", 999))?;
-    make_anew(&daemon, "own", "command = /bin/sleep 600\nstartsecs = 0\n")?;
+    replace_on_daemon(&daemon, "own", "command = /bin/sleep 600\nstartsecs = 0\n")?;
     wait_for(&client, "own:own", "RUNNING")?;
     let pid = |client: &Client| -> Result<i64> {
         let info = client.call("supervisor.getProcessInfo", ("own:own",))?;
@@ -569,7 +572,7 @@ fn an_added_group_that_somebody_has_made_anew_is_left_as_it_is() -> Result<()> {
     };
     let before = pid(&client)?;
     let add = || client.call(ADD, ("own", "p", program(&[])));
-    // The first call may be the one that finds it out.
+    // The first call can fail, if the proxy notices the replacement only then.
     if add().is_err() {
         add()?;
     }
@@ -578,6 +581,7 @@ fn an_added_group_that_somebody_has_made_anew_is_left_as_it_is() -> Result<()> {
     Ok(())
 }
 
+/// The daemon's groups that no file defines.
 fn unfiled_groups(daemon: &Daemon) -> Result<Vec<String>> {
     let lists = daemon.call("supervisor.reloadConfig", ())?;
     let removed = &items(&items(&lists)?[0])?[2];
@@ -585,13 +589,13 @@ fn unfiled_groups(daemon: &Daemon) -> Result<Vec<String>> {
 }
 
 #[test]
-fn adding_and_removing_for_ever_leaves_nothing_behind() -> Result<()> {
-    // Three processes come and go in each.
+fn many_additions_and_removals_leave_no_groups_and_no_files() -> Result<()> {
+    // Three processes are added and removed in each.
     const ROUNDS: usize = 100;
     let (daemon, _sidecar, client) = front(USER)?;
-    let before = shown(&daemon.client())?;
+    let before = visible_names(&daemon.client())?;
     client.call("twiddler.addGroup", ("g", 1))?;
-    let everything = unfiled_groups(&daemon)?; // the group, and the one by which this life is known
+    let everything = unfiled_groups(&daemon)?; // The group, and the epoch marker.
     ensure!(everything.len() == 2, "{everything:?}");
     for round in 0..ROUNDS {
         let group = ["g", "web", "empty", "lone"][round % 4];
@@ -619,12 +623,12 @@ fn adding_and_removing_for_ever_leaves_nothing_behind() -> Result<()> {
             client.call("twiddler.removeGroup", (&name,))?;
         }
     }
-    ensure!(shown(&daemon.client())? == before);
+    ensure!(visible_names(&daemon.client())? == before);
     ensure!(unfiled_groups(&daemon)? == everything);
     ensure_include_holds(&daemon, &[])?;
-    let left = daemon.include_files()?;
-    let ours = [".twiddler-baseline", ".twiddler-journal", ".twiddler-lock"];
-    ensure!(left == ours, "{left:?}");
+    let files = daemon.include_files()?;
+    let expected = [".twiddler-baseline", ".twiddler-journal", ".twiddler-lock"];
+    ensure!(files == expected, "{files:?}");
     Ok(())
 }
 
@@ -639,7 +643,7 @@ fn triple(more: &[(&str, &str)]) -> Value {
 }
 
 #[test]
-fn the_processes_of_a_program_share_a_real_group_and_leave_one_by_one() -> Result<()> {
+fn the_processes_of_a_program_share_a_real_group_and_are_removed_one_by_one() -> Result<()> {
     let (daemon, sidecar, client) = front(USER)?;
     client.call(ADD, ("web", "w", triple(&[("numprocs_start", "4")])))?;
     for name in ["w4", "w5", "w6"] {
@@ -660,9 +664,9 @@ fn the_processes_of_a_program_share_a_real_group_and_leave_one_by_one() -> Resul
     };
     let before = neighbours(&client)?;
     client.call(REMOVE, ("web", "w5"))?;
-    ensure!(neighbours(&client)? == before, "a neighbour noticed");
-    let ensure_gone = |client: &Client| -> Result<()> {
-        let names = shown(client)?;
+    ensure!(neighbours(&client)? == before, "a neighbour restarted");
+    let ensure_removed = |client: &Client| -> Result<()> {
+        let names = visible_names(client)?;
         ensure!(!names.iter().any(|name| name.ends_with("w5")), "{names:?}");
         for name in ["web:w5", "web~000001:w5"] {
             let fault = client.expect_fault("supervisor.startProcess", (name,))?;
@@ -674,33 +678,33 @@ fn the_processes_of_a_program_share_a_real_group_and_leave_one_by_one() -> Resul
         ensure!(page.contains("w4") && !page.contains("w5"), "{page}");
         Ok(())
     };
-    ensure_gone(&client)?;
-    // Whatever starts all does not start it, and after a start of the proxy neither.
+    ensure_removed(&client)?;
+    // Calls that start all processes do not start it, also after a restart of the proxy.
     client.call("supervisor.startAllProcesses", ())?;
     client.call("supervisor.startProcess", ("web:*",))?;
     sidecar.kill()?;
     sidecar.start_again()?;
     let client = sidecar.client().kept_alive();
-    ensure_gone(&client)?;
+    ensure_removed(&client)?;
     ensure!(daemon.state("web~000001:w5")? == "STOPPED");
-    // Not even when somebody starts it by its real name.
+    // It stays hidden even if a client starts it by its real name.
     daemon.call("supervisor.startProcess", ("web~000001:w5",))?;
-    ensure!(!shown(&client)?.contains(&"web:w5".to_owned()));
-    // Its name is free, for another real group.
+    ensure!(!visible_names(&client)?.contains(&"web:w5".to_owned()));
+    // A new process can take its name, in another real group.
     client.call(ADD, ("web", "w5", program(&[])))?;
     ensure!(real_name(&daemon, "web", "w5").is_ok() && state(&client, "web:w5")? == "STOPPED");
     client.call("supervisor.stopAllProcesses", ())?;
     for name in ["w5", "w6"] {
         client.call(REMOVE, ("web", name))?;
     }
-    // The last one does not leave a real group in which somebody has started a hidden one: that is
-    // told to stop.
-    let kept = client.expect_fault(REMOVE, ("web", "w4"))?;
-    ensure_fault(&kept, 91, "STILL_RUNNING: web~000001:w5")?;
+    // The last process of a real group cannot be removed while a client has started a hidden one in it. The
+    // proxy stops the hidden process.
+    let fault = client.expect_fault(REMOVE, ("web", "w4"))?;
+    ensure_fault(&fault, 91, "STILL_RUNNING: web~000001:w5")?;
     daemon.wait_for_state("web~000001:w5", "STOPPED")?;
     client.call(REMOVE, ("web", "w4"))?;
-    let there = shown(&daemon.client())?;
-    ensure!(there.iter().all(|name| !name.contains('~')), "{there:?}");
+    let names = visible_names(&daemon.client())?;
+    ensure!(names.iter().all(|name| !name.contains('~')), "{names:?}");
     Ok(())
 }
 
@@ -719,7 +723,7 @@ fn a_process_that_the_daemon_is_about_to_start_is_not_removed() -> Result<()> {
         )?;
         let early = client.expect_fault(REMOVE, ("web", format!("{name}1")))?;
         ensure_fault(&early, 91, &format!("STILL_RUNNING: {name}1"))?;
-        // Exits again and again, and is started each time.
+        // This process exits again and again, and is restarted each time.
         let name = format!("x{round}-");
         let restless = [
             ("command", "/bin/true"),
@@ -734,19 +738,19 @@ fn a_process_that_the_daemon_is_about_to_start_is_not_removed() -> Result<()> {
 }
 
 #[test]
-fn programs_come_and_go_in_any_order_and_leave_nothing_behind() -> Result<()> {
+fn programs_are_added_and_removed_in_any_order_and_leave_no_groups() -> Result<()> {
     const CHANGES: usize = 250;
     let changes = times(CHANGES)?;
     let (daemon, _sidecar, client) = front(USER)?;
-    let before = shown(&daemon.client())?;
+    let before = visible_names(&daemon.client())?;
     let mut dice = Dice::new(seed(5)?);
-    let mut there: Vec<(String, String)> = Vec::new();
+    let mut added: Vec<(String, String)> = Vec::new();
     client.call("twiddler.addGroup", ("g", 1))?;
     let unfiled = unfiled_groups(&daemon)?;
     for number in 0..changes {
-        let comes = number < changes - CHANGES / 2
-            && (there.len() < 5 || there.len() < 30 && dice.one_in(2));
-        if comes {
+        let adds = number < changes - CHANGES / 2
+            && (added.len() < 5 || added.len() < 30 && dice.one_in(2));
+        if adds {
             let group = dice.pick(&["web", "lone", "empty", "g"]);
             let name = format!("p{}-", number % 20);
             let count = 1 + dice.roll(5);
@@ -754,29 +758,29 @@ fn programs_come_and_go_in_any_order_and_leave_nothing_behind() -> Result<()> {
                 ("numprocs", &count.to_string()),
                 ("process_name", "%(program_name)s%(process_num)d"),
             ]);
-            let added = client.call(ADD, (group, &name, given));
+            let answer = client.call(ADD, (group, &name, given));
             let names = (0..count).map(|number| (group.to_owned(), format!("{name}{number}")));
-            let taken = names.clone().any(|name| there.contains(&name));
-            ensure!(added.is_err() == taken, "{group}:{name}: {added:?}");
-            there.extend(names.filter(|_| !taken));
-        } else if !there.is_empty() {
-            let (group, process) = there.swap_remove(dice.roll(there.len()));
+            let is_taken = names.clone().any(|name| added.contains(&name));
+            ensure!(answer.is_err() == is_taken, "{group}:{name}: {answer:?}");
+            added.extend(names.filter(|_| !is_taken));
+        } else if !added.is_empty() {
+            let (group, process) = added.swap_remove(dice.roll(added.len()));
             client.call(REMOVE, (group, process))?;
         }
-        let mut names: Vec<String> = there
+        let mut names: Vec<String> = added
             .iter()
             .map(|(group, name)| format!("{group}:{name}"))
             .collect();
         names.extend(before.iter().cloned());
         names.sort();
-        let mut shown = shown(&client)?;
-        shown.sort();
-        ensure!(shown == names, "change {number}: {shown:?}\n{names:?}");
+        let mut visible = visible_names(&client)?;
+        visible.sort();
+        ensure!(visible == names, "change {number}: {visible:?}\n{names:?}");
     }
-    for (group, process) in there {
+    for (group, process) in added {
         client.call(REMOVE, (group, process))?;
     }
-    ensure!(shown(&daemon.client())? == before);
+    ensure!(visible_names(&daemon.client())? == before);
     ensure!(unfiled_groups(&daemon)? == unfiled);
     Ok(())
 }

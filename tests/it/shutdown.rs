@@ -1,4 +1,5 @@
-//! How the proxy ends when it is asked to: what is under way ends, within bounds, and nothing stays.
+//! The end of the proxy after a signal: requests in progress are answered within a time limit, and no files
+//! remain.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -47,7 +48,7 @@ fn group_names(client: &Client) -> Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// Follows the log of the talker, and has seen its first line.
+/// Follows the log of the talker, and waits for its first line.
 fn tail(sidecar: &Sidecar) -> Result<Connection> {
     let client = sidecar.client();
     let mut connection = client.connect()?;
@@ -56,12 +57,12 @@ fn tail(sidecar: &Sidecar) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Whether the proxy is gone and has left nothing.
-fn ensure_gone(daemon: &Daemon, sidecar: &Sidecar) -> Result<()> {
+/// Ensures that the proxy does not answer and that no file of it remains.
+fn ensure_no_leftovers(daemon: &Daemon, sidecar: &Sidecar) -> Result<()> {
     ensure_include_holds(daemon, &[])?;
-    let ours = |name: &&String| name.starts_with(".zz-");
+    let is_temporary = |name: &&String| name.starts_with(".zz-");
     let names = daemon.include_files()?;
-    ensure!(names.iter().find(ours).is_none(), "{names:?}");
+    ensure!(names.iter().find(is_temporary).is_none(), "{names:?}");
     for addr in sidecar.addrs() {
         ensure!(
             Client::new(addr.clone()).get("/").is_err(),
@@ -75,7 +76,7 @@ fn ensure_gone(daemon: &Daemon, sidecar: &Sidecar) -> Result<()> {
 }
 
 #[test]
-fn a_change_that_is_under_way_is_made_and_answered() -> Result<()> {
+fn a_change_in_progress_is_made_and_answered() -> Result<()> {
     let (daemon, sidecar, client) = slow_front()?;
     let (mut call, attempt) = stop_in_a_change(&daemon, &client, add_group)?;
     sidecar.signal("TERM")?;
@@ -85,7 +86,7 @@ fn a_change_that_is_under_way_is_made_and_answered() -> Result<()> {
     ensure!(reply.text().contains("<boolean>1</boolean>"), "{reply:?}");
     let status = sidecar.wait()?;
     ensure!(status.code() == Some(0), "{status}");
-    ensure_gone(&daemon, &sidecar)?;
+    ensure_no_leftovers(&daemon, &sidecar)?;
     sidecar.start_again()?;
     let names = group_names(&sidecar.client())?;
     ensure!(names.contains(&format!("late{attempt}")), "{names:?}");
@@ -93,17 +94,17 @@ fn a_change_that_is_under_way_is_made_and_answered() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_does_not_answer_is_not_waited_for_for_ever() -> Result<()> {
+fn the_wait_for_a_daemon_that_does_not_answer_is_limited() -> Result<()> {
     let (daemon, sidecar, client) = slow_front()?;
     let (_call, attempt) = stop_in_a_change(&daemon, &client, add_group)?;
     let status = sidecar.stop()?;
     ensure!(status.code() == Some(0), "{status}");
     let log = sidecar.stderr_text();
     ensure!(log.contains("has not answered to a change"), "{log}");
-    ensure_gone(&daemon, &sidecar)?;
+    ensure_no_leftovers(&daemon, &sidecar)?;
     daemon.signal("CONT")?;
     sidecar.start_again()?;
-    // Whatever became of it: it can be had now, and is known.
+    // Whether the change was made or not, the group can be added now, or exists already.
     let client = sidecar.client();
     let late = format!("late{attempt}");
     if !group_names(&client)?.contains(&late) {
@@ -115,9 +116,9 @@ fn a_daemon_that_does_not_answer_is_not_waited_for_for_ever() -> Result<()> {
     Ok(())
 }
 
-/// A log never ends by itself, so waiting for its follower would be in vain; a call does.
+/// A followed log never ends by itself, so the proxy does not wait for it. It waits for calls.
 #[test]
-fn followers_are_cut_at_once_and_calls_are_answered() -> Result<()> {
+fn followed_logs_are_cut_at_once_and_calls_are_answered() -> Result<()> {
     let daemon = Daemon::start(FOLLOWED)?;
     let sidecar = Sidecar::start(&daemon)?;
     let mut tails = [tail(&sidecar)?, tail(&sidecar)?];
@@ -125,12 +126,12 @@ fn followers_are_cut_at_once_and_calls_are_answered() -> Result<()> {
         let client = sidecar.client();
         let starting = scope.spawn(move || client.call("supervisor.startProcess", ("slow",)));
         daemon.wait_for_state("slow", "STARTING")?;
-        let asked = Instant::now();
+        let start = Instant::now();
         sidecar.signal("TERM")?;
         for tail in &mut tails {
             tail.read(Until::Close)?;
         }
-        ensure!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
+        ensure!(start.elapsed() < GRACE, "{:?}", start.elapsed());
         ensure!(!starting.is_finished(), "the call has ended before");
         let started = starting.join().expect("no panic")?;
         ensure!(started == Value::Bool(true), "{started:?}");
@@ -140,13 +141,13 @@ fn followers_are_cut_at_once_and_calls_are_answered() -> Result<()> {
     ensure!(status.code() == Some(0), "{status}");
     let log = sidecar.stderr_text();
     ensure!(!log.contains("cut connections"), "{log}");
-    ensure_gone(&daemon, &sidecar)
+    ensure_no_leftovers(&daemon, &sidecar)
 }
 
-/// What a client that connects all the time sees of a restart: the best of some, as a busy machine
-/// may take its time for any of them.
+/// Measures how long connections are refused during a restart: the shortest of several, because a busy
+/// machine can be slow.
 #[test]
-fn a_restart_with_a_follower_refuses_connections_for_an_instant() -> Result<()> {
+fn a_restart_with_a_followed_log_refuses_connections_only_briefly() -> Result<()> {
     const INSTANT: Duration = Duration::from_millis(50);
     let daemon = Daemon::start(FOLLOWED)?;
     let port = free_port()?;
@@ -176,7 +177,7 @@ fn a_restart_with_a_follower_refuses_connections_for_an_instant() -> Result<()> 
     anyhow::bail!("refused for {refused:?}")
 }
 
-/// How long connections were refused until nobody wants to know any more.
+/// The longest time in which connections were refused, until the other end of `ended` is dropped.
 fn longest_refusal(port: SocketAddr, ended: &Receiver<()>) -> Duration {
     let mut longest = Duration::ZERO;
     let mut accepted = Instant::now();
@@ -214,32 +215,32 @@ fn idle_connections_do_not_delay_the_end() -> Result<()> {
         idle.send(request.as_bytes())?;
         ensure!(Reply::parse(&idle.read(Until::Reply)?)?.status == 200);
         let mut silent = client.connect()?;
-        let asked = Instant::now();
+        let start = Instant::now();
         sidecar.signal(signal)?;
         let status = sidecar.wait()?;
         ensure!(status.code() == Some(0), "{status}");
-        ensure!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
+        ensure!(start.elapsed() < GRACE, "{:?}", start.elapsed());
         ensure!(!sidecar.stderr_text().contains("cut connections"));
         idle.read(Until::Close)?;
         silent.read(Until::Close)?;
-        ensure_gone(&daemon, &sidecar)?;
+        ensure_no_leftovers(&daemon, &sidecar)?;
     }
     Ok(())
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once_and_leaves_nothing_either() -> Result<()> {
+fn a_second_signal_ends_the_proxy_at_once_and_leaves_no_files() -> Result<()> {
     let (daemon, sidecar, client) = slow_front()?;
     let (mut call, _) = stop_in_a_change(&daemon, &client, add_group)?;
-    let asked = Instant::now();
+    let start = Instant::now();
     sidecar.signal("TERM")?;
     sidecar.wait_for_stderr("stopping")?;
     sidecar.signal("INT")?;
     let status = sidecar.wait()?;
     ensure!(status.code() == Some(1), "{status}");
-    ensure!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
+    ensure!(start.elapsed() < GRACE, "{:?}", start.elapsed());
     ensure!(call.read(Until::Close)?.is_empty(), "answered");
-    ensure_gone(&daemon, &sidecar)?;
+    ensure_no_leftovers(&daemon, &sidecar)?;
     daemon.signal("CONT")?;
     sidecar.start_again()?;
     eventually(LIMIT, || {
@@ -249,7 +250,7 @@ fn a_second_signal_ends_it_at_once_and_leaves_nothing_either() -> Result<()> {
 }
 
 #[test]
-fn a_signal_that_comes_early_is_heard() -> Result<()> {
+fn a_signal_during_the_start_ends_the_proxy() -> Result<()> {
     let daemon = Daemon::start("")?;
     for _ in 0..10 {
         let sidecar = Sidecar::start(&daemon)?;

@@ -1,4 +1,4 @@
-//! What never ends and what takes long: log tails, waiting calls, and a daemon that comes and goes.
+//! Replies that never end or take long: followed logs, waiting calls, and a daemon that stops and starts.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -74,8 +74,8 @@ impl Tested {
         Ok(log.write_all(bytes)?)
     }
 
-    /// Connections that the daemon has accepted, and those that it listens on. (The log itself is
-    /// no measure: the daemon closes it when Python collects its garbage.)
+    /// The number of the daemon's sockets: accepted connections and listeners. (Open log files are no measure,
+    /// because the daemon closes them only when Python collects its garbage.)
     fn sockets(&self) -> Result<usize> {
         let entries = fs::read_dir(format!("/proc/{}/fd", self.daemon.pid()))?;
         let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
@@ -84,12 +84,12 @@ impl Tested {
             .count())
     }
 
-    /// How many there are while nobody asks, once the proxy has opened all connections that it keeps:
-    /// the one by which it knows the daemon's life, which it opens in the background as it starts,
-    /// and one for each kind of question.
+    /// The number of sockets without a request in progress, once the proxy has opened all connections that
+    /// it keeps: the one by which it notices a restart of the daemon, which it opens in the background at
+    /// its start, and one for each share.
     fn sockets_at_rest(&self) -> Result<usize> {
         let client = self.sidecar.client();
-        // Is answered when the proxy knows the daemon.
+        // This is answered once the proxy knows the daemon's epoch.
         client.call("twiddler.getGroupNames", ())?;
         client.call("supervisor.getAllProcessInfo", ())?;
         let tail = Tail::open(self.sidecar.tcp_addr(), "/logtail/web", "1.1")?;
@@ -108,7 +108,7 @@ impl Tested {
     }
 }
 
-/// A log that is being followed.
+/// A followed log.
 struct Tail {
     connection: Connection,
     head: Reply,
@@ -123,12 +123,12 @@ impl Tail {
         Ok(Tail { connection, head })
     }
 
-    /// What comes up to and with this text, chunk sizes and all.
+    /// The bytes up to and including this text, with chunk sizes.
     fn read(&mut self, wanted: &str) -> Result<Vec<u8>> {
         self.connection.read_within(SOON, Until::Text(wanted))
     }
 
-    /// All that has come when the other side closes.
+    /// All bytes until the other side closes.
     fn read_to_end(&mut self) -> Result<Vec<u8>> {
         self.connection.read(Until::Close)
     }
@@ -170,9 +170,9 @@ fn each_line_of_a_log_arrives_from_a_daemon_on_a_port() -> Result<()> {
     Ok(())
 }
 
-/// The heads are the daemon's own; those of an empty log come at once.
+/// The heads are the daemon's own. The head for an empty log is sent at once.
 #[test]
-fn tails_begin_as_the_daemons_own() -> Result<()> {
+fn followed_logs_have_the_daemons_heads() -> Result<()> {
     let tested = Tested::over_socket()?;
     for path in [
         "/logtail/web",
@@ -191,7 +191,7 @@ fn tails_begin_as_the_daemons_own() -> Result<()> {
         let direct = Tail::open(tested.daemon.addr(), path, "1.1")?.head;
         let direct = direct.handed_on(path);
         let proxied = Tail::open(tested.sidecar.tcp_addr(), path, "1.1")?.head;
-        // It tells when the log was written to last.
+        // A header has the time of the last write to the log.
         ensure!(
             direct.header_names() == proxied.header_names(),
             "{direct:?}\n{proxied:?}"
@@ -200,10 +200,10 @@ fn tails_begin_as_the_daemons_own() -> Result<()> {
     Ok(())
 }
 
-/// A client that asks to close the connection afterwards gets its lines as well; directly, and
-/// with HTTP/1.0, it would wait for 64 KB of them.
+/// A client that asks to close the connection afterwards gets each line at once too. From the daemon
+/// itself, and with HTTP/1.0, it would get them only after 64 KB.
 #[test]
-fn tails_for_clients_that_want_to_close() -> Result<()> {
+fn logs_stream_to_clients_that_ask_to_close_the_connection() -> Result<()> {
     let tested = Tested::over_socket()?;
     let mut connection = Connection::open(tested.sidecar.tcp_addr())?;
     connection.send(b"GET /logtail/web HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")?;
@@ -227,7 +227,7 @@ fn the_main_log_is_followed() -> Result<()> {
 }
 
 #[test]
-fn bytes_of_logs_pass_as_they_are() -> Result<()> {
+fn bytes_of_logs_are_forwarded_unchanged() -> Result<()> {
     let tested = Tested::over_socket()?;
     let odd: Vec<u8> = [
         b"\xff\xfe\x00\x1b[31m\xc3(\r\n\r\n0\r\n\r\n".as_slice(),
@@ -253,9 +253,9 @@ fn bytes_of_logs_pass_as_they_are() -> Result<()> {
     Ok(())
 }
 
-/// Only the end of a long log is shown; what is written at once arrives whole.
+/// A follower gets only the end of a long log. Text that is written at once arrives whole.
 #[test]
-fn much_at_once_arrives_whole() -> Result<()> {
+fn a_large_log_arrives_whole() -> Result<()> {
     let tested = Tested::over_socket()?;
     let mut tail = Tail::open(tested.sidecar.tcp_addr(), "/logtail/web", "1.0")?;
     let text: String = (0..200_000)
@@ -270,7 +270,7 @@ fn much_at_once_arrives_whole() -> Result<()> {
 }
 
 #[test]
-fn followers_that_hang_up_are_forgotten() -> Result<()> {
+fn connections_of_disconnected_followers_are_closed() -> Result<()> {
     let tested = Tested::over_socket()?;
     let before = tested.sockets_at_rest()?;
     let open = |version| Tail::open(tested.sidecar.tcp_addr(), "/logtail/web", version);
@@ -286,13 +286,13 @@ fn followers_that_hang_up_are_forgotten() -> Result<()> {
 }
 
 #[test]
-fn tails_end_with_the_life_of_the_daemon() -> Result<()> {
+fn followed_logs_end_with_the_daemon() -> Result<()> {
     let tested = Tested::over_socket()?;
     let mut chunked = Tail::open(tested.sidecar.tcp_addr(), "/logtail/web", "1.1")?;
     let mut plain = Tail::open(tested.sidecar.tcp_addr(), "/mainlogtail", "1.0")?;
     let mut direct = Tail::open(tested.daemon.addr(), "/logtail/web", "1.1")?;
     tested.daemon.restart_rpc()?;
-    // Cut, and not ended in order: a client can tell.
+    // The stream is cut without its last chunk, so that a client can notice it.
     ensure!(!chunked.read_to_end()?.ends_with(b"0\r\n\r\n"));
     direct.read_to_end()?;
     plain.read_to_end()?;
@@ -301,9 +301,10 @@ fn tails_end_with_the_life_of_the_daemon() -> Result<()> {
 
 // --- Connections ---
 
-/// Calls of many clients go over few connections, everything else over one of its own that ends.
+/// Calls of many clients share few connections. Each other request uses a connection of its own, which is
+/// closed.
 #[test]
-fn calls_share_connections_and_pages_leave_none() -> Result<()> {
+fn calls_share_connections_and_pages_close_theirs() -> Result<()> {
     let tested = Tested::over_socket()?;
     let before = tested.sockets_at_rest()?;
     for _ in 0..30 {
@@ -323,10 +324,10 @@ fn calls_share_connections_and_pages_leave_none() -> Result<()> {
 // --- Waiting calls ---
 
 #[test]
-fn reads_beside_a_waiting_call_are_answered_at_once() -> Result<()> {
+fn reads_during_a_waiting_call_are_answered_at_once() -> Result<()> {
     let tested = Tested::over_socket()?;
-    let kept = tested.sidecar.client().kept_alive();
-    kept.call("supervisor.getState", ())?;
+    let persistent = tested.sidecar.client().kept_alive();
+    persistent.call("supervisor.getState", ())?;
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             tested
@@ -335,7 +336,7 @@ fn reads_beside_a_waiting_call_are_answered_at_once() -> Result<()> {
                 .call("supervisor.startProcess", ("slow",))
         });
         tested.daemon.wait_for_state("slow", "STARTING")?;
-        let began = Instant::now();
+        let start = Instant::now();
         let readers: Vec<_> = (0..20)
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
@@ -355,11 +356,11 @@ fn reads_beside_a_waiting_call_are_answered_at_once() -> Result<()> {
                 .join()
                 .map_err(|_| anyhow::anyhow!("a reader panicked"))??;
         }
-        kept.call("supervisor.getState", ())?;
+        persistent.call("supervisor.getState", ())?;
         ensure!(
-            began.elapsed() < Duration::from_secs(3),
+            start.elapsed() < Duration::from_secs(3),
             "{:?}",
-            began.elapsed()
+            start.elapsed()
         );
         ensure!(!waiting.is_finished());
         let started = waiting
@@ -371,39 +372,39 @@ fn reads_beside_a_waiting_call_are_answered_at_once() -> Result<()> {
 }
 
 #[test]
-fn what_a_client_began_goes_on_when_it_hangs_up() -> Result<()> {
+fn calls_continue_after_their_client_disconnects() -> Result<()> {
     let tested = Tested::over_socket()?;
     tested
         .daemon
         .call("supervisor.startProcess", ("stubborn",))?;
-    // Only then does it take no notice of SIGTERM.
+    // Only after this line does the process ignore SIGTERM.
     eventually(LIMIT, || {
         let log = tested.daemon.read("stubborn.log")?;
         ensure!(log == "ready\n", "{log:?}");
         Ok(())
     })?;
-    let hang_up_during = |method: &str, name: &str, state: &str| -> Result<()> {
+    let disconnect_during = |method: &str, name: &str, state: &str| -> Result<()> {
         let client: Client = tested.sidecar.client();
         let body = write::call(method, &[name.into()]);
         let mut connection = client.connect()?;
         connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&body)))?;
         tested.daemon.wait_for_state(name, state)
     };
-    hang_up_during("supervisor.startProcess", "slow", "STARTING")?;
-    hang_up_during("supervisor.stopProcess", "stubborn", "STOPPING")?;
+    disconnect_during("supervisor.startProcess", "slow", "STARTING")?;
+    disconnect_during("supervisor.stopProcess", "stubborn", "STOPPING")?;
     tested.daemon.wait_for_state("slow", "RUNNING")?;
     tested.daemon.wait_for_state("stubborn", "STOPPED")?;
     tested.sidecar.client().call("supervisor.getState", ())?;
     Ok(())
 }
 
-// --- A daemon that comes and goes ---
+// --- A daemon that stops and starts ---
 
 fn ensure_bad_gateway(sidecar: &Sidecar) -> Result<()> {
     let body = write::call("supervisor.getState", &[]);
     let twiddler = write::call("twiddler.getGroupNames", &[]);
     let client = sidecar.client();
-    let began = Instant::now();
+    let start = Instant::now();
     for reply in [
         client.post_call(&body)?,
         client.post_call(&twiddler)?,
@@ -421,43 +422,43 @@ fn ensure_bad_gateway(sidecar: &Sidecar) -> Result<()> {
                 .is_some_and(|server| server.starts_with("twiddler/"))
         );
     }
-    ensure!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    ensure!(start.elapsed() < SOON, "{:?}", start.elapsed());
     client.wait_for_health(503).map(drop)
 }
 
-fn comes_and_goes(tested: &Tested) -> Result<()> {
-    let kept = tested.sidecar.client().kept_alive();
+fn stops_and_starts(tested: &Tested) -> Result<()> {
+    let persistent = tested.sidecar.client().kept_alive();
     for _ in 0..2 {
-        kept.call("supervisor.getState", ())?;
+        persistent.call("supervisor.getState", ())?;
         tested.daemon.stop()?;
         ensure_bad_gateway(&tested.sidecar)?;
         tested.daemon.start_again()?;
-        kept.call("supervisor.getState", ())?;
+        persistent.call("supervisor.getState", ())?;
         tested.sidecar.client().call("supervisor.getState", ())?;
         ensure!(tested.sidecar.client().get("/")?.status == 200);
         tested.sidecar.client().wait_for_health(200)?;
         tested.daemon.kill_and_start_again()?;
-        kept.call("supervisor.getState", ())?;
+        persistent.call("supervisor.getState", ())?;
     }
     Ok(())
 }
 
 #[test]
-fn a_daemon_that_is_away_is_told_at_once_and_used_again_when_it_is_back() -> Result<()> {
-    comes_and_goes(&Tested::over_socket()?)
+fn an_unreachable_daemon_is_reported_at_once_and_used_again_later() -> Result<()> {
+    stops_and_starts(&Tested::over_socket()?)
 }
 
 #[test]
-fn a_daemon_on_a_port_that_is_away() -> Result<()> {
-    comes_and_goes(&Tested::over_port()?)
+fn an_unreachable_daemon_on_a_port_is_reported_at_once_and_used_again_later() -> Result<()> {
+    stops_and_starts(&Tested::over_port()?)
 }
 
-/// After a restart no call meets a connection of the former life.
+/// After a restart of the daemon, no call uses a connection from before it.
 #[test]
 fn the_first_calls_after_a_restart_succeed() -> Result<()> {
     let tested = Tested::over_socket()?;
     for _ in 0..3 {
-        // Several connections are kept.
+        // The proxy keeps several connections open.
         thread::scope(|scope| {
             for _ in 0..6 {
                 scope.spawn(|| {
@@ -478,7 +479,7 @@ fn the_first_calls_after_a_restart_succeed() -> Result<()> {
 }
 
 #[test]
-fn a_call_that_the_daemon_does_not_survive_is_a_bad_gateway() -> Result<()> {
+fn a_call_during_which_the_daemon_dies_is_a_bad_gateway() -> Result<()> {
     let tested = Tested::over_socket()?;
     let body = write::call("supervisor.startProcess", &["slow".into()]);
     thread::scope(|scope| {
@@ -494,7 +495,7 @@ fn a_call_that_the_daemon_does_not_survive_is_a_bad_gateway() -> Result<()> {
 }
 
 #[test]
-fn the_proxy_may_be_there_first() -> Result<()> {
+fn the_proxy_can_start_before_the_daemon() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     daemon.stop()?;
     let sidecar = Sidecar::start(&daemon)?;

@@ -1,15 +1,15 @@
-//! Every step of an update at which something can go wrong, hit once on purpose.
+//! Every step at which an update can fail, made to fail once.
 //!
-//! | what goes wrong | at | test |
+//! | failure | at | test |
 //! | --- | --- | --- |
-//! | the proxy dies | each point of it | `an_update_is_finished_whatever_point_the_proxy_dies_at` |
-//! | the daemon starts again | each point of the proxy | `the_daemon_starts_again_at_each_point_of_an_update` |
+//! | the proxy dies | each point of it | `an_update_is_finished_after_the_proxy_dies_at_each_point` |
+//! | the daemon restarts | each point of the proxy | `the_daemon_restarts_at_each_point_of_an_update` |
 //! | the daemon refuses it | each call that the daemon gets | `the_daemon_refuses_each_call_of_an_update` |
 //! | the daemon dies | each call that the daemon gets | `the_daemon_dies_at_each_call_of_an_update` |
 //!
-//! The same with `live_update` at the steps of `supervisorctl update`: `…_of_steps`.
+//! The tests `…_of_steps` do the same with `live_update` at the steps of `supervisorctl update`.
 //!
-//! Of the calls, `TEST_SEED` picks some, and `TEST_EFFORT=24` has all of them.
+//! Only some calls are made to fail, chosen by `TEST_SEED`; with `TEST_EFFORT=24` it is all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::{self, JoinHandle};
@@ -30,7 +30,7 @@ use crate::common::{
 };
 use crate::live_update::{FILE, WEB};
 
-/// Where the proxy can be stopped on its way, in this order.
+/// The points at which the proxy can be stopped, in this order.
 const POINTS: [&str; 6] = [
     "update intended",
     "update stopped",
@@ -41,7 +41,7 @@ const POINTS: [&str; 6] = [
 ];
 
 #[test]
-fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
+fn a_daemon_that_starts_during_a_probe_runs_only_the_files() -> Result<()> {
     for kills_proxy in [false, true] {
         let daemon = Daemon::start_with(DaemonOptions {
             files: &[(FILE, WEB)],
@@ -53,7 +53,7 @@ fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
         daemon.write(FILE, &WEB.replace("601", "611"))?;
         let _connection = stop_at(&daemon, &sidecar, "question", ("twiddler.diffConfig", &[]))?;
         daemon.kill_and_start_again()?;
-        // It has met the question, and runs nobody twice for that.
+        // The daemon has read the probe, and must not run a process twice because of it.
         let running = |row: &Row| (is_running(row)).then(|| row.namespec());
         let twice = rows(&daemon.client())?.iter().filter_map(running).count();
         ensure!(twice <= expected.len(), "{:?}", rows(&daemon.client())?);
@@ -65,20 +65,23 @@ fn a_daemon_that_starts_during_a_question_runs_the_files_alone() -> Result<()> {
         }
         let client = sidecar.client();
         eventually(LIMIT, || {
-            let there: Vec<String> = table(&daemon.client())?.into_keys().collect();
-            ensure!(there == expected, "kills_proxy {kills_proxy}: {there:?}");
+            let processes: Vec<String> = table(&daemon.client())?.into_keys().collect();
+            ensure!(
+                processes == expected,
+                "kills_proxy {kills_proxy}: {processes:?}"
+            );
             Ok(())
         })?;
         client.call("twiddler.updateConfig", ())?;
         let left = diff(&client)?;
         ensure!(left.is_empty(), "kills_proxy {kills_proxy}: {left:?}");
-        let there: Vec<String> = settled(&client)?.into_keys().collect();
-        ensure!(there == expected, "{there:?}");
+        let processes: Vec<String> = settled(&client)?.into_keys().collect();
+        ensure!(processes == expected, "{processes:?}");
     }
     Ok(())
 }
 
-/// A proxy in front of the daemon that stops itself where `stop-at` says.
+/// A proxy in front of the daemon that stops itself at the point that the file `stop-at` names.
 fn stopping(daemon: &Daemon) -> Result<Sidecar> {
     stopping_with(daemon, &[])
 }
@@ -112,9 +115,9 @@ fn stop_at(
 }
 
 #[test]
-fn an_update_is_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
+fn an_update_is_finished_after_the_proxy_dies_at_each_point() -> Result<()> {
     for (number, point) in POINTS.into_iter().enumerate() {
-        // It would not start by itself.
+        // The daemon does not start this program by itself.
         let text = WEB.replace("sleep 601", "sleep 601\nautostart = false");
         let daemon = Daemon::start_with(DaemonOptions {
             files: &[(FILE, &text)],
@@ -135,7 +138,7 @@ fn an_update_is_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
         client.call("twiddler.updateConfig", ())?;
         eventually(LIMIT, || {
             let after = table(&client)?;
-            let b = after.get("web:b").context("web:b is gone")?;
+            let b = after.get("web:b").context("web:b is missing")?;
             ensure!(is_running(b), "{point}: {b:?}");
             ensure!(b.pid != before["web:b"].pid, "{point}: {b:?}");
             for (name, row) in before.iter().filter(|(name, _)| *name != "web:b") {
@@ -152,7 +155,7 @@ fn an_update_is_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
 }
 
 #[test]
-fn a_program_whose_options_change_is_there_whatever_point_the_proxy_dies_at() -> Result<()> {
+fn a_program_whose_options_change_survives_the_death_of_the_proxy_at_each_point() -> Result<()> {
     for point in [
         "update intended",
         "update stopped",
@@ -187,25 +190,25 @@ fn a_program_whose_options_change_is_there_whatever_point_the_proxy_dies_at() ->
             for (name, row) in &before {
                 let is = after.get(name).with_context(|| format!("{name} is lost"))?;
                 ensure!(is_running(is), "{is:?}");
-                let is_touched = ["dyn:own", "web:z"].contains(&name.as_str());
-                ensure!(is_touched || is == row, "{name}: {is:?}");
+                let is_changed = ["dyn:own", "web:z"].contains(&name.as_str());
+                ensure!(is_changed || is == row, "{name}: {is:?}");
             }
             ensure!(after.len() == before.len(), "{:?}", after.keys());
             Ok(())
         })
         .with_context(|| point.to_owned())?;
-        let told = client.call("twiddler.getProgramOptions", ("web", "z"))?;
-        let command = text(member(&told, "command")?)?;
+        let reply = client.call("twiddler.getProgramOptions", ("web", "z"))?;
+        let command = text(member(&reply, "command")?)?;
         ensure!(["/bin/sleep 901", "/bin/sleep 902"].contains(&command));
-        // It can be done again.
+        // The call can be repeated.
         client.call("twiddler.updateProgram", ("web", "z", sleeping("903")))?;
     }
     Ok(())
 }
 
-/// Somebody else lets the daemon read files without the group after it was accepted.
+/// After the daemon has accepted the group, another client makes it read files without the group.
 #[test]
-fn a_group_that_is_refused_after_it_was_stopped_runs_as_before() -> Result<()> {
+fn a_group_that_is_refused_after_its_stop_runs_as_before() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         files: &[(FILE, WEB)],
         ..DaemonOptions::default()
@@ -235,10 +238,10 @@ fn a_group_that_is_refused_after_it_was_stopped_runs_as_before() -> Result<()> {
     ensure!(is_running(&after["lone:lone"]), "{after:?}");
     let infos = daemon.call("supervisor.getAllConfigInfo", ())?;
     ensure!(!format!("{infos:?}").contains("twiddler~"), "{infos:?}");
-    let told = diff(&client)?;
+    let reply = diff(&client)?;
     ensure!(
-        told.len() == 1 && text(member(&told[0], "change")?)? == "removed",
-        "{told:?}"
+        reply.len() == 1 && text(member(&reply[0], "change")?)? == "removed",
+        "{reply:?}"
     );
     client.call("twiddler.updateConfig", ())?;
     ensure!(!table(&client)?.contains_key("lone:lone"));
@@ -259,8 +262,8 @@ const METHODS: [&str; 10] = [
     "stopProcessGroup",
 ];
 
-/// Files of which each is an edit of the other that has a process of each kind: one goes on, one changes,
-/// one joins, one leaves, one is adopted, and groups are made anew, come and go.
+/// Each of the two files is an edit of the other with a process of each kind: one is unchanged, one changes,
+/// one joins, one leaves, one is adopted, and groups are replaced, added and removed.
 const ONE: &str = "\
 [group:web]
 programs = a,b,c,d
@@ -303,7 +306,7 @@ fn other() -> String {
         .replace("[program:old]", "[program:new]")
 }
 
-/// How an edit is put in force.
+/// How an edit is applied.
 #[derive(Clone, Copy)]
 enum By {
     /// `updateConfig`
@@ -312,11 +315,11 @@ enum By {
     Steps,
 }
 
-/// What whoever puts an edit in force is told.
-struct Told {
+/// The reply to the client that applies an edit.
+struct UpdateReply {
     text: String,
     is_answered: bool,
-    /// The processes that are said to have failed.
+    /// The processes that the reply lists as failed.
     failed: Vec<String>,
 }
 
@@ -327,7 +330,7 @@ struct Stage {
     sidecar: Sidecar,
     judge: Judge,
     texts: [String; 2],
-    /// What a client has added.
+    /// The processes that a client added.
     added: BTreeSet<String>,
 }
 
@@ -360,7 +363,7 @@ impl Stage {
         self.sidecar.client()
     }
 
-    /// What does not start by itself runs, and there is one that was added.
+    /// Starts the process that the daemon does not start by itself, and adds a program.
     fn make_ready(&mut self) -> Result<()> {
         let client = self.client();
         ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);
@@ -373,7 +376,7 @@ impl Stage {
         settled(&client).map(drop)
     }
 
-    /// Edits the file, and says what was there before and what is to become of that.
+    /// Edits the file. Returns the processes before, and the verdict of what an update has to change.
     fn edit(&mut self) -> Result<(Table, Verdict)> {
         self.make_ready()?;
         let before = settled(&self.client())?;
@@ -382,8 +385,8 @@ impl Stage {
         Ok((before, self.judge.update()?))
     }
 
-    /// Lets somebody put the edit in force.
-    fn send(&self) -> JoinHandle<Result<Told>> {
+    /// Starts a client that applies the edit.
+    fn send(&self) -> JoinHandle<Result<UpdateReply>> {
         let (by, client, addr) = (
             self.by,
             self.sidecar.socket_client(),
@@ -397,7 +400,7 @@ impl Stage {
                 let reply = connection.read_reply()?;
                 let is_answered = reply.status == 200;
                 let failed = is_answered.then(|| failed(&reply)).transpose()?;
-                Ok(Told {
+                Ok(UpdateReply {
                     text: reply.text(),
                     is_answered,
                     failed: failed.unwrap_or_default(),
@@ -405,7 +408,7 @@ impl Stage {
             }
             By::Steps => {
                 let output = supervisorctl(&["update"], addr)?;
-                Ok(Told {
+                Ok(UpdateReply {
                     text: String::from_utf8_lossy(&output.stdout).into_owned(),
                     is_answered: output.status.success(),
                     failed: Vec::new(),
@@ -414,7 +417,7 @@ impl Stage {
         })
     }
 
-    /// Puts the edit in force.
+    /// Applies the edit.
     fn update(&self) -> Result<String> {
         let client = self.client();
         match self.by {
@@ -423,9 +426,15 @@ impl Stage {
         }
     }
 
-    /// Every process is as it was or as the file says, or was told to have failed, and the next update
-    /// finishes. Whoever makes steps and stops between them leaves stopped what was to change.
-    fn ensure_whole(&self, before: &Table, verdict: &Verdict, failed: &[String]) -> Result<()> {
+    /// Ensures that every process is as before, or as the file defines it, or is reported as failed, and
+    /// that the next update completes. A client that stops between steps leaves the changed processes
+    /// stopped.
+    fn ensure_consistent(
+        &self,
+        before: &Table,
+        verdict: &Verdict,
+        failed: &[String],
+    ) -> Result<()> {
         let client = self.client();
         let differing = verdict.changed.keys().chain(verdict.added.keys());
         let differing = differing.chain(&verdict.removed).cloned();
@@ -435,7 +444,7 @@ impl Stage {
         };
         eventually(LIMIT, || {
             let now = settled(&client)?;
-            ensure_each_is_one_of_both(verdict, &self.added, before, &now, &failed)
+            ensure_each_is_old_or_new(verdict, &self.added, before, &now, &failed)
         })?;
         let reply = self.update()?;
         eventually(LIMIT, || {
@@ -446,8 +455,8 @@ impl Stage {
         self.ensure_clean()
     }
 
-    /// The files alone are in force.
-    fn ensure_files_alone(&mut self) -> Result<()> {
+    /// Ensures that the daemon runs only the processes of the files.
+    fn ensure_only_files(&mut self) -> Result<()> {
         self.judge.start()?;
         self.added.clear();
         let same = self.judge.update()?.same;
@@ -470,7 +479,7 @@ impl Stage {
         self.ensure_clean()
     }
 
-    /// Nothing of the questions is left, and nothing differs.
+    /// Ensures that no probe is left in the daemon or the directory, and that nothing differs.
     fn ensure_clean(&self) -> Result<()> {
         let left = diff(&self.client())?;
         ensure!(left.is_empty(), "{left:?}");
@@ -481,7 +490,7 @@ impl Stage {
         Ok(())
     }
 
-    fn start_daemon_again(&mut self) -> Result<()> {
+    fn restart_daemon(&mut self) -> Result<()> {
         if self.daemon.is_alive() {
             self.daemon.kill()?;
         } else {
@@ -493,7 +502,7 @@ impl Stage {
 
 type Table = BTreeMap<String, Row>;
 
-fn ensure_each_is_one_of_both(
+fn ensure_each_is_old_or_new(
     verdict: &Verdict,
     added: &BTreeSet<String>,
     before: &Table,
@@ -503,10 +512,12 @@ fn ensure_each_is_one_of_both(
     let has_worked = |name: &&String| !failed.contains(name);
     for name in verdict.same.iter().chain(added) {
         let (was, is) = (before.get(name), now.get(name));
-        ensure!(was == is, "{name} goes on: {was:?}, and now {is:?}");
+        ensure!(was == is, "{name} must not change: {was:?}, and now {is:?}");
     }
     for name in verdict.changed.keys().filter(has_worked) {
-        let is = now.get(name).with_context(|| format!("{name} is gone"))?;
+        let is = now
+            .get(name)
+            .with_context(|| format!("{name} is missing"))?;
         ensure!(is_running(is), "{name} was running: {is:?}");
     }
     for name in verdict.removed.iter().filter(has_worked) {
@@ -520,7 +531,7 @@ fn ensure_each_is_one_of_both(
     Ok(())
 }
 
-/// The processes that an update says to have failed.
+/// The processes that the reply to an update lists as failed.
 fn failed(reply: &Reply) -> Result<Vec<String>> {
     let Ok(outcome) = read::response(&reply.content())? else {
         return Ok(Vec::new());
@@ -530,8 +541,8 @@ fn failed(reply: &Reply) -> Result<Vec<String>> {
     failed.collect()
 }
 
-/// Runs the case at each call that the daemon gets for an update, until it says that it came to none.
-/// The edit goes there; with `TEST_ALL=1` it also goes back.
+/// Runs the case for each call that an update makes to the daemon, until the case returns that no call was
+/// left. With `TEST_ALL=1`, the reverse edit is tried too.
 fn at_each_call(
     by: By,
     usual: usize,
@@ -566,12 +577,12 @@ fn refuses_each_call(by: By, usual: usize) -> Result<()> {
     at_each_call(by, usual, |stage, call| {
         let (before, verdict) = stage.edit()?;
         faults::strike(&stage.daemon, call, "REFUSE")?;
-        let told = wait_for(stage.send())?;
+        let reply = wait_for(stage.send())?;
         let struck = !faults::is_pending(&stage.daemon);
         faults::call_off(&stage.daemon);
         stage
-            .ensure_whole(&before, &verdict, &told.failed)
-            .with_context(|| told.text)?;
+            .ensure_consistent(&before, &verdict, &reply.failed)
+            .with_context(|| reply.text)?;
         Ok(struck)
     })
 }
@@ -580,44 +591,44 @@ fn dies_at_each_call(by: By, usual: usize) -> Result<()> {
     at_each_call(by, usual, |stage, call| {
         let (before, verdict) = stage.edit()?;
         faults::strike(&stage.daemon, call, "KILL")?;
-        let told = wait_for(stage.send())?;
+        let reply = wait_for(stage.send())?;
         let died = !faults::is_pending(&stage.daemon);
         faults::call_off(&stage.daemon);
         if died {
-            stage.start_daemon_again()?;
-            stage.ensure_files_alone()?;
+            stage.restart_daemon()?;
+            stage.ensure_only_files()?;
         } else {
-            stage.ensure_whole(&before, &verdict, &[])?
+            stage.ensure_consistent(&before, &verdict, &[])?
         }
-        ensure!(died != told.is_answered, "{}", told.text);
+        ensure!(died != reply.is_answered, "{}", reply.text);
         Ok(died)
     })
 }
 
-fn starts_again_at_each_point(by: By) -> Result<()> {
+fn restarts_at_each_point(by: By) -> Result<()> {
     let mut stage = Stage::set(by)?;
     for point in POINTS {
         stage.edit()?;
         stage.daemon.write("stop-at", point)?;
         let sent = stage.send();
         wait_until_stopped(stage.sidecar.pid())?;
-        stage.start_daemon_again()?;
+        stage.restart_daemon()?;
         stage.sidecar.signal("CONT")?;
-        let told = wait_for(sent)?;
+        let reply = wait_for(sent)?;
         let now = table(&stage.client())?;
-        for name in told.failed {
+        for name in reply.failed {
             let is = now.get(&name);
             ensure!(!is.is_some_and(is_running), "{point}: {is:?} has failed");
         }
         stage
-            .ensure_files_alone()
-            .with_context(|| format!("{point}: {}", told.text))?;
+            .ensure_only_files()
+            .with_context(|| format!("{point}: {}", reply.text))?;
     }
     Ok(())
 }
 
-fn wait_for(sent: JoinHandle<Result<Told>>) -> Result<Told> {
-    sent.join().map_err(|_| anyhow!("the caller is gone"))?
+fn wait_for(sent: JoinHandle<Result<UpdateReply>>) -> Result<UpdateReply> {
+    sent.join().map_err(|_| anyhow!("the client panicked"))?
 }
 
 #[test]
@@ -641,18 +652,18 @@ fn the_daemon_dies_at_each_call_of_steps() -> Result<()> {
 }
 
 #[test]
-fn the_daemon_starts_again_at_each_point_of_an_update() -> Result<()> {
-    starts_again_at_each_point(By::Config)
+fn the_daemon_restarts_at_each_point_of_an_update() -> Result<()> {
+    restarts_at_each_point(By::Config)
 }
 
 #[test]
-fn the_daemon_starts_again_at_each_point_of_steps() -> Result<()> {
-    starts_again_at_each_point(By::Steps)
+fn the_daemon_restarts_at_each_point_of_steps() -> Result<()> {
+    restarts_at_each_point(By::Steps)
 }
 
-/// Whoever puts an edit in force loses the proxy on the way.
+/// The proxy dies while a client makes the steps.
 #[test]
-fn steps_are_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
+fn steps_are_finished_after_the_proxy_dies_at_each_point() -> Result<()> {
     let mut stage = Stage::set(By::Steps)?;
     for point in POINTS {
         let (before, verdict) = stage.edit()?;
@@ -663,7 +674,7 @@ fn steps_are_finished_whatever_point_the_proxy_dies_at() -> Result<()> {
         wait_for(sent)?;
         stage.sidecar.start_again()?;
         stage
-            .ensure_whole(&before, &verdict, &[])
+            .ensure_consistent(&before, &verdict, &[])
             .with_context(|| point)?;
     }
     Ok(())

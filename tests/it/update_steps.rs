@@ -1,5 +1,5 @@
-//! `supervisorctl update` and clients that do the same in another way: what was added is not lost, and
-//! with `live_update` only what changed restarts, whoever carries the calls.
+//! `supervisorctl update` and clients that do the same in another way: added programs are not lost, and with
+//! `live_update` only changed processes restart, also through reverse proxies.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -21,20 +21,20 @@ const WEB: &str = "[group:web]\nprograms=a,b\n\
     [program:a]\ncommand=/bin/sleep 600\nstartsecs=0\n\
     [program:b]\ncommand=/bin/sleep 601\nstartsecs=0\n";
 
-/// A proxy in front of a daemon with two programs of the file, of which one has changed since, and two
-/// that were added, of which one runs.
-struct Scene {
+/// A proxy in front of a daemon with two programs of the file, one of which has changed since, and two added
+/// programs, one of which runs.
+struct Setup {
     daemon: Daemon,
     sidecar: Sidecar,
     before: BTreeMap<String, Row>,
 }
 
-impl Scene {
-    fn new(arguments: &[&str]) -> Result<Scene> {
-        Scene::with(arguments, &[])
+impl Setup {
+    fn new(arguments: &[&str]) -> Result<Setup> {
+        Setup::with(arguments, &[])
     }
 
-    fn with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Scene> {
+    fn with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Setup> {
         let daemon = Daemon::start_with(DaemonOptions {
             files: &[(FILE, WEB)],
             ..DaemonOptions::default()
@@ -63,7 +63,7 @@ impl Scene {
             Ok(table)
         })?;
         daemon.write(FILE, &WEB.replace("601", "611"))?;
-        Ok(Scene {
+        Ok(Setup {
             daemon,
             sidecar,
             before,
@@ -74,15 +74,15 @@ impl Scene {
         self.sidecar.client()
     }
 
-    /// Who has another pid or state than before, or is not there.
-    fn touched(&self) -> Result<Vec<String>> {
+    /// The processes that have another pid or state than before, or are missing.
+    fn changed(&self) -> Result<Vec<String>> {
         let now = table(&self.client())?;
         let differs = |(name, row): &(&String, &Row)| now.get(*name) != Some(*row);
         let differing = self.before.iter().filter(differs);
         Ok(differing.map(|(name, _)| name.clone()).collect())
     }
 
-    /// All that was there is there, and what ran runs.
+    /// Ensures that all processes exist, and that those run that ran before.
     fn ensure_all_run(&self) -> Result<()> {
         eventually(LIMIT, || {
             let now = table(&self.client())?;
@@ -109,7 +109,7 @@ fn ctl(arguments: &[&str], server: impl Display) -> Result<String> {
     Ok(stdout_text(&supervisorctl(arguments, server)?))
 }
 
-fn fronts(sidecar: &Sidecar) -> Result<Vec<ReverseProxy>> {
+fn reverse_proxies(sidecar: &Sidecar) -> Result<Vec<ReverseProxy>> {
     let upstream = sidecar.tcp_addr();
     Ok(vec![
         ReverseProxy::nginx(upstream, "")?,
@@ -121,118 +121,118 @@ fn fronts(sidecar: &Sidecar) -> Result<Vec<ReverseProxy>> {
 const UPDATED: &str = "web: stopped\nweb: updated process group\n";
 
 #[test]
-fn an_update_through_reverse_proxies_loses_nothing_that_was_added() -> Result<()> {
+fn an_update_through_reverse_proxies_loses_no_added_program() -> Result<()> {
     if !tools::have(&[NGINX, HAPROXY])? {
         return Ok(());
     }
-    let scene = Scene::new(&["--persist"])?;
-    for (number, front) in fronts(&scene.sidecar)?.into_iter().enumerate() {
+    let setup = Setup::new(&["--persist"])?;
+    for (number, front) in reverse_proxies(&setup.sidecar)?.into_iter().enumerate() {
         let seconds = format!("62{number}");
-        scene.daemon.write(FILE, &WEB.replace("601", &seconds))?;
+        setup.daemon.write(FILE, &WEB.replace("601", &seconds))?;
         let server = format!("http://{}", front.addr());
         ensure!(ctl(&["update"], &server)? == UPDATED);
-        scene.ensure_all_run()?;
-        let info = scene.daemon.call("supervisor.getAllConfigInfo", ())?;
+        setup.ensure_all_run()?;
+        let info = setup.daemon.call("supervisor.getAllConfigInfo", ())?;
         ensure!(format!("{info:?}").contains(&seconds), "{info:?}");
-        // Who means the whole group gets it.
-        scene.daemon.write(FILE, &WEB.replace("601", "630"))?;
+        // A client that stops the whole group, outside an update, stops all of it.
+        setup.daemon.write(FILE, &WEB.replace("601", "630"))?;
         ensure!(ctl(&["reread"], &server)? == "web: changed\n");
         ctl(&["stop", "web:*"], &server)?;
-        let running = table(&scene.client())?;
+        let running = table(&setup.client())?;
         ensure!(!running.values().any(runs), "{running:?}");
         for name in ["web:a", "web:b", "web:runs"] {
-            scene.client().call("supervisor.startProcess", (name,))?;
+            setup.client().call("supervisor.startProcess", (name,))?;
         }
     }
     Ok(())
 }
 
 #[test]
-fn a_live_update_through_reverse_proxies_restarts_only_what_changed() -> Result<()> {
+fn a_live_update_through_reverse_proxies_restarts_only_changed_processes() -> Result<()> {
     if !tools::have(&[NGINX, HAPROXY])? {
         return Ok(());
     }
-    let mut scene = Scene::new(&["--live-update"])?;
-    for (number, front) in fronts(&scene.sidecar)?.into_iter().enumerate() {
+    let mut setup = Setup::new(&["--live-update"])?;
+    for (number, front) in reverse_proxies(&setup.sidecar)?.into_iter().enumerate() {
         let edited = WEB.replace("601", &format!("62{number}"));
-        scene.daemon.write(FILE, &edited)?;
+        setup.daemon.write(FILE, &edited)?;
         let server = format!("http://{}", front.addr());
         ensure!(ctl(&["update"], &server)? == UPDATED);
-        scene.ensure_all_run()?;
+        setup.ensure_all_run()?;
         ensure!(
-            scene.touched()? == ["web:b"],
+            setup.changed()? == ["web:b"],
             "{number}: {:?}",
-            scene.touched()?
+            setup.changed()?
         );
         ensure!(ctl(&["update"], &server)?.is_empty());
-        scene.before = table(&scene.client())?;
+        setup.before = table(&setup.client())?;
     }
     Ok(())
 }
 
-/// A client that opens a connection for each call, and asks for the version between them.
+/// The client opens a connection for each call, and calls `getVersion` between them.
 #[test]
-fn what_was_added_comes_back_with_a_group_that_is_stopped_removed_and_added() -> Result<()> {
+fn added_programs_are_added_again_with_a_group_that_is_stopped_removed_and_added() -> Result<()> {
     for arguments in [&[][..], &["--live-update"]] {
-        let scene = Scene::new(arguments)?;
-        let client = scene.client();
+        let setup = Setup::new(arguments)?;
+        let client = setup.client();
         client.call("supervisor.reloadConfig", ())?;
         for method in ["stopProcessGroup", "removeProcessGroup", "addProcessGroup"] {
             client.call("supervisor.getVersion", ())?;
             client.call(&format!("supervisor.{method}"), ("web",))?;
         }
-        scene.ensure_all_run()?;
-        let touched = scene.touched()?;
-        ensure!(touched == ["web:a", "web:b", "web:runs"], "{touched:?}");
+        setup.ensure_all_run()?;
+        let changed = setup.changed()?;
+        ensure!(changed == ["web:a", "web:b", "web:runs"], "{changed:?}");
         ensure!(items(&client.call("twiddler.diffConfig", ())?)?.is_empty());
     }
     Ok(())
 }
 
 #[test]
-fn a_group_that_is_not_added_again_is_gone_and_what_was_added_named() -> Result<()> {
+fn a_group_that_is_not_added_again_is_removed_and_its_added_programs_are_logged() -> Result<()> {
     for arguments in [&["--persist"][..], &["--live-update"]] {
-        let scene = Scene::with(arguments, &[("TEST_WAIT_MS", "700")])?;
-        let client = scene.client();
+        let setup = Setup::with(arguments, &[("TEST_WAIT_MS", "700")])?;
+        let client = setup.client();
         client.call("supervisor.reloadConfig", ())?;
         client.call("supervisor.stopProcessGroup", ("web",))?;
         client.call("supervisor.removeProcessGroup", ("web",))?;
-        let there = table(&client)?;
-        ensure!(there.contains_key("web:runs"), "{there:?}");
-        let log = scene.sidecar.wait_for_stderr("not added again")?;
-        let lost = "web:rests, web:runs";
-        ensure!(log.contains("WARN") && log.contains(lost), "{log}");
-        for client in [client, scene.daemon.client()] {
+        let processes = table(&client)?;
+        ensure!(processes.contains_key("web:runs"), "{processes:?}");
+        let log = setup.sidecar.wait_for_stderr("not added again")?;
+        let losses = "web:rests, web:runs";
+        ensure!(log.contains("WARN") && log.contains(losses), "{log}");
+        for client in [client, setup.daemon.client()] {
             ensure!(table(&client)?.is_empty(), "{:?}", table(&client)?);
         }
-        // What is added later is what the file says.
-        let client = scene.client();
+        // A later addition adds only the processes of the file.
+        let client = setup.client();
         client.call("supervisor.addProcessGroup", ("web",))?;
-        let there: Vec<String> = table(&client)?.into_keys().collect();
-        ensure!(there == ["web:a", "web:b"], "{there:?}");
+        let processes: Vec<String> = table(&client)?.into_keys().collect();
+        ensure!(processes == ["web:a", "web:b"], "{processes:?}");
     }
     Ok(())
 }
 
 #[test]
-fn a_removal_without_a_stop_removes() -> Result<()> {
+fn a_removal_without_a_stop_is_not_deferred() -> Result<()> {
     for arguments in [&[][..], &["--live-update"]] {
-        let scene = Scene::new(arguments)?;
-        ensure!(ctl(&["reread"], scene.client().addr())? == "web: changed\n");
+        let setup = Setup::new(arguments)?;
+        ensure!(ctl(&["reread"], setup.client().addr())? == "web: changed\n");
         for name in ["a", "b", "runs"] {
-            ctl(&["stop", &format!("web:{name}")], scene.client().addr())?;
+            ctl(&["stop", &format!("web:{name}")], setup.client().addr())?;
         }
-        ctl(&["remove", "web"], scene.client().addr())?;
-        ensure!(table(&scene.client())?.is_empty());
-        ensure!(table(&scene.daemon.client())?.is_empty());
+        ctl(&["remove", "web"], setup.client().addr())?;
+        ensure!(table(&setup.client())?.is_empty());
+        ensure!(table(&setup.daemon.client())?.is_empty());
     }
     Ok(())
 }
 
 #[test]
-fn steps_in_multicalls_are_steps() -> Result<()> {
-    let scene = Scene::new(&["--live-update"])?;
-    let client = scene.client();
+fn steps_in_a_multicall_restart_only_changed_processes() -> Result<()> {
+    let setup = Setup::new(&["--live-update"])?;
+    let client = setup.client();
     let steps = ["stopProcessGroup", "removeProcessGroup", "addProcessGroup"];
     let call = |name: &str| (format!("supervisor.{name}"), vec![value("web")]);
     let reload = ("supervisor.reloadConfig".to_owned(), vec![]);
@@ -243,19 +243,19 @@ fn steps_in_multicalls_are_steps() -> Result<()> {
         .collect();
     let results = client.multicall(&calls)?;
     ensure!(results[2..] == [value(true), value(true)], "{results:?}");
-    scene.ensure_all_run()?;
-    ensure!(scene.touched()? == ["web:b"], "{:?}", scene.touched()?);
+    setup.ensure_all_run()?;
+    ensure!(setup.changed()? == ["web:b"], "{:?}", setup.changed()?);
     Ok(())
 }
 
 #[test]
-fn files_and_programs_are_looked_into_and_changed_in_multicalls() -> Result<()> {
-    let scene = Scene::new(&[])?;
+fn methods_about_files_and_programs_work_in_multicalls() -> Result<()> {
+    let setup = Setup::new(&[])?;
     let program = options(&[
         ("command", value("/bin/sleep 901")),
         ("startsecs", value("0")),
     ]);
-    let results = scene.client().multicall(&[
+    let results = setup.client().multicall(&[
         ("twiddler.diffConfig", vec![]),
         ("twiddler.updateConfig", vec![]),
         ("twiddler.diffConfig", vec![]),
@@ -284,8 +284,8 @@ fn files_and_programs_are_looked_into_and_changed_in_multicalls() -> Result<()> 
     ensure!(format!("{:?}", results[7]).contains("BAD_NAME: group: nobody"));
     ensure!(items(results[8])?.len() == 3, "{results:?}");
     eventually(LIMIT, || {
-        let touched = scene.touched()?;
-        ensure!(touched == ["web:b", "web:rests", "web:runs"], "{touched:?}");
+        let changed = setup.changed()?;
+        ensure!(changed == ["web:b", "web:rests", "web:runs"], "{changed:?}");
         Ok(())
     })
 }

@@ -9,29 +9,29 @@ use crate::common::{
 };
 use anyhow::{Result, ensure};
 
-/// Says where it was told to call, and the group that it finds itself in there.
-const ASKS_ABOUT_ITSELF: &str = "\
+/// A script that prints its server URL, and its own group and state according to that server.
+const QUERIES_ITSELF: &str = "\
 import os, time
 from supervisor import childutils
-told = os.environ
-name = told['SUPERVISOR_GROUP_NAME'] + ':' + told['SUPERVISOR_PROCESS_NAME']
+env = os.environ
+name = env['SUPERVISOR_GROUP_NAME'] + ':' + env['SUPERVISOR_PROCESS_NAME']
 try:
-    info = childutils.getRPCInterface(told).supervisor.getProcessInfo(name)
-    found = info['group'] + ':' + info['name'] + ' ' + info['statename']
+    info = childutils.getRPCInterface(env).supervisor.getProcessInfo(name)
+    result = info['group'] + ':' + info['name'] + ' ' + info['statename']
 except Exception as error:
-    found = repr(error)
-print(told['SUPERVISOR_SERVER_URL'] + ' ' + found, flush=True)
+    result = repr(error)
+print(env['SUPERVISOR_SERVER_URL'] + ' ' + result, flush=True)
 time.sleep(600)
 ";
 
-/// Runs [`ASKS_ABOUT_ITSELF`] as a placed process, and waits for what it says.
-fn asked_by_child(
+/// Runs [`QUERIES_ITSELF`] as a placed process, and waits for its output.
+fn output_of_child(
     daemon: &Daemon,
     client: &Client,
     name: &str,
     more: &[(&str, &str)],
 ) -> Result<String> {
-    daemon.write("asks.py", ASKS_ABOUT_ITSELF)?;
+    daemon.write("asks.py", QUERIES_ITSELF)?;
     let command = format!("{} %(here)s/asks.py", python().display());
     let given = [&[("command", command.as_str())], more].concat();
     client.call(ADD, ("web", name, program(&given)))?;
@@ -39,10 +39,10 @@ fn asked_by_child(
     let namespec = format!("web:{name}");
     client.call("supervisor.startProcess", (&namespec,))?;
     eventually(LIMIT, || {
-        let said = client.call("supervisor.readProcessStdoutLog", (&namespec, 0, 1000))?;
-        let said = text(&said)?;
-        ensure!(said.ends_with('\n'), "it says {said:?} so far");
-        Ok(said.trim_end().to_owned())
+        let output = client.call("supervisor.readProcessStdoutLog", (&namespec, 0, 1000))?;
+        let output = text(&output)?;
+        ensure!(output.ends_with('\n'), "{output:?} so far");
+        Ok(output.trim_end().to_owned())
     })
 }
 
@@ -56,7 +56,7 @@ fn serverurls(client: &Client) -> Result<Vec<(String, String)>> {
 }
 
 #[test]
-fn a_placed_child_finds_itself_where_it_is_told_to_call() -> Result<()> {
+fn a_placed_child_finds_itself_through_its_server_url() -> Result<()> {
     let daemon = Daemon::start("[program:web]\ncommand = /bin/cat\nstartsecs = 0\n")?;
     let both = Sidecar::start(&daemon)?;
     let client = both.client();
@@ -66,8 +66,8 @@ fn a_placed_child_finds_itself_where_it_is_told_to_call() -> Result<()> {
             .map(|text| ("serverurl", text))
             .into_iter()
             .collect();
-        let said = asked_by_child(&daemon, &client, name, &more)?;
-        ensure!(said == format!("{socket} web:{name} RUNNING"), "{said}");
+        let output = output_of_child(&daemon, &client, name, &more)?;
+        ensure!(output == format!("{socket} web:{name} RUNNING"), "{output}");
     }
     both.stop()?;
     let options = SidecarOptions {
@@ -77,42 +77,42 @@ fn a_placed_child_finds_itself_where_it_is_told_to_call() -> Result<()> {
     };
     let port = Sidecar::start_options(&daemon, options)?;
     let client = port.client();
-    let said = asked_by_child(&daemon, &client, "c", &[])?;
+    let output = output_of_child(&daemon, &client, "c", &[])?;
     let url = format!("http://{}", port.tcp_addr());
-    ensure!(said == format!("{url} web:c RUNNING"), "{said}");
-    let shown = serverurls(&client)?;
+    ensure!(output == format!("{url} web:c RUNNING"), "{output}");
+    let urls_of_processes = serverurls(&client)?;
     ensure!(
-        shown.len() == 4 && shown.iter().all(|(_, url)| url == "none"),
-        "{shown:?}"
+        urls_of_processes.len() == 4 && urls_of_processes.iter().all(|(_, url)| url == "none"),
+        "{urls_of_processes:?}"
     );
     Ok(())
 }
 
 #[test]
-fn a_placed_child_calls_where_its_options_say() -> Result<()> {
+fn a_placed_child_calls_the_server_of_its_options() -> Result<()> {
     let (daemon, _sidecar, client) = front("[program:web]\ncommand = /bin/cat\n")?;
     let own = format!("unix://{}", daemon.socket().display());
-    let said = asked_by_child(&daemon, &client, "option", &[("serverurl", &own)])?;
-    ensure!(said.starts_with(&format!("{own} ")), "{said}");
+    let output = output_of_child(&daemon, &client, "option", &[("serverurl", &own)])?;
+    ensure!(output.starts_with(&format!("{own} ")), "{output}");
     let variable = format!("SUPERVISOR_SERVER_URL=\"{own}\"");
-    let said = asked_by_child(&daemon, &client, "variable", &[("environment", &variable)])?;
-    ensure!(said.starts_with(&format!("{own} ")), "{said}");
-    let shown = serverurls(&client)?;
+    let output = output_of_child(&daemon, &client, "variable", &[("environment", &variable)])?;
+    ensure!(output.starts_with(&format!("{own} ")), "{output}");
+    let urls_of_processes = serverurls(&client)?;
     let expected = [
         ("option", own.as_str()),
         ("variable", "none"),
         ("web", "none"),
     ];
     let expected = expected.map(|(name, url)| (name.to_owned(), url.to_owned()));
-    ensure!(shown == expected, "{shown:?}");
+    ensure!(urls_of_processes == expected, "{urls_of_processes:?}");
     Ok(())
 }
 
-/// A program that does not live in a real group of the proxy's, and looks for one that does.
+/// superlance's `httpok`, which the daemon's file defines, watches a placed process.
 #[test]
 fn superlances_httpok_restarts_placed_processes() -> Result<()> {
     let (daemon, sidecar, client) = front(USER)?;
-    let nobody = free_port()?;
+    let unused_port = free_port()?;
     let python = venv(Version::Superlance).python();
     let urls = [
         format!("http://{}", sidecar.tcp_addr()),
@@ -125,7 +125,7 @@ fn superlances_httpok_restarts_placed_processes() -> Result<()> {
         real_name(&daemon, "web", name)?;
         listeners += &format!(
             "[eventlistener:httpok-{name}]\nevents = TICK_5\n\
-             command = {} -m superlance.httpok -t 1 -p web:{name} http://{nobody}/\n\
+             command = {} -m superlance.httpok -t 1 -p web:{name} http://{unused_port}/\n\
              environment = SUPERVISOR_SERVER_URL=\"{url}\"\n",
             python.display()
         );

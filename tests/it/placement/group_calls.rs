@@ -1,8 +1,10 @@
-//! Calls on groups and on all, with placed processes among them.
+//! Calls on groups and on all processes, with placed processes among them.
 
 use std::time::{Duration, Instant};
 
-use super::{ADD, REMOVE, USER, front, furnished, program, shown, wait_for};
+use super::{
+    ADD, REMOVE, USER, front, pair_with_placed_processes, program, visible_names, wait_for,
+};
 use crate::common::pair::{Pair, timeless};
 use crate::common::values::column;
 use crate::common::{
@@ -12,8 +14,8 @@ use crate::common::{
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
 
-/// Twenty processes, half of them placed at once and half one by one.
-fn crowd(client: &Client, more: &[(&str, &str)]) -> Result<()> {
+/// Adds twenty processes, half of them as one program and half one by one.
+fn add_twenty(client: &Client, more: &[(&str, &str)]) -> Result<()> {
     let ten = [
         &[("numprocs", "10"), ("process_name", "m%(process_num)d")],
         more,
@@ -26,14 +28,14 @@ fn crowd(client: &Client, more: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-const CROWDED: &str = "[group:web]\nprograms = a\n[program:a]\ncommand = /bin/cat\nautostart = false\nstartsecs = 1\n";
+const ONE_PROGRAM: &str = "[group:web]\nprograms = a\n[program:a]\ncommand = /bin/cat\nautostart = false\nstartsecs = 1\n";
 
 #[test]
 fn a_group_starts_and_stops_all_at_once() -> Result<()> {
     // Each takes a second to start and a second to stop.
     let slow = "/bin/sh -c 'trap \"sleep 1; exit\" TERM; while :; do sleep 0.1; done'";
-    let (_daemon, _sidecar, client) = front(CROWDED)?;
-    crowd(
+    let (_daemon, _sidecar, client) = front(ONE_PROGRAM)?;
+    add_twenty(
         &client,
         &[
             ("startsecs", "1"),
@@ -41,24 +43,24 @@ fn a_group_starts_and_stops_all_at_once() -> Result<()> {
             ("stopasgroup", "false"),
         ],
     )?;
-    let began = Instant::now();
+    let start = Instant::now();
     let started = client.call("supervisor.startProcessGroup", ("web",))?;
-    let took = began.elapsed();
+    let duration = start.elapsed();
     ensure!(items(&started)?.len() == 21, "{started:?}");
     ensure!(
-        took >= Duration::from_secs(1) && took < Duration::from_secs(7),
-        "{took:?} to start"
+        duration >= Duration::from_secs(1) && duration < Duration::from_secs(7),
+        "{duration:?} to start"
     );
     ensure!(
         rows(&client)?.iter().all(|row| row.state == "RUNNING"),
         "{:?}",
         rows(&client)?
     );
-    let began = Instant::now();
+    let start = Instant::now();
     let stopped = client.call("supervisor.stopProcess", ("web:*",))?;
-    let took = began.elapsed();
+    let duration = start.elapsed();
     ensure!(items(&stopped)?.len() == 21, "{stopped:?}");
-    ensure!(took < Duration::from_secs(10), "{took:?} to stop");
+    ensure!(duration < Duration::from_secs(10), "{duration:?} to stop");
     ensure!(
         rows(&client)?.iter().all(|row| row.state == "STOPPED"),
         "{:?}",
@@ -68,9 +70,9 @@ fn a_group_starts_and_stops_all_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_group_that_is_not_waited_for_answers_before_it_is_up() -> Result<()> {
-    let (_daemon, _sidecar, client) = front(CROWDED)?;
-    crowd(&client, &[("startsecs", "600")])?;
+fn a_group_start_without_wait_answers_before_the_processes_run() -> Result<()> {
+    let (_daemon, _sidecar, client) = front(ONE_PROGRAM)?;
+    add_twenty(&client, &[("startsecs", "600")])?;
     for method in ["startProcessGroup", "startAllProcesses"] {
         let params = if method == "startProcessGroup" {
             params!["web", false]
@@ -83,13 +85,13 @@ fn a_group_that_is_not_waited_for_answers_before_it_is_up() -> Result<()> {
             .iter()
             .filter(|row| row.state == "STARTING")
             .count();
-        ensure!(up >= 20, "{up} are on their way");
+        ensure!(up >= 20, "{up} are STARTING");
         client.call("supervisor.stopAllProcesses", ())?;
     }
     Ok(())
 }
 
-/// The names in the order in which the daemon spawned them.
+/// The names of processes in the order in which the daemon spawned them.
 fn spawned(daemon: &Daemon) -> Vec<String> {
     let log = daemon.log();
     let lines = log.lines().filter_map(|line| line.split_once("spawned: '"));
@@ -128,8 +130,11 @@ fn priorities_order_as_in_the_daemon() -> Result<()> {
             pair.ensure_same(&format!("supervisor.{method}"), &params)?;
             pair.ensure_same("supervisor.stopAllProcesses", &params![])?;
         }
-        let (theirs, ours) = (spawned(&pair.oracle), spawned(&pair.daemon));
-        ensure!(theirs == ours, "hidden: {hide}\n{theirs:?}\n{ours:?}");
+        let (expected, actual) = (spawned(&pair.oracle), spawned(&pair.daemon));
+        ensure!(
+            expected == actual,
+            "hidden: {hide}\n{expected:?}\n{actual:?}"
+        );
     }
     Ok(())
 }
@@ -169,7 +174,7 @@ fn a_configured_group_may_have_a_name_that_is_not_ascii() -> Result<()> {
         ensure!(text(&log)? == format!("{GROUP}\n"), "{log:?}");
         Ok(())
     })?;
-    // What was written down is read back.
+    // The proxy reads the name back from its journal.
     sidecar.stop()?;
     sidecar.start_again()?;
     let client = sidecar.client();
@@ -185,7 +190,7 @@ fn a_configured_group_may_have_a_name_that_is_not_ascii() -> Result<()> {
         shown == ["y_0", "y_1"].map(|name| (GROUP.to_owned(), name.to_owned())),
         "{shown:?}"
     );
-    // Nobody else comes by such a name.
+    // New names cannot have such characters.
     for (method, params, code) in [
         (ADD, params!["nobody_\u{f6}", "x", program(&[])], 10),
         (ADD, params![GROUP, "x_\u{f6}", program(&[])], 2),
@@ -198,7 +203,7 @@ fn a_configured_group_may_have_a_name_that_is_not_ascii() -> Result<()> {
 }
 
 #[test]
-fn the_daemons_group_calls_know_twiddled_groups() -> Result<()> {
+fn the_daemons_group_calls_work_on_groups_with_added_processes() -> Result<()> {
     let (daemon, _sidecar, client) = front(USER)?;
     daemon.wait_for_state("web:a", "RUNNING")?;
     client.call("twiddler.addGroup", ("g", 1))?;
@@ -233,16 +238,16 @@ fn the_daemons_group_calls_know_twiddled_groups() -> Result<()> {
         let fault = client.expect_fault("supervisor.removeProcessGroup", (group,))?;
         ensure_fault(&fault, 10, &format!("BAD_NAME: {group}"))?;
     }
-    let left = shown(&daemon.client())?;
+    let left = visible_names(&daemon.client())?;
     ensure!(
         left.iter()
             .all(|name| !name.starts_with("web") && !name.starts_with('g')),
         "{left:?}"
     );
-    // The file's part of it comes back whole.
+    // The group is added again with all processes of the file.
     client.call("supervisor.addProcessGroup", ("web",))?;
-    ensure!(shown(&client)?.contains(&"web:b".to_owned()));
-    ensure!(!shown(&client)?.contains(&"web:placed".to_owned()));
+    ensure!(visible_names(&client)?.contains(&"web:b".to_owned()));
+    ensure!(!visible_names(&client)?.contains(&"web:placed".to_owned()));
     let fault = client.expect_fault("supervisor.addProcessGroup", ("g",))?;
     ensure_fault(&fault, 10, "BAD_NAME: g")
 }
@@ -254,7 +259,7 @@ fn ctl(daemon: &Daemon, sidecar: &Sidecar, arguments: &[&str]) -> Result<String>
 }
 
 #[test]
-fn an_update_leaves_alone_what_was_twiddled_and_applies_what_the_file_says() -> Result<()> {
+fn an_update_applies_the_files_and_does_not_change_added_programs() -> Result<()> {
     let (daemon, sidecar, client) = front(USER)?;
     daemon.wait_for_state("web:a", "RUNNING")?;
     client.call("twiddler.addGroup", ("g", 1))?;
@@ -266,16 +271,16 @@ fn an_update_leaves_alone_what_was_twiddled_and_applies_what_the_file_says() -> 
     for name in ["g:own", "g:placed", "web:placed"] {
         wait_for(&client, name, "RUNNING")?;
     }
-    let ours = |rows: Vec<Row>| -> Vec<Row> {
+    let added = |rows: Vec<Row>| -> Vec<Row> {
         rows.into_iter()
             .filter(|row| row.name == "own" || row.name == "placed")
             .collect()
     };
-    let before = ours(rows(&client)?);
+    let before = added(rows(&client)?);
     ensure!(ctl(&daemon, &sidecar, &["reread"])? == "No config updates to processes\n");
     ensure!(ctl(&daemon, &sidecar, &["update"])?.is_empty());
-    ensure!(ours(rows(&client)?) == before);
-    ensure!(!shown(&client)?.contains(&"web:b".to_owned()));
+    ensure!(added(rows(&client)?) == before);
+    ensure!(!visible_names(&client)?.contains(&"web:b".to_owned()));
 
     // The user changes one group, drops another and adds a third.
     let conf = daemon.read("supervisord.conf")?;
@@ -309,26 +314,26 @@ fn an_update_leaves_alone_what_was_twiddled_and_applies_what_the_file_says() -> 
         ensure!(update.contains(line), "no {line:?} in {update}");
     }
     ensure!(
-        ours(rows(&client)?) == before,
+        added(rows(&client)?) == before,
         "{:?}\n{before:?}",
-        ours(rows(&client)?)
+        added(rows(&client)?)
     );
-    let now = shown(&client)?;
+    let now = visible_names(&client)?;
     ensure!(
         now.contains(&"more:more".to_owned()) && !now.contains(&"ears:ears".to_owned()),
         "{now:?}"
     );
     ensure!(
         now.contains(&"web:b".to_owned()),
-        "the file says that it is there: {now:?}"
+        "the file defines it: {now:?}"
     );
     ensure!(ctl(&daemon, &sidecar, &["update"])?.is_empty());
     Ok(())
 }
 
 #[test]
-fn supervisorctl_prints_what_it_prints_before_the_original() -> Result<()> {
-    let pair = furnished()?;
+fn supervisorctl_prints_the_same_as_with_the_in_process_twiddler() -> Result<()> {
+    let pair = pair_with_placed_processes()?;
     pair.ensure_same(
         "twiddler.addProgramToGroup",
         &params!["web", "r", program(&[])],
@@ -400,23 +405,23 @@ fn supervisorctl_prints_what_it_prints_before_the_original() -> Result<()> {
         &["shell"],
     ];
     for arguments in sessions {
-        let theirs = pair.oracle.supervisorctl(arguments)?;
-        let ours = pair
+        let expected = pair.oracle.supervisorctl(arguments)?;
+        let actual = pair
             .daemon
             .supervisorctl_at(arguments, pair.sidecar.tcp_addr())?;
-        let (told, tell) = (
-            tidy(stdout_text(&theirs), &pair.oracle),
-            tidy(stdout_text(&ours), &pair.daemon),
+        let (expected_lines, actual_lines) = (
+            tidy(stdout_text(&expected), &pair.oracle),
+            tidy(stdout_text(&actual), &pair.daemon),
         );
         ensure!(
-            told == tell,
-            "{arguments:?}\n  there {told:#?}\n  here  {tell:#?}"
+            expected_lines == actual_lines,
+            "{arguments:?}\n  in-process {expected_lines:#?}\n  proxy      {actual_lines:#?}"
         );
         ensure!(
-            theirs.status == ours.status,
+            expected.status == actual.status,
             "{arguments:?}: {} and {}",
-            theirs.status,
-            ours.status
+            expected.status,
+            actual.status
         );
     }
     Ok(())

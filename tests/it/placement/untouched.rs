@@ -1,4 +1,4 @@
-//! What concerns no placed process passes as it is.
+//! Calls and replies about no placed process are forwarded unchanged.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use crate::common::{Daemon, LIMIT, Sidecar, eventually, infos, rows};
 use anyhow::{Result, bail, ensure};
 use supervisor_twiddler::xmlrpc::write;
 
-/// Stands between the sidecar and the daemon, and keeps what the sidecar sends.
+/// A relay between the sidecar and the daemon that records the bytes of the sidecar.
 struct Tap {
     addr: SocketAddr,
     sent: Arc<Mutex<Vec<u8>>>,
@@ -24,11 +24,11 @@ impl Tap {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let addr = listener.local_addr()?;
         let sent = Arc::new(Mutex::new(Vec::new()));
-        let (kept, socket) = (Arc::clone(&sent), socket.to_owned());
+        let (recorded, socket) = (Arc::clone(&sent), socket.to_owned());
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 if let Ok(daemon) = UnixStream::connect(&socket) {
-                    join(&client, &daemon, &kept);
+                    join(&client, &daemon, &recorded);
                 }
             }
         });
@@ -40,15 +40,15 @@ impl Tap {
     }
 }
 
-fn join(client: &TcpStream, daemon: &UnixStream, kept: &Arc<Mutex<Vec<u8>>>) {
+fn join(client: &TcpStream, daemon: &UnixStream, recorded: &Arc<Mutex<Vec<u8>>>) {
     let (Ok(mut from), Ok(mut to)) = (client.try_clone(), daemon.try_clone()) else {
         return;
     };
-    let kept = Arc::clone(kept);
+    let recorded = Arc::clone(recorded);
     thread::spawn(move || {
         let mut buffer = [0; 8192];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
-            lock(&kept).extend_from_slice(&buffer[..length]);
+            lock(&recorded).extend_from_slice(&buffer[..length]);
             if to.write_all(&buffer[..length]).is_err() {
                 break;
             }
@@ -65,7 +65,7 @@ fn join(client: &TcpStream, daemon: &UnixStream, kept: &Arc<Mutex<Vec<u8>>>) {
 }
 
 #[test]
-fn what_concerns_no_placed_process_goes_through_byte_for_byte() -> Result<()> {
+fn calls_about_no_placed_process_are_forwarded_byte_for_byte() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     daemon.wait_for_state("web:a", "RUNNING")?;
     let tap = Tap::before(daemon.socket())?;
@@ -76,13 +76,13 @@ fn what_concerns_no_placed_process_goes_through_byte_for_byte() -> Result<()> {
     client.call(ADD, ("g", "own", program(&[])))?;
     client.call(ADD, ("web", "placed", program(&[])))?;
     client.call(REMOVE, ("web", "b"))?;
-    // With the first call that is passed on, and then once a minute, the proxy asks for the daemon's
-    // process, whose limit of open files it minds.
+    // With the first forwarded call, and then once a minute, the proxy queries the daemon's
+    // process id, to check its limit of open files.
     client.call("supervisor.getState", ())?;
-    let mut seen = Vec::new();
+    let mut received = Vec::new();
     eventually(LIMIT, || {
-        seen.extend(tap.take());
-        let text = String::from_utf8_lossy(&seen);
+        received.extend(tap.take());
+        let text = String::from_utf8_lossy(&received);
         ensure!(text.contains("supervisor.getPID"), "{text}");
         Ok(())
     })?;
@@ -106,7 +106,7 @@ fn what_concerns_no_placed_process_goes_through_byte_for_byte() -> Result<()> {
         ("nope", params![]),
     ];
     for (method, params) in calls {
-        // As no library would write it.
+        // A body that no library writes.
         let plain = String::from_utf8(write::call(method, &params))?;
         let odd = plain.replace("<params>", "\n <params >\t<!-- odd -->");
         let whole = [odd.as_bytes(), b"\n\n"].concat();
@@ -125,7 +125,7 @@ fn what_concerns_no_placed_process_goes_through_byte_for_byte() -> Result<()> {
             String::from_utf8_lossy(&sent)
         );
     }
-    // Beside it, to see that the tap would tell.
+    // A call about a placed process shows that the tap records changes.
     tap.take();
     client.call("supervisor.getProcessInfo", ("web:placed",))?;
     let sent = String::from_utf8_lossy(&tap.take()).into_owned();
