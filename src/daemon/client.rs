@@ -454,12 +454,7 @@ impl Daemon {
             received.extend_from_slice(&chunk);
             body = head.complete(&received);
             if body.is_some() {
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    let rest = async { while let Ok(Some(_)) = reply.chunk().await {} };
-                    // After the timeout the connection is closed.
-                    let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
-                });
+                drain(reply, slot);
                 break;
             }
         }
@@ -480,6 +475,16 @@ impl Daemon {
     fn unreachable_call(&self, error: &reqwest::Error) -> CallError {
         CallError::Unreachable(self.unreachable(error))
     }
+}
+
+/// Reads the rest of a reply in the background and frees its slot at the end. Closes the connection if the
+/// rest takes too long.
+fn drain(mut reply: reqwest::Response, slot: Slot) {
+    tokio::spawn(async move {
+        let _slot = slot;
+        let rest = async { while let Ok(Some(_)) = reply.chunk().await {} };
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, rest).await;
+    });
 }
 
 /// The method that executes several calls.
