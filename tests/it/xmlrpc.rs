@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use crate::common::dice::{seed, times};
+use crate::common::dice::{Dice, seed, times};
 use anyhow::Result;
 
 use base64::Engine as _;
@@ -17,22 +17,6 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value as Json, json};
 use supervisor_twiddler::xmlrpc::read::{self, ReadError};
 use supervisor_twiddler::xmlrpc::{Value, write};
-
-/// A random number generator whose runs can be repeated.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % sides
-    }
-
-    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
-        from[self.roll(from.len())]
-    }
-}
 
 const TAGS: &[&str] = &[
     "x",
@@ -452,7 +436,7 @@ fn mutate(dice: &mut Dice, mut body: Vec<u8>, others: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn documents(count: usize, seed: u64) -> Vec<Vec<u8>> {
-    let dice = &mut Dice(seed);
+    let dice = &mut Dice::new(seed);
     let corpus = corpus();
     let mut documents = corpus.clone();
     while documents.len() < count {
