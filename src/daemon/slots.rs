@@ -678,7 +678,7 @@ mod tests {
         one.abort();
         assert!(one.await.is_err());
         drop(first);
-        // The slot is already tickets to this call.
+        // The slot is already granted to this call.
         two.abort();
         assert!(two.await.is_err());
         let slot = three.await.unwrap().unwrap();

@@ -25,7 +25,7 @@ const SQUARE: u64 = 10;
 pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     let first_process = program.numprocs_start;
     let text = |option: &str| {
-        let expanded = program.expanded(option, first_process);
+        let expanded = program.expand(option, first_process);
         expanded.or_else(|| program.text(option).map(str::to_owned))
     };
     let mut total = 0;

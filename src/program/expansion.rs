@@ -33,8 +33,8 @@ fn check_second_format(
     option: &str,
     template: &Template,
 ) -> Result<(), Refusal> {
-    let known = program.known_values(Expansion::Twice, None);
-    for piece in template.clone().resolved(&known).0 {
+    let values = program.known_values(Expansion::Twice, None);
+    for piece in template.clone().resolve(&values).0 {
         if let Piece::Text(text) = piece {
             let again = Template::parse(&text)
                 .map_err(|error| bad_second_format(program, option, template, &error))?;
@@ -52,8 +52,8 @@ fn bad_second_format(
     template: &Template,
     error: &FormatError,
 ) -> Refusal {
-    let known = program.known_values(Expansion::Twice, Some(program.numprocs_start));
-    let text = template.clone().resolved(&known).text();
+    let values = program.known_values(Expansion::Twice, Some(program.numprocs_start));
+    let text = template.clone().resolve(&values).text();
     match text.map(|text| (Template::read(&text), text)) {
         // The daemon may fail at a conversion before the invalid one.
         Some(((before, Some(error)), text)) if before.conversions().next().is_none() => {

@@ -50,7 +50,7 @@ fn check_number(
         return Ok(());
     };
     for number in distinct_processes(program, text) {
-        match program.expanded(option, number).as_deref().map(read) {
+        match program.expand(option, number).as_deref().map(read) {
             Some(Int::Value(value)) if (i64::from(i32::MIN)..=max).contains(&value) => {}
             Some(Int::Value(_) | Int::Huge) => {
                 let reason = format!("has to be from {} to {max}", i32::MIN);
@@ -106,7 +106,7 @@ fn check_log(program: &Program, channel: &str) -> Result<(), Refusal> {
     let size = format!("{channel}_logfile_maxbytes");
     let size_text = program.text(&size).unwrap_or_default();
     for number in distinct_processes(program, &format!("{text}{size_text}")) {
-        let path = program.expanded(&option, number);
+        let path = program.expand(&option, number);
         if path.is_some_and(|path| is_special(&path)) && rotates(program, &size, number) {
             let reason = format!("needs {size} to be 0 for a device");
             return Err(Refusal::option(&option, reason));
@@ -123,7 +123,7 @@ pub(super) fn log_files(program: &Program) -> Vec<(String, String)> {
         let Some(text) = program.text(&option).filter(|_| logs(program, channel)) else {
             continue;
         };
-        let paths = distinct_processes(program, text).filter_map(|n| program.expanded(&option, n));
+        let paths = distinct_processes(program, text).filter_map(|n| program.expand(&option, n));
         files.extend(paths.map(|path| (option.clone(), path)));
     }
     files
@@ -131,7 +131,7 @@ pub(super) fn log_files(program: &Program) -> Vec<(String, String)> {
 
 /// Returns whether a log rotates, given the option with its maximum size. It does by default.
 fn rotates(program: &Program, size: &str, number: i64) -> bool {
-    match (program.text(size), program.expanded(size, number)) {
+    match (program.text(size), program.expand(size, number)) {
         (None, _) => true,
         (Some(_), None) => false, // only the daemon can expand it
         (Some(_), Some(text)) => matches!(byte_size(&text), Int::Value(1..) | Int::Huge),
@@ -142,7 +142,7 @@ fn rotates(program: &Program, size: &str, number: i64) -> bool {
 /// `stderr_logfile`.
 fn logs(program: &Program, channel: &str) -> bool {
     let redirected = program
-        .expanded("redirect_stderr", 0)
+        .expand("redirect_stderr", 0)
         .is_some_and(|text| matches!(text.to_lowercase().as_str(), "yes" | "true" | "on" | "1"));
     channel == "stdout" || !redirected
 }

@@ -202,7 +202,7 @@ impl Program {
     /// `process_name` uses the daemon's environment or host name, which only the daemon can expand.
     pub fn process_names(&self) -> Option<Vec<String>> {
         self.process_nums()
-            .map(|number| self.expanded("process_name", number))
+            .map(|number| self.expand("process_name", number))
             .collect()
     }
 
@@ -239,13 +239,13 @@ impl Program {
     }
 
     fn number(&self, option: &str) -> Option<i64> {
-        int(&self.expanded(option, 0)?).value()
+        int(&self.expand(option, 0)?).value()
     }
 
     /// Returns whether the daemon starts the processes when their group is added. It also returns
     /// `true` if only the daemon can expand the option (`supervisor/datatypes.py`, `boolean`).
     pub fn autostarts(&self) -> bool {
-        let text = self.expanded("autostart", 0).unwrap_or_default();
+        let text = self.expand("autostart", 0).unwrap_or_default();
         !matches!(text.to_lowercase().as_str(), "no" | "false" | "off" | "0")
     }
 
@@ -255,7 +255,7 @@ impl Program {
     pub fn restarts(&self, exitstatus: i64) -> Option<bool> {
         let text = |option, default: &str| {
             if self.options.contains_key(option) {
-                self.expanded(option, 0)
+                self.expand(option, 0)
             } else {
                 Some(default.to_owned())
             }
@@ -287,8 +287,7 @@ impl Program {
     /// daemon inserts its own address (`supervisor/options.py`, `processes_from_section`).
     pub fn sets_serverurl(&self) -> bool {
         let is_auto = |text: String| strip(&text).to_uppercase() == "AUTO";
-        self.options.contains_key("serverurl")
-            && !self.expanded("serverurl", 0).is_some_and(is_auto)
+        self.options.contains_key("serverurl") && !self.expand("serverurl", 0).is_some_and(is_auto)
     }
 
     /// Rewrites the daemon's fault text about the generated `section` to the text that the daemon
@@ -324,10 +323,10 @@ impl Program {
 
     /// Expands an option for one process. Returns `None` if the option is missing or only the daemon
     /// can expand it.
-    fn expanded(&self, option: &str, process_num: i64) -> Option<String> {
+    fn expand(&self, option: &str, process_num: i64) -> Option<String> {
         let expansion = Expansion::of(option);
-        let known = self.known_values(expansion, Some(process_num));
-        let expand = |text: &str| Template::parse(text).ok()?.resolved(&known).text();
+        let values = self.known_values(expansion, Some(process_num));
+        let expand = |text: &str| Template::parse(text).ok()?.resolve(&values).text();
         let text = expand(self.text(option)?)?;
         match expansion {
             Expansion::Twice => expand(&text),

@@ -45,7 +45,7 @@ pub(super) fn check(program: &Program) -> Result<(), Refusal> {
     let names: Vec<_> = program
         .process_nums()
         .map(|number| program.known_values(Expansion::PerProcess, Some(number)))
-        .map(|known| template.clone().resolved(&known))
+        .map(|values| template.clone().resolve(&values))
         .collect();
     names.iter().try_for_each(check_template)?;
     check_distinct(&names)
@@ -94,13 +94,13 @@ impl ConfiguredProgram<'_> {
         };
         let count = self.numbers.end - self.numbers.start;
         let name_of = |number| {
-            let known = KnownValues {
+            let values = KnownValues {
                 program_name: self.name,
                 group_name: self.group,
                 numprocs: Some(count),
                 process_num: Some(number),
             };
-            template.expanded(&known, &lookup)
+            template.expand(&values, &lookup)
         };
         let mut names: Vec<String> = self.numbers.clone().filter_map(name_of).collect();
         names.sort();

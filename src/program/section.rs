@@ -130,18 +130,19 @@ pub(super) fn group_setting(group: &str) -> Option<String> {
 }
 
 /// Returns the pieces from which the daemon expands the same value as from `text` in the client's
-/// section. KnownValues values replace their conversions, because the generated section has other names.
+/// section. Values that the proxy knows replace their conversions, because the generated section has
+/// other names.
 fn pieces(
     expansion: Expansion,
     text: &str,
-    known: &KnownValues<'_>,
+    values: &KnownValues<'_>,
 ) -> Result<Vec<Piece>, FormatError> {
-    let template = Template::parse(text)?.resolved(known);
+    let template = Template::parse(text)?.resolve(values);
     if expansion != Expansion::Twice {
         return Ok(template.0);
     }
     let again = template.0.into_iter().map(|piece| match piece {
-        Piece::Text(text) => second_text(&text, known).map(Piece::Text),
+        Piece::Text(text) => second_text(&text, values).map(Piece::Text),
         conversion => Ok(conversion),
     });
     again.collect()
@@ -149,12 +150,12 @@ fn pieces(
 
 /// Returns the format string for the second expansion: `text` with the known values in place of their
 /// conversions.
-fn second_text(text: &str, known: &KnownValues<'_>) -> Result<String, FormatError> {
+fn second_text(text: &str, values: &KnownValues<'_>) -> Result<String, FormatError> {
     let mut out = String::new();
     for piece in Template::parse(text)?.0 {
         match piece {
             Piece::Text(text) => out.push_str(&text.replace('%', "%%")),
-            Piece::Conversion(conversion) => match known.text(&conversion) {
+            Piece::Conversion(conversion) => match values.text(&conversion) {
                 Some(text) => out.push_str(&text.replace('%', "%%")),
                 None => out.push_str(&conversion.source),
             },
@@ -175,7 +176,7 @@ mod tests {
         process_num: None,
     };
 
-    fn written(expansion: Expansion, text: &str) -> Result<String, FormatError> {
+    fn escaped(expansion: Expansion, text: &str) -> Result<String, FormatError> {
         pieces(expansion, text, &KNOWN).map(|pieces| escape(&pieces).replace("%(here).0s", "|"))
     }
 
@@ -189,7 +190,7 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(
-                written(Expansion::PerProcess, text).as_deref(),
+                escaped(Expansion::PerProcess, text).as_deref(),
                 Ok(expected)
             );
         }
@@ -210,13 +211,13 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(
-                written(Expansion::Twice, text).as_deref(),
+                escaped(Expansion::Twice, text).as_deref(),
                 Ok(expected),
                 "{text:?}"
             );
         }
         for text in ["/a/%%", "/a/%(group_name)s", "/a/%%s", "%%%(here)s"] {
-            assert!(written(Expansion::Twice, text).is_err(), "{text:?}");
+            assert!(escaped(Expansion::Twice, text).is_err(), "{text:?}");
         }
     }
 

@@ -133,12 +133,12 @@ impl Template {
     }
 
     /// Replaces conversions by their known values.
-    pub(super) fn resolved(self, known: &KnownValues<'_>) -> Self {
+    pub(super) fn resolve(self, values: &KnownValues<'_>) -> Self {
         let mut template = Self(Vec::new());
         for piece in self.0 {
             match piece {
                 Piece::Text(text) => template.push_text(&text),
-                Piece::Conversion(conversion) => match known.text(&conversion) {
+                Piece::Conversion(conversion) => match values.text(&conversion) {
                     Some(text) => template.push_text(&text),
                     None => template.0.push(Piece::Conversion(conversion)),
                 },
@@ -158,14 +158,14 @@ impl Template {
 
     /// Expands the template with the known values and those that `lookup` returns. Returns `None` if a
     /// value is missing.
-    pub(super) fn expanded(
+    pub(super) fn expand(
         &self,
-        known: &KnownValues<'_>,
+        values: &KnownValues<'_>,
         lookup: impl Fn(&str) -> Option<String>,
     ) -> Option<String> {
         let texts = self.0.iter().map(|piece| match piece {
             Piece::Text(text) => Some(text.clone()),
-            Piece::Conversion(conversion) => known
+            Piece::Conversion(conversion) => values
                 .text(conversion)
                 .or_else(|| conversion.format_text(&lookup(&conversion.name)?)),
         });
@@ -397,7 +397,7 @@ mod tests {
             ("%(program_name)d", None), // the daemon refuses it
         ];
         for (text, expected) in table {
-            let template = Template::parse(text).unwrap().resolved(&KNOWN);
+            let template = Template::parse(text).unwrap().resolve(&KNOWN);
             assert_eq!(template.text().as_deref(), expected, "{text}");
         }
     }

@@ -425,7 +425,7 @@ fn mistakes_in_the_file_are_explained() -> Result<()> {
 fn the_option_include_dir_needs_a_pattern_too() -> Result<()> {
     let main = format!("{HEAD}[include]\nfiles=conf.d/x.conf /etc/y.conf\n");
     let files = Files::of(&[("s.conf", &main), ("conf.d/", "")]);
-    let found = mistakes(
+    let errors = mistakes(
         &files,
         ServeArgs::default(),
         &[("TWIDDLER_INCLUDE_DIR", "DIR/conf.d")],
@@ -434,7 +434,7 @@ fn the_option_include_dir_needs_a_pattern_too() -> Result<()> {
         "DIR/s.conf: [include] files: DIR/conf.d/x.conf: no file that twiddler writes can match it; write DIR/conf.d/*.conf beside it",
         "DIR/s.conf: [include] files: /etc/y.conf: no file that twiddler writes can match it; write /etc/*.conf beside it",
     ];
-    assert_eq!(found, expected);
+    assert_eq!(errors, expected);
     Ok(())
 }
 
@@ -536,24 +536,27 @@ fn invalid_option_values_are_explained() -> Result<()> {
             "`xml` is not understood; write text or json",
         ),
     ] {
-        let found = mistakes(
+        let errors = mistakes(
             &valid_files(&format!("{key} = {value}")),
             ServeArgs::default(),
             &[],
         )?;
-        assert_eq!(found, [format!("DIR/s.conf: [twiddler] {key}: {expected}")]);
+        assert_eq!(
+            errors,
+            [format!("DIR/s.conf: [twiddler] {key}: {expected}")]
+        );
         if !value.is_empty() {
             let variable = format!("TWIDDLER_{}", key.to_uppercase());
-            let found = mistakes(
+            let errors = mistakes(
                 &valid_files(""),
                 ServeArgs::default(),
                 &[(&variable, value)],
             )?;
-            assert_eq!(found, [format!("{variable}: {expected}")]);
+            assert_eq!(errors, [format!("{variable}: {expected}")]);
         }
         let option = format!("--{}", key.replace('_', "-"));
-        let found = mistakes(&valid_files(""), ServeArgs::default().with(key, value), &[])?;
-        assert_eq!(found, [format!("{option}: {expected}")]);
+        let errors = mistakes(&valid_files(""), ServeArgs::default().with(key, value), &[])?;
+        assert_eq!(errors, [format!("{option}: {expected}")]);
     }
     Ok(())
 }
@@ -562,30 +565,30 @@ fn invalid_option_values_are_explained() -> Result<()> {
 fn a_directory_that_cannot_be_written_to_is_explained() -> Result<()> {
     // Even root cannot create files in /proc.
     let text = format!("{HEAD}[include]\nfiles=/proc/*.conf\n");
-    let [found] = &mistakes(&Files::of(&[("s.conf", &text)]), ServeArgs::default(), &[])?[..]
+    let [errors] = &mistakes(&Files::of(&[("s.conf", &text)]), ServeArgs::default(), &[])?[..]
     else {
         bail!("not one mistake");
     };
     assert!(
-        found.starts_with(
+        errors.starts_with(
             "DIR/s.conf: [include] files: /proc/*.conf: twiddler may not write to /proc ("
         ),
-        "{found}"
+        "{errors}"
     );
     assert!(
-        found.ends_with(
+        errors.ends_with(
             "); make it writable, or name another directory that supervisord includes with --include-dir"
         ),
-        "{found}"
+        "{errors}"
     );
     Ok(())
 }
 
 #[test]
 fn files_that_cannot_be_read_are_explained() -> Result<()> {
-    let found = mistakes(&Files::of(&[("s.conf/", "")]), ServeArgs::default(), &[])?;
+    let errors = mistakes(&Files::of(&[("s.conf/", "")]), ServeArgs::default(), &[])?;
     assert_eq!(
-        found,
+        errors,
         [
             "DIR/s.conf/: it cannot be read (Is a directory (os error 21)); name a file with -c PATH that the account of twiddler may read"
         ]
@@ -620,8 +623,8 @@ fn all_mistakes_are_reported_at_once() -> Result<()> {
     let text = "[supervisord]\nloglevel=x\n[unix_http_server]\nusername=u\n[inet_http_server]\nport=x\npassword=%\n[include]\nfiles=/none/1/*.conf /none/2/x\n[twiddler]\nlisten=1,2\nlistn=1\npersist=x\n";
     let env = [("TWIDDLER_LOG_LEVEL", "x")];
     let args = ServeArgs::default().with("log_format", "x");
-    let found = mistakes(&Files::of(&[("s.conf", text)]), args, &env)?;
-    let keys: Vec<_> = found
+    let errors = mistakes(&Files::of(&[("s.conf", text)]), args, &env)?;
+    let keys: Vec<_> = errors
         .iter()
         .map(|line| line.split(['`', ';']).next().unwrap_or_default())
         .collect();

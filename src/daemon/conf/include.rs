@@ -90,7 +90,7 @@ impl Reader<'_> {
             .filter(|word| !word.is_empty());
         let (mut patterns, mut unresolved) = (Vec::new(), Vec::new());
         for word in words {
-            match self.expanded_as("include", &setting, word) {
+            match self.expand_text("include", &setting, word) {
                 Err(ConfError::Variable(missing)) => {
                     let file_part = word.rsplit('/').next().unwrap_or(word);
                     let file_part = self.names.format(file_part).ok();

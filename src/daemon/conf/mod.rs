@@ -229,7 +229,7 @@ fn twiddler_keys(reader: &mut Reader<'_>) -> Vec<TwiddlerKey> {
     let section = reader.sections.get("twiddler");
     let settings = section.map(|section| section.own.clone());
     let keys = settings.into_iter().flatten().filter_map(|setting| {
-        let value = reader.expanded("twiddler", &setting);
+        let value = reader.expand("twiddler", &setting);
         let (value, file) = reader.collect_mistake(value)?;
         let key = setting.key;
         Some(TwiddlerKey { key, value, file })

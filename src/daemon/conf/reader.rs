@@ -100,7 +100,7 @@ impl<'a> Reader<'a> {
     /// Returns an expanded value and the file that sets it.
     pub(super) fn value(&self, section: &str, key: &str) -> Result<Option<Value>, ConfError> {
         let setting = self.sections.find(section, key);
-        let value = setting.map(|setting| self.expanded(section, setting));
+        let value = setting.map(|setting| self.expand(section, setting));
         value.transpose()
     }
 
@@ -146,12 +146,12 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub(super) fn expanded(&self, section: &str, setting: &Setting) -> Result<Value, ConfError> {
-        self.expanded_as(section, setting, &setting.value)
+    pub(super) fn expand(&self, section: &str, setting: &Setting) -> Result<Value, ConfError> {
+        self.expand_text(section, setting, &setting.value)
     }
 
     /// Expands `text`, a part of an option's value. Returns it with the file that sets the option.
-    pub(super) fn expanded_as(
+    pub(super) fn expand_text(
         &self,
         section: &str,
         setting: &Setting,

@@ -122,12 +122,12 @@ pub(super) fn start_tag(tag: &BytesStart<'_>, namespaces: &mut NamespaceResolver
         }
     }
     // Duplicates are compared by namespace, because quick-xml compares their prefixes.
-    let mut seen = HashSet::new();
+    let mut names = HashSet::new();
     for attribute in attributes(tag, start)? {
         let (space, name) = namespaces.resolve_attribute(attribute?.key);
         if let ResolveResult::Unknown(_) = space {
             return Err("a prefix that is not bound");
-        } else if !seen.insert((space, name)) {
+        } else if !names.insert((space, name)) {
             return Err("an attribute given twice");
         }
     }
