@@ -28,9 +28,9 @@ tools:
 tests:
     bash .ci/run tests
 
-# All attacks at once beside clients who mean well, for a minute
-soak:
-    bash .ci/run soak
+# The tests about time and memory, with nothing beside them
+alone:
+    bash .ci/run alone
 
 # The parsers and the call path, a minute each
 fuzz:

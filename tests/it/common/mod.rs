@@ -81,7 +81,7 @@ pub use self::{
         IntoParams, IntoValue, TWIDDLER_METHODS, items, member, number, options, text, texts, value,
     },
     view::{Picture, Row, infos, rows},
-    wait::{LIMIT, eventually},
+    wait::{LIMIT, bound, eventually, is_alone},
 };
 
 /// Set by a program that is no test: nobody is to be shown the logs of what went well.

@@ -29,3 +29,14 @@ pub fn eventually<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> R
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
+
+/// Whether nothing else runs on the machine, as `TEST_ALONE=1` says.
+pub fn is_alone() -> bool {
+    std::env::var_os("TEST_ALONE").is_some()
+}
+
+/// How long something may take that takes no longer than `alone` on an idle machine. Beside other tests it
+/// waits for its share of the processors.
+pub fn bound(alone: Duration) -> Duration {
+    if is_alone() { alone } else { 8 * alone }
+}
