@@ -109,7 +109,7 @@ pub async fn read(
     };
     match &first {
         Ok(Progress::Whole) => return Ok(reader.into_held(room.flatten())),
-        // The client has disconnected, so there is nobody to authorize.
+        // The client has disconnected, so it cannot be authorized.
         Err(Failure::Unread(StatusCode::BAD_REQUEST, _)) => {}
         Ok(Progress::More) | Err(_) => authorize().await?,
     }

@@ -324,31 +324,7 @@ impl Rpc {
             Rewrite::Statuses | Rewrite::Infos | Rewrite::Configs | Rewrite::Reload => {}
         }
         let mut value = answer?;
-        let is_doubtful = self.twiddler.with_registry(|registry| match rewrite {
-            Rewrite::Infos => translate::lacks_members(registry, &value),
-            Rewrite::Reload => translate::lacks_marker(registry, &value),
-            _ => false,
-        });
-        if is_doubtful {
-            self.twiddler.doubt();
-        }
-        let visible = self.twiddler.with_registry(|registry| match rewrite {
-            Rewrite::Infos => translate::rewrite_infos(registry, &mut value),
-            Rewrite::Statuses => {
-                translate::rewrite_statuses(registry, &mut value);
-                Vec::new()
-            }
-            Rewrite::Configs => {
-                translate::rewrite_configs(registry, &mut value);
-                Vec::new()
-            }
-            Rewrite::Reload => {
-                translate::rewrite_reloaded(registry, &mut value);
-                Vec::new()
-            }
-            Rewrite::Process(_) | Rewrite::Added(_) => Vec::new(),
-        });
-        self.twiddler.show(epoch, visible).await;
+        self.rewrite_list(rewrite, &mut value, epoch).await;
         match (rewrite, &mut value) {
             (Rewrite::Reload, reloaded) => {
                 self.updates.omit_applied(reloaded);
@@ -366,6 +342,28 @@ impl Rpc {
             _ => {}
         }
         Ok(value)
+    }
+
+    /// Rewrites the names in a list of processes or groups. If the list shows that the daemon has restarted, the
+    /// epoch is doubted. Hidden processes that a client has started on the daemon become visible.
+    async fn rewrite_list(&self, rewrite: &Rewrite, list: &mut Value, epoch: Epoch) {
+        let is_doubtful = self.twiddler.with_registry(|registry| match rewrite {
+            Rewrite::Infos => translate::lacks_members(registry, list),
+            Rewrite::Reload => translate::lacks_marker(registry, list),
+            _ => false,
+        });
+        if is_doubtful {
+            self.twiddler.doubt();
+        }
+        let mut visible = Vec::new();
+        self.twiddler.with_registry(|registry| match rewrite {
+            Rewrite::Infos => visible = translate::rewrite_infos(registry, list),
+            Rewrite::Statuses => translate::rewrite_statuses(registry, list),
+            Rewrite::Configs => translate::rewrite_configs(registry, list),
+            Rewrite::Reload => translate::rewrite_reloaded(registry, list),
+            Rewrite::Process(_) | Rewrite::Added(_) => {}
+        });
+        self.twiddler.show(epoch, visible).await;
     }
 }
 

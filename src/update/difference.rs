@@ -801,38 +801,35 @@ impl<'a> Questions<'a> {
     }
 
     fn removed_programs(&self, group: &str, new: &GroupDefinition) -> Vec<ProgramDifference> {
-        let mut leaving: BTreeMap<String, Vec<Process>> = BTreeMap::new();
-        for process in self.input.of(group) {
-            let program = match &process.origin {
-                Origin::Added(_) => continue,
-                Origin::Update(program) => program.name().to_owned(),
-                Origin::Base => match self.input.base_program(group, &process.name) {
-                    Some(program) => program,
-                    None => continue,
-                },
-            };
-            if new.program(&program).is_none() {
-                let process = leaving_process(process);
-                leaving.entry(program).or_default().push(process);
-            }
-        }
-        let removed = |(program, leaving): (String, _)| removed_program(&program, leaving);
-        leaving.into_iter().map(removed).collect()
+        let program = |process: &VisibleProcess| {
+            let program = self.input.program_of(process)?;
+            new.program(&program).is_none().then_some(program)
+        };
+        self.leaving(group, program)
     }
 
     fn all_leaving(&self, group: &str) -> Vec<ProgramDifference> {
+        let program = |process: &VisibleProcess| {
+            let program = self.input.program_of(process);
+            Some(program.unwrap_or_else(|| group.to_owned()))
+        };
+        self.leaving(group, program)
+    }
+
+    /// The removal of processes of a group that clients did not add. `program` returns the program of each; none for
+    /// processes that stay.
+    fn leaving(
+        &self,
+        group: &str,
+        program: impl Fn(&VisibleProcess) -> Option<String>,
+    ) -> Vec<ProgramDifference> {
         let mut leaving: BTreeMap<String, Vec<Process>> = BTreeMap::new();
-        for process in self.input.of(group) {
-            let program = match &process.origin {
-                Origin::Added(_) => continue,
-                Origin::Update(program) => program.name().to_owned(),
-                Origin::Base => self
-                    .input
-                    .base_program(group, &process.name)
-                    .unwrap_or_else(|| group.to_owned()),
-            };
-            let process = leaving_process(process);
-            leaving.entry(program).or_default().push(process);
+        let processes = self.input.of(group);
+        for process in processes.filter(|process| !matches!(process.origin, Origin::Added(_))) {
+            if let Some(program) = program(process) {
+                let process = leaving_process(process);
+                leaving.entry(program).or_default().push(process);
+            }
         }
         let removed = |(program, leaving): (String, _)| removed_program(&program, leaving);
         leaving.into_iter().map(removed).collect()
@@ -1059,6 +1056,15 @@ impl<'a> Input<'a> {
             process.real_group == group && !matches!(process.origin, Origin::Base)
         };
         self.of(group).any(is_own)
+    }
+
+    /// The program of the files that a process was made from, if it is known.
+    fn program_of(self, process: &VisibleProcess) -> Option<String> {
+        match &process.origin {
+            Origin::Base => self.base_program(&process.group, &process.name),
+            Origin::Update(program) => Some(program.name().to_owned()),
+            Origin::Added(_) => None,
+        }
     }
 
     fn base_program(self, group: &str, process: &str) -> Option<String> {

@@ -27,7 +27,7 @@ use crate::twiddler::{self, Authorized, ChangeError, Epoch};
 use crate::xmlrpc::{Fault, Value};
 
 impl Restart {
-    fn names(&self, process: &VisibleProcess) -> bool {
+    fn matches(&self, process: &VisibleProcess) -> bool {
         process.group == self.group && process.name == self.process
     }
 
@@ -146,7 +146,7 @@ impl Updates {
             let mut present = survey
                 .processes
                 .iter()
-                .filter(|process| restart.names(process))
+                .filter(|process| restart.matches(process))
                 .peekable();
             let is_absent = present.peek().is_none();
             let is_undone = is_absent || present.any(|process| restart.is_undone(process));
@@ -180,29 +180,9 @@ impl Updates {
         failpoint::hit("update left");
         self.make_groups(survey, plan, &mut outcome).await?;
         failpoint::hit("update made");
-        let join = plan.join.iter().cloned().map(Box::new);
-        let join = join.map(twiddler::Change::AddProgram).collect();
-        let joined = self.twiddler.change(join, authorized, record).await;
-        let mut rejoining = Vec::new();
-        for (program, joined) in plan.join.iter().zip(joined) {
-            if let Err(error) = joined {
-                let names = program.process_names().unwrap_or_default();
-                self.restore_processes(survey, program.group(), &names)
-                    .await;
-                if program.from_files().is_none() {
-                    rejoining.push(program.clone());
-                }
-                let reason = error.to_string();
-                outcome
-                    .skipped
-                    .push((program.group().to_owned(), reason.clone()));
-                for name in names {
-                    outcome
-                        .failed
-                        .push(((program.group().to_owned(), name), reason.clone()));
-                }
-            }
-        }
+        let rejoining = self
+            .add_joining(survey, plan, authorized, record, &mut outcome)
+            .await;
         failpoint::hit("update joined");
         self.baseline().rejoining = rejoining;
         self.note_applied(survey, plan, &outcome);
@@ -217,6 +197,38 @@ impl Updates {
         });
         self.save();
         Ok(outcome)
+    }
+
+    /// Adds the programs that join according to a plan. If one fails, the processes in its place are restored.
+    /// Returns the programs of clients that failed, so that the next update adds them.
+    async fn add_joining(
+        &self,
+        survey: &Survey,
+        plan: &Plan,
+        authorized: Authorized,
+        record: &Record,
+        outcome: &mut Outcome,
+    ) -> Vec<Program> {
+        let changes = plan.join.iter().cloned().map(Box::new);
+        let changes = changes.map(twiddler::Change::AddProgram).collect();
+        let results = self.twiddler.change(changes, authorized, record).await;
+        let mut rejoining = Vec::new();
+        for (program, result) in plan.join.iter().zip(results) {
+            let Err(error) = result else { continue };
+            let group = program.group();
+            let names = program.process_names().unwrap_or_default();
+            self.restore_processes(survey, group, &names).await;
+            if program.from_files().is_none() {
+                rejoining.push(program.clone());
+            }
+            let reason = error.to_string();
+            outcome.skipped.push((group.to_owned(), reason.clone()));
+            for name in names {
+                let name = (group.to_owned(), name);
+                outcome.failed.push((name, reason.clone()));
+            }
+        }
+        rejoining
     }
 
     /// Writes to the baseline file which processes are to run again and which programs join again.
@@ -283,26 +295,8 @@ impl Updates {
                 .filter(|process| process.group == program.group());
             of_group.any(|process| names.contains(&process.name))
         };
-        let missing = programs.iter().filter(|program| !is_present(program));
-        for program in missing {
-            let (group, name) = (program.group(), program.name());
-            tracing::warn!(
-                group,
-                program = name,
-                "adding a program again: its change was cut short"
-            );
-            let change = twiddler::Change::AddProgram(Box::new(program.clone()));
-            let added = self
-                .twiddler
-                .change(vec![change], authorized.clone(), record);
-            for added in added.await {
-                match added {
-                    Err(ChangeError::Fault(fault)) => {
-                        tracing::error!(group, program = name, "it is lost: {}", reason(&fault));
-                    }
-                    added => added?,
-                }
-            }
+        for program in programs.iter().filter(|program| !is_present(program)) {
+            self.add_again(program, authorized.clone(), record).await?;
         }
         let restarts = self.baseline().restarts.clone().into_iter();
         let restarts = restarts.map(|one| (one.group, one.process));
@@ -315,6 +309,32 @@ impl Updates {
             .retain(|one| !names.contains(&(one.group.clone(), one.process.clone())));
         drop(baseline);
         self.save();
+        Ok(())
+    }
+
+    /// Adds a program that an interrupted update had removed. A fault is logged, because the program is lost.
+    async fn add_again(
+        &self,
+        program: &Program,
+        authorized: Authorized,
+        record: &Record,
+    ) -> Result<(), ChangeError> {
+        let (group, name) = (program.group(), program.name());
+        tracing::warn!(
+            group,
+            program = name,
+            "adding a program again: its change was cut short"
+        );
+        let change = twiddler::Change::AddProgram(Box::new(program.clone()));
+        let results = self.twiddler.change(vec![change], authorized, record);
+        for result in results.await {
+            match result {
+                Err(ChangeError::Fault(fault)) => {
+                    tracing::error!(group, program = name, "it is lost: {}", reason(&fault));
+                }
+                result => result?,
+            }
+        }
         Ok(())
     }
 
@@ -371,7 +391,7 @@ impl Updates {
         } else {
             let mut results = self.twiddler.read_files(&calls).await?;
             // The first result is about the files. The daemon accepted them before the first stop; the groups
-            // are added even if somebody has broken the files since.
+            // are added even if the files are no longer valid.
             drop(results.drain(..1));
             results
         };

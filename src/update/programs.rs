@@ -8,6 +8,7 @@ use super::plan::{Name, Plan, ranges};
 use super::probe::Probe;
 use super::reply::{count, object, scaled, strings};
 use super::survey::{Survey, read_probe};
+use super::values::Values;
 use super::{Updates, no_program};
 use crate::audit::Record;
 use crate::daemon::ProcessInfo;
@@ -23,6 +24,9 @@ pub const MAX_SCALE: i64 = 10_000;
 
 /// The sort key of a program: group, name, and whether a client added it.
 type Key = (String, String, bool);
+
+/// The values of processes, by name.
+type ValuesByName = BTreeMap<String, Values>;
 
 impl Updates {
     /// `getAllProgramInfo`
@@ -146,32 +150,7 @@ impl Updates {
         old: &[(&VisibleProcess, &Program)],
         new: &Program,
     ) -> Result<Plan, ChangeError> {
-        let mut probe = Probe::new(None, None);
-        let mut olds: Vec<&Program> = Vec::new();
-        for (_, program) in old {
-            if !olds.contains(program) {
-                olds.push(program);
-            }
-        }
-        let olds: Vec<Program> = olds.into_iter().cloned().collect();
-        let old_ids = probe.value(&olds);
-        let new_ids = probe.value(std::slice::from_ref(new));
-        let reply = {
-            let pause = self.twiddler.pause_for_questions().await?;
-            let reply = read_probe(&pause, &probe).await;
-            self.read_plain(&self.files()).await?;
-            reply
-        };
-        let reply = reply.map_err(|error| match error {
-            ChangeError::Fault(complaint) => ChangeError::Fault(probe.in_client_words(
-                complaint,
-                new,
-                new_ids[0],
-                &self.twiddler.conf_file().display().to_string(),
-            )),
-            other => other,
-        })?;
-        let (before, after) = (reply.values(&old_ids), reply.values(&new_ids));
+        let (before, after) = self.probe_values(old, new).await?;
         let numbers = names(std::slice::from_ref(new))
             .unwrap_or_else(|| after.keys().cloned().zip(new.numbers()).collect());
         let mut plan = Plan::default();
@@ -215,6 +194,42 @@ impl Updates {
         Ok(plan)
     }
 
+    /// The values that the daemon derives from the definitions `old` and from `new`, by the names of processes.
+    ///
+    /// # Errors
+    /// The daemon's complaint about `new`, in words about what the client sent.
+    async fn probe_values(
+        &self,
+        old: &[(&VisibleProcess, &Program)],
+        new: &Program,
+    ) -> Result<(ValuesByName, ValuesByName), ChangeError> {
+        let mut probe = Probe::new(None, None);
+        let mut definitions: Vec<Program> = Vec::new();
+        for (_, program) in old {
+            if !definitions.contains(program) {
+                definitions.push((*program).clone());
+            }
+        }
+        let old_ids = probe.value(&definitions);
+        let new_ids = probe.value(std::slice::from_ref(new));
+        let reply = {
+            let pause = self.twiddler.pause_for_questions().await?;
+            let reply = read_probe(&pause, &probe).await;
+            self.read_plain(&self.files()).await?;
+            reply
+        };
+        let reply = reply.map_err(|error| match error {
+            ChangeError::Fault(complaint) => ChangeError::Fault(probe.in_client_words(
+                complaint,
+                new,
+                new_ids[0],
+                &self.twiddler.conf_file().display().to_string(),
+            )),
+            other => other,
+        })?;
+        Ok((reply.values(&old_ids), reply.values(&new_ids)))
+    }
+
     /// `scaleProgram`
     pub(super) async fn scale(
         &self,
@@ -245,32 +260,14 @@ impl Updates {
                 self.configured_source(group, program, &files, has_processes)?
             }
         };
-        let current = source.numbers(&members, own);
-        let wanted = usize::try_from(numprocs).unwrap_or_default();
         if numprocs > 1 && !source.is_numbered() {
             return Err(ChangeError::Fault(fault(
                 INCORRECT_PARAMETERS,
                 "process_name has to contain %(process_num) for more than one process",
             )));
         }
-        let mut plan = Plan::default();
-        let more = wanted.saturating_sub(current.len());
-        let joining: BTreeSet<i64> = (source.first()..)
-            .filter(|number| !current.contains_key(number))
-            .take(more)
-            .collect();
-        for range in ranges(&joining) {
-            plan.join
-                .extend(source.part(group, range, numprocs, &files)?);
-        }
-        let surplus = current.into_values().skip(wanted);
-        plan.leave = surplus.map(|name| (group.to_owned(), name)).collect();
-        plan.stop.clone_from(&plan.leave);
-        let autostarts = plan.join.iter().filter(|program| program.autostarts());
-        plan.started = autostarts
-            .flat_map(|program| program.process_names().unwrap_or_default())
-            .map(|name| (group.to_owned(), name))
-            .collect();
+        let current = source.numbers(&members, own);
+        let plan = source.scale_plan(group, current, numprocs, &files)?;
         let survey = survey_without_differences(epoch, files, Vec::new());
         let before = self.baseline().scales.clone();
         self.note_scale(&source, group, program, numprocs);
@@ -579,6 +576,38 @@ impl Source {
             (first + i64::from(member.index), member.process.clone())
         });
         own.chain(members).collect()
+    }
+
+    /// The plan that gives the program `numprocs` processes, where it has `current` by number: new processes get the
+    /// lowest free numbers, and those with the highest numbers leave.
+    ///
+    /// # Errors
+    /// A fault, if a process cannot be written as a generated section.
+    fn scale_plan(
+        &self,
+        group: &str,
+        current: BTreeMap<i64, String>,
+        numprocs: i64,
+        files: &Definitions,
+    ) -> Result<Plan, ChangeError> {
+        let wanted = usize::try_from(numprocs).unwrap_or_default();
+        let mut plan = Plan::default();
+        let joining: BTreeSet<i64> = (self.first()..)
+            .filter(|number| !current.contains_key(number))
+            .take(wanted.saturating_sub(current.len()))
+            .collect();
+        for range in ranges(&joining) {
+            plan.join.extend(self.part(group, range, numprocs, files)?);
+        }
+        let surplus = current.into_values().skip(wanted);
+        plan.leave = surplus.map(|name| (group.to_owned(), name)).collect();
+        plan.stop.clone_from(&plan.leave);
+        let autostarts = plan.join.iter().filter(|program| program.autostarts());
+        plan.started = autostarts
+            .flat_map(|program| program.process_names().unwrap_or_default())
+            .map(|name| (group.to_owned(), name))
+            .collect();
+        Ok(plan)
     }
 
     /// The sections for the processes with these numbers, where the program has `total` processes. Processes
