@@ -81,7 +81,7 @@ struct Idle {
 /// a body, because the daemon is slow to read a body whose head it has refused.
 struct PooledConnection {
     sender: SendRequest<Body>,
-    _connection: Serving,
+    _task: ConnectionTask,
     /// A duplicate of the socket, to ask the kernel about it. `None` if the connection must not be reused.
     socket: Option<File>,
     idle_since: Instant,
@@ -90,9 +90,9 @@ struct PooledConnection {
 }
 
 /// The task that reads and writes on a connection. Dropping this aborts it.
-struct Serving(AbortHandle);
+struct ConnectionTask(AbortHandle);
 
-impl Drop for Serving {
+impl Drop for ConnectionTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -239,14 +239,14 @@ where
         .max_buf_size(MAX_REPLY_HEAD)
         .handshake(TokioIo::new(stream))
         .await?;
-    let serving = tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to supervisord ended");
         }
     });
     Ok(PooledConnection {
         sender,
-        _connection: Serving(serving.abort_handle()),
+        _task: ConnectionTask(task.abort_handle()),
         socket,
         idle_since: Instant::now(),
         slot: None,

@@ -67,7 +67,7 @@ pub fn value_in_file(value: &str) -> String {
 
 /// The definition of a program in a group, from a client's call or from the user's files.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Stored", into = "Stored")]
+#[serde(try_from = "SerializedProgram", into = "SerializedProgram")]
 pub struct Program {
     group: Name,
     name: Name,
@@ -106,7 +106,7 @@ pub enum Scope {
 
 /// A [`Program`] as it is serialized. Deserialization checks the program again.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct SerializedProgram {
     group: String,
     name: String,
     options: Options,
@@ -374,27 +374,28 @@ impl fmt::Debug for Program {
     }
 }
 
-impl TryFrom<Stored> for Program {
+impl TryFrom<SerializedProgram> for Program {
     type Error = ProgramError;
 
-    fn try_from(stored: Stored) -> Result<Self, ProgramError> {
-        let group = Name::parse_group(&stored.group).map_err(|error| ProgramError(error.into()))?;
-        let options = stored.options.into_iter();
+    fn try_from(serialized: SerializedProgram) -> Result<Self, ProgramError> {
+        let group =
+            Name::parse_group(&serialized.group).map_err(|error| ProgramError(error.into()))?;
+        let options = serialized.options.into_iter();
         let options = options
             .map(|(name, text)| (name, Value::String(text)))
             .collect();
-        let program = Self::read(&group, &stored.name, &Value::Struct(options))
-            .map_err(|refusal| refusal.into_error(&stored.name, ""))?;
+        let program = Self::read(&group, &serialized.name, &Value::Struct(options))
+            .map_err(|refusal| refusal.into_error(&serialized.name, ""))?;
         Ok(Self {
-            calls_proxy: stored.calls_proxy,
-            total: stored.total,
-            from_files: stored.from_files,
+            calls_proxy: serialized.calls_proxy,
+            total: serialized.total,
+            from_files: serialized.from_files,
             ..program
         })
     }
 }
 
-impl From<Program> for Stored {
+impl From<Program> for SerializedProgram {
     fn from(program: Program) -> Self {
         Self {
             group: program.group.into(),

@@ -40,7 +40,7 @@ impl Variables<'_> {
             .or_else(|| (self.outer)(name))
     }
 
-    pub(super) fn format(&self, text: &str) -> Result<String, Unexpanded> {
+    pub(super) fn format(&self, text: &str) -> Result<String, ExpandError> {
         format(text, |name| self.get(name))
     }
 }
@@ -50,7 +50,7 @@ impl Variables<'_> {
 pub(super) fn format(
     text: &str,
     lookup: impl Fn(&str) -> Option<String>,
-) -> Result<String, Unexpanded> {
+) -> Result<String, ExpandError> {
     let mut formatted = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('%') {
@@ -61,7 +61,7 @@ pub(super) fn format(
             continue;
         }
         let (field, after) =
-            Field::parse(after).ok_or_else(|| Unexpanded::Wrong(LONE_PERCENT.to_owned()))?;
+            Field::parse(after).ok_or_else(|| ExpandError::Invalid(LONE_PERCENT.to_owned()))?;
         let value = lookup(field.name).ok_or_else(|| field.unknown())?;
         formatted.push_str(&field.pad(&value));
         rest = after;
@@ -72,11 +72,11 @@ pub(super) fn format(
 
 /// Why a value cannot be expanded.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Unexpanded {
+pub(super) enum ExpandError {
     /// An environment variable is not set in this process. The daemon may have it.
     Variable(String),
     /// The daemon cannot expand the value either, for this reason.
-    Wrong(String),
+    Invalid(String),
 }
 
 /// A conversion `(name)s`, with optional flags, width and precision before the `s`.
@@ -124,10 +124,10 @@ impl<'a> Field<'a> {
         }
     }
 
-    fn unknown(&self) -> Unexpanded {
+    fn unknown(&self) -> ExpandError {
         match self.name.strip_prefix("ENV_") {
-            Some(variable) => Unexpanded::Variable(variable.to_owned()),
-            None => Unexpanded::Wrong(format!(
+            Some(variable) => ExpandError::Variable(variable.to_owned()),
+            None => ExpandError::Invalid(format!(
                 "%({})s stands for nothing here; write %(here)s, %(host_node_name)s or %(ENV_NAME)s, or %% for a percent sign",
                 self.name
             )),
@@ -291,13 +291,13 @@ mod tests {
             ("% %", LONE_PERCENT),
         ] {
             match format(text, lookup).unwrap_err() {
-                Unexpanded::Wrong(reason) if reason.starts_with(expected) => {}
+                ExpandError::Invalid(reason) if reason.starts_with(expected) => {}
                 other => panic!("{text:?}: {other:?}"),
             }
         }
         assert_eq!(
             format("%(ENV_A)s%(ENV_B)s%(ENV_C)s", lookup),
-            Err(Unexpanded::Variable("B".to_owned()))
+            Err(ExpandError::Variable("B".to_owned()))
         );
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{ConfError, MissingVariable};
-use super::expand::{Environment, Unexpanded, Variables, pairs};
+use super::expand::{Environment, ExpandError, Variables, pairs};
 use super::ini::{Sections, Setting, is_server};
 use super::paths::dir_of;
 
@@ -160,13 +160,13 @@ impl<'a> Reader<'a> {
         let file = setting.file.to_path_buf();
         match self.names.format(text) {
             Ok(value) => Ok((value, file)),
-            Err(Unexpanded::Variable(variable)) => Err(ConfError::Variable(MissingVariable {
+            Err(ExpandError::Variable(variable)) => Err(ConfError::Variable(MissingVariable {
                 file,
                 section: section.to_owned(),
                 key: setting.key.clone(),
                 variable,
             })),
-            Err(Unexpanded::Wrong(reason)) => {
+            Err(ExpandError::Invalid(reason)) => {
                 let problem = format!("{}: {reason}", setting.key);
                 Err(ConfError::section(file, section, problem))
             }
