@@ -240,7 +240,7 @@ fn descriptor_flags(info: &str) -> Option<u32> {
 fn request_reopen(daemon: Pid) -> bool {
     let result = kill(daemon, Signal::SIGUSR2);
     tracing::debug!(
-        ?result,
+        asked = ?result,
         "asked supervisord to open its log again, because it overwrites lines that others append"
     );
     result.is_ok()

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::Files;
 
 /// The first version of Python that searches for comments in another order (see `conf::ini`).
-pub(super) const OTHER_COMMENTS: [u32; 2] = [3, 13];
+pub(super) const NEW_COMMENT_ORDER: [u32; 2] = [3, 13];
 
 /// A generator of configurations in all notations, most of them valid.
 pub(super) struct Random {
@@ -128,7 +128,7 @@ impl Random {
             " ;;",
             "\u{2003}#x",
         ];
-        if self.python < OTHER_COMMENTS && self.one_in(3) {
+        if self.python < NEW_COMMENT_ORDER && self.one_in(3) {
             self.pick(&mixed)
         } else {
             self.pick(&plain)
@@ -346,7 +346,7 @@ impl Random {
         for _ in 0..self.below(14) {
             letters.push_str(match self.below(12) {
                 0 | 1 => self.pick(&odd),
-                2 if self.python < OTHER_COMMENTS => self.pick(&both),
+                2 if self.python < NEW_COMMENT_ORDER => self.pick(&both),
                 3 => self.pick(&comment),
                 _ => self.pick(&plain),
             });
