@@ -43,7 +43,7 @@ const ROWS: &[Row] = &[
 const USAGE: &str = "cargo bench -- [--row NAME]... [--smoke] [--list]";
 
 fn main() -> ExitCode {
-    common::keep_logs_to_yourself();
+    common::silence_logs();
     match run(std::env::args().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::common::changes::{Change, Model, USER, View, ensure_nothing_astray, make};
+use crate::common::changes::{Change, Model, USER, View, ensure_daemon_matches, make};
 use crate::common::disk::{launcher, limit_files, set_mode};
 use crate::common::process::run;
 use crate::common::stuck::{GENERATED, slow_sections, stop_in_a_change};
@@ -131,7 +131,7 @@ fn every_write_may_fail(arguments: &[&str]) -> Result<()> {
         let view = View::of(&sidecar.socket_client())?;
         model
             .ensure_shown_by(&view)
-            .and_then(|()| ensure_nothing_astray(&model, &daemon.client(), &[]))
+            .and_then(|()| ensure_daemon_matches(&model, &daemon.client(), &[]))
             .with_context(|| format!("round {round}, limit {limit}"))?;
         let names = daemon.include_files()?;
         let left = names

@@ -26,7 +26,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::common::changes::{Change, Model, USER, View, ensure_nothing_astray, make};
+use crate::common::changes::{Change, Model, USER, View, ensure_daemon_matches, make};
 use crate::common::disk::{launcher, limit_files, set_mode};
 use crate::common::faults;
 use crate::common::stuck::{GENERATED, stopped_or_answered, wait_until_stopped};
@@ -249,7 +249,7 @@ impl Stage {
             Held::Each => self.model.apply_those_seen(changes, &view)?,
         }
         self.model.ensure_shown_by(&view)?;
-        ensure_nothing_astray(&self.model, &self.daemon.client(), changes)
+        ensure_daemon_matches(&self.model, &self.daemon.client(), changes)
     }
 
     /// Fails if anything of a change lies in the include directory.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::{fs, path::PathBuf};
 
-use crate::common::changes::{Model, Restart, USER, View, ensure_nothing_astray, neighbours};
+use crate::common::changes::{Model, Restart, USER, View, ensure_daemon_matches, neighbours};
 use crate::common::dice::{seed, times};
 use crate::common::stuck::stopped_or_answered;
 use crate::common::values::{column, fault_in};
@@ -118,7 +118,7 @@ fn restarts_keep_all(restart: Restart) -> Result<()> {
         model
             .apply_those_seen(&last.open, &view)
             .and_then(|()| model.ensure_shown_by(&view))
-            .and_then(|()| ensure_nothing_astray(&model, &daemon.client(), &last.open))
+            .and_then(|()| ensure_daemon_matches(&model, &daemon.client(), &last.open))
             .with_context(|| format!("{last:?}"))
             .with_context(case)?;
     }

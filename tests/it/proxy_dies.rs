@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::changes::{
-    Model, USER, View, change_until_cut, ensure_nothing_astray, neighbours,
+    Model, USER, View, change_until_cut, ensure_daemon_matches, neighbours,
 };
 use crate::common::ctl::python_command;
 use crate::common::dice::{seed, times};
@@ -85,7 +85,7 @@ fn kills_lose_nothing(kills: usize, arguments: &[&str]) -> Result<()> {
         model
             .apply_those_seen(&open, &view)
             .and_then(|()| model.ensure_shown_by(&view))
-            .and_then(|()| ensure_nothing_astray(&model, &daemon.client(), &open))
+            .and_then(|()| ensure_daemon_matches(&model, &daemon.client(), &open))
             .with_context(|| format!("open: {open:?}"))
             .with_context(case)?;
         ensure!(

@@ -1,4 +1,4 @@
-//! What attackers send.
+//! Requests of attackers.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use supervisor_twiddler::xmlrpc::write;
 use super::client::{Client, basic};
 use super::http::Connection;
 
-/// How long a guess is waited for before its connection is closed.
+/// How long a guess waits for its reply before it closes its connection.
 const GUESS_TIME: Duration = Duration::from_millis(20);
 
-/// The PHC string of a password whose check takes so many bytes of memory.
+/// The argon2 hash of a password, whose check takes `memory` bytes.
 pub fn argon2_of(password: &str, memory: usize) -> Result<String> {
     use argon2::password_hash::PasswordHasher;
     let params = argon2::Params::new(u32::try_from(memory >> 10)?, 3, 1, None)
@@ -24,7 +24,7 @@ pub fn argon2_of(password: &str, memory: usize) -> Result<String> {
     Ok(hash.to_string())
 }
 
-/// Guesses the password of `own`, and hangs up before the guess can have been checked.
+/// Guesses the password of `own`, and disconnects before the check can have ended.
 pub fn guess(client: &Client, number: usize) -> Result<()> {
     let call = write::call("supervisor.getState", &[]);
     let authorization = basic("own", &format!("guess {number}"));
@@ -55,7 +55,7 @@ pub fn attributes_of(bytes: usize) -> Vec<u8> {
     body
 }
 
-/// So many connections on which these bytes were sent, as far as they come about.
+/// Opens `number` connections and sends these bytes on each. Connections that fail are left out.
 pub fn crowd(client: &Client, number: usize, bytes: &[u8]) -> Vec<Connection> {
     let open = |_| {
         let mut connection = client.connect().ok()?;
@@ -65,7 +65,7 @@ pub fn crowd(client: &Client, number: usize, bytes: &[u8]) -> Vec<Connection> {
     (0..number).filter_map(open).collect()
 }
 
-/// Lets this process have as many connections as it may.
+/// Raises the soft limit of open files to the hard limit.
 pub fn raise_file_limit() -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)

@@ -1,4 +1,4 @@
-//! A Chromium without a window, told what to do over the WebDriver protocol.
+//! A headless Chromium, controlled by the WebDriver protocol.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,16 +15,16 @@ use super::process::Process;
 use super::provision::scrub;
 use super::wait::{LIMIT, eventually};
 
-/// What the driver prints once it listens.
+/// The driver prints this when it listens.
 const LISTENING: &str = "was started successfully on port ";
 
-/// A browser may take its time to start on a busy machine.
+/// How long a browser may take to start on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// The key of an element's identifier (WebDriver, "Elements").
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// A browser with a profile of its own. On drop it is ended.
+/// A browser with its own profile. It is ended on drop.
 #[derive(Debug)]
 pub struct Browser {
     client: Client,
@@ -34,12 +34,13 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one, where [`tools::have`](super::tools::have) has found [`CHROMIUM`](super::tools::CHROMIUM).
+    /// Starts a browser. [`tools::have`](super::tools::have) says whether the machine has
+    /// [`CHROMIUM`](super::tools::CHROMIUM).
     pub fn start() -> Result<Browser> {
         Browser::start_with(&[])
     }
 
-    /// Starts one for which these names lead to 127.0.0.1.
+    /// Starts a browser that resolves these names to 127.0.0.1.
     pub fn start_with(names: &[&str]) -> Result<Browser> {
         let dir = WorkDir::new("twb-")?;
         let mut command = Command::new("chromedriver");
@@ -60,33 +61,33 @@ impl Browser {
         })
     }
 
-    /// Opens a page in the present window. It may take a moment until it is there.
+    /// Opens a page in the current window, and does not wait until it is loaded.
     pub fn open(&self, url: &str) -> Result<()> {
         self.post("/url", &json!({ "url": url })).map(drop)
     }
 
-    /// The address of the present window.
+    /// The URL of the current window.
     pub fn url(&self) -> Result<String> {
         string(&self.get("/url")?)
     }
 
-    /// The title of the present window.
+    /// The title of the current window.
     pub fn title(&self) -> Result<String> {
         string(&self.get("/title")?)
     }
 
-    /// What can be read in the window, as somebody who looks at it sees it.
+    /// The visible text of the current window.
     pub fn text(&self) -> Result<String> {
         self.text_of("//body")
     }
 
-    /// What can be read in the first element that this XPath finds.
+    /// The visible text of the first element at this XPath.
     pub fn text_of(&self, xpath: &str) -> Result<String> {
         let id = self.first(xpath)?;
         string(&self.get(&format!("/element/{id}/text"))?)
     }
 
-    /// What can be read in each element that this XPath finds.
+    /// The visible text of each element at this XPath.
     pub fn texts_of(&self, xpath: &str) -> Result<Vec<String>> {
         let ids = self.find(xpath)?;
         ids.iter()
@@ -94,14 +95,14 @@ impl Browser {
             .collect()
     }
 
-    /// Clicks on the first element that this XPath finds.
+    /// Clicks on the first element at this XPath.
     pub fn click(&self, xpath: &str) -> Result<()> {
         let id = self.first(xpath)?;
         self.post(&format!("/element/{id}/click"), &json!({}))
             .map(drop)
     }
 
-    /// Clicks on a link that opens a window, and goes on there.
+    /// Clicks on a link that opens a window, and makes that the current window.
     pub fn click_to_window(&self, xpath: &str) -> Result<()> {
         let before = self.get("/window/handles")?;
         self.click(xpath)?;
@@ -119,7 +120,7 @@ impl Browser {
         self.post("/window", &json!({ "handle": window })).map(drop)
     }
 
-    /// The address of what is shown in the frame that this XPath finds.
+    /// The URL of the document in the frame at this XPath.
     pub fn url_in_frame(&self, xpath: &str) -> Result<String> {
         let frame = self.first(xpath)?;
         self.post("/frame", &json!({ "id": { ELEMENT: frame } }))?;
@@ -131,14 +132,14 @@ impl Browser {
         url
     }
 
-    /// Closes the present window and goes back to the first one.
+    /// Closes the current window, and makes the first one current.
     pub fn close_window(&self) -> Result<()> {
         let left = ask(&self.client, "DELETE", &self.path("/window"), None)?;
         let first = left.get(0).context("no window is left")?;
         self.post("/window", &json!({ "handle": first })).map(drop)
     }
 
-    /// Writes a picture of the window.
+    /// Writes a screenshot of the window to a file.
     pub fn screenshot(&self, path: &Path) -> Result<()> {
         let picture = STANDARD.decode(string(&self.get("/screenshot")?)?)?;
         std::fs::write(path, picture).with_context(|| format!("writing {}", path.display()))
@@ -178,8 +179,8 @@ impl Drop for Browser {
     }
 }
 
-/// Nothing waits until a page has come whole: log pages never do. Chromium's own sandbox does not
-/// work for root, nor in most containers, and a container's `/dev/shm` is small.
+/// Commands do not wait until a page is loaded, because pages with logs never are. Chromium's sandbox does
+/// not work for root, nor in most containers, and a container's `/dev/shm` is small.
 fn capabilities(dir: &Path, names: &[&str]) -> Json {
     let rules: Vec<String> = names
         .iter()
@@ -209,7 +210,7 @@ fn addr(driver: &Process) -> Result<std::net::SocketAddr> {
     Ok(std::net::SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
-/// One command; its value.
+/// Sends a command to the driver and returns the value of the reply.
 fn ask(client: &Client, method: &str, path: &str, body: Option<&Json>) -> Result<Json> {
     let body = body.map(Json::to_string);
     let headers = [("Content-Type", "application/json")];

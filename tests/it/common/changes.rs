@@ -1,4 +1,4 @@
-//! Changes made at random, and what must be there after them.
+//! Random changes, and the expected state after them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,8 +17,8 @@ use super::values::{
 use super::view::rows;
 use super::wait::{LIMIT, eventually};
 
-/// Groups of the user's file that the changes are made to: one that runs, one that is stopped, one
-/// that is empty.
+/// The groups of the user's file that the changes concern: one with running processes, one with stopped
+/// ones, and an empty one.
 pub const USER: &str = "\
 [group:web]
 programs = front,back
@@ -54,15 +54,15 @@ autostart = false
 programs =
 ";
 
-/// Processes that no change is about.
+/// Processes that no change concerns.
 pub const NEIGHBOURS: [&str; 2] = ["web:front", "web:back"];
 
-/// More groups than this are not added.
+/// The largest number of added groups.
 const MAX_GROUPS: usize = 5;
-/// More processes than this are not in one group.
+/// The largest number of processes in a group.
 const MAX_MEMBERS: usize = 8;
 
-/// One change.
+/// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     AddGroup {
@@ -84,7 +84,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// The call that makes it.
+    /// The call that makes the change.
     pub fn call(&self) -> (&'static str, Vec<Value>) {
         let word = |text: &String| text.into_value();
         match self {
@@ -122,17 +122,16 @@ impl Change {
     }
 }
 
-/// What a client is to see: every group, and of each its processes with the command of those that
-/// were added.
+/// The expected view of a client: every group, with its processes and the commands of the added ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
     groups: BTreeMap<String, BTreeMap<String, Option<String>>>,
-    /// Names are not used twice by mistake.
+    /// The number in the next name, so that names differ.
     serial: usize,
 }
 
 impl Model {
-    /// What [`USER`] says.
+    /// The groups and processes in [`USER`].
     pub fn new() -> Model {
         let mut groups: BTreeMap<String, BTreeMap<String, Option<String>>> = BTreeMap::new();
         for (group, processes) in [
@@ -146,7 +145,7 @@ impl Model {
         Model { groups, serial: 0 }
     }
 
-    /// A change that is possible now.
+    /// A random change that the current state allows.
     pub fn propose(&mut self, dice: &mut Dice) -> Change {
         loop {
             if let Some(change) = self.attempt(dice) {
@@ -182,7 +181,7 @@ impl Model {
     }
 
     fn program(&self, group: String, dice: &mut Dice) -> Change {
-        // Also a name that a hidden process of the user's has.
+        // The name may be that of a hidden process from the user's file.
         let taken = |name: &str| self.groups[&group].contains_key(name);
         let hidden = ["p0", "p1", "p2", "p3"]
             .into_iter()
@@ -205,7 +204,7 @@ impl Model {
         }
     }
 
-    /// Makes the change.
+    /// Applies the change.
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::AddGroup { group } => {
@@ -233,8 +232,7 @@ impl Model {
         }
     }
 
-    /// Makes those changes of which nobody was told what became of them, as far as they were made
-    /// according to `seen`. Each must have been made whole or not at all.
+    /// Applies the changes without a reply that `seen` shows. Each must have been made completely or not at all.
     pub fn apply_those_seen(&mut self, open: &[Change], seen: &View) -> Result<()> {
         for change in open {
             if seen.holds(change)? {
@@ -244,7 +242,7 @@ impl Model {
         Ok(())
     }
 
-    /// Fails unless `view` is what is to be seen.
+    /// Fails unless `view` is the expected one.
     pub fn ensure_shown_by(&self, view: &View) -> Result<()> {
         let groups: BTreeSet<&String> = self.groups.keys().collect();
         let shown: BTreeSet<&String> = view.groups.iter().collect();
@@ -267,7 +265,7 @@ impl Model {
         Ok(())
     }
 
-    /// Group and name of each process.
+    /// The group and the name of each process.
     pub fn processes(&self) -> BTreeSet<(String, String)> {
         let of_group = |(group, members): (&String, &BTreeMap<String, Option<String>>)| {
             let names = members.keys();
@@ -278,7 +276,7 @@ impl Model {
         self.groups.iter().flat_map(of_group).collect()
     }
 
-    /// Names of all groups.
+    /// The names of all groups.
     pub fn groups(&self) -> impl Iterator<Item = &str> {
         self.groups.keys().map(String::as_str)
     }
@@ -288,7 +286,7 @@ fn is_neighbour(group: &str, process: &str) -> bool {
     NEIGHBOURS.contains(&format!("{group}:{process}").as_str())
 }
 
-/// What a client sees.
+/// The view of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     pub groups: BTreeSet<String>,
@@ -297,7 +295,7 @@ pub struct View {
 }
 
 impl View {
-    /// Asks through the proxy.
+    /// Reads the view through the proxy.
     pub fn of(client: &Client) -> Result<View> {
         let groups = client.call("twiddler.getGroupNames", ())?;
         let groups = texts(&groups)?.into_iter().map(str::to_owned).collect();
@@ -322,7 +320,7 @@ impl View {
         })
     }
 
-    /// Whether the change was made; fails when it was made in part.
+    /// Whether the change was made. Fails if it was made in part.
     fn holds(&self, change: &Change) -> Result<bool> {
         let there =
             |group: &String, name: &String| self.processes.contains(&(group.clone(), name.clone()));
@@ -342,7 +340,7 @@ impl View {
     }
 }
 
-/// Process numbers of the processes that no change is about.
+/// The pids of the processes that no change concerns.
 pub fn neighbours(client: &Client) -> Result<Vec<i64>> {
     NEIGHBOURS
         .iter()
@@ -353,10 +351,9 @@ pub fn neighbours(client: &Client) -> Result<Vec<i64>> {
         .collect()
 }
 
-/// Makes changes, one after another or several in one call, until one is not answered, and notes
-/// each answer in the model. Ends also when `goes_on`, which is told what was answered, says no.
-/// The changes of the last call that were refused or not answered are handed over: a call that is
-/// carried out in another life of the daemon may remove in vain, and add all the same.
+/// Makes changes, one or several in a call, until a call has no reply, and applies each made change to the
+/// model. Ends also when `goes_on` returns false for a reply. Returns the changes of the last call that were
+/// refused or have no reply: a call that reaches a restarted daemon may fail to remove, and still add.
 pub fn change_until_cut(
     client: &Client,
     model: &mut Model,
@@ -378,12 +375,12 @@ pub fn change_until_cut(
     }
 }
 
-/// Makes these changes in one call, and hands over the first error.
+/// Makes these changes in one call, and returns the first error.
 pub fn make(client: &Client, changes: &[Change]) -> Result<Option<CallError>> {
     Ok(make_each(client, changes)?.1)
 }
 
-/// The same with the changes that were not made.
+/// Makes these changes in one call, and returns the changes that were not made and the first error.
 fn make_each(client: &Client, changes: &[Change]) -> Result<(Vec<Change>, Option<CallError>)> {
     if let [change] = changes {
         let (method, params) = change.call();
@@ -410,7 +407,7 @@ fn make_each(client: &Client, changes: &[Change]) -> Result<(Vec<Change>, Option
 const SHUTDOWN_STATE: i32 = 6;
 const BAD_NAME: i32 = 10;
 
-/// One change, or a few that concern different groups.
+/// A change, or a few changes of different groups.
 fn together(model: &mut Model, dice: &mut Dice) -> Vec<Change> {
     let count = if dice.one_in(4) { 3 } else { 1 };
     let mut changes: Vec<Change> = Vec::new();
@@ -432,16 +429,15 @@ fn group(change: &Change) -> &str {
     }
 }
 
-/// Fails unless the daemon itself has each process of the model once, and nothing beside it but
-/// removed processes, stopped, where others are in the same group, and of a real group at least one
-/// that is shown. It has none of the groups that
-/// were `tried` and are not in the model.
-pub fn ensure_nothing_astray(model: &Model, direct: &Client, tried: &[Change]) -> Result<()> {
+/// Fails unless the daemon has each process of the model once. Beside these it may have stopped, removed
+/// processes in groups that have others, but no real group without a shown process. It has no group of the
+/// `tried` changes that is not in the model.
+pub fn ensure_daemon_matches(model: &Model, direct: &Client, tried: &[Change]) -> Result<()> {
     let mut missing = model.processes();
     let mut own = BTreeSet::new();
     let mut shown = BTreeSet::new();
     let mut hidden = Vec::new();
-    // Of two with one name, the former left before the latter came.
+    // Of two processes with the same name, the first was removed before the second was added.
     for row in rows(direct)?.into_iter().rev() {
         match placed(&row.group) {
             Some(group) if missing.remove(&(group.to_owned(), row.name.clone())) => {
@@ -481,7 +477,7 @@ pub fn ensure_nothing_astray(model: &Model, direct: &Client, tried: &[Change]) -
     Ok(())
 }
 
-/// The group whose members this group of the daemon's holds.
+/// The group whose members live in this real group.
 fn placed(real: &str) -> Option<&str> {
     let (group, number) = real.rsplit_once('~')?;
     number
@@ -490,22 +486,22 @@ fn placed(real: &str) -> Option<&str> {
         .then_some(group)
 }
 
-/// A way for a daemon to start again.
+/// A way to restart a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restart {
-    /// `supervisor.restart()`, through the proxy. Keeps the process number.
+    /// `supervisor.restart()`, through the proxy. Keeps the pid.
     Call,
-    /// SIGHUP. Keeps the process number.
+    /// SIGHUP. Keeps the pid.
     Hangup,
-    /// SIGKILL, and another start.
+    /// SIGKILL, and a new start.
     Kill,
 }
 
 impl Restart {
-    /// All of them.
+    /// All ways.
     pub const ALL: [Restart; 3] = [Restart::Call, Restart::Hangup, Restart::Kill];
 
-    /// Starts the daemon again, and waits until its new life answers.
+    /// Restarts the daemon, and waits until it answers.
     pub fn make(self, daemon: &Daemon, client: &Client) -> Result<()> {
         match self {
             Restart::Call => daemon.restart_by(|| {
@@ -517,8 +513,8 @@ impl Restart {
         }
     }
 
-    /// The same under a stream of changes, and while somebody looks on all the time: he never sees
-    /// a name that only the daemon knows.
+    /// Restarts the daemon during a stream of changes. Another client reads the processes all the time, and never
+    /// sees a real name.
     pub fn make_under_changes(
         self,
         daemon: &Daemon,
@@ -543,7 +539,7 @@ impl Restart {
                 });
                 (late, cut)
             });
-            let looking_on = scope.spawn(|| look_on(&sidecar.socket_client(), over));
+            let looking_on = scope.spawn(|| watch_names(&sidecar.socket_client(), over));
             let restarted = eventually(LIMIT, || {
                 let enough = answered.load(Ordering::Relaxed) >= first || stream.is_finished();
                 ensure!(enough, "only {answered:?} changes are answered");
@@ -553,7 +549,7 @@ impl Restart {
                 begun.store(true, Ordering::Relaxed);
                 self.make(daemon, &sidecar.socket_client())
             });
-            // The daemon may have been back before any change was missed.
+            // The daemon may have restarted between two changes.
             over.store(true, Ordering::Relaxed);
             let (late, cut) = stream.join().expect("the stream does not panic");
             let looked = looking_on.join().expect("who looks on does not panic");
@@ -572,15 +568,15 @@ impl Restart {
 /// The last changes before and after a restart.
 #[derive(Debug)]
 pub struct Last {
-    /// Those that were answered after it was asked for, in either life of the daemon.
+    /// The changes with a reply after the request for the restart, from the daemon before or after it.
     pub late: Vec<Change>,
-    /// Those that were refused in the end.
+    /// The changes that were refused at the end.
     pub open: Vec<Change>,
 }
 
 impl Last {
-    /// Fails unless the daemon shows what its file says, and beside that no more than changes that
-    /// were answered in its present life.
+    /// Fails unless the daemon shows the processes of its file, and beside these only changes that it has
+    /// answered since the restart.
     pub fn ensure_forgotten(&self, view: &View, direct: &Client) -> Result<()> {
         let mut failure = None;
         for first in (0..=self.late.len()).rev() {
@@ -590,7 +586,7 @@ impl Last {
                 .for_each(|change| model.apply(change));
             let shown = model
                 .ensure_shown_by(view)
-                .and_then(|()| ensure_nothing_astray(&model, direct, &self.open));
+                .and_then(|()| ensure_daemon_matches(&model, direct, &self.open));
             match shown {
                 Ok(()) => return Ok(()),
                 Err(error) => failure = failure.or(Some(error)),
@@ -600,7 +596,7 @@ impl Last {
     }
 }
 
-/// Whether this says that the daemon is away or goes.
+/// Whether the error says that the daemon does not answer or is shutting down.
 fn is_clear(error: &CallError) -> bool {
     let goes = error
         .fault()
@@ -608,12 +604,12 @@ fn is_clear(error: &CallError) -> bool {
     goes || error.status() == Some(502)
 }
 
-/// Whether this is what a daemon says that started again since the change was thought of.
+/// Whether the error is that of a daemon that has restarted since the change was chosen.
 fn is_about_another_life(error: &CallError) -> bool {
     error.fault().is_some_and(|fault| fault.code == BAD_NAME)
 }
 
-fn look_on(client: &Client, over: &AtomicBool) -> Result<()> {
+fn watch_names(client: &Client, over: &AtomicBool) -> Result<()> {
     while !over.load(Ordering::Relaxed) {
         match client.call("supervisor.getAllProcessInfo", ()) {
             Ok(list) => {
@@ -621,7 +617,7 @@ fn look_on(client: &Client, over: &AtomicBool) -> Result<()> {
                 let theirs = groups.iter().all(|group| placed(group).is_none());
                 ensure!(theirs, "the daemon's own names are shown: {groups:?}");
             }
-            // A reply of which a part has come can end in nothing but the connection's end.
+            // A reply that was cut off ends with the connection.
             Err(CallError::Transport(error)) if format!("{error:#}").starts_with("closed") => {}
             Err(error) => ensure!(is_clear(&error), "an unclear error: {error}"),
         }

@@ -14,13 +14,13 @@ use super::process::lock;
 use super::values::{IntoParams, options, value};
 use super::wait::{LIMIT, eventually};
 
-/// A client of a daemon or of the sidecar. May be shared by threads.
+/// A client of a daemon or of the sidecar. Threads can share it.
 #[derive(Debug)]
 pub struct Client {
     addr: Addr,
     credentials: Option<(String, String)>,
     limit: Duration,
-    /// With a kept-alive connection: the one in use, once there is one.
+    /// The connection of a client that keeps one alive; `None` inside before the first request.
     kept: Option<Mutex<Option<Connection>>>,
 }
 
@@ -35,36 +35,36 @@ impl Client {
         }
     }
 
-    /// With Basic credentials.
+    /// Adds Basic credentials.
     #[must_use]
     pub fn with_credentials(mut self, user: &str, password: &str) -> Client {
         self.credentials = Some((user.to_owned(), password.to_owned()));
         self
     }
 
-    /// With these Basic credentials, or none.
+    /// Adds these Basic credentials, or removes them.
     #[must_use]
     pub fn with_credentials_of(mut self, credentials: Option<&(String, String)>) -> Client {
         self.credentials = credentials.cloned();
         self
     }
 
-    /// With one connection for all requests. Another is opened once it has failed or was closed.
-    /// Threads that share it take turns.
+    /// Uses one connection for all requests. If it fails or is closed, the next request opens another one.
+    /// Threads that share the client use the connection one at a time.
     #[must_use]
     pub fn kept_alive(mut self) -> Client {
         self.kept = Some(Mutex::new(None));
         self
     }
 
-    /// With another limit for one reply than [`LIMIT`].
+    /// Sets the time limit of a reply; the default is [`LIMIT`].
     #[must_use]
     pub fn with_limit(mut self, limit: Duration) -> Client {
         self.limit = limit;
         self
     }
 
-    /// Where it connects to.
+    /// The address that it connects to.
     pub fn addr(&self) -> &Addr {
         &self.addr
     }
@@ -75,7 +75,7 @@ impl Client {
         understood(self.post_call(&body).map_err(CallError::Transport)?)
     }
 
-    /// Calls a method that must answer with a fault.
+    /// Calls a method that must answer with a fault, and returns the fault.
     pub fn expect_fault(&self, method: &str, params: impl IntoParams) -> Result<Fault> {
         match self.call(method, params) {
             Err(CallError::Fault(fault)) => Ok(fault),
@@ -84,7 +84,7 @@ impl Client {
         }
     }
 
-    /// Calls `system.multicall`; the bare values and fault structs that come back.
+    /// Calls `system.multicall`. Returns the values and the fault structs of the reply.
     pub fn multicall(&self, calls: &[(&str, Vec<Value>)]) -> Result<Vec<Value>, CallError> {
         let call = |(method, params): &(&str, Vec<Value>)| {
             options(&[
@@ -101,7 +101,7 @@ impl Client {
         }
     }
 
-    /// Posts this body to `/RPC2` as an XML-RPC client would.
+    /// Posts this body to `/RPC2` as an XML-RPC client does.
     pub fn post_call(&self, body: &[u8]) -> Result<Reply> {
         self.request("POST", "/RPC2", &[("Content-Type", "text/xml")], Some(body))
     }
@@ -111,7 +111,7 @@ impl Client {
         self.request("GET", path, &[], None)
     }
 
-    /// Waits until `/twiddler/health` answers with this status: what it says is up to a second old.
+    /// Waits until `/twiddler/health` answers with this status. The proxy updates it once a second.
     pub fn wait_for_health(&self, status: u16) -> Result<Reply> {
         eventually(LIMIT, || {
             let health = self.get("/twiddler/health")?;
@@ -120,8 +120,8 @@ impl Client {
         })
     }
 
-    /// A request of HTTP/1.1. `Host`, the credentials, `Content-Length` where there is a body and,
-    /// unless the connection is kept, `Connection: close` are added to the headers given.
+    /// Sends a request of HTTP/1.1 with these headers, `Host`, the credentials, `Content-Length` if there is a
+    /// body, and `Connection: close` unless the connection is kept alive.
     pub fn request(
         &self,
         method: &str,
@@ -133,7 +133,7 @@ impl Client {
         Reply::parse(&self.raw(&request, Until::Reply)?)
     }
 
-    /// What [`Client::request`] sends.
+    /// The bytes that [`Client::request`] sends.
     pub fn request_bytes(
         &self,
         method: &str,
@@ -157,7 +157,8 @@ impl Client {
         [head.as_bytes(), b"\r\n", body.unwrap_or_default()].concat()
     }
 
-    /// Sends these bytes, over the kept connection if there is one, and takes what comes back.
+    /// Sends these bytes and returns the bytes received, over the connection that is kept alive if there is
+    /// one.
     pub fn raw(&self, request: &[u8], until: Until<'_>) -> Result<Vec<u8>> {
         match &self.kept {
             None => self.exchange(&mut self.connect()?, request, until),
@@ -165,7 +166,7 @@ impl Client {
         }
     }
 
-    /// A connection of its own, to be read and written step by step.
+    /// Opens a new connection, to be read and written step by step.
     pub fn connect(&self) -> Result<Connection> {
         Connection::open(&self.addr)
     }
@@ -227,19 +228,19 @@ fn understood(reply: Reply) -> Result<Value, CallError> {
     }
 }
 
-/// Why a call has no value.
+/// Why a call has no result.
 #[derive(Debug)]
 pub enum CallError {
-    /// The answer was a fault.
+    /// The reply was a fault.
     Fault(Fault),
-    /// The answer was a status other than 200.
+    /// The reply had a status other than 200.
     Http(Box<Reply>),
-    /// There was no answer, or none that can be understood.
+    /// There was no reply, or one that is no XML-RPC response.
     Transport(anyhow::Error),
 }
 
 impl CallError {
-    /// The fault, where it is one.
+    /// The fault, if the reply was one.
     pub fn fault(&self) -> Option<&Fault> {
         if let CallError::Fault(fault) = self {
             Some(fault)
@@ -248,7 +249,7 @@ impl CallError {
         }
     }
 
-    /// The HTTP status, where it is one other than 200.
+    /// The HTTP status, if it was not 200.
     pub fn status(&self) -> Option<u16> {
         if let CallError::Http(reply) = self {
             Some(reply.status)
@@ -270,7 +271,7 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
-/// Fails unless this is a fault of this number and text.
+/// Fails unless the fault has this code and this text.
 pub fn ensure_fault(fault: &Fault, code: i32, text: &str) -> Result<()> {
     let expected = fault.code == code && fault.text == text;
     ensure!(

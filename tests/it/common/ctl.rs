@@ -1,4 +1,4 @@
-//! supervisorctl and Python scripts as clients, from the environment of the newest release.
+//! Runs supervisorctl and Python scripts, from the environment of the newest release.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use tempfile::NamedTempFile;
 use super::process::{run, run_with_input};
 use super::provision::{Version, venv};
 
-/// supervisorctl's own entry point. Python leaves SIGINT ignored where it was so at the start, as
-/// it is for a test run in the background of a shell; `tail -f` and `fg` end by it.
+/// supervisorctl's entry point, with SIGINT enabled: `tail -f` and `fg` end by it. Python leaves SIGINT
+/// ignored if it was ignored at the start, as it is for a test run in the background of a shell.
 const SUPERVISORCTL: &str = "\
 import signal, sys
 from supervisor.supervisorctl import main
@@ -24,12 +24,12 @@ pub fn python() -> PathBuf {
     venv(Version::default()).python()
 }
 
-/// Runs a Python script to its end, in a scrubbed environment; `arguments` are its `sys.argv[1:]`.
+/// Runs a Python script to its end, without the caller's environment; `arguments` are its `sys.argv[1:]`.
 pub fn run_python(script: &str, arguments: &[&str]) -> Result<Output> {
     run(python_command(script).args(arguments))
 }
 
-/// What [`run_python`] runs.
+/// The command of [`run_python`].
 pub fn python_command(script: &str) -> Command {
     let mut command = venv(Version::default()).bare_command();
     command.args(["-c", script]);
@@ -51,14 +51,14 @@ pub fn supervisorctl_as(
     run(ctl_command(&conf, server, credentials).args(arguments))
 }
 
-/// Runs supervisorctl as its own shell, with these lines typed into it.
+/// Runs supervisorctl's interactive shell, with these lines on its standard input.
 pub fn supervisorctl_shell(lines: &str, server: impl Display) -> Result<Output> {
     let conf = empty_conf()?;
     run_with_input(&mut ctl_command(&conf, server, None), lines.as_bytes())
 }
 
-/// The command that supervisorctl is, with this configuration file; for verbs that do not end,
-/// such as `tail -f`, with [`Process::spawn`](super::Process::spawn).
+/// The command of supervisorctl with this configuration file. For verbs that do not end, such as `tail -f`,
+/// pass it to [`Process::spawn`](super::Process::spawn).
 pub fn supervisorctl_command(conf: &Path, server: impl Display) -> Command {
     let mut command = python_command(SUPERVISORCTL);
     command
@@ -81,7 +81,7 @@ fn ctl_command(
     command
 }
 
-/// supervisorctl insists on a file with its section, and would take one of this machine's.
+/// A configuration file with an empty section. Without it, supervisorctl would read one of this machine.
 fn empty_conf() -> Result<NamedTempFile> {
     let conf = NamedTempFile::new()?;
     std::fs::write(conf.path(), "[supervisorctl]\n")

@@ -1,4 +1,4 @@
-//! A supervisord of the test's own.
+//! A supervisord for one test.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -20,36 +20,36 @@ use super::provision::{Version, venv};
 use super::values::{IntoParams, member, text};
 use super::wait::{LIMIT, eventually};
 
-/// How often another port is tried when somebody else took the one that was free a moment before.
+/// How many ports are tried. Another process may take a port between the search and the start.
 const PORT_ATTEMPTS: usize = 20;
 
-/// How much of the log is shown when a test fails.
+/// How much of the log a failed test prints.
 const SHOWN_LINES: usize = 80;
 
 /// What supervisord prints when its port is taken (supervisor/options.py, `openhttpservers`).
 const PORT_TAKEN: &str = "Another program is already listening";
 
-/// How a [`Daemon`] differs from the usual one.
+/// The options of a [`Daemon`].
 #[derive(Clone, Copy, Debug)]
 pub struct DaemonOptions<'a> {
     /// The release of supervisor.
     pub version: Version,
-    /// Whether it has a `[unix_http_server]`. On unless said otherwise.
+    /// Whether it has a `[unix_http_server]`. The default is true.
     pub socket: bool,
     /// Whether it has an `[inet_http_server]`, on a free port of 127.0.0.1.
     pub tcp: bool,
-    /// User and password of all its servers.
+    /// The user name and the password of all its servers.
     pub credentials: Option<(&'a str, &'a str)>,
     /// The `files` of `[include]`; empty for a configuration without that section.
-    /// The directory of the first pattern is made, and is [`Daemon::include_dir`].
+    /// The directory of the first pattern is created, and is [`Daemon::include_dir`].
     pub include: &'a str,
-    /// Lines for `[supervisord]`; they win over the fixture's own.
+    /// Lines for `[supervisord]`. They override the fixture's own.
     pub extra_supervisord: &'a str,
     /// Sections.
     pub body: &'a str,
-    /// Files beside `supervisord.conf` that are there from the start: path and text.
+    /// The path and the text of files beside `supervisord.conf`, written before the start.
     pub files: &'a [(&'a str, &'a str)],
-    /// Variables for the daemon, beside `PATH` and `LANG`.
+    /// Environment variables of the daemon, beside `PATH` and `LANG`.
     pub environment: &'a [(&'a str, &'a str)],
 }
 
@@ -71,8 +71,8 @@ impl Default for DaemonOptions<'_> {
 
 /// A running supervisord with its own directory, configuration and sockets.
 ///
-/// On drop it is killed, with everything it started; the end of its log is printed, which the test
-/// harness shows for a failed test only.
+/// On drop it is killed, with its processes, and the end of its log is printed. The test harness shows that
+/// only for a failed test.
 #[derive(Debug)]
 pub struct Daemon {
     version: Version,
@@ -81,7 +81,7 @@ pub struct Daemon {
     credentials: Option<(String, String)>,
     include_dir: PathBuf,
     environment: Vec<(String, String)>,
-    /// The process of its current life.
+    /// The process since the last start.
     process: Mutex<Arc<Process>>,
     dir: WorkDir,
 }
@@ -95,11 +95,11 @@ impl Daemon {
         })
     }
 
-    /// Starts one that differs from the usual, and waits until it answers.
+    /// Starts a daemon with these options, and waits until it answers.
     ///
     /// # Errors
     ///
-    /// With what it printed, when it ends instead.
+    /// When it ends instead. The error has its output.
     pub fn start_with(options: DaemonOptions<'_>) -> Result<Daemon> {
         ensure!(
             options.socket || options.tcp,
@@ -146,7 +146,7 @@ impl Daemon {
         conf_in(self.dir())
     }
 
-    /// Its directory, which holds everything that is its own.
+    /// Its directory, which has all its files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -156,7 +156,7 @@ impl Daemon {
         &self.include_dir
     }
 
-    /// The names in its include directory, sorted, those that begin with a dot included.
+    /// The sorted names in its include directory, with the ones that begin with a dot.
     pub fn include_files(&self) -> Result<Vec<String>> {
         let entries = fs::read_dir(&self.include_dir)?;
         let mut names = entries
@@ -166,12 +166,12 @@ impl Daemon {
         Ok(names)
     }
 
-    /// Writes a file of the user's, at a path relative to its directory (`conf.d/web.conf`).
+    /// Writes a file of the user, at a path relative to its directory (`conf.d/web.conf`).
     pub fn write(&self, path: impl AsRef<Path>, text: &str) -> Result<()> {
         write_file(&self.dir().join(path), text)
     }
 
-    /// Reads a file by a path relative to its directory.
+    /// Reads a file at a path relative to its directory.
     pub fn read(&self, path: impl AsRef<Path>) -> Result<String> {
         let path = self.dir().join(path);
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
@@ -181,7 +181,7 @@ impl Daemon {
     ///
     /// # Panics
     ///
-    /// When it was started without.
+    /// When it has none.
     pub fn socket(&self) -> &Path {
         self.socket
             .as_deref()
@@ -197,7 +197,7 @@ impl Daemon {
         self.tcp.expect("a daemon started with `tcp`")
     }
 
-    /// Its unix socket, or its port where it has none.
+    /// Its unix socket, or its port if it has no socket.
     pub fn addr(&self) -> Addr {
         match (&self.socket, self.tcp) {
             (Some(path), _) => Addr::Unix(path.clone()),
@@ -206,53 +206,53 @@ impl Daemon {
         }
     }
 
-    /// User and password, if it has any.
+    /// Its user name and password, if it has any.
     pub fn credentials(&self) -> Option<&(String, String)> {
         self.credentials.as_ref()
     }
 
-    /// Its variables, beside `PATH` and `LANG`.
+    /// Its environment variables, beside `PATH` and `LANG`.
     pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
         let variables = self.environment.iter();
         variables.map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// The release that it is.
+    /// Its release.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// A client straight on the daemon, at [`Daemon::addr`], with its credentials.
+    /// A client of the daemon, at [`Daemon::addr`], with its credentials.
     pub fn client(&self) -> Client {
         self.client_at(self.addr())
     }
 
-    /// A client straight on its port, with its credentials.
+    /// A client of its port, with its credentials.
     pub fn tcp_client(&self) -> Client {
         self.client_at(self.tcp_addr())
     }
 
-    /// A client with its credentials, anywhere.
+    /// A client of another address, with its credentials.
     pub fn client_at(&self, addr: impl Into<Addr>) -> Client {
         Client::new(addr).with_credentials_of(self.credentials())
     }
 
-    /// Calls a method straight on the daemon.
+    /// Calls a method of the daemon directly.
     pub fn call(&self, method: &str, params: impl IntoParams) -> Result<Value, CallError> {
         self.client().call(method, params)
     }
 
-    /// Calls a method straight on the daemon that must answer with a fault.
+    /// Calls a method of the daemon that must answer with a fault, and returns the fault.
     pub fn expect_fault(&self, method: &str, params: impl IntoParams) -> Result<Fault> {
         self.client().expect_fault(method, params)
     }
 
-    /// Runs supervisorctl straight on the daemon.
+    /// Runs supervisorctl against the daemon.
     pub fn supervisorctl(&self, arguments: &[&str]) -> Result<Output> {
         self.supervisorctl_at(arguments, self.addr())
     }
 
-    /// Runs supervisorctl with the daemon's credentials against another address.
+    /// Runs supervisorctl against another address, with the daemon's credentials.
     pub fn supervisorctl_at(&self, arguments: &[&str], addr: impl Into<Addr>) -> Result<Output> {
         let credentials = self
             .credentials()
@@ -275,13 +275,13 @@ impl Daemon {
         })
     }
 
-    /// Its main log so far, over all its lives.
+    /// Its main log so far, of all its starts.
     pub fn log(&self) -> String {
         let log = fs::read(self.dir().join("supervisord.log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Waits until its main log holds this text, and hands over the log.
+    /// Waits until its main log contains this text, and returns the log.
     pub fn wait_for_log(&self, wanted: &str) -> Result<String> {
         eventually(LIMIT, || {
             let log = self.log();
@@ -293,7 +293,7 @@ impl Daemon {
         })
     }
 
-    /// Its process number.
+    /// Its pid.
     pub fn pid(&self) -> u32 {
         self.process().pid()
     }
@@ -308,31 +308,31 @@ impl Daemon {
         self.process().signal(signal)
     }
 
-    /// Stops it in order, and waits for its end.
+    /// Stops it by SIGTERM, and waits for its end.
     pub fn stop(&self) -> Result<ExitStatus> {
         let process = self.process();
         process.signal("TERM")?;
         eventually(LIMIT, || {
-            self.nudge();
+            self.wake_up();
             process.exit_status().context("supervisord still runs")
         })
     }
 
-    /// Ends it with SIGKILL, and after it the programs that it leaves behind.
+    /// Kills it by SIGKILL, and then the processes that it leaves behind.
     pub fn kill(&self) -> Result<ExitStatus> {
         let status = self.process().kill()?;
         self.dir.end_all()?;
         Ok(status)
     }
 
-    /// Ends the programs that it has left behind, when it has ended by itself.
+    /// Kills the processes that it has left behind after it has ended by itself.
     pub fn end_children(&self) -> Result<()> {
         self.process().wait()?;
         self.dir.end_all()
     }
 
-    /// Starts it again after [`Daemon::stop`] or [`Daemon::kill`], at the same addresses and with
-    /// its configuration as it is now, and waits until it answers.
+    /// Starts it after [`Daemon::stop`] or [`Daemon::kill`], at the same addresses and with its current
+    /// configuration, and waits until it answers.
     pub fn start_again(&self) -> Result<()> {
         ensure!(!self.is_alive(), "it still runs");
         let environment: Vec<(&str, &str)> = self
@@ -358,8 +358,7 @@ impl Daemon {
         self.start_again()
     }
 
-    /// Restarts it by `supervisor.restart`, which keeps its process number, and waits until its new
-    /// life answers.
+    /// Restarts it by `supervisor.restart`, which keeps its pid, and waits until it answers again.
     pub fn restart_rpc(&self) -> Result<()> {
         self.restart_by(|| {
             self.call("supervisor.restart", ())?;
@@ -367,17 +366,17 @@ impl Daemon {
         })
     }
 
-    /// Restarts it by SIGHUP, which keeps its process number, and waits until its new life answers.
+    /// Restarts it by SIGHUP, which keeps its pid, and waits until it answers again.
     pub fn restart_by_signal(&self) -> Result<()> {
         self.restart_by(|| self.signal("HUP"))
     }
 
-    /// Does what makes it restart (also through a proxy), and waits until its new life answers.
+    /// Calls `trigger`, which makes it restart, and waits until it answers again.
     pub fn restart_by(&self, trigger: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut watched = self.held_connection()?;
         trigger()?;
         eventually(LIMIT, || {
-            self.nudge();
+            self.wake_up();
             ensure!(watched.is_closed()?, "the daemon goes on with its old life");
             Ok(())
         })?;
@@ -387,7 +386,7 @@ impl Daemon {
         }
     }
 
-    /// A connection that the daemon has accepted: it is closed when this life of it ends.
+    /// A connection that the daemon has accepted. The daemon closes it when it restarts.
     fn held_connection(&self) -> Result<Connection> {
         let client = self.client().kept_alive();
         let mut connection = client.connect()?;
@@ -396,9 +395,9 @@ impl Daemon {
         Ok(connection)
     }
 
-    /// A signal is noticed, and a stopping group looked at, when the daemon's poll returns: after
-    /// up to a second, or when somebody connects.
-    fn nudge(&self) {
+    /// Connects to the daemon, so that its poll returns at once and not after a second. The daemon handles
+    /// signals and stopping groups when its poll returns.
+    fn wake_up(&self) {
         match (&self.socket, self.tcp) {
             (Some(path), _) => drop(UnixStream::connect(path)),
             (None, Some(addr)) => drop(TcpStream::connect_timeout(&addr, LIMIT)),
@@ -427,13 +426,13 @@ impl Drop for Daemon {
     }
 }
 
-/// A supervisord with the in-process extension supervisor_twiddler 1.0.0, whose replies and fault
-/// texts are the measure.
+/// A supervisord with the in-process extension supervisor_twiddler 1.0.0. Its replies and fault texts are
+/// the expected ones.
 #[derive(Debug)]
 pub struct Oracle(Daemon);
 
 impl Oracle {
-    /// Starts one with these sections, and waits until it answers.
+    /// Starts a daemon with these sections, and waits until it answers.
     pub fn start(body: &str) -> Result<Oracle> {
         Oracle::start_with(
             "",
@@ -444,7 +443,7 @@ impl Oracle {
         )
     }
 
-    /// Starts one with this whitelist (empty: all methods). The version in the options is ignored.
+    /// Starts a daemon with this whitelist (empty: all methods). The version in the options is ignored.
     pub fn start_with(whitelist: &str, options: DaemonOptions<'_>) -> Result<Oracle> {
         let factory = "supervisor_twiddler.rpcinterface:make_twiddler_rpcinterface";
         let mut body =
@@ -470,13 +469,13 @@ impl Deref for Oracle {
     }
 }
 
-/// How an attempt to start went.
+/// The result of an attempt to start.
 enum Start {
     Answers,
     PortTaken,
 }
 
-/// Waits for the first `getState` that is answered with RUNNING, or for the end of the process.
+/// Waits until `getState` answers RUNNING, or until the process has ended.
 fn first_answer(process: &Process, client: &Client) -> Result<Start> {
     let answer = eventually(LIMIT, || {
         if let Some(status) = process.exit_status() {
@@ -497,7 +496,7 @@ fn first_answer(process: &Process, client: &Client) -> Result<Start> {
     }
 }
 
-/// In the foreground it prints its log too.
+/// The output of the daemon, which contains its log in the foreground.
 fn printed(process: &Process) -> String {
     format!("{}\n{}", process.stdout_text(), process.stderr_text())
 }
@@ -525,7 +524,7 @@ fn probe(dir: &WorkDir, tcp: Option<SocketAddr>, options: &DaemonOptions<'_>) ->
     }
 }
 
-/// A port that was free a moment ago; the daemon takes no port 0.
+/// A port that is free now. The daemon does not accept the port 0.
 pub fn free_port() -> Result<SocketAddr> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
@@ -574,7 +573,7 @@ fn conf_text(dir: &Path, tcp: Option<SocketAddr>, options: &DaemonOptions<'_>) -
     conf + options.body
 }
 
-/// The daemon expands `%` in these values.
+/// Doubles `%`, which the daemon expands in these values.
 fn escaped(value: &str) -> String {
     value.replace('%', "%%")
 }
@@ -587,7 +586,7 @@ fn socket_in(dir: &Path) -> PathBuf {
     dir.join("s.sock")
 }
 
-/// The directory of the first pattern; `conf.d` where there is none.
+/// The directory of the first pattern; `conf.d` without a pattern.
 fn include_dir(dir: &Path, patterns: &str) -> PathBuf {
     let first = patterns.split_whitespace().next().unwrap_or("conf.d/*");
     let first = first.replace("%(here)s", &dir.to_string_lossy());

@@ -1,20 +1,20 @@
-//! Random choices that can be made again: the seed is in the test, or in an environment variable.
+//! Random choices that a seed repeats. The seed is in the test, or in an environment variable.
 
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
 
-/// A small generator of numbers (xorshift64*).
+/// A small random number generator (xorshift64*).
 #[derive(Clone, Debug)]
 pub struct Dice(u64);
 
 impl Dice {
-    /// One that makes the same choices for the same seed.
+    /// A generator that makes the same choices for the same seed.
     pub fn new(seed: u64) -> Dice {
         Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// From 0 to `sides - 1`.
+    /// A number from 0 to `sides - 1`.
     pub fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -22,28 +22,28 @@ impl Dice {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % sides
     }
 
-    /// Once in so many times.
+    /// True with a probability of one in `sides`.
     pub fn one_in(&mut self, sides: usize) -> bool {
         self.roll(sides) == 0
     }
 
-    /// One of these.
+    /// One of these values.
     pub fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
         from[self.roll(from.len())]
     }
 
-    /// One of these, where there is any.
+    /// One of these values; `None` if there are none.
     pub fn choose<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         (!from.is_empty()).then(|| &from[self.roll(from.len())])
     }
 }
 
-/// The seed of a test's random choices: `TEST_SEED`, or the one that the test names.
+/// The seed of a test's random choices: `TEST_SEED`, or `usual`.
 pub fn seed(usual: u64) -> Result<u64> {
     Ok(number("TEST_SEED")?.unwrap_or(usual))
 }
 
-/// How often a test repeats what it does: as often as it says, times `TEST_EFFORT`.
+/// The number of repetitions of a test: `usual`, multiplied by `TEST_EFFORT`.
 pub fn times(usual: usize) -> Result<usize> {
     Ok(usual * number("TEST_EFFORT")?.unwrap_or(1))
 }

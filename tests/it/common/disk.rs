@@ -1,4 +1,4 @@
-//! Disks that fail the proxy: full, or not to be written to.
+//! Makes the proxy's writes fail, as with a full disk or without permission.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use super::process::{run, succeeded};
 use super::sidecar::Sidecar;
 
-/// Runs the proxy so that it meets the limits that these tests set: a file that may not grow fails
-/// a write as a full disk does, rather than ending the process, and root is not above permissions.
+/// The launcher for a proxy that obeys the limits of these tests. A file that may not grow fails a write,
+/// as on a full disk, instead of ending the process by SIGXFSZ. Root has to obey permissions, too.
 pub fn launcher() -> Result<Vec<&'static str>> {
     let is_root = fs::metadata("/proc/self")?.uid() == 0;
     let drop_rights: &[&str] = &["setpriv", "--bounding-set=-dac_override,-dac_read_search"];
@@ -22,8 +22,7 @@ pub fn launcher() -> Result<Vec<&'static str>> {
     })
 }
 
-/// Lets no file of the proxy grow beyond so many bytes. Only the soft limit, which anybody may
-/// raise again.
+/// Limits the size of the proxy's files in bytes. It sets the soft limit, which can be raised again.
 pub fn limit_files(sidecar: &Sidecar, bytes: Option<u64>) -> Result<()> {
     let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
     let mut prlimit = Command::new("prlimit");
@@ -36,7 +35,7 @@ pub fn limit_files(sidecar: &Sidecar, bytes: Option<u64>) -> Result<()> {
     Ok(())
 }
 
-/// Sets a path's permissions.
+/// Sets the permissions of a path.
 pub fn set_mode(path: &std::path::Path, mode: u32) -> Result<()> {
     Ok(fs::set_permissions(path, Permissions::from_mode(mode))?)
 }

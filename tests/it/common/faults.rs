@@ -1,4 +1,4 @@
-//! A daemon that refuses a call on demand, or stops or dies before it.
+//! Makes a daemon refuse a call, or stop or die before it.
 
 use std::fs;
 
@@ -8,9 +8,9 @@ use super::daemon::Daemon;
 
 /// The section that loads [`extension`] from [`FILE`].
 pub const SECTION: &str = "[rpcinterface:faults]\nsupervisor.rpcinterface_factory = faults:make\n";
-/// Where [`extension`] is to lie.
+/// The file for [`extension`].
 pub const FILE: &str = "faults.py";
-/// Says at which call it happens, and what.
+/// The file with the number of the call and the action.
 const ORDER: &str = "fault";
 
 const EXTENSION: &str = r#"
@@ -49,29 +49,29 @@ def make(supervisord, **config):
     return object()
 "#;
 
-/// An extension of the daemon's that counts calls of these methods of `supervisor.*`.
+/// An extension of the daemon that counts calls of these methods of `supervisor.*`.
 pub fn extension(methods: &[&str]) -> String {
     format!("METHODS = {methods:?}\n{EXTENSION}")
 }
 
-/// Lets something happen at the daemon's next call of this number: `REFUSE`, or a signal.
+/// Schedules an action for the daemon's call with this number, counted from now: `REFUSE`, or a signal.
 pub fn strike(daemon: &Daemon, call: usize, how: &str) -> Result<()> {
     daemon.write(ORDER, &format!("{call} {how}"))
 }
 
-/// Whether that is still to come.
+/// Whether the action is still scheduled.
 pub fn is_pending(daemon: &Daemon) -> bool {
     daemon.dir().join(ORDER).exists()
 }
 
-/// At the how manieth call from now on it happens.
+/// The number of the call at which the action happens, counted from now.
 pub fn left(daemon: &Daemon) -> Result<usize> {
     let order = daemon.read(ORDER)?;
     let count = order.split_whitespace().next().context("no number")?;
     Ok(count.parse()?)
 }
 
-/// It is not to happen any more.
+/// Cancels the action.
 pub fn call_off(daemon: &Daemon) {
     let _happened_already = fs::remove_file(daemon.dir().join(ORDER));
 }

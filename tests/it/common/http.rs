@@ -1,7 +1,7 @@
-//! Bytes on a connection, and replies as they were sent.
+//! Bytes on a connection, and replies byte for byte.
 //!
-//! Deliberately no HTTP library: tests compare what a daemon and the sidecar really send, and send
-//! what no library would.
+//! This module uses no HTTP library: tests compare the bytes of a daemon and of the sidecar, and send
+//! requests that no library sends.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,15 +14,15 @@ use anyhow::{Context, Result, ensure};
 
 use super::wait::LIMIT;
 
-/// How much of a body is shown when a test fails.
+/// How many bytes of a body a failure shows.
 const SHOWN_BYTES: usize = 2000;
 
-/// Where something listens. Shown as the URL that supervisorctl takes.
+/// An address to connect to. Displays as the URL that supervisorctl takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Addr {
-    /// Over TCP.
+    /// A TCP port.
     Tcp(SocketAddr),
-    /// On a unix socket.
+    /// A unix socket.
     Unix(PathBuf),
 }
 
@@ -59,25 +59,25 @@ impl From<&Addr> for Addr {
     }
 }
 
-/// What a reader waits for.
+/// The end of a read.
 #[derive(Clone, Copy, Debug)]
 pub enum Until<'a> {
-    /// The other side has closed the connection (a reset counts).
+    /// The other side has closed or reset the connection.
     Close,
-    /// One reply is complete by its own headers, or by the close where they do not say.
+    /// One reply is complete by its headers, or by the close if they have no length.
     Reply,
-    /// So many replies are complete.
+    /// This many replies are complete.
     Replies(usize),
     /// The empty line after the headers of one reply.
     Head,
-    /// This text has come.
+    /// This text has arrived.
     Text(&'a str),
-    /// Nothing more has come for this long (or the other side has closed).
+    /// No bytes have arrived for this long, or the other side has closed.
     Quiet(Duration),
 }
 
 impl Until<'_> {
-    /// Where what was waited for ends, once it is there.
+    /// The end in the received bytes; `None` if it has not arrived.
     fn end(self, received: &[u8], closed: bool) -> Option<usize> {
         match self {
             Until::Close | Until::Quiet(_) => closed.then_some(received.len()),
@@ -89,22 +89,22 @@ impl Until<'_> {
     }
 }
 
-/// Connects, sends these bytes, and hands over what comes back.
+/// Connects, sends these bytes, and returns the bytes received.
 ///
 /// # Errors
 ///
-/// When what is waited for has not come within [`LIMIT`], or cannot come any more.
+/// When the end has not arrived within [`LIMIT`], or the connection is closed before it.
 pub fn exchange(addr: impl Into<Addr>, request: &[u8], until: Until<'_>) -> Result<Vec<u8>> {
     let mut connection = Connection::open(addr)?;
     connection.send(request)?;
     connection.read(until)
 }
 
-/// One connection, read and written step by step.
+/// A connection that is read and written step by step.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
-    /// What came after that which the last read was waiting for.
+    /// The bytes received after the end of the last read.
     received: Vec<u8>,
     closed: bool,
 }
@@ -121,7 +121,8 @@ impl Connection {
         })
     }
 
-    /// Sends these bytes. That the other side has closed is no error here: its answer may be there.
+    /// Sends these bytes. A connection that the other side has closed is no error, because its reply may have
+    /// arrived.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
         match self
             .stream
@@ -133,17 +134,17 @@ impl Connection {
         }
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the writing side.
     pub fn finish_sending(&self) -> Result<()> {
         Ok(self.stream.shutdown_write()?)
     }
 
-    /// Takes what has been received up to and including what is waited for. The rest is kept.
+    /// Reads up to the end. Further bytes are kept for the next read.
     pub fn read(&mut self, until: Until<'_>) -> Result<Vec<u8>> {
         self.read_within(LIMIT, until)
     }
 
-    /// Like [`Connection::read`], with a limit other than [`LIMIT`].
+    /// Like [`Connection::read`], with this time limit.
     pub fn read_within(&mut self, limit: Duration, until: Until<'_>) -> Result<Vec<u8>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -178,7 +179,7 @@ impl Connection {
         Reply::parse(&self.read(Until::Reply)?)
     }
 
-    /// Whether the other side has closed. Does not wait.
+    /// Whether the other side has closed the connection. Does not wait.
     pub fn is_closed(&mut self) -> Result<bool> {
         self.stream.set_nonblocking(true)?;
         while !self.closed && self.receive_next()? {}
@@ -186,7 +187,7 @@ impl Connection {
         Ok(self.closed)
     }
 
-    /// Takes in what comes next. False when nothing came for so long.
+    /// Receives the next bytes. Returns false if none arrive within `patience`.
     fn receive(&mut self, patience: Duration) -> Result<bool> {
         self.stream.set_read_timeout(patience)?;
         self.receive_next()
@@ -285,25 +286,25 @@ impl Write for Stream {
     }
 }
 
-/// A reply as it was sent: header lines in their order and their own case, the body unchanged.
+/// A reply byte for byte: the header lines in their order and case, and the body.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Reply {
-    /// The first line.
+    /// The status line.
     pub status_line: String,
-    /// The number in it.
+    /// The status.
     pub status: u16,
-    /// The lines after it.
+    /// The header lines.
     pub header_lines: Vec<String>,
-    /// Everything after the empty line, chunk sizes included.
+    /// All bytes after the empty line, with the chunk sizes.
     pub body: Vec<u8>,
 }
 
 impl Reply {
-    /// Reads a single reply; whatever follows the empty line is its body.
+    /// Parses a single reply. All bytes after the empty line are its body.
     pub fn parse(bytes: &[u8]) -> Result<Reply> {
         let end =
             head_end(bytes).with_context(|| format!("not a whole reply: {}", shown(bytes)))?;
-        // Latin-1, so that no byte of a header is lost.
+        // Latin-1 keeps all bytes of a header.
         let head: String = bytes[..end - 4].iter().copied().map(char::from).collect();
         let mut lines = head.split("\r\n").map(str::to_owned);
         let status_line = lines.next().unwrap_or_default();
@@ -319,7 +320,7 @@ impl Reply {
         })
     }
 
-    /// Reads replies that follow one another, each cut where its headers say, interim ones included.
+    /// Parses replies that follow one another, with the interim ones (1xx).
     pub fn parse_all(mut bytes: &[u8]) -> Result<Vec<Reply>> {
         let mut replies = Vec::new();
         while !bytes.is_empty() {
@@ -331,12 +332,12 @@ impl Reply {
         Ok(replies)
     }
 
-    /// The value of the first header of this name, in any case.
+    /// The value of the first header with this name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers(name).into_iter().next()
     }
 
-    /// The values of all headers of this name, in any case.
+    /// The values of all headers with this name, in any case.
     pub fn headers(&self, name: &str) -> Vec<&str> {
         let pairs = self
             .header_lines
@@ -348,7 +349,7 @@ impl Reply {
             .collect()
     }
 
-    /// The header names as sent.
+    /// The header names in their order and case.
     pub fn header_names(&self) -> Vec<&str> {
         self.header_lines
             .iter()
@@ -356,13 +357,13 @@ impl Reply {
             .collect()
     }
 
-    /// Whether the body is sent in chunks.
+    /// Whether the body has the transfer encoding `chunked`.
     pub fn is_chunked(&self) -> bool {
         self.header("transfer-encoding")
             .is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
     }
 
-    /// The body without chunk sizes; of a stream that was left early, the chunks that came whole.
+    /// The body without chunk sizes. Of an incomplete stream, it has the complete chunks.
     pub fn content(&self) -> Vec<u8> {
         if self.is_chunked() {
             Chunks::of(&self.body).content
@@ -376,7 +377,7 @@ impl Reply {
         String::from_utf8_lossy(&self.content()).into_owned()
     }
 
-    /// The first line and the header lines, without `Date`.
+    /// The status line and the header lines, without `Date`.
     pub fn head_without_date(&self) -> Vec<&str> {
         let is_date = |line: &&str| {
             line.split(':')
@@ -393,9 +394,10 @@ impl Reply {
             .collect()
     }
 
-    /// The daemon's own reply to a request for `target` as the proxy hands it on: pages stay out of
-    /// the frames of other sites, logs out of the buffers of relays, and redirects are relative.
-    pub fn handed_on(mut self, target: &str) -> Reply {
+    /// The daemon's reply to a request for `target`, as the proxy forwards it. Pages get headers that keep them
+    /// out of other sites' frames, logs get one that keeps reverse proxies from buffering, and redirects are
+    /// relative.
+    pub fn as_forwarded(mut self, target: &str) -> Reply {
         let path = target.split('?').next().unwrap_or_default();
         for line in &mut self.header_lines {
             if let Some(location) = line.strip_prefix("Location: ") {
@@ -425,7 +427,7 @@ impl Reply {
         self
     }
 
-    /// Fails with both replies unless they are the same, byte for byte, but for the `Date`.
+    /// Fails with both replies unless they are the same, byte for byte, except for the `Date`.
     pub fn ensure_same_as(&self, other: &Reply) -> Result<()> {
         let same = self.head_without_date() == other.head_without_date() && self.body == other.body;
         ensure!(
@@ -446,7 +448,7 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// Bytes for a failure message.
+/// The bytes as text for a failure message.
 pub fn shown(bytes: &[u8]) -> String {
     let start = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]);
     let rest = if bytes.len() > SHOWN_BYTES {
@@ -470,7 +472,7 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
     find(bytes, b"\r\n\r\n").map(|start| start + 4)
 }
 
-/// Where so many final replies end. Interim ones (1xx) before them are not counted.
+/// The end of the first `count` final replies. Interim ones (1xx) do not count.
 fn replies_end(bytes: &[u8], count: usize, closed: bool) -> Option<usize> {
     let mut end = 0;
     let mut missing = count;
@@ -505,11 +507,11 @@ fn is_interim(head: &Reply) -> bool {
     (100..200).contains(&head.status) && head.status != 101
 }
 
-/// A chunked body taken apart.
+/// A parsed chunked body.
 #[derive(Default)]
 struct Chunks {
     content: Vec<u8>,
-    /// Where it ends, if its end is there.
+    /// The end of the body; `None` if it has not arrived.
     end: Option<usize>,
 }
 
@@ -529,7 +531,7 @@ impl Chunks {
     }
 }
 
-/// The chunk that begins at `at`, and where the next one does. The last one is empty.
+/// The chunk that begins at `at`, and the beginning of the next one. The last chunk is empty.
 fn next_chunk(body: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let line_end = at + find(&body[at..], b"\r\n")?;
     let line = std::str::from_utf8(&body[at..line_end]).ok()?;
@@ -540,7 +542,7 @@ fn next_chunk(body: &[u8], at: usize) -> Option<(&[u8], usize)> {
     (length == 0 || body.len() >= after).then_some((data, after))
 }
 
-/// After the last chunk's line come lines of trailers, usually none, and an empty one.
+/// The end of the body: after the last chunk's line follow the trailers, usually none, and an empty line.
 fn trailers_end(body: &[u8], last_chunk: usize) -> Option<usize> {
     let mut at = last_chunk + find(&body[last_chunk..], b"\r\n")? + 2;
     loop {

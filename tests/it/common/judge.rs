@@ -1,4 +1,4 @@
-//! supervisord's own parser as the judge of an update, and what is compared with its verdict.
+//! Compares an update with the verdict of supervisord's own parser.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +16,7 @@ use super::values::{items, member, texts};
 use super::view::{Row, rows};
 use super::wait::{LIMIT, eventually};
 
-/// supervisord's parser, which remembers what is in force.
+/// supervisord's parser, with the configuration in force.
 pub struct Judge {
     child: Child,
     requests: ChildStdin,
@@ -24,21 +24,21 @@ pub struct Judge {
     main: String,
 }
 
-/// What an update has to do.
+/// The processes that an update has to keep, replace, add and remove.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// What is to go on.
+    /// Processes that stay untouched.
     pub same: BTreeSet<String>,
-    /// What is to be replaced, with whether it is started by itself.
+    /// Processes that are replaced, each with its `autostart`.
     pub changed: BTreeMap<String, bool>,
-    /// What is to come, with the same.
+    /// Processes that are added, each with its `autostart`.
     pub added: BTreeMap<String, bool>,
-    /// What is to go.
+    /// Processes that are removed.
     pub removed: BTreeSet<String>,
 }
 
 impl Judge {
-    /// The parser of this daemon's release, which has read its files as they are now.
+    /// Starts the parser of this daemon's release, which reads the current files.
     pub fn of(daemon: &Daemon) -> Result<Judge> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/oracle/compare.py");
         let mut command = venv(daemon.version()).bare_command();
@@ -72,12 +72,12 @@ impl Judge {
         Ok(answer)
     }
 
-    /// The daemon has started with the files as they are.
+    /// Takes the current files as the configuration in force, after a start of the daemon.
     pub fn start(&mut self) -> Result<()> {
         self.ask("start").map(|_| ())
     }
 
-    /// What an update to the files as they are has to do.
+    /// The verdict about an update to the current files.
     pub fn update(&mut self) -> Result<Verdict> {
         let answer = self.ask("update")?;
         let names = |list: &str| -> BTreeSet<String> {
@@ -112,12 +112,12 @@ pub fn table(client: &Client) -> Result<BTreeMap<String, Row>> {
     Ok(rows.into_iter().map(|row| (row.namespec(), row)).collect())
 }
 
-/// Whether a process runs or is about to.
+/// Whether a process is running or starting.
 pub fn is_running(row: &Row) -> bool {
     matches!(row.state.as_str(), "STARTING" | "RUNNING" | "BACKOFF")
 }
 
-/// Waits until the daemon is through with what it starts by itself.
+/// Waits until no process is starting or stopping.
 pub fn settled(client: &Client) -> Result<BTreeMap<String, Row>> {
     eventually(LIMIT, || {
         let table = table(client)?;
@@ -127,7 +127,7 @@ pub fn settled(client: &Client) -> Result<BTreeMap<String, Row>> {
     })
 }
 
-/// Fails unless exactly that happened which the verdict says.
+/// Fails unless the update has done exactly what the verdict says.
 pub fn ensure_as_judged(
     verdict: &Verdict,
     added: &BTreeSet<String>,
@@ -182,8 +182,8 @@ fn ensure_all_known(
     Ok(())
 }
 
-/// Fails unless exactly the groups were made anew that supervisorctl names, and those are all in which
-/// something changed.
+/// Fails unless the update has replaced exactly the groups that supervisorctl names, and no others have
+/// changed.
 pub fn ensure_groups_made_anew(
     said: &str,
     verdict: &Verdict,
@@ -226,13 +226,13 @@ pub fn ensure_groups_made_anew(
     ensure_all_known(verdict, added, after)
 }
 
-/// The namespecs in a list of a reply.
+/// The namespecs in an array of a reply.
 pub fn names(reply: &Value, list: &str) -> Result<BTreeSet<String>> {
     let names = texts(member(reply, list)?)?;
     Ok(names.into_iter().map(str::to_owned).collect())
 }
 
-/// Fails unless the reply says what happened.
+/// Fails unless the reply names the changed processes.
 pub fn ensure_told(reply: &Value, verdict: &Verdict, before: &BTreeMap<String, Row>) -> Result<()> {
     let ran = |name: &&String| before.get(*name).is_some_and(is_running);
     let restarted: BTreeSet<String> = verdict.changed.keys().filter(ran).cloned().collect();
@@ -249,12 +249,12 @@ pub fn ensure_told(reply: &Value, verdict: &Verdict, before: &BTreeMap<String, R
     ensure!(items(member(reply, "skipped")?)?.is_empty(), "{reply:?}");
     Ok(())
 }
-/// What `diffConfig` says.
+/// The reply of `diffConfig`.
 pub fn diff(client: &Client) -> Result<Vec<Value>> {
     Ok(items(&client.call("twiddler.diffConfig", ())?)?.to_vec())
 }
 
-/// Runs supervisorctl, which has to end well.
+/// Runs supervisorctl, which must exit with 0.
 pub fn ctl(client: &Client, arguments: &[&str]) -> Result<String> {
     let output = super::ctl::supervisorctl(arguments, client.addr())?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -262,7 +262,7 @@ pub fn ctl(client: &Client, arguments: &[&str]) -> Result<String> {
     Ok(said)
 }
 
-/// The processes whose rows differ.
+/// The namespecs of the processes whose rows differ.
 pub fn differing(before: &BTreeMap<String, Row>, after: &BTreeMap<String, Row>) -> Vec<String> {
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let differs = |name: &&&String| before.get(**name) != after.get(**name);

@@ -1,12 +1,11 @@
-//! Temporary directories, and whatever still runs on their behalf.
+//! Temporary directories, and the processes that belong to them.
 //!
-//! supervisord moves each of its children into a process group of its own, so neither its group
-//! nor its number finds them once it was killed. They inherit its environment though, and there a
-//! variable names the directory they belong to. It is read from `/proc`; where there is none, only
-//! daemons that were stopped in order leave nothing behind.
+//! supervisord moves each of its children into a new process group, so the group does not lead to them
+//! after supervisord was killed. But they inherit its environment, in which a variable names their
+//! directory. `/proc` has the environment; without `/proc`, killed daemons leave processes behind.
 //!
-//! A test run that is killed drops nothing. A watcher process outlives it: its input is a pipe from
-//! the test process, so the end of that, whatever its reason, is the end of the input.
+//! A killed test run drops no values. A watcher process outlives it and cleans up: its standard input is a
+//! pipe from the test process, which ends with that process.
 
 use std::fs;
 use std::io::Write;
@@ -24,12 +23,13 @@ use super::process::{lock, send_signal};
 use super::provision::{Version, scrub, venv};
 use super::wait::eventually;
 
-/// The variable that names the directory a process belongs to.
+/// The variable with the directory that a process belongs to.
 const MARKER: &str = "TEST_WORK_DIR";
 
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Reads directories, one a line, until the test process is gone; then ends what runs for them.
+/// Reads directories, one a line, until the test process has ended. Then it kills the processes that belong
+/// to them, and removes them.
 const WATCHER: &str = r#"
 import os, shutil, signal, sys, time
 
@@ -59,15 +59,15 @@ for directory in [line.rstrip("\n") for line in sys.stdin]:
     shutil.rmtree(directory, ignore_errors=True)
 "#;
 
-/// A temporary directory with a short name, because the path of a unix socket is limited to about
-/// a hundred bytes. On drop, what still runs for it is killed, and it is removed.
+/// A temporary directory with a short path, because the path of a unix socket is limited to 107 bytes. On
+/// drop, the processes that belong to it are killed, and it is removed.
 #[derive(Debug)]
 pub struct WorkDir {
     dir: TempDir,
 }
 
 impl WorkDir {
-    /// Makes one whose name begins with `prefix`.
+    /// Creates a directory whose name begins with `prefix`.
     pub fn new(prefix: &str) -> Result<WorkDir> {
         let mut watcher = lock(watcher()?); // before there is anything to watch
         let short = Path::new("/tmp");
@@ -82,17 +82,17 @@ impl WorkDir {
         Ok(WorkDir { dir })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Marks a process to be, and with it those that it starts, as belonging here.
+    /// Marks a command: its process and the children of that belong to this directory.
     pub fn mark(&self, command: &mut Command) {
         command.env(MARKER, self.path());
     }
 
-    /// Kills everything that belongs here, and waits until it is gone.
+    /// Kills the processes that belong to this directory, and waits until they have ended.
     pub fn end_all(&self) -> Result<()> {
         eventually(KILL_LIMIT, || {
             let pids = self.processes();
@@ -104,7 +104,7 @@ impl WorkDir {
         })
     }
 
-    /// The processes that belong here.
+    /// The processes that belong to this directory.
     pub fn processes(&self) -> Vec<i64> {
         let mark = [MARKER.as_bytes(), b"=", self.path().as_os_str().as_bytes()].concat();
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -126,12 +126,12 @@ impl Drop for WorkDir {
     }
 }
 
-/// Empty for a process that is gone or not ours to look at.
+/// The environment of a process; empty if it has ended or belongs to another account.
 fn environment(pid: i64) -> Vec<u8> {
     fs::read(format!("/proc/{pid}/environ")).unwrap_or_default()
 }
 
-/// The input of the watcher process, which is there from the first call to the end of this process.
+/// The standard input of the watcher process, which the first call starts.
 fn watcher() -> Result<&'static Mutex<ChildStdin>> {
     static WATCHER_INPUT: OnceLock<Result<Mutex<ChildStdin>, String>> = OnceLock::new();
     let started =

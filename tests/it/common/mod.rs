@@ -1,36 +1,36 @@
-//! What the integration tests stand on: real daemons, the built binary in front of them, clients.
+//! The fixtures of the integration tests: real daemons, the built binary in front of them, and clients.
 //!
-//! - `provision`: supervisor in virtual environments under `target/test-envs`, made once
-//! - `daemon`: [`Daemon`], a supervisord of the test's own; [`Oracle`], one with the in-process extension
+//! - `provision`: creates virtual environments with supervisor under `target/test-envs`
+//! - `daemon`: [`Daemon`], a supervisord for one test; [`Oracle`], one with the in-process extension
 //! - `sidecar`: [`Sidecar`], the built binary in front of a [`Daemon`]
-//! - `client`: [`Client`], XML-RPC and plain requests over TCP or a unix socket
-//! - `http`: bytes on a connection, and replies as they were sent
-//! - `values`: XML-RPC values in and out, [`params!`]
-//! - `view`: what a daemon shows of its processes, and [`Picture`], to see that nothing has changed
-//! - `pair`: the same calls to the sidecar and to an [`Oracle`], whose answers must be the same
-//! - `dice`: [`Dice`], random choices that can be made again
-//! - `disk`: disks that fail the proxy
-//! - `changes`: changes made at random, and what must be there after them
-//! - `faults`: a daemon that refuses a call, or stops or dies before it
-//! - `judge`: supervisord's own parser, which says what an update has to do
-//! - `stuck`: a daemon that is stopped while it reads a generated file
-//! - `relay`: [`Relay`](relay::Relay), between the sidecar and a daemon, which drops connections
-//! - `ctl`: supervisorctl and Python scripts as clients
-//! - `process`: commands that end in time, and child processes that are watched
-//! - `leftovers`: temporary directories and whatever still runs on their behalf
-//! - `pages`: the daemon's web interface taken apart
-//! - `browser`: [`Browser`], a Chromium without a window
-//! - `attacks`: what attackers send
+//! - `client`: [`Client`], XML-RPC calls and plain requests over TCP or a unix socket
+//! - `http`: bytes on a connection, and replies byte for byte
+//! - `values`: writes and reads XML-RPC values, [`params!`]
+//! - `view`: the processes that a daemon shows, and [`Picture`], which shows that nothing has changed
+//! - `pair`: makes the same calls to the sidecar and to an [`Oracle`], and compares the replies
+//! - `dice`: [`Dice`], random choices that a seed repeats
+//! - `disk`: makes the proxy's writes fail
+//! - `changes`: random changes, and the expected state after them
+//! - `faults`: makes a daemon refuse a call, stop or die
+//! - `judge`: supervisord's parser, which says what an update has to do
+//! - `stuck`: stops a daemon while it reads a generated file
+//! - `relay`: [`Relay`](relay::Relay), which drops connections between the sidecar and a daemon
+//! - `ctl`: runs supervisorctl and Python scripts
+//! - `process`: runs commands with a time limit, and watches child processes
+//! - `leftovers`: temporary directories, and the processes that belong to them
+//! - `pages`: parses the daemon's web interface
+//! - `browser`: [`Browser`], a headless Chromium
+//! - `attacks`: requests of attackers
 //! - `usage`: memory and descriptors of a process
-//! - `tools`: programs that not every machine has
+//! - `tools`: programs that a machine may lack
 //! - `reverse_proxy`: nginx and HAProxy in front of a sidecar
-//! - `site`: [`Site`], a web site of somebody else's
+//! - `site`: [`Site`], the web site of an attacker
 //! - `wait`: [`eventually`]
 //!
-//! Everything is owned: a value that goes out of scope ends its processes and removes its files.
-//! What a killed test run leaves behind is ended by a watcher process (see `leftovers`).
+//! A value that is dropped ends its processes and removes its files. After a killed test run, a watcher
+//! process does so (see `leftovers`).
 
-// The benchmark uses a part of this module too, and neither exports anything.
+// The benchmark uses a part of this module, too, and neither crate exports anything.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod attacks;
@@ -63,7 +63,7 @@ pub mod values;
 pub mod view;
 pub mod wait;
 
-// For the same reason; one list, so that each module's own imports are still checked.
+// The `allow` is here alone, so that the compiler still checks the imports of each module.
 #[allow(unused_imports)]
 pub use self::{
     attacks::{argon2_of, attributes_of, call_of, crowd, guess, raise_file_limit},
@@ -84,15 +84,16 @@ pub use self::{
     wait::{LIMIT, bound, eventually, is_alone},
 };
 
-/// Set by a program that is no test: nobody is to be shown the logs of what went well.
+/// Set by the benchmark, which does not print the logs of successful runs.
 static QUIET: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
-/// Shows the logs of daemons and sidecars no more, unless something panics.
-pub fn keep_logs_to_yourself() {
+/// Prints the logs of daemons and sidecars only after a panic.
+pub fn silence_logs() {
     QUIET.store(true, std::sync::atomic::Ordering::Relaxed);
 }
 
-/// A test that returns an error does not panic before its values are dropped.
+/// Whether dropped daemons and sidecars print their logs. Tests always do, because a test that returns an
+/// error drops its values without a panic.
 fn shows_logs() -> bool {
     let quiet = QUIET.load(std::sync::atomic::Ordering::Relaxed);
     cfg!(test) && !quiet || std::thread::panicking()

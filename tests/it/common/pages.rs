@@ -1,4 +1,4 @@
-//! The daemon's pages taken apart.
+//! Parses the daemon's web pages.
 
 use anyhow::{Context, Result, ensure};
 
@@ -7,14 +7,14 @@ use super::http::Reply;
 use super::values::{member, text};
 use super::wait::{LIMIT, eventually};
 
-/// The row of this process on the status page, from the attributes of its tag on.
+/// The row of this process on the status page, from the attributes of its tag.
 pub fn row<'a>(page: &'a str, name: &str) -> Result<&'a str> {
     page.split("<tr")
         .find(|row| row.contains(&format!(">{name}</a></td>")))
         .with_context(|| format!("no row of {name}:\n{page}"))
 }
 
-/// Where a link of this text in a row leads, from the page's own address.
+/// The target of the link with this text in a row, relative to the page.
 pub fn link(row: &str, label: &str) -> Result<String> {
     let (before, _) = row
         .split_once(&format!(">{label}</a>"))
@@ -24,7 +24,7 @@ pub fn link(row: &str, label: &str) -> Result<String> {
     Ok(format!("/{}", href.replace("&amp;", "&")))
 }
 
-/// The path and query that a redirect from a page at the root leads to.
+/// The path and the query of a redirect from a page at the root.
 pub fn location(reply: &Reply) -> Result<&str> {
     ensure!(reply.status == 301, "no redirect: {reply:?}");
     let relative = reply.header("location").context("a Location")?;
@@ -33,14 +33,14 @@ pub fn location(reply: &Reply) -> Result<&str> {
         .with_context(|| format!("not relative: {reply:?}"))
 }
 
-/// Fails unless the head says how long the body is.
+/// Fails unless the head has the length of the body.
 pub fn ensure_right_length(reply: &Reply) -> Result<()> {
     let length = reply.header("content-length").context("a length")?;
     ensure!(length == reply.body.len().to_string(), "{reply:?}");
     Ok(())
 }
 
-/// Waits until a process is in this state, as this client sees it.
+/// Waits until this client sees the process in this state.
 pub fn wait_for_state(client: &Client, name: &str, state: &str) -> Result<()> {
     eventually(LIMIT, || {
         let info = client.call("supervisor.getProcessInfo", (name,))?;

@@ -1,8 +1,8 @@
-//! The sidecar and the in-process original side by side: the same calls go to both, and the same
-//! answers must come back.
+//! Compares the sidecar with the in-process original: both get the same calls and must send the same
+//! replies.
 //!
-//! What can never be the same is made equal first: directories, process numbers, times, and the
-//! order in which the processes of a group are done.
+//! Before the comparison, parts that always differ are replaced: directories, pids, times, and the order of
+//! the processes of a group.
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -19,27 +19,28 @@ use super::daemon::{Daemon, DaemonOptions, Oracle};
 use super::sidecar::Sidecar;
 use super::view::rows;
 
-/// A stock daemon behind the sidecar, and one with the in-process original; with the same programs.
+/// A stock daemon behind the sidecar, and a daemon with the in-process original. Both have the same
+/// programs.
 #[derive(Debug)]
 pub struct Pair {
-    /// The one with the original.
+    /// The daemon with the original.
     pub oracle: Oracle,
-    /// In front of `daemon`.
+    /// The sidecar in front of `daemon`.
     pub sidecar: Sidecar,
-    /// The stock one.
+    /// The stock daemon.
     pub daemon: Daemon,
     _hurry: Hurry,
 }
 
-/// Keeps daemons awake: what they wait for they look at when their poll returns, which is after a
-/// second where nobody connects.
+/// Connects to daemons all the time. Their poll then returns at once and not after a second, and they handle
+/// events sooner.
 #[derive(Debug)]
 struct Hurry {
     goes_on: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// How often daemons are woken.
+/// The pause between two connections.
 const WAKE: Duration = Duration::from_millis(10);
 
 impl Hurry {
@@ -70,18 +71,18 @@ impl Drop for Hurry {
     }
 }
 
-/// What a call comes to.
+/// The outcome of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// It worked.
+    /// A result.
     Value(Value),
-    /// Number and text.
+    /// A fault: its code and its text.
     Fault(i32, String),
     /// A status other than 200.
     Http(u16),
 }
 
-/// A group, a name and a state: what can be the same in both.
+/// The group, the name and the state of a process.
 pub type PlainRow = (String, String, String);
 
 impl Pair {
@@ -99,7 +100,7 @@ impl Pair {
         Pair::start_options(options, whitelist)
     }
 
-    /// The same with daemons that differ from the usual.
+    /// Like [`Pair::start`], with these options for both daemons.
     pub fn start_options(options: DaemonOptions<'_>, whitelist: &str) -> Result<Pair> {
         let oracle = Oracle::start_with(whitelist, options)?;
         let daemon = Daemon::start_with(options)?;
@@ -119,17 +120,17 @@ impl Pair {
         self.daemon.wait_for_state(namespec, state)
     }
 
-    /// What the original answers.
+    /// Calls the original.
     pub fn oracle_answer(&self, method: &str, params: &[Value]) -> Result<Answer> {
         answer(&self.oracle.client(), &self.oracle, method, params)
     }
 
-    /// What the sidecar answers.
+    /// Calls the sidecar.
     pub fn our_answer(&self, method: &str, params: &[Value]) -> Result<Answer> {
         answer(&self.sidecar.client(), &self.daemon, method, params)
     }
 
-    /// The same call gets the same answer, and leaves the same processes.
+    /// Makes the call on both. Fails unless the replies are the same and the processes are the same afterwards.
     pub fn ensure_same(&self, method: &str, params: &[Value]) -> Result<Answer> {
         let theirs = self.oracle_answer(method, params)?;
         let ours = self.our_answer(method, params)?;
@@ -142,7 +143,7 @@ impl Pair {
         Ok(ours)
     }
 
-    /// The same call gets these two answers.
+    /// Makes the call on both. Fails unless these are the replies.
     pub fn ensure_differs(
         &self,
         method: &str,
@@ -161,7 +162,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Both show the same processes in the same states.
+    /// Fails unless both show the same processes in the same states.
     pub fn ensure_same_table(&self) -> Result<()> {
         let theirs = plain_table(&self.oracle.client())?;
         let ours = plain_table(&self.sidecar.client())?;
@@ -177,12 +178,12 @@ pub fn plain_table(client: &Client) -> Result<Vec<PlainRow>> {
     Ok(plain.collect())
 }
 
-/// What a client is told, made comparable.
+/// The outcome without the parts that always differ.
 pub fn answer(client: &Client, daemon: &Daemon, method: &str, params: &[Value]) -> Result<Answer> {
     comparable_answer(client.call(method, params), daemon)
 }
 
-/// The same of a reply that is there. What became of processes is in the order of their names.
+/// The reply without the parts that always differ. Entries about processes are sorted by name.
 pub fn comparable_answer(reply: Result<Value, CallError>, daemon: &Daemon) -> Result<Answer> {
     let dir = daemon.dir().display().to_string();
     Ok(match reply {
@@ -195,7 +196,7 @@ pub fn comparable_answer(reply: Result<Value, CallError>, daemon: &Daemon) -> Re
     })
 }
 
-/// Members that time and chance settle: whether there is something, not what.
+/// Members that depend on time: only whether they are empty is compared.
 const CHANCE: [&str; 4] = ["start", "stop", "pid", "now"];
 
 fn comparable(value: Value, dir: &str) -> Value {
@@ -232,12 +233,12 @@ fn comparable_member(name: &str, value: Value, dir: &str) -> Value {
     }
 }
 
-/// One entry of what a group or all form tells.
+/// An entry in the reply of a call on a group or on all processes.
 fn is_status(value: &Value) -> bool {
     value.get("status").is_some() && value.get("description").is_some()
 }
 
-/// Without process number, uptime and date.
+/// The text without pid, uptime and date.
 pub fn timeless(description: &str) -> String {
     let ends_with_time = [" AM", " PM"]
         .iter()
@@ -249,7 +250,7 @@ pub fn timeless(description: &str) -> String {
     }
 }
 
-/// Without the directory, and without what the daemon puts into the names of automatic logs.
+/// The text without the directory and without the random part of the names of automatic logs.
 fn comparable_text(text: &str, dir: &str) -> String {
     let text = text.replace(dir, "DIR");
     match text.split_once("---supervisor-") {

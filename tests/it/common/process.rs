@@ -1,7 +1,7 @@
-//! Child processes: commands that end in time, and processes that stay and are watched.
+//! Child processes: commands with a time limit, and processes whose output is collected.
 //!
-//! Every child gets a process group of its own, so that it can be ended with all that it started,
-//! and so that a Ctrl-C on the terminal reaches the test run only (see `leftovers` for the rest).
+//! Every child gets its own process group. So it can be killed with its children, and Ctrl-C on the terminal
+//! reaches only the test run. `leftovers` has the processes that leave the group.
 
 use std::fmt::Display;
 use std::io::{Read, Write};
@@ -20,13 +20,13 @@ use tokio::signal::unix::{self, SignalKind};
 
 use super::wait::{LIMIT, eventually};
 
-/// How long output may still arrive after a process has ended. Only a grandchild that kept
-/// the pipe open makes this matter.
+/// How long output may arrive after a process has ended. It matters only if a grandchild keeps the pipe
+/// open.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
-/// Runs a command to its end, with nothing on its standard input.
+/// Runs a command to its end, with an empty standard input.
 ///
-/// Any exit status is fine; an error is a command that cannot start or does not end in time.
+/// Any exit status is accepted. It is an error if the command cannot start or does not end in time.
 pub fn run(command: &mut Command) -> Result<Output> {
     run_within(LIMIT, command, b"")
 }
@@ -36,7 +36,7 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Output> {
     run_within(LIMIT, command, input)
 }
 
-/// Like [`run_with_input`], with a limit other than [`LIMIT`].
+/// Like [`run_with_input`], with this time limit.
 pub fn run_within(limit: Duration, command: &mut Command, input: &[u8]) -> Result<Output> {
     let process = Process::spawn(command)?;
     process.feed_in_background(input.to_vec());
@@ -50,7 +50,7 @@ pub fn run_within(limit: Duration, command: &mut Command, input: &[u8]) -> Resul
     }
 }
 
-/// Fails, with all that the command printed, unless it exited with status 0.
+/// Fails with the output of the command unless its exit status is 0.
 pub fn succeeded(output: Output) -> Result<Output> {
     let (stdout, stderr) = (stdout_text(&output), stderr_text(&output));
     ensure!(
@@ -61,17 +61,17 @@ pub fn succeeded(output: Output) -> Result<Output> {
     Ok(output)
 }
 
-/// What a command printed on its standard output.
+/// The standard output of a command.
 pub fn stdout_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What a command printed on its standard error.
+/// The standard error of a command.
 pub fn stderr_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A command as one would type it, without its environment.
+/// The words of a command, without its environment.
 pub fn command_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words
@@ -80,8 +80,8 @@ pub fn command_line(command: &Command) -> String {
         .join(" ")
 }
 
-/// Sends a signal (`TERM`, `HUP`, ...) to processes, or to groups by negative numbers. Fails when
-/// one of them is gone; the others have got it all the same.
+/// Sends a signal (`TERM`, `HUP`, ...) to processes, or to groups by negative numbers. Fails if one of them
+/// has ended; the others get the signal all the same.
 pub fn send_signal(pids: &[i64], name: &str) -> Result<()> {
     let signal = Signal::from_str(&format!("SIG{name}"))?;
     let send = |pid: &i64| -> Result<()> {
@@ -92,7 +92,7 @@ pub fn send_signal(pids: &[i64], name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The signals of a set of a process, such as `SigCgt`, by their numbers (proc_pid_status(5)).
+/// The numbers of the signals in a set of a process, such as `SigCgt` (proc_pid_status(5)).
 pub fn signals_of(pid: impl Display, set: &str) -> Result<Vec<i32>> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let mask = status
@@ -106,8 +106,8 @@ pub fn signals_of(pid: impl Display, set: &str) -> Result<Vec<i32>> {
         .collect())
 }
 
-/// A signal that whoever started the tests has them ignore (`nohup`, `&` in a script) would be ignored
-/// by children too. One that is caught here has its default in a child.
+/// Children would inherit a signal that the test run ignores (`nohup`, `&` in a script). A signal that the
+/// test run catches has its default action in a child.
 pub fn give_children_default_signals() {
     static DONE: Once = Once::new();
     DONE.call_once(|| {
@@ -123,7 +123,7 @@ pub fn give_children_default_signals() {
     });
 }
 
-/// A child process that is watched: its output is collected as it comes, and it ends on drop.
+/// A child process whose output is collected. It is killed on drop.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -156,7 +156,7 @@ impl Process {
         })
     }
 
-    /// Its process number.
+    /// Its pid.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -166,14 +166,14 @@ impl Process {
         self.exit_status().is_none()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         lock(&self.child).try_wait().ok().flatten()
     }
 
-    /// Sends a signal (`TERM`, `HUP`, ...); fails when the process has ended.
+    /// Sends a signal (`TERM`, `HUP`, ...). Fails if the process has ended.
     pub fn signal(&self, signal: &str) -> Result<()> {
-        // Not reaped while the lock is held, so the number cannot belong to another process.
+        // While the lock is held, nobody reaps the process, so its pid cannot belong to another one.
         let mut child = lock(&self.child);
         if let Some(status) = child.try_wait()? {
             bail!("{} has ended: {status}", self.name);
@@ -186,7 +186,7 @@ impl Process {
         self.wait_within(LIMIT)
     }
 
-    /// Waits for its end, no longer than `limit`.
+    /// Waits for its end, for `limit` at most.
     pub fn wait_within(&self, limit: Duration) -> Result<ExitStatus> {
         eventually(limit, || {
             self.exit_status()
@@ -194,7 +194,7 @@ impl Process {
         })
     }
 
-    /// Ends it with SIGKILL, and hands over how it ended (if it had ended already, how it did then).
+    /// Kills it by SIGKILL, and returns its exit status. It may have ended before.
     pub fn kill(&self) -> Result<ExitStatus> {
         let mut child = lock(&self.child);
         child
@@ -208,17 +208,17 @@ impl Process {
         write_and_flush(&self.stdin, bytes).with_context(|| format!("writing to {}", self.name))
     }
 
-    /// Ends its standard input.
+    /// Closes its standard input.
     pub fn close_stdin(&self) {
         lock(&self.stdin).take();
     }
 
-    /// What it has written to its standard output so far; all of it once it has ended.
+    /// Its standard output so far; the whole after it has ended.
     pub fn stdout(&self) -> Vec<u8> {
         self.stdout.so_far(!self.is_alive())
     }
 
-    /// What it has written to its standard error so far; all of it once it has ended.
+    /// Its standard error so far; the whole after it has ended.
     pub fn stderr(&self) -> Vec<u8> {
         self.stderr.so_far(!self.is_alive())
     }
@@ -233,12 +233,12 @@ impl Process {
         String::from_utf8_lossy(&self.stderr()).into_owned()
     }
 
-    /// Waits until its standard output holds this text, and hands over all of it so far.
+    /// Waits until its standard output contains this text, and returns the output so far.
     pub fn wait_for_stdout(&self, wanted: &str) -> Result<String> {
         self.wait_for(wanted, || self.stdout_text())
     }
 
-    /// Waits until its standard error holds this text, and hands over all of it so far.
+    /// Waits until its standard error contains this text, and returns the output so far.
     pub fn wait_for_stderr(&self, wanted: &str) -> Result<String> {
         self.wait_for(wanted, || self.stderr_text())
     }
@@ -272,7 +272,7 @@ impl Process {
         )
     }
 
-    /// Writes everything and closes the input, while the caller goes on to wait for the end.
+    /// Writes all bytes and closes the input on another thread, while the caller waits for the end.
     fn feed_in_background(&self, input: Vec<u8>) {
         let stdin = Arc::clone(&self.stdin);
         thread::spawn(move || {
@@ -293,7 +293,7 @@ impl Drop for Process {
     }
 }
 
-/// One output of a process, read by a thread until its end.
+/// One output of a process, which a thread reads to its end.
 #[derive(Debug)]
 struct Collected {
     bytes: Arc<Mutex<Vec<u8>>>,
@@ -346,7 +346,7 @@ fn write_and_flush(stdin: &Mutex<Option<ChildStdin>>, bytes: &[u8]) -> Result<()
     Ok(pipe.flush()?)
 }
 
-/// Takes a lock whatever happened to its last holder: a test that panicked must still clean up.
+/// Takes a lock, also a poisoned one: a test that panicked must still clean up.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
 //! The daemons under test: supervisor releases in virtual environments under `target/test-envs`.
 //!
-//! Made by `python3 -m venv` and pip when a test first asks for one, and kept. A file lock lets one
-//! test binary make it while others wait; a stamp, written last, tells a whole one from a half-made
-//! one, and one made by another recipe, at another place or with a Python that is gone.
+//! `python3 -m venv` and pip create an environment when a test first needs it. A file lock lets one test
+//! binary create it while others wait. A stamp, which is written last, shows that the environment is
+//! complete, by the current recipe, at this path, and with a Python that exists.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ The tests run against real supervisor releases and could not get one. They need
   - pip able to download packages (network, or its usual configuration for a mirror)
 and cannot run without.";
 
-/// Settings of the caller's shell that would lead Python or pip away from the environment.
+/// Variables of the caller's environment that would make Python or pip use another environment.
 const MISLEADING: [&str; 7] = [
     "PIP_PREFIX",
     "PIP_REQUIRE_VIRTUALENV",
@@ -33,7 +33,7 @@ const MISLEADING: [&str; 7] = [
     "PYTHONPATH",
 ];
 
-/// How long a build may take on a small machine that has built nothing before.
+/// How long a complete build may take on a small machine.
 const BUILD_TIME: Duration = Duration::from_secs(30 * 60);
 
 /// A release of supervisor.
@@ -44,9 +44,9 @@ pub enum Version {
     V4_3_0,
     /// The release of Debian 12.
     V4_2_5,
-    /// The newest release, with supervisor_twiddler 1.0.0 beside it.
+    /// The newest release, with supervisor_twiddler 1.0.0.
     Oracle,
-    /// The newest release, with superlance 2.0.0 beside it.
+    /// The newest release, with superlance 2.0.0.
     Superlance,
 }
 
@@ -54,7 +54,7 @@ impl Version {
     /// The stock releases that the sidecar must work with.
     pub const STOCK: [Version; 2] = [Version::V4_3_0, Version::V4_2_5];
 
-    /// The release's number, as `getSupervisorVersion` gives it.
+    /// The release's number, as `getSupervisorVersion` returns it.
     pub fn number(self) -> &'static str {
         match self {
             Version::V4_3_0 | Version::Oracle | Version::Superlance => "4.3.0",
@@ -71,13 +71,13 @@ impl Version {
         }
     }
 
-    /// The arguments of one `pip install` after the other.
+    /// The arguments of the calls of `pip install`, in their order.
     fn installs(self) -> &'static [&'static [&'static str]] {
         match self {
             Version::V4_3_0 => &[&["supervisor==4.3.0"]],
-            // It imports pkg_resources, which setuptools 81 no longer has.
+            // supervisor 4.2.5 imports pkg_resources, which setuptools 81 has removed.
             Version::V4_2_5 => &[&["setuptools<81"], &["supervisor==4.2.5"]],
-            // The extension comes as a source archive whose build needs an older setuptools too.
+            // The extension is a source archive, whose build needs an older setuptools, too.
             Version::Oracle => &[
                 &["setuptools<81", "wheel"],
                 &["supervisor==4.3.0"],
@@ -102,11 +102,11 @@ pub struct Venv {
     dir: PathBuf,
 }
 
-/// The environment of this release, made now if need be.
+/// The environment of this release. It is created if it does not exist.
 ///
 /// # Panics
 ///
-/// With advice, when it cannot be made: a missing daemon is a failure and never a skipped test.
+/// If it cannot be created. The message has advice. A missing daemon fails a test and never skips it.
 pub fn venv(version: Version) -> &'static Venv {
     static VENVS: [OnceLock<Result<Venv, String>>; 4] = [const { OnceLock::new() }; 4];
     let made = VENVS[version as usize]
@@ -123,7 +123,7 @@ impl Venv {
         self.dir.join("bin/python")
     }
 
-    /// `python -m module` in a scrubbed environment, with the environment's programs first in `PATH`.
+    /// `python -m module` without the caller's environment, with the programs of this one first in `PATH`.
     pub fn command(&self, module: &str) -> Command {
         let mut command = self.bare_command();
         command.args(["-m", module]);
@@ -142,7 +142,7 @@ impl Venv {
     }
 }
 
-/// Makes a check on each stock release, both at once: it waits for its daemon most of the time.
+/// Runs a check on both stock releases concurrently: it waits for its daemon most of the time.
 pub fn with_both_releases(check: impl Fn(Version) -> Result<()> + Sync) -> Result<()> {
     let check = &check;
     thread::scope(|scope| {
@@ -155,7 +155,7 @@ pub fn with_both_releases(check: impl Fn(Version) -> Result<()> + Sync) -> Resul
     })
 }
 
-/// Leaves nothing of the caller's environment but `PATH`, and settles the locale.
+/// Clears the environment of a command except `PATH`, and sets the locale.
 pub fn scrub(command: &mut Command) {
     command
         .env_clear()
@@ -163,8 +163,8 @@ pub fn scrub(command: &mut Command) {
         .env("LANG", "C.UTF-8");
 }
 
-/// The binary as fast as a release and as watchful as a test, built now if need be. Where time and
-/// memory count, a build for tests would show its own.
+/// The path of an optimized binary with debug assertions, for tests that measure time and memory. It is built
+/// if it does not exist.
 pub fn optimized() -> Result<&'static Path> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build_optimized().map_err(|error| format!("{error:#}")));
@@ -247,8 +247,8 @@ fn python_in(dir: &Path) -> Command {
     Command::new(dir.join("bin/python"))
 }
 
-/// Runs one step, with the (empty) lock file as its input: should the test run be killed, the lock
-/// is held until the step has ended too, and nobody else begins beside it.
+/// Runs one step, with the (empty) lock file as its standard input. So a step that outlives a killed test
+/// run still holds the lock, and no other test run builds concurrently.
 fn step(command: &mut Command, lock: &File) -> Result<()> {
     for variable in MISLEADING {
         command.env_remove(variable);
@@ -272,7 +272,7 @@ fn stamp_file(dir: &Path) -> PathBuf {
     dir.join("made-by-the-tests")
 }
 
-/// What a whole environment holds in its stamp; fails where there is no interpreter.
+/// The expected content of the stamp. Fails if there is no interpreter.
 fn stamp(version: Version, dir: &Path) -> Result<String> {
     let interpreter = fs::canonicalize(dir.join("bin/python"))?;
     Ok(format!(
@@ -283,7 +283,7 @@ fn stamp(version: Version, dir: &Path) -> Result<String> {
     ))
 }
 
-/// Straight to standard error: what takes a while must be seen also where output is captured.
+/// Prints to standard error directly, because the test harness would capture it.
 fn say(text: &str) {
     let _ = writeln!(io::stderr(), "test fixture: {text}");
 }

@@ -1,4 +1,4 @@
-//! A relay before a daemon, whose connections can be made to fail.
+//! A relay in front of a daemon, which can drop connections.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -14,10 +14,10 @@ use anyhow::Result;
 use super::daemon::Daemon;
 use super::process::lock;
 
-/// How long a connection that is to be dropped stays open.
+/// How long a dropped connection stays open.
 const OPEN_FOR: Duration = Duration::from_millis(3);
 
-/// Hands connections on to a daemon's socket, unless it drops new ones.
+/// Forwards connections to a daemon's socket, or drops new ones.
 #[derive(Debug)]
 pub struct Relay {
     path: PathBuf,
@@ -35,7 +35,7 @@ struct State {
 
 type Look = dyn Fn(&[u8]) + Send + Sync;
 
-/// A connection that was handed on.
+/// A connection that is forwarded.
 #[derive(Debug)]
 struct Handed {
     stream: UnixStream,
@@ -48,8 +48,8 @@ impl Relay {
         Relay::looking(daemon.dir(), daemon.socket(), |_| ())
     }
 
-    /// Listens on a socket in `dir`, before that of any server. `look` sees what clients send before it
-    /// is handed on.
+    /// Listens on a socket in `dir`, in front of any server. `look` gets the bytes of clients before they are
+    /// forwarded.
     pub fn looking(
         dir: &Path,
         socket: &Path,
@@ -70,7 +70,7 @@ impl Relay {
                     shared.dropped.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
-                // Closed where the daemon is away.
+                // Without a daemon, the connection is closed.
                 if let Ok(handed) = hand_on(connection, &socket, Arc::clone(&look)) {
                     lock(&shared.connections).push(handed);
                 }
@@ -83,13 +83,12 @@ impl Relay {
         })
     }
 
-    /// Its address, as the proxy is told it.
+    /// Its address, for the proxy's option `--supervisord`.
     pub fn url(&self) -> String {
         format!("unix://{}", self.path.display())
     }
 
-    /// Drops connections that are made from now on as soon as they are there, and those that were
-    /// never used. The others go on.
+    /// Drops new connections, and open ones that were never used. The others stay open.
     pub fn drop_connections(&self) {
         self.state.drops.store(true, Ordering::Relaxed);
         for handed in lock(&self.state.connections).iter() {
@@ -99,7 +98,7 @@ impl Relay {
         }
     }
 
-    /// Hands all on again.
+    /// Forwards new connections again.
     pub fn hand_on_again(&self) {
         self.state.drops.store(false, Ordering::Relaxed);
     }
@@ -120,7 +119,7 @@ impl Drop for Relay {
     }
 }
 
-/// Copies both ways, each until its end.
+/// Copies both directions, each to its end.
 fn hand_on(client: UnixStream, socket: &Path, look: Arc<Look>) -> io::Result<Handed> {
     let daemon = UnixStream::connect(socket)?;
     let is_used = Arc::new(AtomicBool::new(false));

@@ -15,7 +15,7 @@ use super::process::Process;
 use super::provision::scrub;
 use super::wait::{LIMIT, eventually};
 
-/// A reverse proxy as a process of its own, on a free port of loopback. On drop it is ended.
+/// The process of a reverse proxy, on a free port of 127.0.0.1. It is ended on drop.
 #[derive(Debug)]
 pub struct ReverseProxy {
     addr: SocketAddr,
@@ -24,7 +24,7 @@ pub struct ReverseProxy {
 }
 
 impl ReverseProxy {
-    /// nginx, with `upstream` below `/supervisor/` and everywhere else. `lines` stand in both.
+    /// nginx, which forwards `/supervisor/` and all other paths to `upstream`. Both locations have `lines`.
     pub fn nginx(upstream: SocketAddr, lines: &str) -> Result<ReverseProxy> {
         let (dir, addr) = (WorkDir::new("twn-")?, free_port()?);
         let mut conf = String::from("daemon off;\nmaster_process off;\nevents {}\nhttp {\n");
@@ -52,12 +52,12 @@ impl ReverseProxy {
         ReverseProxy::start(command, addr, dir)
     }
 
-    /// HAProxy, with `upstream` below `/supervisor/` and everywhere else.
+    /// HAProxy, which forwards `/supervisor/` and all other paths to `upstream`.
     pub fn haproxy(upstream: SocketAddr) -> Result<ReverseProxy> {
         ReverseProxy::haproxy_with(upstream, "")
     }
 
-    /// The same, which closes each connection after one call.
+    /// Like [`ReverseProxy::haproxy`], and closes each connection after one call.
     pub fn haproxy_closing(upstream: SocketAddr) -> Result<ReverseProxy> {
         ReverseProxy::haproxy_with(upstream, "  option httpclose\n")
     }

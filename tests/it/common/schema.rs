@@ -1,11 +1,11 @@
-//! Documents held against `docs/output.schema.json`: as much of JSON Schema as that file uses.
+//! Validates documents by `docs/output.schema.json`. It knows the parts of JSON Schema that this file uses.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 const TEXT: &str = include_str!("../../../docs/output.schema.json");
 
-/// Makes sure that each document in `text` is one that the verb may print.
+/// Fails unless each document in `text` is valid for the verb.
 pub fn ensure_documents(verb: &str, text: &str) -> Result<()> {
     let schema: Value = serde_json::from_str(TEXT).context("docs/output.schema.json")?;
     let mut count = 0;

@@ -16,18 +16,18 @@ use super::process::{Process, give_children_default_signals, lock, run, stderr_t
 use super::provision::{optimized, scrub};
 use super::wait::{LIMIT, eventually};
 
-/// What it says of each address, once connections to it are accepted.
+/// The log message for each address, when the proxy accepts connections on it.
 const LISTENING: &str = "listening on ";
 
-/// What cargo has built for the tests.
+/// The binary that cargo has built for the tests.
 const BINARY: &str = env!("CARGO_BIN_EXE_twiddler");
 
-/// Runs the built binary to its end, with nothing in its environment but `PATH` and `LANG`.
+/// Runs the built binary to its end, with only `PATH` and `LANG` in its environment.
 pub fn twiddler(arguments: &[&str]) -> Result<Output> {
     run(twiddler_command().args(arguments))
 }
 
-/// What [`twiddler`] runs.
+/// The command of [`twiddler`].
 pub fn twiddler_command() -> Command {
     give_children_default_signals();
     let mut command = Command::new(BINARY);
@@ -36,7 +36,7 @@ pub fn twiddler_command() -> Command {
     command
 }
 
-/// A verb as somebody types it, for this server.
+/// The command of a verb for this server.
 pub fn verb_command(server: impl Display, words: &[&str]) -> Command {
     let mut command = twiddler_command();
     command
@@ -45,26 +45,25 @@ pub fn verb_command(server: impl Display, words: &[&str]) -> Command {
     command
 }
 
-/// How a [`Sidecar`] differs from the usual one.
+/// The options of a [`Sidecar`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SidecarOptions<'a> {
     /// Arguments after `serve -c CONF --listen ... --listen ...`.
     pub arguments: &'a [&'a str],
-    /// Variables beside `PATH`, `LANG` and `TWIDDLER_ALLOW_OPEN`, over which they win.
+    /// Environment variables beside `PATH`, `LANG` and `TWIDDLER_ALLOW_OPEN`. They override these.
     pub environment: &'a [(&'a str, &'a str)],
-    /// A command that runs the binary: its words come before the path and the arguments.
+    /// The words of a command that runs the binary. The path of the binary and the arguments follow.
     pub launcher: &'a [&'a str],
-    /// Whether it is a build whose time and memory are about those of a release.
+    /// Whether it is an optimized build, with about the speed and memory of a release.
     pub optimized: bool,
-    /// For a test that settles the addresses itself (by an argument, a variable or the file):
-    /// how many there are. The fixture then gives none.
+    /// The number of addresses, for a test that sets them itself by an argument, a variable or the file. The
+    /// fixture then adds none.
     pub own_listeners: Option<usize>,
 }
 
 /// `twiddler serve` as a process in front of a daemon, on a free port and a unix socket.
 ///
-/// On drop it is killed; what it logged is printed, which the test harness shows for a failed test
-/// only.
+/// On drop it is killed, and its log is printed. The test harness shows that only for a failed test.
 #[derive(Debug)]
 pub struct Sidecar {
     launch: Launch,
@@ -74,7 +73,7 @@ pub struct Sidecar {
     dir: WorkDir,
 }
 
-/// How it is started.
+/// The command that starts it.
 #[derive(Debug)]
 struct Launch {
     launcher: Vec<String>,
@@ -83,22 +82,22 @@ struct Launch {
     environment: Vec<(String, String)>,
 }
 
-/// From one start to the next.
+/// The process since the last start.
 #[derive(Debug)]
 struct Life {
     process: Arc<Process>,
     addrs: Vec<Addr>,
-    /// What its former lives logged.
+    /// The log of the earlier starts.
     earlier: String,
 }
 
 impl Sidecar {
-    /// Starts it in front of this daemon, and waits until it listens.
+    /// Starts a proxy in front of this daemon, and waits until it listens.
     pub fn start(daemon: &Daemon) -> Result<Sidecar> {
         Sidecar::start_with(daemon, &[])
     }
 
-    /// The same, with further arguments.
+    /// Like [`Sidecar::start`], with further arguments.
     pub fn start_with(daemon: &Daemon, arguments: &[&str]) -> Result<Sidecar> {
         Sidecar::start_options(
             daemon,
@@ -109,11 +108,11 @@ impl Sidecar {
         )
     }
 
-    /// Starts one that differs from the usual, and waits until it listens.
+    /// Starts a proxy with these options, and waits until it listens.
     ///
     /// # Errors
     ///
-    /// With what it logged, when it ends instead.
+    /// When it ends instead. The error has its log.
     pub fn start_options(daemon: &Daemon, options: SidecarOptions<'_>) -> Result<Sidecar> {
         let dir = WorkDir::new("tws-")?;
         let mut arguments: Vec<String> = ["serve", "-c", &daemon.conf().to_string_lossy()]
@@ -130,7 +129,7 @@ impl Sidecar {
                 .map(|argument| (*argument).to_owned()),
         );
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-        // A daemon of tests is on a socket of its own account, which a port opens to all accounts.
+        // The daemon's socket is open to its own account only, and a port is open to all accounts.
         let environment = [&[("TWIDDLER_ALLOW_OPEN", "true")], options.environment].concat();
         let environment: Vec<(String, String)> = environment.iter().map(owned).collect();
         let listeners = options.own_listeners.unwrap_or(2);
@@ -186,27 +185,27 @@ impl Sidecar {
         path.expect("a sidecar that listens on a unix socket")
     }
 
-    /// All its addresses, in the order in which it named them.
+    /// All its addresses, in the order of its log.
     pub fn addrs(&self) -> Vec<Addr> {
         lock(&self.life).addrs.clone()
     }
 
-    /// Its directory, which holds its socket.
+    /// Its directory, which contains its socket.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A client on its port, with the credentials of the daemon.
+    /// A client of its port, with the credentials of the daemon.
     pub fn client(&self) -> Client {
         Client::new(self.tcp_addr()).with_credentials_of(self.credentials.as_ref())
     }
 
-    /// A client on its unix socket, with the credentials of the daemon.
+    /// A client of its unix socket, with the credentials of the daemon.
     pub fn socket_client(&self) -> Client {
         Client::new(self.socket()).with_credentials_of(self.credentials.as_ref())
     }
 
-    /// Its process number.
+    /// Its pid.
     pub fn pid(&self) -> u32 {
         self.process().pid()
     }
@@ -221,13 +220,13 @@ impl Sidecar {
         self.process().signal(signal)
     }
 
-    /// Asks it to stop by SIGTERM, and waits for its end.
+    /// Stops it by SIGTERM, and waits for its end.
     pub fn stop(&self) -> Result<ExitStatus> {
         self.signal("TERM")?;
         self.wait()
     }
 
-    /// Ends it with SIGKILL.
+    /// Kills it by SIGKILL.
     pub fn kill(&self) -> Result<ExitStatus> {
         self.process().kill()
     }
@@ -237,8 +236,8 @@ impl Sidecar {
         self.process().wait()
     }
 
-    /// Starts it again with the same arguments after [`Sidecar::stop`] or [`Sidecar::kill`]. The
-    /// unix socket is the same, the port another one: take a new [`Sidecar::client`].
+    /// Starts it with the same arguments after [`Sidecar::stop`] or [`Sidecar::kill`]. The unix socket is the
+    /// same, the port is another one: get a new [`Sidecar::client`].
     pub fn start_again(&self) -> Result<()> {
         ensure!(!self.is_alive(), "it still runs");
         let life = begin(&self.dir, &self.launch, self.listeners)?;
@@ -248,7 +247,7 @@ impl Sidecar {
         Ok(())
     }
 
-    /// What it logged so far, over all its lives.
+    /// Its log so far, of all its starts.
     pub fn stderr_text(&self) -> String {
         let (earlier, process) = {
             let life = lock(&self.life);
@@ -257,7 +256,7 @@ impl Sidecar {
         earlier + &process.stderr_text()
     }
 
-    /// Waits until it has logged this text, and hands over all that it logged.
+    /// Waits until its log contains this text, and returns the log.
     pub fn wait_for_stderr(&self, wanted: &str) -> Result<String> {
         eventually(LIMIT, || {
             let log = self.stderr_text();
@@ -327,7 +326,7 @@ fn wait_for_addrs(process: &Process, count: usize) -> Result<Vec<Addr>> {
     }
 }
 
-/// The addresses in whole lines of its log, in either of its formats.
+/// The addresses in complete lines of its log, in both formats.
 fn addrs_in(log: &str) -> Vec<Addr> {
     let whole = log.rfind('\n').map_or("", |end| &log[..end]);
     let urls = whole
@@ -353,7 +352,7 @@ fn parse_addr(url: &str) -> Option<Addr> {
         .map(Addr::Tcp)
 }
 
-/// What `serve` says of a configuration that it does not take.
+/// The errors of `serve` about a configuration that it refuses.
 pub fn refused(daemon: &Daemon, arguments: &[&str]) -> Result<String> {
     let conf = daemon.conf();
     let all = [

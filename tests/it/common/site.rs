@@ -1,4 +1,4 @@
-//! A web site that somebody else runs.
+//! The web site of an attacker.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-/// How long a browser may take to send its request on a connection that it has opened.
+/// How long a browser may take to send a request on an open connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A server on a free port of loopback that answers every request with the same page. On drop it
-/// ends.
+/// A server on a free port of 127.0.0.1 that answers every request with the same page. It ends on drop.
 #[derive(Debug)]
 pub struct Site {
     addr: SocketAddr,
@@ -22,7 +21,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Serves this page.
+    /// Starts a server for this page.
     pub fn serve(page: &str) -> Result<Site> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let addr = listener.local_addr()?;
@@ -38,7 +37,7 @@ impl Site {
                     return;
                 }
                 let reply = reply.clone();
-                // Browsers open connections in advance, on which nothing may ever come.
+                // Browsers open connections in advance, and may send no request on them.
                 thread::spawn(move || answer(client, &reply));
             }
         });
@@ -65,7 +64,7 @@ impl Drop for Site {
     }
 }
 
-/// Reads one head; a client that goes away is its own affair.
+/// Reads the head of a request. An error, such as a closed connection, is ignored.
 fn answer(mut client: TcpStream, reply: &str) {
     let _ = client.set_read_timeout(Some(PATIENCE));
     let mut lines = BufReader::new(&client).lines().map_while(Result::ok);

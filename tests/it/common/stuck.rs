@@ -1,4 +1,4 @@
-//! A daemon that is stopped by SIGSTOP while it reads a generated file, and a proxy that stops itself.
+//! Stops a daemon by SIGSTOP while it reads a generated file, and waits for a proxy that stops itself.
 
 use std::fmt::Write;
 use std::fs;
@@ -12,20 +12,20 @@ use super::daemon::Daemon;
 use super::http::Connection;
 use super::wait::{LIMIT, eventually};
 
-/// The name of generated files.
+/// The name of the generated file.
 pub const GENERATED: &str = "zz-twiddler.conf";
 
-/// So many programs take the daemon a while to read.
+/// The number of programs that make a reading slow.
 const PROGRAMS: usize = 400;
-/// A file that is gone before the daemon has stopped is waited for again.
+/// How many changes are made until the daemon stops before it has read the file.
 const ATTEMPTS: usize = 20;
 
-/// Sections that make each reading slow.
+/// Sections that make each reading of the files slow.
 pub fn slow_sections() -> String {
     sections(PROGRAMS)
 }
 
-/// Sections of so many programs that never run.
+/// The sections of this many programs that never run.
 pub fn sections(programs: usize) -> String {
     let mut sections = String::new();
     for number in 0..programs {
@@ -38,9 +38,9 @@ pub fn sections(programs: usize) -> String {
     sections
 }
 
-/// Sends a change through the proxy and stops the daemon while the file for it is there. `change`
-/// makes the call for each attempt. The connection on which the answer is to come is handed over,
-/// with the number of the attempt; the earlier ones were answered.
+/// Sends a change through the proxy, and stops the daemon while the generated file exists. `change` makes
+/// the call of each attempt. Returns the connection, on which the reply is pending, and the number of the
+/// attempt. The earlier attempts have their replies.
 pub fn stop_in_a_change(
     daemon: &Daemon,
     client: &Client,
@@ -53,7 +53,7 @@ pub fn stop_in_a_change(
         let body = write::call(method, &params);
         call.send(&client.request_bytes("POST", "/RPC2", &[], Some(&body)))?;
         let deadline = Instant::now() + LIMIT;
-        // A link, which may lead nowhere.
+        // The file may be a link without a target.
         while file.symlink_metadata().is_err() {
             ensure!(Instant::now() < deadline, "no generated file for {method}");
             std::thread::yield_now(); // it is there for milliseconds
@@ -68,7 +68,7 @@ pub fn stop_in_a_change(
     bail!("supervisord was never stopped in time")
 }
 
-/// Waits until a process has stopped itself, at a point that it was told.
+/// Waits until a process has stopped itself at its failpoint.
 pub fn wait_until_stopped(pid: u32) -> Result<()> {
     eventually(LIMIT, || {
         ensure!(is_stopped(pid)?, "it has not stopped");

@@ -1,4 +1,4 @@
-//! A terminal, with a program in it.
+//! Programs on a terminal.
 
 use std::process::Command;
 
@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::ctl::python_command;
 use super::process::Process;
 
-/// Puts a program on a terminal of so many columns: what is written to this one is typed there, and
-/// what it shows is written here. Ends as the program does.
+/// Runs a program on a terminal with this many columns. The standard input of the script is the input of the
+/// terminal, and the terminal's output is its standard output. Ends with the status of the program.
 const DRIVER: &str = "\
 import fcntl, os, pty, select, signal, struct, sys, termios
 columns, words = int(sys.argv[1]), sys.argv[2:]
@@ -34,7 +34,8 @@ while True:
         else:
             inputs.remove(0)";
 
-/// Has a program print on a terminal, which goes when a line is read here. Ends as the program does.
+/// Runs a program whose output is a terminal, which is closed when the script reads a line. Ends with the
+/// status of the program.
 const CLOSING: &str = "\
 import os, subprocess, sys
 master, terminal = os.openpty()
@@ -43,23 +44,23 @@ sys.stdin.readline()
 os.close(master)
 sys.exit(program.wait() & 255)";
 
-/// What Ctrl-C types.
+/// The character of Ctrl-C.
 pub const CTRL_C: &[u8] = b"\x03";
 
-/// A program on a terminal. Its standard output is what the terminal shows; killing it closes the
-/// terminal.
+/// Starts a program on a terminal. The process's standard output has the terminal's output. Killing the
+/// process closes the terminal.
 pub fn on_terminal(columns: u16, program: &Command) -> Result<Process> {
     let mut command = python_command(DRIVER);
     command.arg(columns.to_string());
     start(command, program)
 }
 
-/// A program that prints on a terminal. [`close_terminal`] takes it away, and no signal says so.
+/// Starts a program that prints on a terminal. [`close_terminal`] closes the terminal without a signal.
 pub fn on_closing_terminal(program: &Command) -> Result<Process> {
     start(python_command(CLOSING), program)
 }
 
-/// What is printed on the terminal of [`on_closing_terminal`] fails from now on (EIO).
+/// Closes the terminal of [`on_closing_terminal`]: later writes fail with EIO.
 pub fn close_terminal(process: &Process) -> Result<()> {
     process.write(b"\n")
 }
@@ -73,7 +74,7 @@ fn start(mut driver: Command, program: &Command) -> Result<Process> {
     Process::spawn(&mut driver)
 }
 
-/// Gives a command the variables that were set, and unset, for another one.
+/// Copies the environment of a command to another one.
 pub fn copy_environment(from: &Command, to: &mut Command) {
     for (name, value) in from.get_envs() {
         match value {
@@ -83,7 +84,7 @@ pub fn copy_environment(from: &Command, to: &mut Command) {
     }
 }
 
-/// What is to be read of what a terminal shows.
+/// The text in the output of a terminal, without control sequences.
 pub fn without_escapes(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text.chars().peekable();
@@ -91,7 +92,7 @@ pub fn without_escapes(text: &str) -> String {
         if c != '\u{1b}' {
             out.push(c);
         } else if rest.next_if_eq(&'[').is_some() {
-            // Up to the letter that ends it.
+            // A sequence ends with a letter.
             while rest.next_if(|c| !c.is_ascii_alphabetic()).is_some() {}
             rest.next();
         }

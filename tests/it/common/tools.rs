@@ -1,4 +1,4 @@
-//! Programs of other people's that some tests use, and that not every machine has.
+//! Programs that some tests use, and that a machine may lack.
 
 use std::io::{self, Write};
 use std::process::Command;
@@ -9,23 +9,23 @@ use anyhow::{Result, ensure};
 use super::process::run;
 use super::provision::scrub;
 
-/// Set where every test must be carried out.
+/// The variable that makes a test fail if its program is missing.
 const ALL: &str = "TEST_ALL";
 
-/// A program that a test cannot do without.
+/// A program that a test needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Tool {
-    /// What it is called among people.
+    /// Its name in messages.
     name: &'static str,
-    /// What must be in `PATH`.
+    /// The commands that must be in `PATH`.
     programs: &'static [&'static str],
-    /// What must succeed; nothing is fine where the programs are all there is to it.
+    /// A command that must succeed; empty if the commands in `PATH` are enough.
     trial: &'static [&'static str],
-    /// The packages of Debian and Ubuntu.
+    /// Its packages in Debian and Ubuntu.
     packages: &'static str,
 }
 
-/// A browser, with what drives it.
+/// A browser, with its driver.
 pub const CHROMIUM: Tool = Tool {
     name: "Chromium with its driver",
     programs: &["chromium", "chromedriver"],
@@ -76,12 +76,11 @@ pub const FISH: Tool = Tool {
     packages: "fish",
 };
 
-/// Whether the test that asks can be carried out. Where it cannot, says so in one line, whatever
-/// becomes of the test's output otherwise.
+/// Whether the machine has the program. If not, prints a line that the test harness does not capture.
 ///
 /// # Errors
 ///
-/// Where it cannot, and `TEST_ALL=1` says that it must.
+/// The program is missing, and `TEST_ALL=1` is set.
 pub fn have(tools: &[Tool]) -> Result<bool> {
     let Some(tool) = tools.iter().find(|tool| !tool.is_here()) else {
         return Ok(true);

@@ -1,4 +1,4 @@
-//! What a process takes of the machine.
+//! The memory and the descriptors of a process.
 
 use std::fs;
 
@@ -7,17 +7,17 @@ use anyhow::{Context, Result};
 /// Bytes in a MiB.
 pub const MIB: usize = 1 << 20;
 
-/// The memory that a process has now, in bytes.
+/// The resident memory of a process in bytes.
 pub fn memory(pid: u32) -> Result<usize> {
     kilobytes(pid, "VmRSS:")
 }
 
-/// The most that it has had.
+/// The peak of its resident memory in bytes.
 pub fn peak_memory(pid: u32) -> Result<usize> {
     kilobytes(pid, "VmHWM:")
 }
 
-/// How many descriptors it has open.
+/// The number of its open descriptors.
 pub fn descriptors(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }

@@ -1,4 +1,4 @@
-//! XML-RPC values: short ways to write them, and to take them apart with a clear failure.
+//! XML-RPC values: short ways to write them, and to read them with a clear failure.
 
 use anyhow::{Context, Result, bail};
 use supervisor_twiddler::xmlrpc::Value;
@@ -11,7 +11,7 @@ macro_rules! params {
     };
 }
 
-/// What can be written as an XML-RPC value.
+/// Types that convert to an XML-RPC value.
 pub trait IntoValue {
     /// The value.
     fn into_value(self) -> Value;
@@ -83,19 +83,19 @@ impl<V: IntoValue> IntoValue for Vec<V> {
     }
 }
 
-/// Anything as a value, for structs and arrays of mixed types.
+/// Converts to a value, for structs and arrays of mixed types.
 pub fn value(value: impl IntoValue) -> Value {
     value.into_value()
 }
 
-/// A struct: `options(&[("command", "/bin/cat")])`, or with [`value`] where the types differ:
+/// A struct: `options(&[("command", "/bin/cat")])`, or with [`value`] if the types differ:
 /// `options(&[("command", value("/bin/cat")), ("numprocs", value(2))])`.
 pub fn options<V: IntoValue + Clone>(members: &[(&str, V)]) -> Value {
     let member = |(name, value): &(&str, V)| ((*name).to_owned(), value.clone().into_value());
     Value::Struct(members.iter().map(member).collect())
 }
 
-/// What can be written as the parameters of a call: `()`, a tuple, an array of values, [`params!`].
+/// Types that convert to the parameters of a call: `()`, a tuple, an array of values, [`params!`].
 pub trait IntoParams {
     /// The parameters.
     fn into_params(self) -> Vec<Value>;
@@ -153,7 +153,7 @@ impl<A: IntoValue, B: IntoValue, C: IntoValue> IntoParams for (A, B, C) {
     }
 }
 
-/// The string that this is.
+/// The string in a value.
 pub fn text(value: &Value) -> Result<&str> {
     match value {
         Value::String(text) => Ok(text),
@@ -161,7 +161,7 @@ pub fn text(value: &Value) -> Result<&str> {
     }
 }
 
-/// The integer that this is.
+/// The integer in a value.
 pub fn number(value: &Value) -> Result<i64> {
     match value {
         Value::Int(number) => Ok(*number),
@@ -169,7 +169,7 @@ pub fn number(value: &Value) -> Result<i64> {
     }
 }
 
-/// The items of the array that this is.
+/// The items of an array.
 pub fn items(value: &Value) -> Result<&[Value]> {
     match value {
         Value::Array(items) => Ok(items),
@@ -177,7 +177,7 @@ pub fn items(value: &Value) -> Result<&[Value]> {
     }
 }
 
-/// The member of this name in the struct that this is.
+/// The member of a struct.
 pub fn member<'a>(value: &'a Value, name: &str) -> Result<&'a Value> {
     let Value::Struct(members) = value else {
         bail!("not a struct: {value:?}")
@@ -188,12 +188,12 @@ pub fn member<'a>(value: &'a Value, name: &str) -> Result<&'a Value> {
         .1)
 }
 
-/// The strings in the array that this is.
+/// The items of an array of strings.
 pub fn texts(value: &Value) -> Result<Vec<&str>> {
     items(value)?.iter().map(text).collect()
 }
 
-/// What `member` holds in each struct of an array, all of them strings.
+/// The string `member` of each struct in an array.
 pub fn column<'a>(value: &'a Value, name: &str) -> Result<Vec<&'a str>> {
     items(value)?
         .iter()
@@ -201,7 +201,7 @@ pub fn column<'a>(value: &'a Value, name: &str) -> Result<Vec<&'a str>> {
         .collect()
 }
 
-/// The fault that this item of a multicall reply is, if it is one.
+/// The fault in an item of a multicall reply; `None` for a result.
 pub fn fault_in(value: &Value) -> Option<(i64, &str)> {
     let code = number(member(value, "faultCode").ok()?).ok()?;
     Some((code, text(member(value, "faultString").ok()?).ok()?))
@@ -225,7 +225,7 @@ pub const TWIDDLER_METHODS: [&str; 14] = [
     "updateProgram",
 ];
 
-/// A program that sleeps so long.
+/// The options of a program that sleeps for this long.
 pub fn sleeping(seconds: &str) -> Value {
     let command = format!("/bin/sleep {seconds}");
     options(&[

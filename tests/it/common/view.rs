@@ -1,4 +1,4 @@
-//! What a daemon, or the sidecar in front of it, shows of processes.
+//! The processes that a daemon shows, or the sidecar in front of it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::client::Client;
 use super::daemon::Daemon;
 use super::values::{items, member, number, text};
 
-/// One process as `getAllProcessInfo` shows it, without what time alone changes.
+/// A process in `getAllProcessInfo`, without the members that change with time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its group.
@@ -18,15 +18,15 @@ pub struct Row {
     pub name: String,
     /// Its state's name.
     pub state: String,
-    /// Its process number, or 0.
+    /// Its pid, or 0.
     pub pid: i64,
-    /// When it last started, or 0.
+    /// The time of its last start, or 0.
     pub start: i64,
-    /// When it last stopped, or 0.
+    /// The time of its last stop, or 0.
     pub stop: i64,
-    /// The status with which it last exited.
+    /// Its last exit status.
     pub exitstatus: i64,
-    /// Its log file, or nothing.
+    /// The path of its log file, or empty.
     pub logfile: String,
 }
 
@@ -63,8 +63,8 @@ pub fn rows(client: &Client) -> Result<Vec<Row>> {
     infos(client)?.iter().map(Row::read).collect()
 }
 
-/// What has to stay as it is when nothing was changed: the processes of a daemon, and how it has
-/// read the programs of the user's files.
+/// The state that stays the same if nothing is changed: the processes of a daemon, and its configuration of
+/// the programs in the user's files.
 #[derive(Debug, PartialEq)]
 pub struct Picture {
     processes: Vec<Row>,
@@ -72,7 +72,7 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Asks the daemon itself. Of the configuration, only that of these groups counts.
+    /// Reads the state from the daemon itself. It has the configuration of these groups only.
     pub fn of(daemon: &Daemon, groups: &[&str]) -> Result<Picture> {
         let mut configs = BTreeMap::new();
         for config in items(&daemon.call("supervisor.getAllConfigInfo", ())?)? {
@@ -88,7 +88,7 @@ impl Picture {
         })
     }
 
-    /// The part of it that these groups are.
+    /// The state of these groups.
     #[must_use]
     pub fn of_groups(mut self, groups: &[&str]) -> Picture {
         self.processes
@@ -96,7 +96,7 @@ impl Picture {
         self
     }
 
-    /// Fails with the differences.
+    /// Fails with the differences, if there are any.
     pub fn ensure_same(&self, now: &Picture) -> Result<()> {
         ensure!(
             self.processes == now.processes,
@@ -114,7 +114,7 @@ impl Picture {
     }
 }
 
-/// The daemon knows the name of an automatic log only until it reads its files again.
+/// The daemon forgets the name of an automatic log when it reads its files again.
 fn without_automatic_logs(config: &Value) -> Value {
     let Value::Struct(members) = config else {
         return config.clone();
@@ -128,7 +128,7 @@ fn without_automatic_logs(config: &Value) -> Value {
     Value::Struct(kept.cloned().collect())
 }
 
-/// Fails if the daemon would read anything from its include directory but these files.
+/// Fails if the daemon would read other files from its include directory than these.
 pub fn ensure_include_holds(daemon: &Daemon, files: &[&str]) -> Result<()> {
     let mut names = daemon.include_files()?;
     names.retain(|name| !name.starts_with('.'));
