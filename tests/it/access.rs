@@ -242,9 +242,9 @@ fn one_caller_never_acts_by_what_another_presented() -> Result<()> {
         assert_ne!(changed, conf);
         daemon.write("supervisord.conf", &changed)?;
         let sidecar = Sidecar::start(&daemon)?;
-        let known = sidecar.client();
+        let authorized = sidecar.client();
         let stranger = Client::new(sidecar.tcp_addr());
-        known.call("twiddler.getAPIVersion", ())?;
+        authorized.call("twiddler.getAPIVersion", ())?;
         for method in ["twiddler.addGroup", "twiddler.removeGroup"] {
             let params = if method == "twiddler.addGroup" {
                 vec![value("g"), value(1)]
@@ -288,7 +288,7 @@ fn a_change_that_nobody_judged_is_never_made_with_what_another_caller_brings() -
 fn groups_after_a_race(daemon: &Daemon, order: &str, group: &str) -> Result<Vec<String>> {
     daemon.signal("STOP")?;
     let sidecar = Sidecar::start(daemon)?;
-    let known = sidecar.client();
+    let authorized = sidecar.client();
     let stranger = Client::new(sidecar.tcp_addr());
     let addition = write::call("twiddler.addGroup", &[value(group), value(1)]);
     let question = write::call("twiddler.getAPIVersion", &[]);
@@ -296,7 +296,7 @@ fn groups_after_a_race(daemon: &Daemon, order: &str, group: &str) -> Result<Vec<
     for caller in order.chars() {
         let (client, body, expected) = match caller {
             's' => (&stranger, &addition, 401),
-            _ => (&known, &question, 200),
+            _ => (&authorized, &question, 200),
         };
         let mut connection = client.connect()?;
         connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(body)))?;
@@ -306,7 +306,7 @@ fn groups_after_a_race(daemon: &Daemon, order: &str, group: &str) -> Result<Vec<
     for (connection, expected) in &mut callers {
         assert_eq!(connection.read_reply()?.status, *expected, "{group}");
     }
-    let names = known.call("twiddler.getGroupNames", ())?;
+    let names = authorized.call("twiddler.getGroupNames", ())?;
     let names = names.as_array().unwrap_or_default().iter();
     names.map(|name| Ok(text(name)?.to_owned())).collect()
 }
@@ -333,10 +333,10 @@ fn half_of_the_credentials_and_hashes_that_cannot_be_presented_are_mistakes() ->
         ),
         (&["--username", "o:wn", "--password", "canary"], "no colon"),
     ] {
-        let said = refused(&daemon, arguments)?;
+        let error = refused(&daemon, arguments)?;
         assert!(
-            said.contains(expected) && !said.contains("canary"),
-            "{said}"
+            error.contains(expected) && !error.contains("canary"),
+            "{error}"
         );
     }
     let hashed = Daemon::start_with(DaemonOptions {
@@ -348,8 +348,8 @@ fn half_of_the_credentials_and_hashes_that_cannot_be_presented_are_mistakes() ->
         "supervisord.conf",
         &conf.replace("of the daemon", SHA_OF_SECRET),
     )?;
-    let said = refused(&hashed, &["--username", "own", "--password", "secret"])?;
-    assert!(said.contains("only the digest"), "{said}");
+    let error = refused(&hashed, &["--username", "own", "--password", "secret"])?;
+    assert!(error.contains("only the digest"), "{error}");
     Ok(())
 }
 
@@ -374,11 +374,14 @@ fn a_door_that_was_shut_is_not_opened() -> Result<()> {
         (&with_password, "password that the proxy holds"),
     ] {
         for address in [open, "[::]:0"] {
-            let said = refused(daemon, &["--listen", address])?;
-            assert!(said.contains("--listen") && said.contains(guard), "{said}");
+            let error = refused(daemon, &["--listen", address])?;
             assert!(
-                said.contains("username = NAME") && said.contains("--allow-open"),
-                "{said}"
+                error.contains("--listen") && error.contains(guard),
+                "{error}"
+            );
+            assert!(
+                error.contains("username = NAME") && error.contains("--allow-open"),
+                "{error}"
             );
         }
         let arguments = ["--listen", open];
@@ -430,17 +433,17 @@ fn a_socket_has_the_mode_and_owner_it_was_given() -> Result<()> {
     let owner = format!("{}:{}", mine.uid(), mine.gid());
     let sidecar = Sidecar::start_with(&daemon, &["--chmod", "0770", "--chown", &owner])?;
     assert_eq!(mode(&sidecar.socket())?, 0o770);
-    let found = fs::metadata(sidecar.socket())?;
-    assert_eq!((found.uid(), found.gid()), (mine.uid(), mine.gid()));
-    for (option, given) in [
+    let metadata = fs::metadata(sidecar.socket())?;
+    assert_eq!((metadata.uid(), metadata.gid()), (mine.uid(), mine.gid()));
+    for (option, value) in [
         ("--chmod", "rwx"),
         ("--chmod", "0999"),
         ("--chmod", "7777"),
         ("--chown", "no-such-user"),
         ("--chown", "root:no-such-group"),
     ] {
-        let said = refused(&daemon, &[option, given])?;
-        assert!(said.contains(option) && said.contains(given), "{said}");
+        let error = refused(&daemon, &[option, value])?;
+        assert!(error.contains(option) && error.contains(value), "{error}");
     }
     Ok(())
 }
@@ -458,16 +461,16 @@ fn a_left_over_socket_is_replaced_and_a_live_one_is_not() -> Result<()> {
     let path = daemon.dir().join("live.sock");
     let live = UnixListener::bind(&path)?;
     let address = Addr::Unix(path.clone()).to_string();
-    let said = refused(&Daemon::start("")?, &["--listen", &address])?;
-    assert!(said.contains("is taken by another program"), "{said}");
+    let error = refused(&Daemon::start("")?, &["--listen", &address])?;
+    assert!(error.contains("is taken by another program"), "{error}");
     drop(live);
     let file = daemon.dir().join("file");
     fs::write(&file, "mine")?;
-    let said = refused(
+    let error = refused(
         &Daemon::start("")?,
         &["--listen", &Addr::Unix(file.clone()).to_string()],
     )?;
-    assert!(said.contains("exists and is not a socket"), "{said}");
+    assert!(error.contains("exists and is not a socket"), "{error}");
     assert_eq!(fs::read_to_string(&file)?, "mine");
     Ok(())
 }
@@ -592,12 +595,12 @@ fn names_that_are_configured_lead_in() -> Result<()> {
         assert_eq!(Reply::parse(&reply)?.status, expected, "{head}");
     }
     for wrong in ["proxy.example.com:80", "http://proxy.example.com/x"] {
-        let said = refused(&daemon, &["--hosts", wrong])?;
+        let error = refused(&daemon, &["--hosts", wrong])?;
         assert!(
-            said.contains(&format!(
+            error.contains(&format!(
                 "--hosts: `{wrong}` is not a host name; write a name such as"
             )),
-            "{said}"
+            "{error}"
         );
     }
     Ok(())
@@ -618,8 +621,8 @@ fn supervisorctl_and_python_are_never_turned_away() -> Result<()> {
     }
     let script = "import sys, xmlrpc.client\nfor host in ('127.0.0.1', 'localhost'):\n    print(xmlrpc.client.ServerProxy('http://%s:%s/RPC2' % (host, sys.argv[1])).supervisor.getState()['statename'])";
     let port = sidecar.tcp_addr().port().to_string();
-    let said = stdout_text(&run_python(script, &[&port])?);
-    assert_eq!(said, "RUNNING\nRUNNING\n");
+    let stdout = stdout_text(&run_python(script, &[&port])?);
+    assert_eq!(stdout, "RUNNING\nRUNNING\n");
     Ok(())
 }
 
@@ -653,10 +656,10 @@ fn only_allowed_methods_can_be_called() -> Result<()> {
     }
     assert_eq!(daemon.state("cat")?, "RUNNING");
     sidecar.wait_for_stderr("refused twiddler.addGroup: NOT_IN_WHITELIST: twiddler.addGroup")?;
-    let said = refused(&daemon, &["--allow", "getState"])?;
+    let error = refused(&daemon, &["--allow", "getState"])?;
     assert!(
-        said.contains("--allow") && said.contains("supervisor.get*"),
-        "{said}"
+        error.contains("--allow") && error.contains("supervisor.get*"),
+        "{error}"
     );
     Ok(())
 }
@@ -841,8 +844,8 @@ fn costly_hashes_do_not_hold_up_those_who_are_known() -> Result<()> {
             .to_string()
     };
     let sidecar = with_own(&daemon, &costly)?;
-    let known = own_client(&sidecar);
-    known.call("supervisor.getState", ())?;
+    let authorized = own_client(&sidecar);
+    authorized.call("supervisor.getState", ())?;
     let addr = sidecar.tcp_addr();
     let guessing: Vec<_> = (0..16)
         .map(|number| {
@@ -857,7 +860,7 @@ fn costly_hashes_do_not_hold_up_those_who_are_known() -> Result<()> {
         .collect();
     let mut answered_meanwhile = 0;
     while guessing.iter().any(|guess| !guess.is_finished()) {
-        known.call("supervisor.getState", ())?;
+        authorized.call("supervisor.getState", ())?;
         answered_meanwhile += 1;
     }
     for guess in guessing {
@@ -868,7 +871,7 @@ fn costly_hashes_do_not_hold_up_those_who_are_known() -> Result<()> {
         "{answered_meanwhile} calls beside 16 guesses"
     );
     eventually(crate::common::LIMIT, || {
-        known.call("supervisor.getState", ())?;
+        authorized.call("supervisor.getState", ())?;
         Ok(())
     })
 }

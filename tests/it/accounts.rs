@@ -41,8 +41,8 @@ fn own_files(daemon: &Daemon) -> Vec<PathBuf> {
 
 fn ensure_nobodys(daemon: &Daemon) -> Result<()> {
     for path in own_files(daemon) {
-        let found = path.metadata()?;
-        let whose = (found.uid(), found.gid(), found.mode() & 0o777);
+        let metadata = path.metadata()?;
+        let whose = (metadata.uid(), metadata.gid(), metadata.mode() & 0o777);
         ensure!(
             whose == (NOBODY, NOBODY, 0o600),
             "{}: {whose:?}",
@@ -125,13 +125,13 @@ fn files_that_belong_to_somebody_else_are_named_with_what_to_do() -> Result<()> 
     ] {
         let path = daemon.include_dir().join(name);
         let ended = serve()?;
-        let said = stderr_text(&ended);
+        let stderr = stderr_text(&ended);
         let expected = format!(
             "{} belongs to root and cannot be opened by nobody: chown nobody it{more}",
             path.display()
         );
-        ensure!(ended.status.code() == Some(2), "{}: {said}", ended.status);
-        ensure!(said.contains(&expected), "{said}");
+        ensure!(ended.status.code() == Some(2), "{}: {stderr}", ended.status);
+        ensure!(stderr.contains(&expected), "{stderr}");
         // The advice works: it goes on to the next.
         chown(&path, Some(NOBODY), Some(NOBODY))?;
     }
@@ -157,11 +157,11 @@ fn an_owner_that_an_account_may_not_give_is_told_with_its_option() -> Result<()>
             .arg(&binary)
             .args(["serve", "--listen", &socket, "--chown", owner, "-c"]);
         let ended = run(command.arg(daemon.conf()))?;
-        let said = stderr_text(&ended);
+        let stderr = stderr_text(&ended);
         let expected =
             format!("twiddler: --chown: nobody (uid {NOBODY}) may not give the socket {socket} to");
-        ensure!(ended.status.code() == Some(2), "{}: {said}", ended.status);
-        ensure!(said.contains(&expected), "no {expected}: {said}");
+        ensure!(ended.status.code() == Some(2), "{}: {stderr}", ended.status);
+        ensure!(stderr.contains(&expected), "no {expected}: {stderr}");
     }
     Ok(())
 }

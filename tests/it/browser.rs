@@ -19,18 +19,18 @@ fn action(name: &str, label: &str) -> String {
     in_row(name, &format!("//a[text()='{label}']"))
 }
 
-fn wait_for_text(browser: &Browser, xpath: &str, wanted: &str) -> Result<()> {
+fn wait_for_text(browser: &Browser, xpath: &str, expected: &str) -> Result<()> {
     eventually(LIMIT, || {
         let text = browser.text_of(xpath)?;
-        ensure!(text.contains(wanted), "no {wanted:?} in {text:?}");
+        ensure!(text.contains(expected), "no {expected:?} in {text:?}");
         Ok(())
     })
 }
 
-fn wait_for_names(browser: &Browser, wanted: &[&str]) -> Result<()> {
+fn wait_for_names(browser: &Browser, expected: &[&str]) -> Result<()> {
     eventually(LIMIT, || {
         let names = browser.texts_of(NAMES)?;
-        ensure!(names == wanted, "{names:?}, not {wanted:?}");
+        ensure!(names == expected, "{names:?}, not {expected:?}");
         Ok(())
     })
 }
@@ -120,8 +120,11 @@ fn a_process_that_joined_a_running_group_is_stopped_and_started_by_clicks() -> R
     browser.click("//a[text()='Restart All']")?;
     wait_for_text(&browser, "//div[@class='status_msg']", "All restarted at ")?;
     wait_for_names(&browser, &["web:able", "web:cat"])?;
-    let gone = daemon.state("web:gone").context("what the daemon holds")?;
-    ensure!(gone == "STOPPED", "a removed process is {gone}");
+    let removed_state = daemon.state("web:gone").context("what the daemon holds")?;
+    ensure!(
+        removed_state == "STOPPED",
+        "a removed process is {removed_state}"
+    );
     Ok(())
 }
 
@@ -262,8 +265,11 @@ fn other_sites_cannot_frame_the_pages() -> Result<()> {
         let browser = &scene.browser;
         browser.open(&format!("http://evil.example:{}/", site.port()))?;
         eventually(LIMIT, || {
-            let shown = browser.url_in_frame("//iframe")?;
-            ensure!(shown.starts_with("chrome-error:"), "{path}: {shown}");
+            let frame_url = browser.url_in_frame("//iframe")?;
+            ensure!(
+                frame_url.starts_with("chrome-error:"),
+                "{path}: {frame_url}"
+            );
             Ok(())
         })?;
     }

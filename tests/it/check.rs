@@ -65,11 +65,11 @@ struct Setup<'a> {
     /// Lines below `[twiddler]`.
     section: &'a str,
     /// Text that replaces another in the file.
-    replaced: Option<(&'a str, &'a str)>,
+    replacement: Option<(&'a str, &'a str)>,
     /// A directory that is there, below that of the daemon, instead of the file of that name.
-    made: &'a str,
+    directory: &'a str,
     /// What is said; DIR as above.
-    says: &'a str,
+    expected: &'a str,
 }
 
 const FREE: [&str; 2] = ["--listen", "127.0.0.1:0"];
@@ -78,23 +78,23 @@ const FREE: [&str; 2] = ["--listen", "127.0.0.1:0"];
 fn ensure_same(daemon: &Daemon, setup: &Setup<'_>) -> Result<()> {
     let good = daemon.read("supervisord.conf")?;
     let mut text = format!("{good}\n[twiddler]\n{}\n", setup.section);
-    if let Some((old, new)) = setup.replaced {
+    if let Some((old, new)) = setup.replacement {
         ensure!(text.contains(old), "{old:?} is not in\n{text}");
         text = text.replace(old, new);
     }
     daemon.write("supervisord.conf", &text)?;
-    let made = daemon.dir().join(setup.made);
-    if !setup.made.is_empty() {
-        let _ = fs::remove_file(&made); // it may not have been there
-        fs::create_dir(&made)?;
+    let directory = daemon.dir().join(setup.directory);
+    if !setup.directory.is_empty() {
+        let _ = fs::remove_file(&directory); // it may not have been there
+        fs::create_dir(&directory)?;
     }
     let serve = outcome("serve", daemon, setup)?;
-    let before = picture(daemon)?;
+    let before = snapshot(daemon)?;
     let check = outcome("check", daemon, setup)?;
-    ensure!(picture(daemon)? == before, "check has changed something");
+    ensure!(snapshot(daemon)? == before, "check has changed something");
     daemon.write("supervisord.conf", &good)?;
-    if !setup.made.is_empty() {
-        fs::remove_dir(&made)?;
+    if !setup.directory.is_empty() {
+        fs::remove_dir(&directory)?;
     }
     ensure!(serve.code == Some(2), "serve: {}", serve.printed);
     ensure!(check.code == Some(2), "check: {}", check.printed);
@@ -106,9 +106,14 @@ fn ensure_same(daemon: &Daemon, setup: &Setup<'_>) -> Result<()> {
             check.printed
         );
     }
-    let expected = setup.says.replace("DIR", &daemon.dir().to_string_lossy());
+    let expected = setup
+        .expected
+        .replace("DIR", &daemon.dir().to_string_lossy());
     ensure!(
-        serve.sentences.iter().any(|said| said.contains(&expected)),
+        serve
+            .sentences
+            .iter()
+            .any(|sentence| sentence.contains(&expected)),
         "not {expected:?} but {:#?}",
         serve.sentences
     );
@@ -125,27 +130,32 @@ fn ensure_same(daemon: &Daemon, setup: &Setup<'_>) -> Result<()> {
 }
 
 /// Names and times of all that is in the directory of the daemon and below, but for its logs.
-fn picture(daemon: &Daemon) -> Result<Vec<String>> {
-    fn walk(dir: &Path, found: &mut Vec<String>) -> Result<()> {
+fn snapshot(daemon: &Daemon) -> Result<Vec<String>> {
+    fn walk(dir: &Path, entries: &mut Vec<String>) -> Result<()> {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
-            let shown = fs::symlink_metadata(&path)?;
+            let metadata = fs::symlink_metadata(&path)?;
             let is_log = path.extension().is_some_and(|end| end == "log");
-            found.push(if shown.is_dir() || is_log {
+            entries.push(if metadata.is_dir() || is_log {
                 path.display().to_string()
             } else {
-                format!("{} {:?} {}", path.display(), shown.modified()?, shown.len())
+                format!(
+                    "{} {:?} {}",
+                    path.display(),
+                    metadata.modified()?,
+                    metadata.len()
+                )
             });
-            if shown.is_dir() {
-                walk(&path, found)?;
+            if metadata.is_dir() {
+                walk(&path, entries)?;
             }
         }
         Ok(())
     }
-    let mut found = Vec::new();
-    walk(daemon.dir(), &mut found)?;
-    found.sort();
-    Ok(found)
+    let mut entries = Vec::new();
+    walk(daemon.dir(), &mut entries)?;
+    entries.sort();
+    Ok(entries)
 }
 
 #[test]
@@ -166,7 +176,7 @@ fn what_stops_serve_is_what_check_says() -> Result<()> {
         Setup {
             name: "a taken port",
             arguments: &listen(&taken),
-            says: &format!(
+            expected: &format!(
                 "--listen: http://{taken} is taken by another program; choose another address"
             ),
             ..Setup::default()
@@ -174,99 +184,99 @@ fn what_stops_serve_is_what_check_says() -> Result<()> {
         Setup {
             name: "a taken socket",
             arguments: &listen("unix://DIR/taken.sock"),
-            says: "--listen: unix://DIR/taken.sock is taken by another program; choose another address",
+            expected: "--listen: unix://DIR/taken.sock is taken by another program; choose another address",
             ..Setup::default()
         },
         Setup {
             name: "a file where the socket is to be",
             environment: &[("TWIDDLER_LISTEN", "unix://DIR/plain")],
-            says: "TWIDDLER_LISTEN: DIR/plain exists and is not a socket; remove it, or choose another path",
+            expected: "TWIDDLER_LISTEN: DIR/plain exists and is not a socket; remove it, or choose another path",
             ..Setup::default()
         },
         Setup {
             name: "no directory for the socket",
             section: "listen = unix:///nowhere/x.sock",
-            says: "DIR/supervisord.conf: [twiddler] listen: the directory of /nowhere/x.sock does not exist; create it, or choose another path",
+            expected: "DIR/supervisord.conf: [twiddler] listen: the directory of /nowhere/x.sock does not exist; create it, or choose another path",
             ..Setup::default()
         },
         Setup {
             name: "a file as the directory of the socket",
             arguments: &listen("unix://DIR/plain/x.sock"),
-            says: "--listen: the directory of DIR/plain/x.sock is not a directory; choose another path",
+            expected: "--listen: the directory of DIR/plain/x.sock is not a directory; choose another path",
             ..Setup::default()
         },
         Setup {
             name: "a path too long for a socket",
             arguments: &listen(&long),
-            says: "is longer than the path of a socket may be (107 bytes); choose a shorter one",
+            expected: "is longer than the path of a socket may be (107 bytes); choose a shorter one",
             ..Setup::default()
         },
         Setup {
             name: "an address of another machine",
             arguments: &["--listen", "192.0.2.1:9002", "--allow-open"],
-            says: "--listen: 192.0.2.1 is not an address of this machine; choose 127.0.0.1, or one that is",
+            expected: "--listen: 192.0.2.1 is not an address of this machine; choose 127.0.0.1, or one that is",
             ..Setup::default()
         },
         Setup {
             name: "the daemon's own socket through another path",
             environment: &[("TWIDDLER_LISTEN", "unix://DIR/conf.d/../s.sock")],
-            says: "TWIDDLER_LISTEN: unix://DIR/conf.d/../s.sock is where supervisord listens, by [unix_http_server]; choose another address",
+            expected: "TWIDDLER_LISTEN: unix://DIR/conf.d/../s.sock is where supervisord listens, by [unix_http_server]; choose another address",
             ..Setup::default()
         },
         Setup {
             name: "two spellings of one place",
             section: "listen = 127.0.0.1:19, 0.0.0.0:19",
             arguments: &["--allow-open"],
-            says: "[twiddler] listen: http://0.0.0.0:19 and http://127.0.0.1:19 are one place; leave one of them out",
+            expected: "[twiddler] listen: http://0.0.0.0:19 and http://127.0.0.1:19 are one place; leave one of them out",
             ..Setup::default()
         },
         Setup {
             name: "a directory in the place of the journal",
-            made: "conf.d/.twiddler-journal",
-            says: "DIR/conf.d/.twiddler-journal",
+            directory: "conf.d/.twiddler-journal",
+            expected: "DIR/conf.d/.twiddler-journal",
             ..free
         },
         Setup {
             name: "a directory in the place of the lock",
-            made: "conf.d/.twiddler-lock",
-            says: "DIR/conf.d/.twiddler-lock",
+            directory: "conf.d/.twiddler-lock",
+            expected: "DIR/conf.d/.twiddler-lock",
             ..free
         },
         Setup {
             name: "a directory in the place of the persist file",
-            made: "conf.d/zz-twiddler-persist.conf",
-            says: "DIR/conf.d/zz-twiddler-persist.conf",
+            directory: "conf.d/zz-twiddler-persist.conf",
+            expected: "DIR/conf.d/zz-twiddler-persist.conf",
             ..free
         },
         Setup {
             name: "a word that is no level",
             section: "log_level = loud",
-            says: "DIR/supervisord.conf: [twiddler] log_level: `loud`",
+            expected: "DIR/supervisord.conf: [twiddler] log_level: `loud`",
             ..free
         },
         Setup {
             name: "no directory for generated files",
-            replaced: Some(("conf.d/*.conf", "none/*.conf")),
-            says: "DIR/supervisord.conf: [include] files: DIR/none/*.conf: the directory DIR/none does not exist here",
+            replacement: Some(("conf.d/*.conf", "none/*.conf")),
+            expected: "DIR/supervisord.conf: [include] files: DIR/none/*.conf: the directory DIR/none does not exist here",
             ..free
         },
         Setup {
             name: "certificates that are none",
             section: "tls_cert = cert.pem\ntls_key = cert.pem",
-            says: "DIR/supervisord.conf: [twiddler] tls_cert: there is no certificate in PEM in DIR/cert.pem",
+            expected: "DIR/supervisord.conf: [twiddler] tls_cert: there is no certificate in PEM in DIR/cert.pem",
             ..free
         },
         Setup {
             name: "an address that is open",
             arguments: &listen("0.0.0.0:0"),
             environment: &[("TWIDDLER_ALLOW_OPEN", "")],
-            says: "--listen: http://0.0.0.0:0 would let in",
+            expected: "--listen: http://0.0.0.0:0 would let in",
             ..Setup::default()
         },
         Setup {
             name: "a port beside a socket that is not for all",
             environment: &[("TWIDDLER_ALLOW_OPEN", "")],
-            says: "--listen: http://127.0.0.1:0 would let in accounts of this machine",
+            expected: "--listen: http://127.0.0.1:0 would let in accounts of this machine",
             ..free
         },
     ] {
@@ -318,9 +328,9 @@ fn places_where_no_file_was_found_can_be_gone_to() -> Result<()> {
         .current_dir(dir.path())
         .env("PATH", ""))?);
     let here = dir.path().join("supervisord.conf");
-    let told = printed.contains(&format!("{}, ", here.display()));
-    let found = printed.starts_with("ok       configuration /");
-    ensure!(told || found, "{printed}");
+    let lists_path = printed.contains(&format!("{}, ", here.display()));
+    let has_file = printed.starts_with("ok       configuration /");
+    ensure!(lists_path || has_file, "{printed}");
     Ok(())
 }
 
@@ -367,7 +377,7 @@ fn a_value_that_is_refused_hides_nothing_else() -> Result<()> {
         }
     }
     fs::remove_dir(daemon.include_dir().join(".twiddler-journal"))?;
-    for (persist, does) in [
+    for (persist, verb_text) in [
         ("--persist=true", "replaces"),
         ("--persist=false", "sets aside"),
     ] {
@@ -378,7 +388,7 @@ fn a_value_that_is_refused_hides_nothing_else() -> Result<()> {
         };
         let check = outcome("check", &daemon, &setup)?;
         let note = format!(
-            "note     the persist file in {} is not one that twiddler has written; twiddler serve {does} it",
+            "note     the persist file in {} is not one that twiddler has written; twiddler serve {verb_text} it",
             daemon.include_dir().display()
         );
         ensure!(check.code == Some(0), "{}", check.printed);
@@ -438,7 +448,7 @@ fn it_changes_nothing() -> Result<()> {
     // Somebody edits, and has not let supervisord read it.
     daemon.write("conf.d/new.conf", "[program:new]\ncommand = /bin/cat\n")?;
     let read_before = daemon.call("supervisor.getAllConfigInfo", ())?;
-    let before = picture(&daemon)?;
+    let before = snapshot(&daemon)?;
     let setup = Setup {
         arguments: &["--listen", "unix://DIR/t.sock", "--listen", "127.0.0.1:0"],
         ..Setup::default()
@@ -446,10 +456,10 @@ fn it_changes_nothing() -> Result<()> {
     let check = outcome("check", &daemon, &setup)?;
     ensure!(check.code == Some(0), "{}", check.printed);
     ensure!(
-        picture(&daemon)? == before,
+        snapshot(&daemon)? == before,
         "{:#?}\n{:#?}",
         before,
-        picture(&daemon)?
+        snapshot(&daemon)?
     );
     ensure!(daemon.call("supervisor.getAllConfigInfo", ())? == read_before);
     ensure!(reread("new")?.code == 10, "it was let read");
@@ -790,7 +800,7 @@ fn supervisorctl_that_talks_past_the_proxy_is_noted() -> Result<()> {
     let daemon = Daemon::start("")?;
     let file = daemon.conf().display().to_string();
     let url = format!("unix://{}", daemon.socket().display());
-    let ours = format!("unix://{}/t.sock", daemon.dir().display());
+    let proxy_url = format!("unix://{}/t.sock", daemon.dir().display());
     let setup = Setup {
         arguments: &["--listen", "unix://DIR/t.sock"],
         ..Setup::default()
@@ -802,7 +812,9 @@ fn supervisorctl_that_talks_past_the_proxy_is_noted() -> Result<()> {
     ensure!(
         check.code == Some(0)
             && check.printed.contains(&note)
-            && check.printed.contains(&format!("write serverurl = {ours}")),
+            && check
+                .printed
+                .contains(&format!("write serverurl = {proxy_url}")),
         "{}",
         check.printed
     );
@@ -812,7 +824,7 @@ fn supervisorctl_that_talks_past_the_proxy_is_noted() -> Result<()> {
         "supervisord.conf",
         &text.replace(
             &format!("serverurl = {url}"),
-            &format!("serverurl = {ours}"),
+            &format!("serverurl = {proxy_url}"),
         ),
     )?;
     let check = outcome("check", &daemon, &setup)?;
@@ -908,11 +920,11 @@ fn variables_that_only_supervisord_has_are_noted_where_they_are_not_needed() -> 
             ..Setup::default()
         },
     )?;
-    let needed = format!(
+    let expected = format!(
         "{file}: [include] files: the environment variable ONLY_DIR is not set; start twiddler with the value that supervisord has, or name the directory that it includes with --include-dir, or write %% for a percent sign"
     );
     ensure!(
-        check.code == Some(2) && check.sentences == [needed],
+        check.code == Some(2) && check.sentences == [expected],
         "{}",
         check.printed
     );
@@ -1031,7 +1043,7 @@ fn an_option_gives_the_address_that_only_supervisord_knows() -> Result<()> {
     let hidden = format!("file = {dir}/%(ENV_ONLY_PLACE)s/{name}");
     daemon.write("supervisord.conf", &text.replacen(line, &hidden, 1))?;
     daemon.kill_and_start_again()?;
-    let needed = format!(
+    let expected = format!(
         "{}: [unix_http_server] file: the environment variable ONLY_PLACE is not set; start twiddler with the value that supervisord has, or name where it listens with --supervisord, or write %% for a percent sign",
         daemon.conf().display()
     );
@@ -1042,7 +1054,7 @@ fn an_option_gives_the_address_that_only_supervisord_knows() -> Result<()> {
         };
         let outcome = outcome(verb, &daemon, &setup)?;
         ensure!(
-            outcome.code == Some(2) && outcome.sentences == [needed.as_str()],
+            outcome.code == Some(2) && outcome.sentences == [expected.as_str()],
             "{}",
             outcome.printed
         );

@@ -109,17 +109,17 @@ fn an_output_that_takes_nothing_is_an_error_and_a_closed_pipe_is_none() -> Resul
             Ok::<_, anyhow::Error>(child.spawn()?.wait_with_output()?)
         };
         let full = with_output(fs::File::options().write(true).open("/dev/full")?.into())?;
-        let said = stderr_text(&full);
-        assert_eq!(full.status.code(), Some(1), "{words:?}: {said}");
+        let stderr = stderr_text(&full);
+        assert_eq!(full.status.code(), Some(1), "{words:?}: {stderr}");
         ensure!(
-            said.contains("cannot print: No space left"),
-            "{words:?}: {said}"
+            stderr.contains("cannot print: No space left"),
+            "{words:?}: {stderr}"
         );
         let (reader, writer) = std::io::pipe()?;
         drop(reader);
         let closed = with_output(writer.into())?;
-        let said = stderr_text(&closed);
-        ensure!(!said.contains("twiddler:"), "{words:?}: {said}");
+        let stderr = stderr_text(&closed);
+        ensure!(!stderr.contains("twiddler:"), "{words:?}: {stderr}");
         // What was begun was done.
         assert_eq!(daemon.state("web:api")?, "RUNNING", "{words:?}");
     }
@@ -222,10 +222,10 @@ fn credentials_come_from_where_supervisorctl_takes_them() -> Result<()> {
         assert_eq!(run(&mut command)?.status.code(), Some(0));
         let wrong = verb(&server, &["status", "-u", "user", "-p", "other"])?;
         assert_eq!(wrong.status.code(), Some(77));
-        let said = stdout_text(&wrong) + &stderr_text(&wrong);
+        let stderr = stdout_text(&wrong) + &stderr_text(&wrong);
         ensure!(
-            !said.contains("other") && said.contains("[supervisorctl]"),
-            "{said}"
+            !stderr.contains("other") && stderr.contains("[supervisorctl]"),
+            "{stderr}"
         );
     }
     Ok(())
@@ -237,15 +237,18 @@ fn verbs_speak_tls_to_servers_that_the_system_trusts() -> Result<()> {
     let plain = Sidecar::start(&daemon)?;
     let wrong = verb(&format!("https://{}", plain.tcp_addr()), &["status"])?;
     assert_eq!(wrong.status.code(), Some(69));
-    let said = stderr_text(&wrong);
-    ensure!(said.contains("does not speak TLS: write http://"), "{said}");
+    let stderr = stderr_text(&wrong);
+    ensure!(
+        stderr.contains("does not speak TLS: write http://"),
+        "{stderr}"
+    );
     drop(plain);
     daemon.wait_for_state("web:api", "RUNNING")?;
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     let path = |name: &str| daemon.dir().join(name).to_string_lossy().into_owned();
     let (cert, key) = (path("cert.pem"), path("key.pem"));
-    fs::write(&cert, made.cert.pem())?;
-    fs::write(&key, made.signing_key.serialize_pem())?;
+    fs::write(&cert, certificate.cert.pem())?;
+    fs::write(&key, certificate.signing_key.serialize_pem())?;
     let sidecar = Sidecar::start_options(
         &daemon,
         SidecarOptions {
@@ -306,10 +309,10 @@ fn a_verb_takes_hardly_longer_than_the_calls_of_supervisorctl() -> Result<()> {
         for _ in 0..ROUNDS {
             let theirs = next_round(&calls)?;
             let mut status = twiddler_command();
-            let begun = Instant::now();
+            let start = Instant::now();
             // Not by the fixture, which looks at a process now and then.
             let output = status.args(["-s", &server, "status"]).output()?;
-            let ours = begun.elapsed();
+            let ours = start.elapsed();
             ensure!(stdout_text(&output).contains("web:api"));
             differences.push(ours.saturating_sub(theirs));
         }

@@ -145,9 +145,9 @@ impl Twins {
 
 /// The processes of a group are reported on as they stop or start, which is in any order.
 fn in_order(text: &str) -> String {
-    let sorted = |said: &str| {
-        let mut lines: Vec<&str> = said.lines().collect();
-        if said.contains(": stopped") || said.contains(": started") {
+    let sorted = |text: &str| {
+        let mut lines: Vec<&str> = text.lines().collect();
+        if text.contains(": stopped") || text.contains(": started") {
             lines.sort_unstable();
         }
         lines.join("\n")
@@ -240,31 +240,31 @@ fn supervisorctl_as_a_shell() -> Result<()> {
         ensure!(output.status.success(), "{}", stderr_text(&output));
         Ok(stdout_text(&output))
     };
-    let said = shell(before)?;
-    for wanted in [
+    let text = shell(before)?;
+    for expected in [
         "web: ERROR (already started)",
         "failing: ERROR (spawn error)",
         "one\ntwo\nthree\n",
     ] {
-        ensure!(said.contains(wanted), "no {wanted:?} in {said}");
+        ensure!(text.contains(expected), "no {expected:?} in {text}");
     }
     // Until then it is one of those that can be stopped.
     twins.each(|daemon| daemon.wait_for_state("failing", "FATAL"))?;
     twins.each(|daemon| daemon.write("conf.d/extra.conf", EXTRA))?;
-    let said = shell(after)?;
-    for wanted in [
+    let text = shell(after)?;
+    for expected in [
         "extra: available",
         "extra: added process group",
         "extra: removed process group",
     ] {
-        ensure!(said.contains(wanted), "no {wanted:?} in {said}");
+        ensure!(text.contains(expected), "no {expected:?} in {text}");
     }
     twins.each(|daemon| daemon.write("conf.d/extra.conf", &format!("{EXTRA}priority=5\n")))?;
-    let said = shell(last)?;
-    ensure!(said.contains("extra: updated process group"), "{said}");
+    let text = shell(last)?;
+    ensure!(text.contains("extra: updated process group"), "{text}");
     twins.each(|daemon| daemon.write("conf.d/extra.conf", "[program:extra]\n"))?;
-    let said = shell("reread\nupdate\nstatus\n")?;
-    ensure!(said.contains("ERROR: CANT_REREAD:"), "{said}");
+    let text = shell("reread\nupdate\nstatus\n")?;
+    ensure!(text.contains("ERROR: CANT_REREAD:"), "{text}");
     Ok(())
 }
 
@@ -309,9 +309,9 @@ fn follow(daemon: &Daemon, conf: &Path, addr: &Addr) -> Result<()> {
     main.wait_for_stdout("success: web entered RUNNING state")?;
     for line in ["first", "second"] {
         foreground.write(format!("{line} {addr}\n").as_bytes())?;
-        let wanted = format!("{line} {addr}\n");
-        foreground.wait_for_stdout(&wanted)?;
-        tail.wait_for_stdout(&wanted)?;
+        let expected = format!("{line} {addr}\n");
+        foreground.wait_for_stdout(&expected)?;
+        tail.wait_for_stdout(&expected)?;
     }
     daemon.call("supervisor.signalProcess", ("pair:pair_0", "KILL"))?;
     main.wait_for_stdout("exited: pair_0 (terminated by SIGKILL; not expected)")?;
@@ -359,10 +359,10 @@ fn supervisorctl_reloads_and_shuts_down() -> Result<()> {
     })?;
     // Nobody is there: directly there is no connection, and through the proxy a 502 that says why.
     let output = supervisorctl_as(None, &["status"], twins.over_tcp()[1].clone())?;
-    let said = stdout_text(&output) + &stderr_text(&output);
+    let text = stdout_text(&output) + &stderr_text(&output);
     ensure!(
-        said.contains("502 supervisord at unix://") && !output.status.success(),
-        "{said}"
+        text.contains("502 supervisord at unix://") && !output.status.success(),
+        "{text}"
     );
     Ok(())
 }
@@ -426,10 +426,10 @@ fn pythons_own_client() -> Result<()> {
     let output = twins.ensure_same(twins.over_tcp(), |addr| {
         run_python(PYTHON, &[&addr.to_string()])
     })?;
-    let said = stdout_text(&output);
+    let text = stdout_text(&output);
     ensure!(
-        output.status.success() && said.contains("nobody Fault <Fault 10"),
-        "{said}"
+        output.status.success() && text.contains("nobody Fault <Fault 10"),
+        "{text}"
     );
     Ok(())
 }
@@ -495,13 +495,13 @@ fn rubys_xmlrpc() -> Result<()> {
             let addr = addr.to_string();
             run_tool("ruby", &["-W0", "-e", SESSION, &addr, "user", "wrong"])
         })?;
-        let (said, errors) = (stdout_text(&output), stderr_text(&output));
-        ensure!(output.status.success(), "{said}{errors}");
-        let wanted = match credentials {
+        let (text, errors) = (stdout_text(&output), stderr_text(&output));
+        ensure!(output.status.success(), "{text}{errors}");
+        let expected = match credentials {
             None => "nobody fault 10 BAD_NAME: nobody",
             Some(_) => "as user {\"statecode\"=>1, \"statename\"=>\"RUNNING\"}",
         };
-        ensure!(said.contains(wanted), "no {wanted:?} in {said}");
+        ensure!(text.contains(expected), "no {expected:?} in {text}");
     }
     Ok(())
 }

@@ -32,16 +32,16 @@ fn page(name: &str) -> Result<String> {
 
 /// All files below a directory whose names end so.
 fn files(dir: &Path, ending: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+    let mut paths = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let path = entry?.path();
         if path.is_dir() {
-            found.extend(files(&path, ending)?);
+            paths.extend(files(&path, ending)?);
         } else if path.to_string_lossy().ends_with(ending) {
-            found.push(path);
+            paths.push(path);
         }
     }
-    Ok(found)
+    Ok(paths)
 }
 
 fn pages() -> Result<Vec<PathBuf>> {
@@ -264,12 +264,12 @@ fn anchors(text: &str) -> BTreeSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     let anchor = |heading: &str| -> String {
         let heading = heading.trim_start_matches('#').trim().to_lowercase();
-        let kept = heading.chars().filter_map(|letter| match letter {
+        let letters = heading.chars().filter_map(|letter| match letter {
             ' ' => Some('-'),
             '-' | '_' => Some(letter),
             _ => letter.is_alphanumeric().then_some(letter),
         });
-        kept.collect()
+        letters.collect()
     };
     headings.map(anchor).collect()
 }
@@ -278,7 +278,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 fn links_lead_somewhere() -> Result<()> {
     let readme = read(&root().join("README.md"))?;
     for page in pages()? {
-        let (text, shown) = (read(&page)?, page.display());
+        let (text, path) = (read(&page)?, page.display());
         let dir = page.parent().context("no directory")?;
         for link in prose(&text).split("](").skip(1) {
             let link = link.split(')').next().unwrap_or(link);
@@ -290,10 +290,10 @@ fn links_lead_somewhere() -> Result<()> {
                 "" => page.clone(),
                 file => dir.join(file),
             };
-            ensure!(target.exists(), "{shown}: {link}");
+            ensure!(target.exists(), "{path}: {link}");
             if !anchor.is_empty() {
                 let there = anchors(&read(&target)?).contains(anchor);
-                ensure!(there, "{shown}: {link} has no such heading");
+                ensure!(there, "{path}: {link} has no such heading");
             }
         }
         let name = page.strip_prefix(root())?.to_string_lossy().into_owned();
@@ -391,27 +391,27 @@ fn modules_import_only_from_those_below_them_in_the_map() -> Result<()> {
 #[test]
 fn no_import_of_the_core_goes_in_a_circle() -> Result<()> {
     for dir in ["src/twiddler", "src/twiddler/model"] {
-        let mut left = Vec::new();
+        let mut remaining = Vec::new();
         for entry in fs::read_dir(root().join(dir))? {
             let path = entry?.path();
             let name = path.file_stem().context("a name")?.to_string_lossy();
             if path.is_file() && name != "mod" {
-                left.push((name.into_owned(), imports(&read(&path)?, "super::")));
+                remaining.push((name.into_owned(), imports(&read(&path)?, "super::")));
             }
         }
-        ensure!(left.len() > 5, "{dir} has {} files", left.len());
+        ensure!(remaining.len() > 5, "{dir} has {} files", remaining.len());
         // Each time without those that import from nobody who is left.
         loop {
-            let names: BTreeSet<String> = left.iter().map(|(name, _)| name.clone()).collect();
-            let before = left.len();
-            left.retain(|(name, from)| {
+            let names: BTreeSet<String> = remaining.iter().map(|(name, _)| name.clone()).collect();
+            let before = remaining.len();
+            remaining.retain(|(name, from)| {
                 from.iter().any(|from| from != name && names.contains(from))
             });
-            if left.len() == before {
+            if remaining.len() == before {
                 break;
             }
         }
-        let names: Vec<&String> = left.iter().map(|(name, _)| name).collect();
+        let names: Vec<&String> = remaining.iter().map(|(name, _)| name).collect();
         ensure!(names.is_empty(), "{dir}: {names:?} import in a circle");
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! The proxy opens no door that the daemon keeps shut: where it listens by itself, which addresses it
 //! refuses, and what callers of its ports must present.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -61,15 +61,12 @@ fn beside(daemon: &Daemon) -> PathBuf {
 
 /// Mode, owner and group.
 fn access(path: &Path) -> Result<(u32, u32, u32)> {
-    let of = |found: Metadata| {
-        (
-            found.permissions().mode() & 0o7777,
-            found.uid(),
-            found.gid(),
-        )
-    };
-    let found = fs::symlink_metadata(path).with_context(|| format!("{}", path.display()))?;
-    Ok(of(found))
+    let metadata = fs::symlink_metadata(path).with_context(|| format!("{}", path.display()))?;
+    Ok((
+        metadata.permissions().mode() & 0o7777,
+        metadata.uid(),
+        metadata.gid(),
+    ))
 }
 
 /// Whether another account may open a socket, which takes the right to write to it. Only root can
@@ -82,8 +79,8 @@ fn nobody_may_open(socket: &Path) -> Result<bool> {
         .args(["/bin/sh", "-c", "test -w \"$0\""])
         .arg(socket);
     let output = run(&mut command)?;
-    let said = stderr_text(&output);
-    ensure!(said.is_empty(), "{said}");
+    let error = stderr_text(&output);
+    ensure!(error.is_empty(), "{error}");
     Ok(output.status.success())
 }
 
@@ -208,8 +205,8 @@ fn an_account_of_its_own_gives_the_socket_the_group_but_nobody_more() -> Result<
 fn a_port_that_lets_in_accounts_whom_the_socket_keeps_out_is_refused() -> Result<()> {
     let daemon = daemon("")?;
     for address in ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
-        let said = refused(&daemon, &["--listen", address], &[])?;
-        for wanted in [
+        let error = refused(&daemon, &["--listen", address], &[])?;
+        for expected in [
             "--listen: http://",
             "accounts of this machine that supervisord keeps out",
             "permissions of its socket",
@@ -217,7 +214,7 @@ fn a_port_that_lets_in_accounts_whom_the_socket_keeps_out_is_refused() -> Result
             "listen = unix:///",
             "--allow-open",
         ] {
-            assert!(said.contains(wanted), "{wanted}: {said}");
+            assert!(error.contains(expected), "{expected}: {error}");
         }
     }
     let one_of_two = ["--listen", "unix:///tmp/t.sock", "--listen", "127.0.0.1:0"];
@@ -293,8 +290,8 @@ fn a_port_is_taken_where_every_account_may_open_the_socket_or_must_know_its_pass
     let stranger = Client::new(sidecar.tcp_addr());
     let error = stranger.call("twiddler.getGroupNames", ()).unwrap_err();
     assert_eq!(error.status(), Some(401));
-    let known = stranger.with_credentials("u", "secret");
-    known.call("twiddler.getGroupNames", ())?;
+    let authorized = stranger.with_credentials("u", "secret");
+    authorized.call("twiddler.getGroupNames", ())?;
     Ok(())
 }
 
@@ -332,8 +329,8 @@ fn callers_of_a_port_present_what_the_daemons_port_asks_for() -> Result<()> {
         let stranger = Client::new(sidecar.tcp_addr());
         assert_eq!(stranger.get("/")?.status, 401);
         assert_eq!(stranger.get("/twiddler/health")?.status, 200);
-        let made = stranger.call("twiddler.addGroup", (value("sneaked"), value(1)));
-        assert_eq!(made.unwrap_err().status(), Some(401));
+        let result = stranger.call("twiddler.addGroup", (value("sneaked"), value(1)));
+        assert_eq!(result.unwrap_err().status(), Some(401));
 
         // The socket asks for what the daemon's socket asks for.
         let on_socket = sidecar.socket_client();
@@ -372,8 +369,8 @@ fn options_that_are_read_again_open_no_port() -> Result<()> {
     sidecar.signal("HUP")?;
     sidecar.wait_for_stderr("took up username and password, the username and password of")?;
     assert_eq!(status(), Err(Some(401)));
-    let known = Client::new(sidecar.tcp_addr()).with_credentials("port", "other");
-    known.call("supervisor.getState", ())?;
+    let authorized = Client::new(sidecar.tcp_addr()).with_credentials("port", "other");
+    authorized.call("supervisor.getState", ())?;
     Ok(())
 }
 
@@ -414,23 +411,23 @@ fn a_directory_where_others_may_write_or_the_proxy_may_not_gets_no_socket() -> R
     let line = "write listen = ";
     for mode in [0o777, 0o1777] {
         set_mode(daemon.dir(), mode)?;
-        let said = refused(&daemon, &[], &[])?;
+        let error = refused(&daemon, &[], &[])?;
         let reason = format!("every account may write in {}", daemon.dir().display());
-        assert!(said.contains(&reason) && said.contains(line), "{said}");
+        assert!(error.contains(&reason) && error.contains(line), "{error}");
     }
     set_mode(daemon.dir(), 0o555)?;
-    let said = refused(&daemon, &[], &launcher()?);
+    let error = refused(&daemon, &[], &launcher()?);
     set_mode(daemon.dir(), 0o755)?;
-    let said = said?;
+    let error = error?;
     let reason = format!("cannot make a socket in {}", daemon.dir().display());
-    assert!(said.contains(&reason) && said.contains(line), "{said}");
+    assert!(error.contains(&reason) && error.contains(line), "{error}");
     assert!(!beside(&daemon).exists());
     Ok(())
 }
 
 /// Does what the message says in a shell of an account, in a file system where nothing is prepared, and
 /// hands over what the proxy says then.
-fn followed(daemon: &Daemon, account: &[&str], home: &Path) -> Result<String> {
+fn follow_advice(daemon: &Daemon, account: &[&str], home: &Path) -> Result<String> {
     const SHELL: &str = r#"
         set -e
         mount -t tmpfs -o mode=755 tmpfs /run
@@ -463,8 +460,8 @@ password = secret" ;;
         .arg(daemon.dir().join("twiddler"))
         .env("CONF", daemon.conf());
     let proxy = Process::spawn(&mut command)?;
-    let said = proxy.wait_for_stderr("listening on ")?;
-    Ok(format!("{}{said}", proxy.stdout_text()))
+    let log = proxy.wait_for_stderr("listening on ")?;
+    Ok(format!("{}{log}", proxy.stdout_text()))
 }
 
 #[test]
@@ -498,7 +495,7 @@ fn the_advice_where_to_listen_can_be_followed_by_root_and_by_others() -> Result<
             fs::create_dir(&home)?;
             std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY))?;
         }
-        let said = followed(&daemon, account, &home)?;
+        let output = follow_advice(&daemon, account, &home)?;
         let listening = match (account, has_home) {
             ([], _) => "listening on unix:///run/twiddler/twiddler.sock".to_owned(),
             (_, true) => format!(
@@ -507,7 +504,7 @@ fn the_advice_where_to_listen_can_be_followed_by_root_and_by_others() -> Result<
             ),
             (_, false) => "listening on http://127.0.0.1:".to_owned(),
         };
-        ensure!(said.contains(&listening), "no {listening}: {said}");
+        ensure!(output.contains(&listening), "no {listening}: {output}");
     }
     Ok(())
 }
@@ -534,12 +531,12 @@ fn a_password_stands_in_a_file_that_others_cannot_read() -> Result<()> {
     sidecar.stop()?;
 
     set_mode(&file, 0o644)?;
-    let said = refused(&daemon, &arguments, &[])?;
+    let error = refused(&daemon, &arguments, &[])?;
     let expected =
         format!("--password-file: every account can read {path}; write chmod 0640 {path}");
     assert!(
-        said.contains(&expected) && !said.contains("secret"),
-        "{said}"
+        error.contains(&expected) && !error.contains("secret"),
+        "{error}"
     );
 
     set_mode(&file, 0o600)?;

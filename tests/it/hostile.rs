@@ -160,12 +160,12 @@ fn slow_senders_are_answered_408_and_hold_up_nobody() -> Result<()> {
     let addr = sidecar.tcp_addr();
     let slow = |request: &'static str| {
         thread::spawn(move || -> Result<(u16, Duration)> {
-            let began = Instant::now();
+            let start = Instant::now();
             let mut connection = Connection::open(addr)?;
             connection.send(request.as_bytes())?;
             let limit = HEAD_TIME.max(BODY_PAUSE) + LEEWAY;
             let reply = Reply::parse(&connection.read_within(limit, Until::Close)?)?;
-            Ok((reply.status, began.elapsed()))
+            Ok((reply.status, start.elapsed()))
         })
     };
     let heads = [
@@ -187,22 +187,22 @@ fn slow_senders_are_answered_408_and_hold_up_nobody() -> Result<()> {
     let client = sidecar.client();
     let mut meanwhile = 0;
     while !slow.iter().any(thread::JoinHandle::is_finished) {
-        let began = Instant::now();
+        let start = Instant::now();
         answers(&client)?;
         ensure!(
-            began.elapsed() < Duration::from_secs(5),
+            start.elapsed() < Duration::from_secs(5),
             "held up for {:?}",
-            began.elapsed()
+            start.elapsed()
         );
         meanwhile += 1;
     }
     assert!(meanwhile > 100, "{meanwhile}");
     for slow in slow {
-        let (status, took) = slow
+        let (status, time) = slow
             .join()
             .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
         assert_eq!(status, 408);
-        assert!(took >= HEAD_TIME.min(BODY_PAUSE), "{took:?}");
+        assert!(time >= HEAD_TIME.min(BODY_PAUSE), "{time:?}");
     }
     answers(&client)
 }
@@ -245,14 +245,14 @@ fn a_crowd_that_comes_at_once_finds_room_until_it_is_accepted() -> Result<()> {
     let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")?;
     let crowd = CROWD.min(most.trim().parse()?);
     sidecar.signal("STOP")?;
-    let began = Instant::now();
+    let start = Instant::now();
     let waiting: Result<Vec<_>> = (0..crowd)
         .map(|_| Connection::open(sidecar.tcp_addr()))
         .collect();
-    let took = began.elapsed();
+    let time = start.elapsed();
     sidecar.signal("CONT")?;
     assert_eq!(waiting?.len(), crowd);
-    ensure!(took < Duration::from_secs(1), "{took:?}");
+    ensure!(time < Duration::from_secs(1), "{time:?}");
     answers(&sidecar.client())
 }
 
@@ -264,9 +264,9 @@ fn large_call(bytes: usize) -> Vec<u8> {
 #[test]
 fn large_bodies_wait_for_each_other_and_others_for_none() -> Result<()> {
     let (_daemon, sidecar) = started("")?;
-    let began = Instant::now();
+    let start = Instant::now();
     assert_eq!(post(&sidecar, &large_call(LARGE_BODY))?.status, 200);
-    let alone = began.elapsed();
+    let alone = start.elapsed();
     let body = large_call(MAX_BODY - 1024);
     let head = format!(
         "POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
@@ -283,8 +283,8 @@ fn large_bodies_wait_for_each_other_and_others_for_none() -> Result<()> {
         })
         .collect();
     // Long enough for one of them, if it did not wait for the first to end.
-    let began = Instant::now();
-    while began.elapsed() < 4 * alone && rest.len() > 1 {
+    let start = Instant::now();
+    while start.elapsed() < 4 * alone && rest.len() > 1 {
         let (piece, others) = rest.split_at(1);
         first.send(piece)?;
         rest = others;

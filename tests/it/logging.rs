@@ -128,7 +128,7 @@ fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
     })?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
-    let given = options(&[
+    let valid = options(&[
         ("command", "/bin/cat"),
         ("autostart", "false"),
         ("environment", "TOKEN=\"hunter2\""),
@@ -137,13 +137,13 @@ fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
     let broken = options(&[("command", "/bin/cat"), ("startsecs", SECRET)]);
     let ill = options(&[("command", "/bin/cat"), ("user", "hunter2\nno-such-user")]);
     client.call("twiddler.addGroup", ("dyn", 1))?;
-    client.call(ADD, ("dyn", "a", &given))?;
+    client.call(ADD, ("dyn", "a", &valid))?;
     for (method, params) in [
-        (ADD, params!["dyn", "a", &given]),
-        (ADD, params!["nowhere", "a", &given]),
+        (ADD, params!["dyn", "a", &valid]),
+        (ADD, params!["nowhere", "a", &valid]),
         (ADD, params!["dyn", "b", &broken]),
         (ADD, params!["dyn", "b", &ill]),
-        (ADD, params!["dyn", "b c\nd", &given]),
+        (ADD, params!["dyn", "b c\nd", &valid]),
         (
             "twiddler.removeProcessFromGroup",
             params!["dyn", "no\nbody"],
@@ -192,9 +192,9 @@ fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
             }
         }
     }
-    for (given, reason) in REFUSED {
+    for (refused, reason) in REFUSED {
         let mut all = vec![("command", "/bin/cat"), ("directory", "/hunter2-%(here)s")];
-        all.extend_from_slice(given);
+        all.extend_from_slice(refused);
         client.expect_fault(ADD, ("cat", "c", options(&all)))?;
         let line = format!("did not add program cat:c: INCORRECT_PARAMETERS: {reason}");
         sidecar.wait_for_stderr(&line)?;
@@ -254,9 +254,9 @@ fn each_request_is_a_line_at_debug_without_its_values() -> Result<()> {
         ("supervisor.getProcessInfo", "status=200 fault=10 ms="),
         ("GET /tail.html", "status=200 ms="),
     ] {
-        let wanted = format!("user=\"joe\" method=\"{method}\" {outcome}");
-        let lines = lines(&log, &wanted);
-        ensure!(lines.len() == 1, "{wanted}\n{log}");
+        let expected = format!("user=\"joe\" method=\"{method}\" {outcome}");
+        let lines = lines(&log, &expected);
+        ensure!(lines.len() == 1, "{expected}\n{log}");
         ensure!(
             lines[0].contains("DEBUG answered peer=127.0.0.1:"),
             "{}",

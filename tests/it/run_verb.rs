@@ -90,13 +90,17 @@ fn output_and_exit_status_are_those_of_the_command() -> Result<()> {
     );
     let (code, _, _) = ran(&sidecar, &["--", "sh", "-c", "kill -SEGV $$"])?;
     assert_eq!(code, 139);
-    let (code, _, said) = ran(&sidecar, &["--", "/nonexistent/program"])?;
-    assert_eq!((code, said.contains("no such file")), (127, true), "{said}");
-    let (code, _, said) = ran(&sidecar, &["--", "/etc/passwd"])?;
+    let (code, _, stderr) = ran(&sidecar, &["--", "/nonexistent/program"])?;
     assert_eq!(
-        (code, said.contains("not executable")),
+        (code, stderr.contains("no such file")),
+        (127, true),
+        "{stderr}"
+    );
+    let (code, _, stderr) = ran(&sidecar, &["--", "/etc/passwd"])?;
+    assert_eq!(
+        (code, stderr.contains("not executable")),
         (126, true),
-        "{said}"
+        "{stderr}"
     );
     ensure_nothing_left(&daemon, &sidecar)
 }
@@ -127,8 +131,8 @@ fn a_log_of_its_own_is_copied_from_where_this_run_begins() -> Result<()> {
             "1",
             "3000",
         ];
-        let (code, out, said) = ran(&sidecar, &words)?;
-        assert_eq!(code, 0, "{said}");
+        let (code, out, stderr) = ran(&sidecar, &words)?;
+        assert_eq!(code, 0, "{stderr}");
         ensure!(
             out.starts_with("1\n2\n") && out.ends_with("2999\n3000\n"),
             "{out}"
@@ -153,7 +157,7 @@ fn groups_options_and_names_are_judged_before_anything_runs() -> Result<()> {
         ],
     )?;
     assert_eq!((code, out.as_str()), (0, "web\n"));
-    for (words, code, said) in [
+    for (words, code, stderr) in [
         (
             &["--group", "nobody", "--", "true"][..],
             1,
@@ -178,7 +182,7 @@ fn groups_options_and_names_are_judged_before_anything_runs() -> Result<()> {
     ] {
         let (status, _, text) = ran(&sidecar, words)?;
         assert_eq!(
-            (status, text.contains(said)),
+            (status, text.contains(stderr)),
             (code, true),
             "{words:?}: {text}"
         );
@@ -365,8 +369,8 @@ fn a_restart_of_supervisord_ends_the_run() -> Result<()> {
         process_of(&sidecar)?;
         daemon.restart_rpc()?;
         assert_eq!(running.wait()?.code(), Some(1), "{arguments:?}");
-        let said = running.stderr_text();
-        ensure!(said.contains("supervisord has started again"), "{said}");
+        let stderr = running.stderr_text();
+        ensure!(stderr.contains("supervisord has started again"), "{stderr}");
         daemon.wait_for_state("web:api", "RUNNING")?;
         eventually(LIMIT, || ensure_nothing_left(&daemon, &sidecar))?;
     }
@@ -453,9 +457,9 @@ fn a_signal_ends_a_run_whose_server_does_not_answer() -> Result<()> {
             wait_until_it_catches_signals(adding.pid())?;
             adding.signal(signal)?;
             assert_eq!(adding.wait_within(LEAVING)?.code(), Some(code));
-            let said = adding.stderr_text();
-            ensure!(said.contains("has not said whether sh-"), "{said}");
-            ensure!(said.contains("the proxy removes it"), "{said}");
+            let stderr = adding.stderr_text();
+            ensure!(stderr.contains("has not said whether sh-"), "{stderr}");
+            ensure!(stderr.contains("the proxy removes it"), "{stderr}");
             send(server, "CONT")?;
 
             let running = spawn()?;
@@ -463,8 +467,11 @@ fn a_signal_ends_a_run_whose_server_does_not_answer() -> Result<()> {
             send(server, "STOP")?;
             running.signal(signal)?;
             assert_eq!(running.wait_within(LEAVING)?.code(), Some(code));
-            let said = running.stderr_text();
-            ensure!(said.contains("the proxy stops and removes it"), "{said}");
+            let stderr = running.stderr_text();
+            ensure!(
+                stderr.contains("the proxy stops and removes it"),
+                "{stderr}"
+            );
             send(server, "CONT")?;
         }
     }
@@ -480,8 +487,8 @@ fn a_signal_ends_a_run_whose_server_is_gone() -> Result<()> {
     sidecar.kill()?;
     running.signal("INT")?;
     assert_eq!(running.wait_within(LEAVING)?.code(), Some(130));
-    let said = running.stderr_text();
-    ensure!(said.contains("`twiddler remove --stop sh-"), "{said}");
+    let stderr = running.stderr_text();
+    ensure!(stderr.contains("`twiddler remove --stop sh-"), "{stderr}");
     Ok(())
 }
 
@@ -505,12 +512,12 @@ fn a_signal_ends_a_run_that_waits_for_a_slow_stop() -> Result<()> {
     kill(pid, Signal::SIGINT)?;
     let status = eventually(LEAVING, || running.try_wait()?.context("it still runs"))?;
     assert_eq!(status.code(), Some(128 + 13));
-    let mut said = String::new();
+    let mut text = String::new();
     let mut stderr = running.stderr.take().context("no standard error")?;
-    std::io::Read::read_to_string(&mut stderr, &mut said)?;
+    std::io::Read::read_to_string(&mut stderr, &mut text)?;
     ensure!(
-        said.contains("the proxy stops and removes it"),
-        "{name}: {said}"
+        text.contains("the proxy stops and removes it"),
+        "{name}: {text}"
     );
     Ok(())
 }

@@ -18,8 +18,10 @@ fn readable_by_others(dir: &std::path::Path) -> Vec<String> {
     entries
         .flatten()
         .filter(|entry| {
-            let found = fs::metadata(entry.path());
-            found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o077 != 0)
+            let metadata = fs::metadata(entry.path());
+            metadata.is_ok_and(|metadata| {
+                metadata.is_file() && metadata.permissions().mode() & 0o077 != 0
+            })
         })
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
@@ -139,9 +141,9 @@ fn faults_do_not_tell_the_daemons_environment() -> Result<()> {
         let sent = options(&[command, ("autostart", "false"), (option, "%(ENV_SECRET)s")]);
         let answer = client.call("twiddler.addProcessToGroup", ("g", option, sent));
         let Err(error) = answer else { continue };
-        let said = error.to_string();
-        ensure!(said.contains(option), "{option}: {said}");
-        ensure!(!said.contains(CANARY), "{option}: {said}");
+        let text = error.to_string();
+        ensure!(text.contains(option), "{option}: {text}");
+        ensure!(!text.contains(CANARY), "{option}: {text}");
         refused += 1;
     }
     ensure!(refused > 8, "{refused} of the options were refused");
@@ -160,7 +162,7 @@ fn faults_do_not_tell_the_daemons_environment() -> Result<()> {
 }
 
 /// The files of the include directory that hold the canary.
-fn told_by(daemon: &Daemon) -> Result<Vec<String>> {
+fn files_with_canary(daemon: &Daemon) -> Result<Vec<String>> {
     let mut names = daemon.include_files()?;
     names.retain(|name| {
         let text = fs::read(daemon.include_dir().join(name)).unwrap_or_default();
@@ -186,22 +188,25 @@ fn values_leave_the_disk_with_their_programs() -> Result<()> {
         client.call("twiddler.addGroup", ("g", 999))?;
         for (group, name) in [("g", "own"), ("g", "placed"), ("cat", "placed")] {
             client.call("twiddler.addProgramToGroup", (group, name, program(&[])))?;
-            ensure!(!told_by(&daemon)?.is_empty(), "{name} is nowhere");
+            ensure!(!files_with_canary(&daemon)?.is_empty(), "{name} is nowhere");
         }
         client.call("twiddler.removeProcessFromGroup", ("cat", "placed"))?;
         client.call("twiddler.removeGroup", ("g",))?;
-        let left = told_by(&daemon)?;
-        ensure!(left.is_empty(), "after removals: {left:?}");
+        let files = files_with_canary(&daemon)?;
+        ensure!(files.is_empty(), "after removals: {files:?}");
         let refused = program(&[("user", "nobody-of-this-name")]);
         client.expect_fault("twiddler.addProgramToGroup", ("cat", "refused", refused))?;
-        let left = told_by(&daemon)?;
-        ensure!(left.is_empty(), "after a refusal: {left:?}");
+        let files = files_with_canary(&daemon)?;
+        ensure!(files.is_empty(), "after a refusal: {files:?}");
         client.call("twiddler.addProgramToGroup", ("cat", "lost", program(&[])))?;
         if arguments.is_empty() {
             daemon.kill_and_start_again()?;
             client.call("twiddler.getGroupNames", ())?;
-            let left = told_by(&daemon)?;
-            ensure!(left.is_empty(), "after a restart of supervisord: {left:?}");
+            let files = files_with_canary(&daemon)?;
+            ensure!(
+                files.is_empty(),
+                "after a restart of supervisord: {files:?}"
+            );
         }
     }
     Ok(())
@@ -216,7 +221,7 @@ fn what_an_earlier_version_left_of_removed_programs_goes_with_the_next_start() -
     );
     fs::write(daemon.include_dir().join(".twiddler-journal"), journal)?;
     let _sidecar = Sidecar::start(&daemon)?;
-    let left = told_by(&daemon)?;
-    ensure!(left.is_empty(), "{left:?}");
+    let files = files_with_canary(&daemon)?;
+    ensure!(files.is_empty(), "{files:?}");
     Ok(())
 }

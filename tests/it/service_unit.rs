@@ -168,8 +168,8 @@ fn its_steps_lead_to_a_proxy_that_its_group_may_call() -> Result<()> {
         .env("reload", setting(&unit, "ExecReload")?)
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     let ended = run(&mut command)?;
-    let said = format!("{}{}", stdout_text(&ended), stderr_text(&ended));
-    let works = ended.status.success() && said.contains("all of it works");
-    ensure!(works, "{}: {said}", ended.status);
+    let text = format!("{}{}", stdout_text(&ended), stderr_text(&ended));
+    let works = ended.status.success() && text.contains("all of it works");
+    ensure!(works, "{}: {text}", ended.status);
     Ok(())
 }

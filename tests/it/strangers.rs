@@ -66,8 +66,12 @@ fn guesses_that_hang_up_are_still_checked_one_at_a_time() -> Result<()> {
     let peak = peak_memory(sidecar.pid())?;
     assert!(peak <= MEMORY + CHECK_MEMORY, "{} MiB", peak / MIB);
     eventually(RECOVERY, || {
-        let left = memory(sidecar.pid())?;
-        ensure!(left <= MEMORY_AFTER, "{} MiB are left", left / MIB);
+        let remaining = memory(sidecar.pid())?;
+        ensure!(
+            remaining <= MEMORY_AFTER,
+            "{} MiB are left",
+            remaining / MIB
+        );
         Ok(())
     })
 }
@@ -87,8 +91,8 @@ fn a_flood_of_guesses_neither_keeps_out_nor_delays_whoever_knows_the_password() 
     };
     let honest = || {
         eventually(crate::common::LIMIT, || {
-            let begun = guesses.load(Ordering::Relaxed);
-            ensure!(begun >= 50, "{begun} guesses");
+            let guess_count = guesses.load(Ordering::Relaxed);
+            ensure!(guess_count >= 50, "{guess_count} guesses");
             Ok(())
         })?;
         let user = own_client(&sidecar);
@@ -96,10 +100,10 @@ fn a_flood_of_guesses_neither_keeps_out_nor_delays_whoever_knows_the_password() 
             .context("before he was let in")?;
         let mut slowest = Duration::ZERO;
         for _ in 0..WARM_CALLS {
-            let began = Instant::now();
+            let start = Instant::now();
             user.call("supervisor.getState", ())
                 .context("after he was let in")?;
-            slowest = slowest.max(began.elapsed());
+            slowest = slowest.max(start.elapsed());
         }
         anyhow::Ok(slowest)
     };
@@ -167,10 +171,10 @@ fn withstands(
     thread::scope(|scope| {
         let attack = scope.spawn(attack);
         while !attack.is_finished() {
-            let began = Instant::now();
+            let start = Instant::now();
             daemon.call("supervisor.getState", ())?;
-            let (took, open) = (began.elapsed(), descriptors(daemon.pid())?);
-            ensure!(took < bound(ANSWER_TIME), "supervisord took {took:?}");
+            let (time, open) = (start.elapsed(), descriptors(daemon.pid())?);
+            ensure!(time < bound(ANSWER_TIME), "supervisord took {time:?}");
             ensure!(open < DESCRIPTORS, "supervisord has {open} descriptors");
         }
         attack
@@ -181,13 +185,17 @@ fn withstands(
     println!("at most {} MiB", peak / MIB);
     ensure!(peak <= most, "{} MiB at most", peak / MIB);
     eventually(RECOVERY, || {
-        let (left, open) = (memory(pid)?, descriptors(pid)?);
-        ensure!(left <= MEMORY_AFTER, "{} MiB are left", left / MIB);
+        let (remaining, open) = (memory(pid)?, descriptors(pid)?);
+        ensure!(
+            remaining <= MEMORY_AFTER,
+            "{} MiB are left",
+            remaining / MIB
+        );
         ensure!(
             open <= before + 16,
             "{open} descriptors are left of {before}"
         );
-        println!("{} MiB afterwards", left / MIB);
+        println!("{} MiB afterwards", remaining / MIB);
         Ok(())
     })?;
     sidecar.client().call("supervisor.getState", ())?;
@@ -270,10 +278,10 @@ fn millions_of_attributes_of_strangers_are_not_read() -> Result<()> {
 #[test]
 fn large_bodies_of_those_who_are_let_in_are_held_one_at_a_time() -> Result<()> {
     let pair = judged_by_the_daemon()?;
-    let known = pair.sidecar.client();
+    let authorized = pair.sidecar.client();
     let body = call_of(LARGE);
     withstands(&pair, 200 * MIB, || {
-        let statuses = all_at_once(&known, 8, 1, &body)?;
+        let statuses = all_at_once(&authorized, 8, 1, &body)?;
         ensure!(statuses == [(200, 8)], "{statuses:?}");
         Ok(())
     })
@@ -284,9 +292,9 @@ fn large_bodies_of_those_who_are_let_in_are_held_one_at_a_time() -> Result<()> {
 fn answers_beside(pair: &Pair, crowd_of: &[u8]) -> Result<()> {
     let stranger = Client::new(pair.sidecar.tcp_addr());
     let waiting = crowd(&stranger, 1000, crowd_of);
-    let known = pair.sidecar.client();
+    let authorized = pair.sidecar.client();
     for _ in 0..10 {
-        known.call("supervisor.getState", ())?;
+        authorized.call("supervisor.getState", ())?;
     }
     drop(waiting);
     Ok(())
@@ -338,19 +346,14 @@ fn connections_that_are_kept_keep_nothing_of_what_came() -> Result<()> {
 }
 
 /// Sends a request from so many connections, each after the answer to the one before, and keeps all.
-fn answer_one_by_one(
-    client: &Client,
-    connections: usize,
-    request: &[u8],
-    status: u16,
-) -> Result<()> {
-    let mut kept = Vec::new();
-    for _ in 0..connections {
+fn answer_one_by_one(client: &Client, count: usize, request: &[u8], status: u16) -> Result<()> {
+    let mut connections = Vec::new();
+    for _ in 0..count {
         let mut connection = client.connect()?;
         connection.send(request)?;
         let answered = connection.read_reply()?.status;
         ensure!(answered == status, "answered {answered}");
-        kept.push(connection);
+        connections.push(connection);
     }
     Ok(())
 }
@@ -367,10 +370,10 @@ fn a_crowd_that_asks_for_health_keeps_nobody_out() -> Result<()> {
     let request = stranger.request_bytes("GET", "/twiddler/health", &[], None);
     let waiting = crowd(&stranger, CROWD, &request);
     assert_eq!(waiting.len(), CROWD);
-    let known = pair.sidecar.client();
+    let authorized = pair.sidecar.client();
     let call = write::call("supervisor.getState", &[]);
-    let mut honest = known.connect()?;
-    honest.send(&known.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+    let mut honest = authorized.connect()?;
+    honest.send(&authorized.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
     assert!(!honest.is_closed()?);
     pair.daemon.signal("CONT")?;
     assert_eq!(honest.read_reply()?.status, 200);
@@ -383,20 +386,20 @@ fn a_crowd_of_guesses_keeps_out_nobody_while_the_daemon_is_busy() -> Result<()> 
     raise_file_limit()?;
     let pair = judged_by_the_daemon()?;
     let stranger = Client::new(pair.sidecar.tcp_addr()).with_credentials("nobody", "knows");
-    let known = pair.sidecar.client();
-    let kept = pair.sidecar.client().kept_alive();
+    let authorized = pair.sidecar.client();
+    let idle_client = pair.sidecar.client().kept_alive();
     let call = write::call("supervisor.getState", &[]);
-    let request = known.request_bytes("POST", "/RPC2", &[], Some(&call));
-    let ours = kept.request_bytes("POST", "/RPC2", &[], Some(&call));
-    let mut idle = kept.connect()?;
-    idle.send(&ours)?;
+    let request = authorized.request_bytes("POST", "/RPC2", &[], Some(&call));
+    let idle_request = idle_client.request_bytes("POST", "/RPC2", &[], Some(&call));
+    let mut idle = idle_client.connect()?;
+    idle.send(&idle_request)?;
     assert_eq!(idle.read_reply()?.status, 200);
     pair.daemon.signal("STOP")?;
-    let mut former = known.connect()?;
+    let mut former = authorized.connect()?;
     former.send(&request)?;
     let guess = stranger.request_bytes("POST", "/RPC2", &[], Some(&call));
     let waiting = crowd(&stranger, CROWD, &guess);
-    let mut newcomer = known.connect()?;
+    let mut newcomer = authorized.connect()?;
     newcomer.send(&request)?;
     // Whoever was let in before keeps his connection, whether he waits or idles.
     let closed = [
@@ -406,7 +409,7 @@ fn a_crowd_of_guesses_keeps_out_nobody_while_the_daemon_is_busy() -> Result<()> 
     ];
     pair.daemon.signal("CONT")?;
     assert_eq!(closed, [false; 3]);
-    idle.send(&ours)?;
+    idle.send(&idle_request)?;
     for mut honest in [former, newcomer, idle] {
         assert_eq!(honest.read_reply()?.status, 200);
     }

@@ -184,24 +184,24 @@ impl Shell {
 
     /// Types words and presses the key for completion until the line has become `wanted`. A server
     /// that is busy may be too late for a shell, and is asked again.
-    fn completes(&self, typed: &str, wanted: &str) -> Result<()> {
+    fn completes(&self, words: &str, expected: &str) -> Result<()> {
         eventually(LIMIT, || {
             let before = self.terminal.stdout_text().len();
-            let line = format!("{LINE_AWAY}{typed}\t");
+            let line = format!("{LINE_AWAY}{words}\t");
             self.terminal.write(line.as_bytes())?;
             eventually(ONE_TRY, || {
                 let text = self.terminal.stdout_text();
                 let text = without_escapes(&text[before..]);
-                ensure!(text.contains(wanted), "{typed:?}: {text:?}");
+                ensure!(text.contains(expected), "{words:?}: {text:?}");
                 Ok(())
             })
         })
     }
 
     /// The same for what is listed where there is more than one.
-    fn lists(&self, typed: &str, wanted: &[&str]) -> Result<()> {
-        for wanted in wanted {
-            self.completes(&format!("{typed}\t"), wanted)?;
+    fn lists(&self, words: &str, expected: &[&str]) -> Result<()> {
+        for expected in expected {
+            self.completes(&format!("{words}\t"), expected)?;
         }
         Ok(())
     }

@@ -15,9 +15,9 @@ proxy = xmlrpc.client.ServerProxy('https://localhost:%s/RPC2' % port, context=co
 print(proxy.supervisor.getState()['statename'], proxy.twiddler.getAPIVersion())";
 
 fn write_certificate(dir: &Path) -> Result<()> {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-    fs::write(dir.join("cert.pem"), made.cert.pem())?;
-    fs::write(dir.join("key.pem"), made.signing_key.serialize_pem())?;
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    fs::write(dir.join("cert.pem"), certificate.cert.pem())?;
+    fs::write(dir.join("key.pem"), certificate.signing_key.serialize_pem())?;
     Ok(())
 }
 
@@ -114,8 +114,8 @@ fn certificates_that_cannot_be_used_are_explained() -> Result<()> {
             "cannot be used with the certificate in",
         ),
     ] {
-        let said = refused(&arguments)?;
-        assert!(said.contains(expected), "{expected}: {said}");
+        let error = refused(&arguments)?;
+        assert!(error.contains(expected), "{expected}: {error}");
     }
     Ok(())
 }

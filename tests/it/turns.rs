@@ -107,9 +107,9 @@ fn unharmed<T>(
             let direct = daemon.client().with_limit(SOON);
             let mut slowest = Duration::ZERO;
             while goes_on.load(Ordering::Relaxed) {
-                let began = Instant::now();
+                let start = Instant::now();
                 direct.call("supervisor.getState", ())?;
-                slowest = slowest.max(began.elapsed());
+                slowest = slowest.max(start.elapsed());
                 most.fetch_max(descriptors(daemon.pid())?, Ordering::Relaxed);
                 let resident = memory(sidecar.pid())?;
                 ensure!(resident <= MEMORY, "{} MiB", resident / MIB);
@@ -123,8 +123,8 @@ fn unharmed<T>(
         (result, slowest)
     });
     let (most, slowest) = (most.load(Ordering::Relaxed), slowest??);
-    let left = memory(sidecar.pid())? / MIB;
-    println!("{most} descriptors, slowest direct answer {slowest:?}, {left} MiB");
+    let remaining = memory(sidecar.pid())? / MIB;
+    println!("{most} descriptors, slowest direct answer {slowest:?}, {remaining} MiB");
     ensure!(most < MOST, "the daemon had {most} descriptors");
     let result = result?;
     eventually(Duration::from_secs(10), || {
@@ -142,8 +142,8 @@ fn unharmed<T>(
 fn statuses(connections: Vec<Connection>, limit: Duration) -> Result<Vec<u16>> {
     let deadline = Instant::now() + limit;
     let statuses = connections.into_iter().map(|mut connection| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let head = connection.read_within(left, Until::Head)?;
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let head = connection.read_within(remaining, Until::Head)?;
         Ok(crate::common::Reply::parse(&head)?.status)
     });
     statuses.collect()
@@ -268,28 +268,28 @@ fn slow_starts(client: &Client, from: usize, count: usize) -> Result<Vec<Connect
 /// Waits until the daemon has begun with so many of them.
 fn wait_for_begun(daemon: &Daemon, at_least: usize) -> Result<()> {
     eventually(LIMIT, || {
-        let begun = crate::common::rows(&daemon.client())?
+        let starting = crate::common::rows(&daemon.client())?
             .iter()
             .filter(|row| row.group == "slow" && row.state != "STOPPED")
             .count();
-        ensure!(begun >= at_least, "{begun} begun");
+        ensure!(starting >= at_least, "{starting} begun");
         Ok(())
     })
 }
 
 /// What 99 of 100 of these calls take at most, for each of those who ask in turn.
 fn p99(clients: &[&Client; 2], method: &str) -> Result<[Duration; 2]> {
-    let mut took = [const { Vec::new() }; 2];
+    let mut times = [const { Vec::new() }; 2];
     for _ in 0..200 {
-        for (client, took) in clients.iter().zip(&mut took) {
-            let began = Instant::now();
+        for (client, times) in clients.iter().zip(&mut times) {
+            let start = Instant::now();
             client.call(method, ())?;
-            took.push(began.elapsed());
+            times.push(start.elapsed());
         }
     }
-    Ok(took.map(|mut took| {
-        took.sort();
-        took[took.len() * 99 / 100]
+    Ok(times.map(|mut times| {
+        times.sort();
+        times[times.len() * 99 / 100]
     }))
 }
 
@@ -312,17 +312,17 @@ fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
     }
     // Nor do others' starts, nor changes.
     let other = sidecar.socket_client();
-    let mut took = Vec::new();
+    let mut times = Vec::new();
     let mut timed = |method, params: Vec<Value>| -> Result<()> {
-        let began = Instant::now();
+        let start = Instant::now();
         other.call(method, params)?;
-        took.push((method, began.elapsed()));
+        times.push((method, start.elapsed()));
         Ok(())
     };
     timed("supervisor.startProcess", params!["quick"])?;
     timed("twiddler.addGroup", params!["new", 1])?;
     timed("twiddler.getAPIVersion", vec![])?;
-    ensure!(took.iter().all(|(_, took)| *took < bound(SOON)), "{took:?}");
+    ensure!(times.iter().all(|(_, time)| *time < bound(SOON)), "{times:?}");
     assert!(descriptors(daemon.pid())? < 500 * 5);
     drop(crowd);
     Ok(())
@@ -347,9 +347,9 @@ fn a_scale_does_not_stand_behind_calls_that_wait() -> Result<()> {
         slow_starts(&sidecar.socket_client(), 300, 300)?,
     ];
     wait_for_begun(&daemon, 100)?;
-    let began = Instant::now();
+    let start = Instant::now();
     client.call("twiddler.scaleProgram", ("quick", "many", 0))?;
-    ensure!(began.elapsed() < TURN / 2, "{:?}", began.elapsed());
+    ensure!(start.elapsed() < TURN / 2, "{:?}", start.elapsed());
     drop(crowds);
     Ok(())
 }

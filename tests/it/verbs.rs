@@ -111,8 +111,8 @@ fn globs_mean_what_they_match_and_unknown_names_get_a_suggestion() -> Result<()>
     assert_eq!(names?, "web:worker_0\nweb:worker_1\n");
     let unknown = verb(&server, &["status", "wbe:api"])?;
     assert_eq!(code(&unknown)?, 4);
-    let said = stderr_text(&unknown);
-    ensure!(said.contains("did you mean web:api?"), "{said}");
+    let stderr = stderr_text(&unknown);
+    ensure!(stderr.contains("did you mean web:api?"), "{stderr}");
     Ok(())
 }
 
@@ -407,19 +407,19 @@ fn followed_logs_go_on_after_restarts_of_process_and_daemon() -> Result<()> {
     let sidecar = Sidecar::start(&daemon)?;
     let server = proxy_url(&sidecar);
     let following = Process::spawn(&mut command(&server, &["logs", "-f", "talk:*"]))?;
-    let said = |name: &str, line: &str| -> Result<()> {
+    let stderr = |name: &str, line: &str| -> Result<()> {
         daemon.wait_for_state(&format!("talk:{name}"), "RUNNING")?;
         say(&daemon, &format!("talk:{name}"), line)?;
         following.wait_for_stdout(&format!("talk:{name} | {name} {line}\n"))?;
         Ok(())
     };
-    said("one", "first")?;
-    said("two", "first")?;
+    stderr("one", "first")?;
+    stderr("two", "first")?;
     printed(&server, &["restart", "talk:one"])?;
-    said("one", "second")?;
+    stderr("one", "second")?;
     daemon.restart_rpc()?;
-    said("one", "third")?;
-    said("two", "second")?;
+    stderr("one", "third")?;
+    stderr("two", "second")?;
     let text = following.stdout_text();
     for line in [
         "one first",
@@ -500,16 +500,16 @@ autorestart=false
     let before = pids(&daemon)?;
     std::fs::write(&broken, "")?;
     let output = verb(&server, &["restart", "roll:*", "--rolling", "2"])?;
-    let said = stderr_text(&output);
-    assert_eq!(code(&output)?, 1, "{said}");
+    let stderr = stderr_text(&output);
+    assert_eq!(code(&output)?, 1, "{stderr}");
     assert_eq!(
         stdout_text(&output),
         "roll:0: restarted\nroll:1: restarted\nroll:3: restarted\n"
     );
-    ensure!(said.contains("roll:2: ERROR"), "{said}");
+    ensure!(stderr.contains("roll:2: ERROR"), "{stderr}");
     ensure!(
-        said.contains("3 restarted, 1 did not come up, 1 not restarted: roll:4"),
-        "{said}"
+        stderr.contains("3 restarted, 1 did not come up, 1 not restarted: roll:4"),
+        "{stderr}"
     );
     let after = pids(&daemon)?;
     assert_eq!(before[4], after[4]);
@@ -546,8 +546,8 @@ fn a_rolling_restart_that_is_interrupted_finishes_its_batch() -> Result<()> {
     rolling.wait_for_stdout("roll:0: restarted\n")?;
     rolling.signal("INT")?;
     assert_eq!(rolling.wait()?.code(), Some(130));
-    let said = rolling.stderr_text();
-    ensure!(said.contains("not restarted: roll:"), "{said}");
+    let stderr = rolling.stderr_text();
+    ensure!(stderr.contains("not restarted: roll:"), "{stderr}");
     for index in 0..5 {
         assert_eq!(daemon.state(&format!("roll:{index}"))?, "RUNNING");
     }
@@ -583,11 +583,11 @@ fn a_rolling_restart_whose_server_goes_away_says_who_is_in_doubt() -> Result<()>
         })?;
         sidecar.kill()?;
         assert_eq!(rolling.wait()?.code(), Some(69));
-        let said = rolling.stderr_text();
+        let stderr = rolling.stderr_text();
         let summary = "2 restarted, 2 may be stopped: roll:2 roll:3, 1 not restarted: roll:4\n";
         ensure!(
-            said.contains(summary) && said.contains("cannot reach"),
-            "{said}"
+            stderr.contains(summary) && stderr.contains("cannot reach"),
+            "{stderr}"
         );
         if format == "json" {
             let json: serde_json::Value = serde_json::from_str(&rolling.stdout_text())?;
@@ -615,9 +615,9 @@ fn a_second_signal_ends_a_rolling_restart_whose_server_does_not_answer() -> Resu
     let status = rolling.wait()?;
     daemon.signal("CONT")?;
     assert_eq!(status.code(), Some(143));
-    let said = rolling.stderr_text();
+    let stderr = rolling.stderr_text();
     let summary = "1 restarted, 1 may be stopped: roll:1, 3 not restarted: roll:2 roll:3 roll:4\n";
-    ensure!(said.contains(summary), "{said}");
+    ensure!(stderr.contains(summary), "{stderr}");
     Ok(())
 }
 
@@ -629,7 +629,7 @@ fn what_goes_wrong_is_said_in_a_sentence_and_a_status() -> Result<()> {
         ..DaemonOptions::default()
     })?;
     let server = url(&daemon);
-    for (server, words, status, said) in [
+    for (server, words, status, stderr) in [
         (
             "unix:///nonexistent/t.sock",
             &["status"][..],
@@ -688,7 +688,7 @@ fn what_goes_wrong_is_said_in_a_sentence_and_a_status() -> Result<()> {
         let output = verb(server, words)?;
         let text = stderr_text(&output);
         assert_eq!(code(&output)?, status, "{words:?}: {text}");
-        ensure!(text.contains(said), "{words:?}: {text}");
+        ensure!(text.contains(stderr), "{words:?}: {text}");
         ensure!(!text.contains("s3cret"), "{text}");
     }
     let before = ["-u", "user", "-p", "s3cret", "status", "web:api"];
@@ -715,11 +715,11 @@ fn what_is_not_allowed_is_named() -> Result<()> {
         (&["programs"], "getAllProgramInfo"),
     ] {
         let output = verb(&proxy_url(&sidecar), words)?;
-        let said = stderr_text(&output);
+        let stderr = stderr_text(&output);
         let sentence = format!("{method} is not allowed here: see allow and whitelist");
         ensure!(
-            code(&output)? == 1 && said.contains(&sentence),
-            "{words:?}: {said}"
+            code(&output)? == 1 && stderr.contains(&sentence),
+            "{words:?}: {stderr}"
         );
     }
     Ok(())

@@ -134,8 +134,8 @@ impl Browser {
 
     /// Closes the current window, and makes the first one current.
     pub fn close_window(&self) -> Result<()> {
-        let left = ask(&self.client, "DELETE", &self.path("/window"), None)?;
-        let first = left.get(0).context("no window is left")?;
+        let handles = ask(&self.client, "DELETE", &self.path("/window"), None)?;
+        let first = handles.get(0).context("no window is left")?;
         self.post("/window", &json!({ "handle": first })).map(drop)
     }
 
@@ -146,14 +146,14 @@ impl Browser {
     }
 
     fn first(&self, xpath: &str) -> Result<String> {
-        let found = self.find(xpath)?.into_iter().next();
-        found.with_context(|| format!("nothing at {xpath}"))
+        let first = self.find(xpath)?.into_iter().next();
+        first.with_context(|| format!("nothing at {xpath}"))
     }
 
     fn find(&self, xpath: &str) -> Result<Vec<String>> {
         let query = json!({ "using": "xpath", "value": xpath });
-        let found = self.post("/elements", &query)?;
-        let elements = found.as_array().context("elements")?;
+        let elements = self.post("/elements", &query)?;
+        let elements = elements.as_array().context("elements")?;
         elements
             .iter()
             .map(|element| string(&element[ELEMENT]))

@@ -363,12 +363,12 @@ pub fn change_until_cut(
     loop {
         let changes = together(model, dice);
         let (open, error) = make_each(client, &changes)?;
-        let made: Vec<Change> = changes
+        let applied: Vec<Change> = changes
             .into_iter()
             .filter(|it| !open.contains(it))
             .collect();
-        made.iter().for_each(|change| model.apply(change));
-        let goes_on = made.is_empty() || goes_on(&made);
+        applied.iter().for_each(|change| model.apply(change));
+        let goes_on = applied.is_empty() || goes_on(&applied);
         if error.is_some() || !goes_on {
             return Ok((open, error));
         }
@@ -458,8 +458,8 @@ pub fn ensure_daemon_matches(model: &Model, direct: &Client, tried: &[Change]) -
         }
     }
     for row in hidden {
-        let kept = row.pid == 0 && shown.contains(&row.group);
-        ensure!(kept, "{} is nobody's: {row:?}", row.namespec());
+        let is_kept = row.pid == 0 && shown.contains(&row.group);
+        ensure!(is_kept, "{} is nobody's: {row:?}", row.namespec());
     }
     missing.retain(|process| !own.contains(process));
     ensure!(missing.is_empty(), "supervisord does not have {missing:?}");
@@ -524,15 +524,15 @@ impl Restart {
     ) -> Result<Last> {
         let first = dice.roll(10);
         let answered = AtomicUsize::new(0);
-        let (begun, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (has_started, over) = (AtomicBool::new(false), AtomicBool::new(false));
         thread::scope(|scope| {
             let client = sidecar.socket_client().kept_alive();
-            let (answered, begun, over) = (&answered, &begun, &over);
+            let (answered, has_started, over) = (&answered, &has_started, &over);
             let stream = scope.spawn(move || {
                 let mut late = Vec::new();
                 let cut = change_until_cut(&client, model, dice, |changes| {
                     answered.fetch_add(1, Ordering::Relaxed);
-                    if begun.load(Ordering::Relaxed) {
+                    if has_started.load(Ordering::Relaxed) {
                         late.extend_from_slice(changes);
                     }
                     !over.load(Ordering::Relaxed)
@@ -546,7 +546,7 @@ impl Restart {
                 Ok(())
             })
             .and_then(|()| {
-                begun.store(true, Ordering::Relaxed);
+                has_started.store(true, Ordering::Relaxed);
                 self.make(daemon, &sidecar.socket_client())
             });
             // The daemon may have restarted between two changes.

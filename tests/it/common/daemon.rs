@@ -282,12 +282,12 @@ impl Daemon {
     }
 
     /// Waits until its main log contains this text, and returns the log.
-    pub fn wait_for_log(&self, wanted: &str) -> Result<String> {
+    pub fn wait_for_log(&self, expected: &str) -> Result<String> {
         eventually(LIMIT, || {
             let log = self.log();
             ensure!(
-                log.contains(wanted),
-                "{wanted:?} is not in the log of supervisord"
+                log.contains(expected),
+                "{expected:?} is not in the log of supervisord"
             );
             Ok(log)
         })

@@ -156,19 +156,19 @@ impl Connection {
                 "closed before {until:?}, after {}",
                 shown(&self.received)
             );
-            let left = deadline.saturating_duration_since(Instant::now());
+            let remaining = deadline.saturating_duration_since(Instant::now());
             ensure!(
-                !left.is_zero(),
+                !remaining.is_zero(),
                 "no {until:?} within {limit:?}, but {}",
                 shown(&self.received)
             );
             let quiet = if let Until::Quiet(quiet) = until {
                 quiet
             } else {
-                left
+                remaining
             };
-            let silent = !self.receive(quiet.min(left))?;
-            if silent && quiet < left {
+            let silent = !self.receive(quiet.min(remaining))?;
+            if silent && quiet < remaining {
                 return Ok(std::mem::take(&mut self.received));
             }
         }
@@ -459,13 +459,13 @@ pub fn shown(bytes: &[u8]) -> String {
     format!("{} bytes: {start:?}{rest}", bytes.len())
 }
 
-fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    if wanted.is_empty() {
+fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+    if needle.is_empty() {
         return Some(0);
     }
     bytes
-        .windows(wanted.len())
-        .position(|window| window == wanted)
+        .windows(needle.len())
+        .position(|window| window == needle)
 }
 
 fn head_end(bytes: &[u8]) -> Option<usize> {

@@ -171,12 +171,12 @@ fn ensure_all_known(
     added: &BTreeSet<String>,
     after: &BTreeMap<String, Row>,
 ) -> Result<()> {
-    let known = verdict.same.iter().chain(verdict.changed.keys());
-    let known = known.chain(verdict.added.keys()).chain(added);
-    let known: BTreeSet<&String> = known.collect();
+    let expected = verdict.same.iter().chain(verdict.changed.keys());
+    let expected = expected.chain(verdict.added.keys()).chain(added);
+    let expected: BTreeSet<&String> = expected.collect();
     ensure!(
-        known.iter().copied().eq(after.keys()),
-        "{known:?} are defined: {:?}",
+        expected.iter().copied().eq(after.keys()),
+        "{expected:?} are defined: {:?}",
         after.keys()
     );
     Ok(())
@@ -185,13 +185,13 @@ fn ensure_all_known(
 /// Fails unless the update has replaced exactly the groups that supervisorctl names, and no others have
 /// changed.
 pub fn ensure_groups_made_anew(
-    said: &str,
+    stdout: &str,
     verdict: &Verdict,
     added: &BTreeSet<String>,
     before: &BTreeMap<String, Row>,
     after: &BTreeMap<String, Row>,
 ) -> Result<()> {
-    let named: BTreeSet<&str> = said
+    let named: BTreeSet<&str> = stdout
         .lines()
         .filter_map(|line| line.split(':').next())
         .collect();
@@ -200,7 +200,7 @@ pub fn ensure_groups_made_anew(
     for name in differing.chain(&verdict.removed) {
         ensure!(
             named.contains(group(name).as_str()),
-            "{name} differs: {said}"
+            "{name} differs: {stdout}"
         );
     }
     for name in &verdict.same {
@@ -257,9 +257,9 @@ pub fn diff(client: &Client) -> Result<Vec<Value>> {
 /// Runs supervisorctl, which must exit with 0.
 pub fn ctl(client: &Client, arguments: &[&str]) -> Result<String> {
     let output = super::ctl::supervisorctl(arguments, client.addr())?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "{arguments:?}: {said}");
-    Ok(said)
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{arguments:?}: {stdout}");
+    Ok(stdout)
 }
 
 /// The namespecs of the processes whose rows differ.

@@ -151,13 +151,13 @@ impl Pair {
         theirs: &Answer,
         ours: &Answer,
     ) -> Result<()> {
-        let found = (
+        let outcomes = (
             self.oracle_answer(method, params)?,
             self.our_answer(method, params)?,
         );
         ensure!(
-            found == (theirs.clone(), ours.clone()),
-            "{method}{params:?}\n{found:#?}"
+            outcomes == (theirs.clone(), ours.clone()),
+            "{method}{params:?}\n{outcomes:#?}"
         );
         Ok(())
     }

@@ -87,8 +87,8 @@ pub fn send_signal(pids: &[i64], name: &str) -> Result<()> {
     let send = |pid: &i64| -> Result<()> {
         kill(Pid::from_raw(i32::try_from(*pid)?), signal).with_context(|| pid.to_string())
     };
-    let gone: Vec<_> = pids.iter().filter_map(|pid| send(pid).err()).collect();
-    ensure!(gone.is_empty(), "kill -s {name} {pids:?}: {gone:?}");
+    let errors: Vec<_> = pids.iter().filter_map(|pid| send(pid).err()).collect();
+    ensure!(errors.is_empty(), "kill -s {name} {pids:?}: {errors:?}");
     Ok(())
 }
 
@@ -234,29 +234,29 @@ impl Process {
     }
 
     /// Waits until its standard output contains this text, and returns the output so far.
-    pub fn wait_for_stdout(&self, wanted: &str) -> Result<String> {
-        self.wait_for(wanted, || self.stdout_text())
+    pub fn wait_for_stdout(&self, expected: &str) -> Result<String> {
+        self.wait_for(expected, || self.stdout_text())
     }
 
     /// Waits until its standard error contains this text, and returns the output so far.
-    pub fn wait_for_stderr(&self, wanted: &str) -> Result<String> {
-        self.wait_for(wanted, || self.stderr_text())
+    pub fn wait_for_stderr(&self, expected: &str) -> Result<String> {
+        self.wait_for(expected, || self.stderr_text())
     }
 
-    fn wait_for(&self, wanted: &str, text: impl Fn() -> String) -> Result<String> {
+    fn wait_for(&self, expected: &str, text: impl Fn() -> String) -> Result<String> {
         let answer = eventually(LIMIT, || {
             let ended = self.exit_status();
             let text = text();
             match ended {
-                _ if text.contains(wanted) => Ok(Ok(text)),
+                _ if text.contains(expected) => Ok(Ok(text)),
                 Some(status) => Ok(Err(status)),
-                None => bail!("{} has not printed {wanted:?}", self.name),
+                None => bail!("{} has not printed {expected:?}", self.name),
             }
         });
         match answer {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(status)) => bail!(
-                "{} ended ({status}) and had not printed {wanted:?}\n{}",
+                "{} ended ({status}) and had not printed {expected:?}\n{}",
                 self.name,
                 self.both_texts()
             ),

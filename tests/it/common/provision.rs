@@ -109,9 +109,9 @@ pub struct Venv {
 /// If it cannot be created. The message has advice. A missing daemon fails a test and never skips it.
 pub fn venv(version: Version) -> &'static Venv {
     static VENVS: [OnceLock<Result<Venv, String>>; 4] = [const { OnceLock::new() }; 4];
-    let made = VENVS[version as usize]
+    let environment = VENVS[version as usize]
         .get_or_init(|| provision(version).map_err(|error| format!("{error:#}\n\n{ADVICE}")));
-    match made {
+    match environment {
         Ok(venv) => venv,
         Err(text) => panic!("{text}"),
     }
@@ -264,8 +264,8 @@ fn step(command: &mut Command, lock: &File) -> Result<()> {
 }
 
 fn is_whole(version: Version, dir: &Path) -> bool {
-    let found = fs::read_to_string(stamp_file(dir));
-    matches!((found, stamp(version, dir)), (Ok(found), Ok(due)) if found == due)
+    let written = fs::read_to_string(stamp_file(dir));
+    matches!((written, stamp(version, dir)), (Ok(written), Ok(expected)) if written == expected)
 }
 
 fn stamp_file(dir: &Path) -> PathBuf {

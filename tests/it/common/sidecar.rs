@@ -257,12 +257,12 @@ impl Sidecar {
     }
 
     /// Waits until its log contains this text, and returns the log.
-    pub fn wait_for_stderr(&self, wanted: &str) -> Result<String> {
+    pub fn wait_for_stderr(&self, expected: &str) -> Result<String> {
         eventually(LIMIT, || {
             let log = self.stderr_text();
             ensure!(
-                log.contains(wanted),
-                "the sidecar has not logged {wanted:?}:\n{log}"
+                log.contains(expected),
+                "the sidecar has not logged {expected:?}:\n{log}"
             );
             Ok(log)
         })

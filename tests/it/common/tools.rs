@@ -86,15 +86,15 @@ pub fn have(tools: &[Tool]) -> Result<bool> {
         return Ok(true);
     };
     let thread = thread::current();
-    let said = format!(
+    let message = format!(
         "{} needs {} in PATH: on Debian and Ubuntu `apt install {}`",
         thread.name().unwrap_or("this test"),
         tool.name,
         tool.packages
     );
     let must = env::var(ALL).is_ok_and(|value| value == "1");
-    ensure!(!must, "{said}");
-    let _ = writeln!(io::stderr(), "test left out: {said}");
+    ensure!(!must, "{message}");
+    let _ = writeln!(io::stderr(), "test left out: {message}");
     Ok(false)
 }
 

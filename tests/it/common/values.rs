@@ -182,8 +182,8 @@ pub fn member<'a>(value: &'a Value, name: &str) -> Result<&'a Value> {
     let Value::Struct(members) = value else {
         bail!("not a struct: {value:?}")
     };
-    let found = members.iter().find(|(key, _)| key == name);
-    Ok(&found
+    let entry = members.iter().find(|(key, _)| key == name);
+    Ok(&entry
         .with_context(|| format!("no member {name}: {value:?}"))?
         .1)
 }

@@ -123,9 +123,9 @@ fn without_automatic_logs(config: &Value) -> Value {
     let is_automatic = |value: &Value| {
         text(value).is_ok_and(|path| path == "auto" || path.contains("---supervisor-"))
     };
-    let kept = members.iter();
-    let kept = kept.filter(|(name, value)| !(is_log(name) && is_automatic(value)));
-    Value::Struct(kept.cloned().collect())
+    let stable = members.iter();
+    let stable = stable.filter(|(name, value)| !(is_log(name) && is_automatic(value)));
+    Value::Struct(stable.cloned().collect())
 }
 
 /// Fails if the daemon would read other files from its include directory than these.
