@@ -1,4 +1,4 @@
-//! Who may come in: credentials, addresses, sockets, browsers, and the methods that may be called.
+//! Access: credentials, addresses, sockets, browsers, and the methods that may be called.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -13,7 +13,7 @@ use anyhow::Result;
 use supervisor_twiddler::xmlrpc::{Value, write};
 
 const LONG_RUNNING: &str = "[program:cat]\ncommand = /bin/cat\n";
-/// `secret` as supervisord has it.
+/// The digest of `secret` in supervisord's form.
 const SHA_OF_SECRET: &str = "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4";
 const DAEMONS: (&str, &str) = ("daemon", "of the daemon");
 
@@ -42,7 +42,7 @@ fn own_client(sidecar: &Sidecar) -> Client {
 }
 
 #[test]
-fn own_credentials_are_asked_for_and_those_of_the_daemon_presented() -> Result<()> {
+fn own_credentials_are_required_and_the_daemons_are_presented() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(DAEMONS),
         body: LONG_RUNNING,
@@ -56,7 +56,7 @@ fn own_credentials_are_asked_for_and_those_of_the_daemon_presented() -> Result<(
         assert_eq!(text(info.get("name").unwrap_or(&Value::Nil))?, "cat");
         assert_eq!(own.get("/")?.status, 200);
         assert_eq!(own.get("/twiddler/health")?.status, 200);
-        // Header names in `Connection` mean nothing to the daemon.
+        // The daemon ignores header names in `Connection`.
         for named in [
             "Authorization",
             "authorization, Host, Content-Length, close",
@@ -86,7 +86,7 @@ fn own_credentials_are_asked_for_and_those_of_the_daemon_presented() -> Result<(
     Ok(())
 }
 
-/// A PHC string, made by the library that the daemon's side knows nothing of.
+/// An argon2 hash as a PHC string. supervisord does not know this form.
 fn argon2_of(password: &str) -> String {
     use argon2::password_hash::PasswordHasher;
     let cheap = argon2::Params::new(64, 1, 1, None).expect("fitting parameters");
@@ -96,7 +96,7 @@ fn argon2_of(password: &str) -> String {
 }
 
 #[test]
-fn what_is_below_twiddler_is_the_proxys_own() -> Result<()> {
+fn paths_below_twiddler_are_not_forwarded() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = Sidecar::start(&daemon)?;
     for path in ["/twiddler/", "/twiddler/nothing", "/twiddler/health/"] {
@@ -201,7 +201,7 @@ fn the_challenge_is_the_daemons_own() -> Result<()> {
 }
 
 #[test]
-fn a_password_that_the_daemon_does_not_take_is_not_the_callers_fault() -> Result<()> {
+fn a_password_that_the_daemon_rejects_is_a_502() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(DAEMONS),
         ..DaemonOptions::default()
@@ -224,7 +224,7 @@ fn a_password_that_the_daemon_does_not_take_is_not_the_callers_fault() -> Result
 }
 
 #[test]
-fn one_caller_never_acts_by_what_another_presented() -> Result<()> {
+fn no_caller_acts_with_another_callers_credentials() -> Result<()> {
     let (user, password) = DAEMONS;
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(DAEMONS),
@@ -258,11 +258,11 @@ fn one_caller_never_acts_by_what_another_presented() -> Result<()> {
     Ok(())
 }
 
-/// So often each order of callers meets a daemon that is busy when the proxy starts.
+/// How often each order of callers is tried against a daemon that is busy when the proxy starts.
 const RACES: usize = 6;
 
 #[test]
-fn a_change_that_nobody_judged_is_never_made_with_what_another_caller_brings() -> Result<()> {
+fn an_unauthorized_change_is_never_made_with_another_callers_credentials() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(DAEMONS),
         body: LONG_RUNNING,
@@ -283,8 +283,8 @@ fn a_change_that_nobody_judged_is_never_made_with_what_another_caller_brings() -
     Ok(())
 }
 
-/// The daemon's groups after callers were answered who came while it did nothing: `s` a stranger
-/// who wants a group, `k` one whom the daemon knows.
+/// The daemon's groups after calls that waited for it: each `s` in `order` is a caller without credentials who
+/// adds a group, each `k` a caller with credentials.
 fn groups_after_a_race(daemon: &Daemon, order: &str, group: &str) -> Result<Vec<String>> {
     daemon.signal("STOP")?;
     let sidecar = Sidecar::start(daemon)?;
@@ -312,7 +312,7 @@ fn groups_after_a_race(daemon: &Daemon, order: &str, group: &str) -> Result<Vec<
 }
 
 #[test]
-fn half_of_the_credentials_and_hashes_that_cannot_be_presented_are_mistakes() -> Result<()> {
+fn incomplete_credentials_and_unusable_hashes_are_mistakes() -> Result<()> {
     let daemon = Daemon::start("")?;
     for (arguments, expected) in [
         (
@@ -354,7 +354,7 @@ fn half_of_the_credentials_and_hashes_that_cannot_be_presented_are_mistakes() ->
 }
 
 #[test]
-fn a_door_that_was_shut_is_not_opened() -> Result<()> {
+fn an_address_that_opens_the_daemon_is_refused() -> Result<()> {
     let open = "0.0.0.0:0";
     let behind_socket = Daemon::start("")?;
     let on_loopback = Daemon::start_with(DaemonOptions {
@@ -424,7 +424,7 @@ fn a_door_that_was_shut_is_not_opened() -> Result<()> {
 }
 
 #[test]
-fn a_socket_has_the_mode_and_owner_it_was_given() -> Result<()> {
+fn a_socket_has_the_configured_mode_and_owner() -> Result<()> {
     let daemon = Daemon::start("")?;
     let mode =
         |path: &Path| -> Result<u32> { Ok(fs::metadata(path)?.permissions().mode() & 0o7777) };
@@ -449,7 +449,7 @@ fn a_socket_has_the_mode_and_owner_it_was_given() -> Result<()> {
 }
 
 #[test]
-fn a_left_over_socket_is_replaced_and_a_live_one_is_not() -> Result<()> {
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = Sidecar::start(&daemon)?;
     let socket = sidecar.socket();
@@ -476,7 +476,7 @@ fn a_left_over_socket_is_replaced_and_a_live_one_is_not() -> Result<()> {
 }
 
 #[test]
-fn browsers_that_act_for_another_site_are_turned_away() -> Result<()> {
+fn browsers_that_act_for_another_site_are_refused() -> Result<()> {
     let daemon = Daemon::start(LONG_RUNNING)?;
     daemon.wait_for_state("cat", "RUNNING")?;
     let sidecar = Sidecar::start(&daemon)?;
@@ -561,7 +561,7 @@ fn browsers_that_act_for_another_site_are_turned_away() -> Result<()> {
 }
 
 #[test]
-fn names_that_are_configured_lead_in() -> Result<()> {
+fn configured_host_names_are_accepted() -> Result<()> {
     let daemon = Daemon::start("")?;
     let hosts = "proxy.example.com, other.example, https://sup.example.com";
     let sidecar = Sidecar::start_with(&daemon, &["--hosts", hosts])?;
@@ -574,7 +574,7 @@ fn names_that_are_configured_lead_in() -> Result<()> {
         ("other.example:81", "http://other.example:81", 200),
         ("other.example:81", "http://other.example:82", 403),
         ("other.example", "https://other.example", 403),
-        // As a relay asks that speaks TLS to browsers.
+        // A request as a reverse proxy with TLS forwards it.
         ("sup.example.com", "https://sup.example.com", 200),
         ("127.0.0.1:9002", "https://sup.example.com", 200),
         ("sup.example.com", "http://sup.example.com:81", 403),
@@ -607,7 +607,7 @@ fn names_that_are_configured_lead_in() -> Result<()> {
 }
 
 #[test]
-fn supervisorctl_and_python_are_never_turned_away() -> Result<()> {
+fn supervisorctl_and_python_are_never_refused_as_browsers() -> Result<()> {
     let daemon = Daemon::start(LONG_RUNNING)?;
     daemon.wait_for_state("cat", "RUNNING")?;
     let sidecar = Sidecar::start(&daemon)?;
@@ -641,7 +641,7 @@ fn only_allowed_methods_can_be_called() -> Result<()> {
     client.call("supervisor.readLog", (0, 10))?;
     client.call("twiddler.getGroupNames", ())?;
     let listed = client.call("system.listMethods", ())?;
-    assert_eq!(listed, daemon_and_ours(&daemon)?);
+    assert_eq!(listed, names_of_all_methods(&daemon)?);
     for (method, params) in [
         ("supervisor.stopProcess", vec![value("cat")]),
         ("supervisor.stopAllProcesses", vec![]),
@@ -664,7 +664,7 @@ fn only_allowed_methods_can_be_called() -> Result<()> {
     Ok(())
 }
 
-fn daemon_and_ours(daemon: &Daemon) -> Result<Value> {
+fn names_of_all_methods(daemon: &Daemon) -> Result<Value> {
     let listed = daemon.call("system.listMethods", ())?;
     let mut names: Vec<String> = crate::common::texts(&listed)?
         .into_iter()
@@ -769,7 +769,7 @@ fn methods_behind_pages_are_limited() -> Result<()> {
 }
 
 #[test]
-fn strangers_learn_nothing_of_what_is_allowed() -> Result<()> {
+fn strangers_do_not_learn_which_methods_are_allowed() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(DAEMONS),
         ..DaemonOptions::default()
@@ -803,7 +803,7 @@ fn strangers_learn_nothing_of_what_is_allowed() -> Result<()> {
 }
 
 #[test]
-fn strangers_do_not_learn_where_a_daemon_is_that_is_away() -> Result<()> {
+fn strangers_do_not_learn_the_address_of_a_daemon_that_is_down() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(DAEMONS),
         ..DaemonOptions::default()
@@ -833,7 +833,7 @@ fn strangers_do_not_learn_where_a_daemon_is_that_is_away() -> Result<()> {
 }
 
 #[test]
-fn costly_hashes_do_not_hold_up_those_who_are_known() -> Result<()> {
+fn costly_hashes_do_not_delay_authorized_callers() -> Result<()> {
     let daemon = Daemon::start("")?;
     let costly = {
         use argon2::password_hash::PasswordHasher;

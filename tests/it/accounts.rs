@@ -1,6 +1,6 @@
-//! Whose the proxy's own files are: a run by root takes none away from the account of a service.
+//! The owners of the proxy's files: after a run by root, they still belong to the account of the service.
 //!
-//! Only root can act as several accounts; for others these tests are left out.
+//! Only root can switch accounts, so other accounts skip these tests.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -13,7 +13,7 @@ use crate::common::process::run;
 use crate::common::{Daemon, Sidecar, options, stderr_text};
 use anyhow::{Result, ensure};
 
-/// An account that is on every machine.
+/// An account that every machine has.
 const NOBODY: u32 = 65534;
 const OWN_FILES: [&str; 3] = [
     ".twiddler-lock",
@@ -21,7 +21,7 @@ const OWN_FILES: [&str; 3] = [
     "zz-twiddler-persist.conf",
 ];
 
-/// Whether these tests can be run at all.
+/// Whether this account can run these tests.
 fn is_root() -> Result<bool> {
     let is_root = fs::metadata("/proc/self")?.uid() == 0;
     let needed = std::env::var_os("TEST_ALL").is_some();
@@ -39,7 +39,7 @@ fn own_files(daemon: &Daemon) -> Vec<PathBuf> {
         .collect()
 }
 
-fn ensure_nobodys(daemon: &Daemon) -> Result<()> {
+fn ensure_owned_by_nobody(daemon: &Daemon) -> Result<()> {
     for path in own_files(daemon) {
         let metadata = path.metadata()?;
         let whose = (metadata.uid(), metadata.gid(), metadata.mode() & 0o777);
@@ -76,11 +76,11 @@ fn a_run_by_root_leaves_files_to_their_account() -> Result<()> {
     sidecar.start_again()?;
     change(&sidecar, "second")?;
     sidecar.stop()?;
-    ensure_nobodys(&daemon)
+    ensure_owned_by_nobody(&daemon)
 }
 
 #[test]
-fn what_root_writes_anew_is_for_the_account_of_the_directory() -> Result<()> {
+fn files_created_by_root_belong_to_the_account_of_the_directory() -> Result<()> {
     if !is_root()? {
         return Ok(());
     }
@@ -89,11 +89,11 @@ fn what_root_writes_anew_is_for_the_account_of_the_directory() -> Result<()> {
     let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
     change(&sidecar, "first")?;
     sidecar.stop()?;
-    ensure_nobodys(&daemon)
+    ensure_owned_by_nobody(&daemon)
 }
 
 #[test]
-fn files_that_belong_to_somebody_else_are_named_with_what_to_do() -> Result<()> {
+fn files_of_another_account_are_named_with_advice() -> Result<()> {
     if !is_root()? {
         return Ok(());
     }
@@ -104,7 +104,7 @@ fn files_that_belong_to_somebody_else_are_named_with_what_to_do() -> Result<()> 
     for dir in [daemon.dir(), daemon.include_dir()] {
         set_mode(dir, 0o777)?;
     }
-    // Where nobody can run it.
+    // A copy of the binary that the account `nobody` can execute.
     let binary = daemon.dir().join("twiddler");
     fs::copy(env!("CARGO_BIN_EXE_twiddler"), &binary)?;
     let socket = format!("unix://{}/nobodys.sock", daemon.dir().display());
@@ -132,14 +132,14 @@ fn files_that_belong_to_somebody_else_are_named_with_what_to_do() -> Result<()> 
         );
         ensure!(ended.status.code() == Some(2), "{}: {stderr}", ended.status);
         ensure!(stderr.contains(&expected), "{stderr}");
-        // The advice works: it goes on to the next.
+        // The advice works: the next attempt names the next file.
         chown(&path, Some(NOBODY), Some(NOBODY))?;
     }
     Ok(())
 }
 
 #[test]
-fn an_owner_that_an_account_may_not_give_is_told_with_its_option() -> Result<()> {
+fn an_owner_that_an_account_may_not_set_is_reported_with_its_option() -> Result<()> {
     if !is_root()? {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! The web interface as somebody sees and uses it who opens it in a browser.
+//! The web interface in a browser.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 const NAMES: &str = "//tbody/tr/td[3]/a";
 
-/// What stands in a row of the table: `td[1]`, or a link by its text.
+/// The XPath of a cell (`td[1]`) or a link in the row of a process.
 fn in_row(name: &str, what: &str) -> String {
     format!("//tr[td[3]/a[text()='{name}']]{what}")
 }
@@ -35,14 +35,14 @@ fn wait_for_names(browser: &Browser, expected: &[&str]) -> Result<()> {
     })
 }
 
-/// Clicks on an action of a process, and waits for what the page says then.
+/// Clicks on an action of a process, and waits for the message and the state on the page.
 fn act(browser: &Browser, name: &str, label: &str, message: &str, state: &str) -> Result<()> {
     browser.click(&action(name, label))?;
     wait_for_text(browser, "//div[@class='status_msg']", message)?;
     wait_for_text(browser, &in_row(name, "/td[1]"), state)
 }
 
-/// A browser shows no plain text before it has seen so much of it that it believes it is one.
+/// Lines that fill the buffer of a browser, which shows plain text only when it has enough to detect the type.
 fn first_lines() -> String {
     "first line\n".repeat(200)
 }
@@ -134,7 +134,7 @@ const OWN_NAME: &str = "proxy.example";
 const EVIL_NAMES: [&str; 2] = ["evil.example", "evil"];
 const RUNNING: &str = "[program:cat]\ncommand = /bin/cat\n";
 
-/// A daemon with a running process, a proxy that is known by a name, and a browser that finds it.
+/// A daemon with a running process, a proxy with a host name, and a browser that resolves the name.
 struct Scene {
     daemon: Daemon,
     sidecar: Sidecar,
@@ -154,7 +154,7 @@ impl Scene {
         })
     }
 
-    /// The proxy under one of its names.
+    /// The URL of the proxy with this host name.
     fn proxy(&self, name: &str) -> String {
         format!("http://{name}:{}", self.sidecar.tcp_addr().port())
     }
@@ -163,7 +163,7 @@ impl Scene {
         self.sidecar.stderr_text().matches("status=403").count()
     }
 
-    /// Opens this page as one of `host`, and waits until the proxy has refused what it does.
+    /// Opens this page on a site of `host`, and waits until the proxy has refused its request.
     fn attack(&self, host: &str, page: &str) -> Result<()> {
         let before = self.refusals();
         let site = Site::serve(page)?;
@@ -200,16 +200,16 @@ fn pages_of_other_sites_and_ports_do_not_act() -> Result<()> {
         ];
         for page in &pages {
             scene.attack("evil.example", page)?;
-            // Another port of the same host.
+            // The same host with another port.
             scene.attack(name, page)?;
         }
     }
     Ok(())
 }
 
-/// The name of a page that is led here afterwards stays that of the page.
+/// DNS rebinding: the attacker's name resolves to the proxy after the page is loaded.
 #[test]
-fn names_that_strangers_can_give_show_nothing() -> Result<()> {
+fn pages_are_refused_under_unknown_host_names() -> Result<()> {
     if !tools::have(&[CHROMIUM])? {
         return Ok(());
     }
@@ -222,7 +222,7 @@ fn names_that_strangers_can_give_show_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Over plain HTTP to a name, a browser says of a link only from which page it was clicked.
+/// Over plain HTTP to a host name, a browser sends only `Referer` with a click on a link.
 #[test]
 fn links_of_the_page_itself_act_and_typed_addresses_only_on_loopback() -> Result<()> {
     if !tools::have(&[CHROMIUM])? {

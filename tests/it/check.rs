@@ -1,4 +1,4 @@
-//! `twiddler check`: it says what `serve` says, tries what `serve` tries, and changes nothing.
+//! `twiddler check` tries the steps of `serve`, prints the same errors, and changes nothing.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,12 +13,12 @@ use crate::common::{
 };
 use anyhow::{Context, Result, ensure};
 
-/// What a verb came to.
+/// The result of a verb.
 struct Outcome {
     code: Option<i32>,
-    /// Why it does not work, a sentence each.
+    /// Its problems, a sentence each.
     sentences: Vec<String>,
-    /// All that it printed.
+    /// Its output and its errors.
     printed: String,
 }
 
@@ -55,26 +55,26 @@ fn outcome(verb: &str, daemon: &Daemon, setup: &Setup<'_>) -> Result<Outcome> {
     })
 }
 
-/// A set-up that does not work: what is added to one that does.
+/// The changes that make a valid configuration invalid, and the expected error.
 #[derive(Clone, Copy, Default)]
 struct Setup<'a> {
     name: &'a str,
-    /// Arguments, in which DIR is the directory of the daemon.
+    /// Arguments. DIR stands for the directory of the daemon.
     arguments: &'a [&'a str],
     environment: &'a [(&'a str, &'a str)],
     /// Lines below `[twiddler]`.
     section: &'a str,
-    /// Text that replaces another in the file.
+    /// A text in the file, and its replacement.
     replacement: Option<(&'a str, &'a str)>,
-    /// A directory that is there, below that of the daemon, instead of the file of that name.
+    /// A path below the daemon's directory at which a directory takes the place of a file.
     directory: &'a str,
-    /// What is said; DIR as above.
+    /// A part of the error; DIR as above.
     expected: &'a str,
 }
 
 const FREE: [&str; 2] = ["--listen", "127.0.0.1:0"];
 
-/// The same sentence from both verbs, and exit code 2.
+/// Fails unless both verbs print the expected error and exit with 2.
 fn ensure_same(daemon: &Daemon, setup: &Setup<'_>) -> Result<()> {
     let good = daemon.read("supervisord.conf")?;
     let mut text = format!("{good}\n[twiddler]\n{}\n", setup.section);
@@ -129,7 +129,7 @@ fn ensure_same(daemon: &Daemon, setup: &Setup<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Names and times of all that is in the directory of the daemon and below, but for its logs.
+/// The paths, times and sizes of all files below the daemon's directory. Of logs, only the paths.
 fn snapshot(daemon: &Daemon) -> Result<Vec<String>> {
     fn walk(dir: &Path, entries: &mut Vec<String>) -> Result<()> {
         for entry in fs::read_dir(dir)? {
@@ -159,7 +159,7 @@ fn snapshot(daemon: &Daemon) -> Result<Vec<String>> {
 }
 
 #[test]
-fn what_stops_serve_is_what_check_says() -> Result<()> {
+fn serve_and_check_report_the_same_mistakes() -> Result<()> {
     let daemon = Daemon::start("")?;
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let taken = taken.local_addr()?.to_string();
@@ -319,10 +319,10 @@ fn it_goes_on_after_a_problem() -> Result<()> {
 }
 
 #[test]
-fn places_where_no_file_was_found_can_be_gone_to() -> Result<()> {
+fn searched_paths_are_absolute() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut command = crate::common::sidecar::twiddler_command();
-    // The machine may have a file of its own in a place that is fixed.
+    // The machine may have a file in `/etc`.
     let printed = stdout_text(&run(command
         .arg("check")
         .current_dir(dir.path())
@@ -335,7 +335,7 @@ fn places_where_no_file_was_found_can_be_gone_to() -> Result<()> {
 }
 
 #[test]
-fn a_value_that_is_refused_hides_nothing_else() -> Result<()> {
+fn a_refused_value_hides_no_other_mistake() -> Result<()> {
     let daemon = Daemon::start("")?;
     daemon.write("conf.d/zz-twiddler-persist.conf", "; not ours\n")?;
     fs::create_dir(daemon.include_dir().join(".twiddler-journal"))?;
@@ -402,7 +402,7 @@ fn a_value_that_is_refused_hides_nothing_else() -> Result<()> {
 }
 
 #[test]
-fn it_ends_with_what_to_type_next() -> Result<()> {
+fn it_ends_with_the_next_command() -> Result<()> {
     let daemon = Daemon::start("")?;
     let next = |arguments: &[&str]| -> Result<String> {
         let setup = Setup {
@@ -421,7 +421,7 @@ fn it_ends_with_what_to_type_next() -> Result<()> {
                 "next     twiddler serve -c DIR/supervisord.conf --listen {socket}, then: supervisorctl -s {socket} status"
             )
     );
-    // What is typed next works, also where supervisord asks for a password.
+    // If supervisord requires a password, the next command has credentials.
     let guarded = Daemon::start_with(DaemonOptions {
         credentials: Some(("user", "secret")),
         ..DaemonOptions::default()
@@ -445,7 +445,7 @@ fn it_ends_with_what_to_type_next() -> Result<()> {
 fn it_changes_nothing() -> Result<()> {
     let daemon = Daemon::start("[program:cat]\ncommand = /bin/cat\n")?;
     let reread = |what: &str| daemon.expect_fault("supervisor.addProcessGroup", (what,));
-    // Somebody edits, and has not let supervisord read it.
+    // The user has edited a file that supervisord has not read yet.
     daemon.write("conf.d/new.conf", "[program:new]\ncommand = /bin/cat\n")?;
     let read_before = daemon.call("supervisor.getAllConfigInfo", ())?;
     let before = snapshot(&daemon)?;
@@ -508,7 +508,7 @@ fn the_daemons_own_port_is_refused_however_it_is_spelled() -> Result<()> {
         ..DaemonOptions::default()
     })?;
     let port = daemon.tcp_addr().port();
-    // Once it is away, the port is free, and a proxy there would talk to itself.
+    // The port is free when the daemon has ended. A proxy on it would call itself.
     daemon.stop()?;
     for (host, supervisord) in [
         ("127.0.0.1", None),
@@ -546,7 +546,7 @@ fn the_daemons_own_port_is_refused_however_it_is_spelled() -> Result<()> {
 }
 
 #[test]
-fn what_is_most_likely_not_meant_is_noted() -> Result<()> {
+fn misspelt_names_are_noted() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: "[twidler]\npersist = true\n[program:proxy]\nautostart = false\n\
                command = /usr/local/bin/twiddler serve --persist\n",
@@ -555,7 +555,7 @@ fn what_is_most_likely_not_meant_is_noted() -> Result<()> {
     let environment = [
         ("TWIDDLER_PERSISTS", "1"),
         ("TWIDLER_LISTEN", "127.0.0.1:0"),
-        // An orchestrator sets these for a service of that name.
+        // An orchestrator sets these variables for a service named twiddler.
         ("TWIDDLER_PORT", "tcp://10.0.0.1:9002"),
         ("TWIDDLER_SERVICE_HOST", "10.0.0.1"),
     ];
@@ -595,7 +595,7 @@ fn what_is_most_likely_not_meant_is_noted() -> Result<()> {
 }
 
 #[test]
-fn an_address_that_is_named_twice_counts_once() -> Result<()> {
+fn an_address_in_the_list_twice_counts_once() -> Result<()> {
     let daemon = Daemon::start("")?;
     let socket = format!("unix://{}/twice.sock", daemon.dir().display());
     let sidecar = Sidecar::start_options(
@@ -611,8 +611,8 @@ fn an_address_that_is_named_twice_counts_once() -> Result<()> {
     Ok(())
 }
 
-/// Wrong set-ups of the daemon, which `serve` waits for: both say the same.
-fn ensure_said_by_both(daemon: &Daemon, arguments: &[&str], expected: &str) -> Result<()> {
+/// Fails unless `check` prints this problem with the daemon, and `serve`, which starts all the same, logs it.
+fn ensure_both_report(daemon: &Daemon, arguments: &[&str], expected: &str) -> Result<()> {
     let mut all = FREE.to_vec();
     all.extend(arguments);
     let setup = Setup {
@@ -631,20 +631,20 @@ fn ensure_said_by_both(daemon: &Daemon, arguments: &[&str], expected: &str) -> R
 }
 
 #[test]
-fn a_daemon_that_is_away_or_refuses_has_its_own_sentence() -> Result<()> {
+fn a_daemon_that_is_down_or_refuses_credentials_is_reported() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(("user", "secret")),
         ..DaemonOptions::default()
     })?;
     let file = daemon.conf().display().to_string();
     let socket = daemon.socket().display().to_string();
-    // Another password than the running daemon has.
+    // The file has another password than the running daemon.
     let text = daemon.read("supervisord.conf")?;
     daemon.write(
         "supervisord.conf",
         &text.replace("password = secret", "password = other"),
     )?;
-    ensure_said_by_both(
+    ensure_both_report(
         &daemon,
         &[],
         &format!(
@@ -653,14 +653,14 @@ fn a_daemon_that_is_away_or_refuses_has_its_own_sentence() -> Result<()> {
     )?;
     daemon.stop()?;
     daemon.write("supervisord.conf", &text)?;
-    ensure_said_by_both(
+    ensure_both_report(
         &daemon,
         &[],
         &format!("there is no socket {socket}; start supervisord"),
     )?;
     let listener = UnixListener::bind(&socket)?;
     drop(listener);
-    ensure_said_by_both(
+    ensure_both_report(
         &daemon,
         &[],
         &format!("nobody listens on the socket {socket}; start supervisord"),
@@ -669,7 +669,7 @@ fn a_daemon_that_is_away_or_refuses_has_its_own_sentence() -> Result<()> {
 }
 
 #[test]
-fn check_does_not_wait_for_ever() -> Result<()> {
+fn check_does_not_wait_forever() -> Result<()> {
     let daemon = Daemon::start("")?;
     daemon.signal("STOP")?;
     let setup = Setup {
@@ -693,9 +693,9 @@ fn check_does_not_wait_for_ever() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_supervisord_has_its_own_sentence() -> Result<()> {
+fn a_server_that_is_no_supervisord_is_reported() -> Result<()> {
     let daemon = Daemon::start("")?;
-    // Without its interface a supervisord knows no method.
+    // A supervisord without an rpcinterface has no methods.
     let dir = daemon.dir().display().to_string();
     let socket = format!("{dir}/bare.sock");
     daemon.write(
@@ -705,14 +705,14 @@ fn what_is_no_supervisord_has_its_own_sentence() -> Result<()> {
     let mut command = venv(Version::default()).command("supervisor.supervisord");
     let _bare = Process::spawn(command.args(["-n", "-c", "bare.conf"]).current_dir(&dir))?;
     eventually(LIMIT, || Ok(UnixStream::connect(&socket)?))?;
-    ensure_said_by_both(
+    ensure_both_report(
         &daemon,
         &["--supervisord", &format!("unix://{socket}")],
         &format!(
             "supervisord at unix://{socket} does not know supervisor.getSupervisorVersion; in "
         ),
     )?;
-    // A web server that knows no calls.
+    // A web server that does not answer XML-RPC calls.
     let server = Process::spawn(Command::new(crate::common::python()).args([
         "-u",
         "-c",
@@ -721,7 +721,7 @@ fn what_is_no_supervisord_has_its_own_sentence() -> Result<()> {
     let printed = server.wait_for_stdout("port ")?;
     let port = printed.trim().rsplit(' ').next().context("no port")?;
     let url = format!("http://127.0.0.1:{port}");
-    ensure_said_by_both(
+    ensure_both_report(
         &daemon,
         &["--supervisord", &url],
         &format!(
@@ -758,7 +758,7 @@ fn a_digest_is_noted_and_its_password_can_be_presented() -> Result<()> {
         "{}",
         check.printed
     );
-    // As the note says.
+    // The advice of the note works.
     let environment = [
         ("TWIDDLER_USERNAME", "user"),
         ("TWIDDLER_PASSWORD", "secret"),
@@ -796,7 +796,7 @@ fn a_digest_is_noted_and_its_password_can_be_presented() -> Result<()> {
 }
 
 #[test]
-fn supervisorctl_that_talks_past_the_proxy_is_noted() -> Result<()> {
+fn supervisorctl_that_bypasses_the_proxy_is_noted() -> Result<()> {
     let daemon = Daemon::start("")?;
     let file = daemon.conf().display().to_string();
     let url = format!("unix://{}", daemon.socket().display());
@@ -818,7 +818,7 @@ fn supervisorctl_that_talks_past_the_proxy_is_noted() -> Result<()> {
         "{}",
         check.printed
     );
-    // Followed, it is said no more, and the proxy still finds the daemon.
+    // When the advice is followed, the note disappears, and the proxy still finds the daemon.
     let text = daemon.read("supervisord.conf")?;
     daemon.write(
         "supervisord.conf",
@@ -837,7 +837,7 @@ fn supervisorctl_that_talks_past_the_proxy_is_noted() -> Result<()> {
 }
 
 #[test]
-fn what_was_added_and_is_kept_or_defined_is_noted() -> Result<()> {
+fn added_programs_that_are_persisted_or_configured_are_noted() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
     let client = sidecar.client();
@@ -874,7 +874,7 @@ fn what_was_added_and_is_kept_or_defined_is_noted() -> Result<()> {
 #[test]
 fn a_pattern_that_allows_nothing_is_warned_about() -> Result<()> {
     let daemon = Daemon::start("")?;
-    ensure_said_by_both(
+    ensure_both_report(
         &daemon,
         &[
             "--allow",
@@ -884,8 +884,8 @@ fn a_pattern_that_allows_nothing_is_warned_about() -> Result<()> {
     )
 }
 
-/// A daemon with a port whose file takes its password, its log and its include directory from
-/// variables that only the daemon has.
+/// A daemon with a port. Password, log and include directory in its file come from environment variables that
+/// only the daemon has.
 fn daemon_with_variables() -> Result<Daemon> {
     let daemon = Daemon::start_with(DaemonOptions {
         tcp: true,
@@ -928,7 +928,7 @@ fn variables_that_only_supervisord_has_are_noted_where_they_are_not_needed() -> 
         "{}",
         check.printed
     );
-    // As it says.
+    // The advice of the error works.
     let dir = daemon.include_dir().to_string_lossy().into_owned();
     let arguments = ["--listen", "127.0.0.1:0", "--include-dir", &dir];
     let check = outcome(
@@ -1059,7 +1059,7 @@ fn an_option_gives_the_address_that_only_supervisord_knows() -> Result<()> {
             outcome.printed
         );
     }
-    // As it says; what that section asks for is known, and presented.
+    // The advice of the error works. The proxy presents the credentials in that section.
     let url = format!("unix://{}", socket.display());
     let check = outcome(
         "check",
@@ -1118,10 +1118,10 @@ fn a_password_that_only_supervisord_knows_opens_no_port() -> Result<()> {
     Ok(())
 }
 
-/// Whether the file that this proxy reads is the one that supervisord was started with, only trying
-/// tells; what it says helps without a restart.
+/// Only an attempt shows whether supervisord was started with the file that the proxy reads. The advice of the
+/// error works without a restart.
 #[test]
-fn a_named_directory_does_until_the_file_includes_it() -> Result<()> {
+fn include_dir_works_once_the_file_includes_it() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         include: "",
         ..DaemonOptions::default()

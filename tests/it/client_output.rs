@@ -1,4 +1,4 @@
-//! What the command line prints for machines and in its documentation, and the ways to a server.
+//! The output of the command line in JSON and in its documentation, and the ways to find a server.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -31,7 +31,7 @@ fn verb(server: &str, words: &[&str]) -> Result<Output> {
 }
 
 #[test]
-fn what_is_printed_for_machines_is_as_documented() -> Result<()> {
+fn json_output_matches_the_schema() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let sidecar = Sidecar::start(&daemon)?;
     daemon.wait_for_state("web:api", "RUNNING")?;
@@ -61,7 +61,7 @@ fn what_is_printed_for_machines_is_as_documented() -> Result<()> {
         ("remove-group", &["remove-group", "new"]),
     ] {
         let words = [words, &["-o", "json"]].concat();
-        // The words after -- are the command's.
+        // The words after -- belong to the command.
         let words = match words.iter().position(|word| *word == "--") {
             Some(at) => [&["-o", "json"], &words[..at], &words[at..words.len() - 2]].concat(),
             None => words,
@@ -78,9 +78,9 @@ fn what_is_printed_for_machines_is_as_documented() -> Result<()> {
     ensure_documents("remove", &stdout_text(&output))
 }
 
-/// A disk that is full, and a terminal that is gone, are said; a reader who has seen enough is not.
+/// A full disk and a closed terminal are errors; a closed pipe is none.
 #[test]
-fn an_output_that_takes_nothing_is_an_error_and_a_closed_pipe_is_none() -> Result<()> {
+fn a_failing_output_is_an_error_and_a_closed_pipe_is_none() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let sidecar = Sidecar::start(&daemon)?;
     daemon.wait_for_state("web:api", "RUNNING")?;
@@ -120,13 +120,13 @@ fn an_output_that_takes_nothing_is_an_error_and_a_closed_pipe_is_none() -> Resul
         let closed = with_output(writer.into())?;
         let stderr = stderr_text(&closed);
         ensure!(!stderr.contains("twiddler:"), "{words:?}: {stderr}");
-        // What was begun was done.
+        // The work was finished all the same.
         assert_eq!(daemon.state("web:api")?, "RUNNING", "{words:?}");
     }
     Ok(())
 }
 
-/// Each line of the session after a `$`, and what it printed.
+/// The commands of the documented session, and their output.
 fn session() -> Result<Vec<(String, String)>> {
     let text = include_str!("../../docs/command-line.md");
     let (_, block) = text.split_once("```console\n").context("no session")?;
@@ -142,7 +142,7 @@ fn session() -> Result<Vec<(String, String)>> {
     Ok(steps)
 }
 
-/// Pids and times differ, and the widths of columns with them.
+/// The text without pids, times and widths of columns, which differ.
 fn in_general(text: &str) -> String {
     let mut out = String::new();
     for line in text.lines() {
@@ -168,7 +168,7 @@ fn the_documented_session_is_true() -> Result<()> {
     let binary = std::path::Path::new(env!("CARGO_BIN_EXE_twiddler"));
     let dir = binary.parent().context("no directory")?;
     for (typed, expected) in session()? {
-        // What a process writes reaches its log a moment later.
+        // The output of a process reaches its log a moment later.
         let is_log = typed.starts_with("twiddler logs");
         eventually(LIMIT, || {
             let mut shell = Command::new("sh");
@@ -193,7 +193,7 @@ fn the_documented_session_is_true() -> Result<()> {
 }
 
 #[test]
-fn credentials_come_from_where_supervisorctl_takes_them() -> Result<()> {
+fn credentials_come_from_the_same_places_as_supervisorctls() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: PROGRAMS,
         credentials: Some(("user", "s3cret%")),
@@ -275,8 +275,8 @@ fn verbs_speak_tls_to_servers_that_the_system_trusts() -> Result<()> {
     Ok(())
 }
 
-/// What supervisorctl asks for a `status` (`supervisorctl.py`, `upcheck` and `do_status`), by its own
-/// transport, over and over: the seconds that each round took. A line is read before each.
+/// Makes the calls of `supervisorctl status` (`supervisorctl.py`, `upcheck` and `do_status`) with its
+/// transport, and prints the seconds of each round. A round begins when it reads a line.
 const STATUS_CALLS: &str = "
 import sys, time, xmlrpc.client
 from supervisor.xmlrpc import SupervisorTransport
@@ -289,14 +289,14 @@ for line in sys.stdin:
     transport.close()
     print(time.monotonic() - begun, flush=True)
 ";
-/// How much longer a verb may take, with its start and its end.
+/// How much longer than the calls a verb may take, with the start and the end of its process.
 const MORE: Duration = Duration::from_millis(15);
 const ROUNDS: usize = 15;
-/// Others use the machine too: one series in which nobody did is enough.
+/// How many series are measured. One without load from other processes is enough.
 const SERIES: usize = 10;
 
 #[test]
-fn a_verb_takes_hardly_longer_than_the_calls_of_supervisorctl() -> Result<()> {
+fn a_verb_takes_little_longer_than_the_calls_of_supervisorctl() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let sidecar = Sidecar::start(&daemon)?;
     daemon.wait_for_state("web:api", "RUNNING")?;
@@ -310,7 +310,7 @@ fn a_verb_takes_hardly_longer_than_the_calls_of_supervisorctl() -> Result<()> {
             let theirs = next_round(&calls)?;
             let mut status = twiddler_command();
             let start = Instant::now();
-            // Not by the fixture, which looks at a process now and then.
+            // The fixture polls the process, which would add to the time.
             let output = status.args(["-s", &server, "status"]).output()?;
             let ours = start.elapsed();
             ensure!(stdout_text(&output).contains("web:api"));
@@ -325,7 +325,7 @@ fn a_verb_takes_hardly_longer_than_the_calls_of_supervisorctl() -> Result<()> {
     anyhow::bail!("{best:?} longer")
 }
 
-/// How long the next round takes.
+/// The time of the next round.
 fn next_round(calls: &Process) -> Result<Duration> {
     let before = calls.stdout_text().lines().count();
     calls.write(b"\n")?;

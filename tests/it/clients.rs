@@ -1,5 +1,5 @@
-//! Real clients get from the proxy what they get from the daemon itself: the same output and the
-//! same exit codes, from one daemon directly and from an equal one through the proxy.
+//! Real clients have the same output and the same exit codes with the proxy as with the daemon: one run uses a
+//! daemon directly, and another one an equal daemon through the proxy.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -51,7 +51,7 @@ const EXTRA: &str = "[program:extra]\ncommand=/bin/cat\nstartsecs=0\n";
 const PROMPT: &str = "supervisor> ";
 const CREDENTIALS: (&str, &str) = ("user", "secret");
 
-/// A daemon to be asked directly, and an equal one behind a proxy.
+/// A daemon for direct calls, and an equal one behind a proxy.
 struct Twins {
     direct: Daemon,
     behind: Daemon,
@@ -85,7 +85,7 @@ impl Twins {
         })
     }
 
-    /// The addresses over TCP, direct and proxied.
+    /// The TCP addresses of the first daemon and of the proxy.
     fn over_tcp(&self) -> [Addr; 2] {
         [
             self.direct.tcp_addr().into(),
@@ -102,7 +102,7 @@ impl Twins {
         change(&self.behind)
     }
 
-    /// Does the same with both at once, and compares what was printed and how it ended.
+    /// Runs the same command against both concurrently. Fails unless output and exit status are the same.
     fn ensure_same(
         &self,
         addrs: [Addr; 2],
@@ -124,7 +124,7 @@ impl Twins {
         Ok(other)
     }
 
-    /// All that a command said, without what tells two daemons or two moments apart.
+    /// Both outputs of a command, without paths, pids and times.
     fn plain(&self, output: &Output) -> String {
         let text = format!(
             "{}\n{}\n{}",
@@ -143,7 +143,8 @@ impl Twins {
     }
 }
 
-/// The processes of a group are reported on as they stop or start, which is in any order.
+/// The text with the lines about processes sorted. supervisord reports them in the order of their stops and
+/// starts.
 fn in_order(text: &str) -> String {
     let sorted = |text: &str| {
         let mut lines: Vec<&str> = text.lines().collect();
@@ -156,7 +157,7 @@ fn in_order(text: &str) -> String {
     answers.join(PROMPT)
 }
 
-/// Process numbers, uptimes and dates; single digits are not among them.
+/// The text without pids, uptimes and dates: all numbers of two and more digits.
 fn without_numbers(text: &str) -> String {
     let mut plain = String::new();
     let mut digits = String::new();
@@ -174,7 +175,7 @@ fn without_numbers(text: &str) -> String {
 
 // --- supervisorctl ---
 
-/// One run each, so that the exit codes are seen.
+/// Each verb is a command of its own, so that the exit codes are compared.
 #[test]
 fn supervisorctl_with_its_verbs_and_exit_codes() -> Result<()> {
     let twins = Twins::start()?;
@@ -218,7 +219,7 @@ fn supervisorctl_with_its_verbs_and_exit_codes() -> Result<()> {
     Ok(())
 }
 
-/// All verbs in a shell, where a session goes on after errors.
+/// All verbs in supervisorctl's shell, whose session continues after errors.
 #[test]
 fn supervisorctl_as_a_shell() -> Result<()> {
     let twins = Twins::start()?;
@@ -248,7 +249,7 @@ fn supervisorctl_as_a_shell() -> Result<()> {
     ] {
         ensure!(text.contains(expected), "no {expected:?} in {text}");
     }
-    // Until then it is one of those that can be stopped.
+    // Before that, `stop all` would stop it, too.
     twins.each(|daemon| daemon.wait_for_state("failing", "FATAL"))?;
     twins.each(|daemon| daemon.write("conf.d/extra.conf", EXTRA))?;
     let text = shell(after)?;
@@ -281,7 +282,7 @@ fn supervisorctl_with_credentials() -> Result<()> {
     Ok(())
 }
 
-/// Verbs that go on until they are interrupted.
+/// Verbs that run until they are interrupted.
 #[test]
 fn supervisorctl_follows_logs() -> Result<()> {
     let twins = Twins::start()?;
@@ -302,7 +303,7 @@ fn follow(daemon: &Daemon, conf: &Path, addr: &Addr) -> Result<()> {
     let tail = spawn(&["tail", "-f", "web"])?;
     let main = spawn(&["maintail", "-f"])?;
     let foreground = spawn(&["fg", "web"])?;
-    // What came before is shown first, so it is being followed.
+    // The old output appears first, and shows that the follower is connected.
     tail.wait_for_stdout("==> Press Ctrl-C to exit <==")?;
     main.wait_for_stdout("==> Press Ctrl-C to exit <==")?;
     foreground.wait_for_stdout("==> Press Ctrl-C to exit <==")?;
@@ -321,7 +322,7 @@ fn follow(daemon: &Daemon, conf: &Path, addr: &Addr) -> Result<()> {
     }
     tail.wait()?;
     main.wait()?;
-    // `fg` notices only when something more is printed.
+    // `fg` notices the end only at the next output.
     eventually(LIMIT, || {
         daemon.call("supervisor.sendProcessStdin", ("web", "more\n"))?;
         ensure!(!foreground.is_alive(), "fg goes on");
@@ -357,7 +358,7 @@ fn supervisorctl_reloads_and_shuts_down() -> Result<()> {
             Ok(())
         })
     })?;
-    // Nobody is there: directly there is no connection, and through the proxy a 502 that says why.
+    // The daemon has ended. The direct connection fails, and the proxy answers 502 with the reason.
     let output = supervisorctl_as(None, &["status"], twins.over_tcp()[1].clone())?;
     let text = stdout_text(&output) + &stderr_text(&output);
     ensure!(
@@ -434,7 +435,7 @@ fn pythons_own_client() -> Result<()> {
     Ok(())
 }
 
-/// Its credentials stand in the address.
+/// The URL contains the credentials.
 #[test]
 fn pythons_own_client_with_credentials() -> Result<()> {
     let twins = Twins::start_with(Some(CREDENTIALS))?;
@@ -550,7 +551,7 @@ fn curl_prints_the_same() -> Result<()> {
                 call,
             ],
         ),
-        // Above 1 MB it waits for leave to go on.
+        // Above 1 MB, curl waits for 100 Continue.
         ("/RPC2", &["-u", "user:secret", "--data-binary", &large]),
         ("/nothing", &["-u", "user:secret", "-X", "DELETE"]),
         (
@@ -571,15 +572,15 @@ fn curl_prints_the_same() -> Result<()> {
     Ok(())
 }
 
-/// What the proxy adds to pages.
+/// The headers that the proxy adds to pages.
 const OF_PAGES: [&str; 3] = [
     "Referrer-Policy: ",
     "X-Frame-Options: ",
     "Content-Security-Policy: ",
 ];
 
-/// What curl prints: head and body, without the date, without leave to go on, and without what the
-/// proxy adds or makes relative.
+/// The output of curl: head and body, without the date, without 100 Continue, and without the headers that the
+/// proxy adds or changes.
 fn curl(addr: &Addr, host: Option<&str>, path: &str, arguments: &[&str]) -> Result<Output> {
     let url = format!("{}{path}", host.map_or(addr.to_string(), str::to_owned));
     let socket = match addr {
@@ -596,7 +597,7 @@ fn curl(addr: &Addr, host: Option<&str>, path: &str, arguments: &[&str]) -> Resu
     let text = String::from_utf8_lossy(&output.stdout)
         .replace("HTTP/1.1 100 Continue\r\n\r\n", "")
         .replace("Location: http://h/", "Location: ./");
-    // A 304 of the proxy does not announce chunks that it has not got.
+    // A 304 of the proxy has no header for chunks, because it has no body.
     let is_chunked_304 =
         |line: &str| text.starts_with("HTTP/1.1 304") && line == "Transfer-Encoding: chunked";
     let lines: Vec<&str> = text
@@ -610,7 +611,7 @@ fn curl(addr: &Addr, host: Option<&str>, path: &str, arguments: &[&str]) -> Resu
 
 // --- A client over a bare socket ---
 
-/// As some libraries for PHP do it: HTTP/1.0, no `Host`, and a search for exactly these letters.
+/// A client as some PHP libraries are: HTTP/1.0, no `Host`, and a case-sensitive search for `Content-Length`.
 #[test]
 fn a_client_that_looks_for_a_content_length() -> Result<()> {
     let twins = Twins::start()?;

@@ -1,5 +1,5 @@
-//! The pages for people say what the program does: their tables, messages, links and test names are
-//! held against the program and the sources.
+//! The documentation agrees with the program: its tables, messages, links and test names are compared with the
+//! program and the sources.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::common::sidecar::twiddler_command;
 use crate::common::{Client, Daemon, Sidecar, run, stderr_text, stdout_text};
 
-/// The pages at the root; those in docs/ are listed.
+/// The pages in the root directory. The pages in docs/ are found by a search.
 const ROOT_PAGES: [&str; 4] = [
     "README.md",
     "ARCHITECTURE.md",
@@ -30,7 +30,7 @@ fn page(name: &str) -> Result<String> {
     read(&root().join("docs").join(name))
 }
 
-/// All files below a directory whose names end so.
+/// All files below a directory whose names end with `ending`.
 fn files(dir: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
@@ -50,7 +50,7 @@ fn pages() -> Result<Vec<PathBuf>> {
     Ok(pages)
 }
 
-/// The cells of each row of the first table below the line that begins so.
+/// The cells of each row in the first table below the line that begins with `head`.
 fn table(text: &str, head: &str) -> Result<Vec<Vec<String>>> {
     let mut lines = text.lines().skip_while(|line| !line.starts_with(head));
     lines.next().with_context(|| format!("no table {head}"))?;
@@ -66,27 +66,27 @@ fn cells(row: &str) -> Vec<String> {
         .collect()
 }
 
-/// What stands between backquotes.
+/// The texts between backquotes.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// Text without its blocks of code.
+/// The text without its blocks of code.
 fn prose(text: &str) -> String {
     let parts = text.split("\n```").step_by(2);
     parts.collect::<Vec<_>>().join("\n")
 }
 
-/// An option as `--help` has it.
+/// An option in `--help`.
 #[derive(Debug)]
 struct HelpOption {
     name: String,
-    /// As it is typed, such as `--listen ADDR`.
+    /// The option with its placeholder, such as `--listen ADDR`.
     typed: String,
     help: String,
 }
 
-/// Options stand at most this far to the right, and their explanations further.
+/// The largest indentation of options. Explanations have a larger one.
 const INDENT: usize = 8;
 
 fn help_options() -> Result<Vec<HelpOption>> {
@@ -111,7 +111,7 @@ fn help_options() -> Result<Vec<HelpOption>> {
     Ok(options.into_iter().filter(ours).collect())
 }
 
-/// The keys that a message of the program lists.
+/// The keys in the error about an unknown key.
 fn keys() -> Result<BTreeSet<String>> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("supervisord.conf");
@@ -126,7 +126,7 @@ fn keys() -> Result<BTreeSet<String>> {
 }
 
 #[test]
-fn the_table_of_options_is_that_of_the_help() -> Result<()> {
+fn the_table_of_options_matches_the_help() -> Result<()> {
     let rows = table(&page("options.md")?, "| key in `[twiddler]`")?;
     let options = help_options()?;
     ensure!(options.len() > 15, "{options:?}");
@@ -156,7 +156,7 @@ fn the_table_of_options_is_that_of_the_help() -> Result<()> {
     Ok(())
 }
 
-/// `name(a, b)` as the help of the method has it.
+/// The signature `name(a, b)` in the help of a method.
 fn described(client: &Client, method: &str) -> Result<String> {
     let help = client.call("system.methodHelp", (method,))?;
     let help = help.as_str().context("no text")?;
@@ -170,7 +170,7 @@ fn described(client: &Client, method: &str) -> Result<String> {
 }
 
 #[test]
-fn the_table_of_methods_is_that_of_the_proxy() -> Result<()> {
+fn the_table_of_methods_matches_the_proxy() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
@@ -192,12 +192,12 @@ fn the_table_of_methods_is_that_of_the_proxy() -> Result<()> {
 }
 
 #[test]
-fn messages_that_pages_explain_are_those_of_the_code() -> Result<()> {
+fn documented_messages_exist_in_the_sources() -> Result<()> {
     let mut code = String::new();
     for file in files(&root().join("src"), ".rs")? {
         code += &read(&file)?;
     }
-    // A literal that goes on below begins there after the spaces.
+    // A string literal with a line break continues after the indentation.
     let mut lines = code.split("\\\n");
     let first = lines.next().unwrap_or_default().to_owned();
     let code = lines.fold(first, |code, line| code + line.trim_start());
@@ -217,13 +217,13 @@ fn messages_that_pages_explain_are_those_of_the_code() -> Result<()> {
     Ok(())
 }
 
-/// Whether the path of a test may have this letter.
+/// Whether the path of a test may contain this letter.
 fn is_of_path(letter: char) -> bool {
     letter.is_ascii_lowercase() || letter.is_ascii_digit() || matches!(letter, '_' | ':')
 }
 
 #[test]
-fn tests_that_pages_name_exist() -> Result<()> {
+fn documented_tests_exist() -> Result<()> {
     let mut sources = String::new();
     for file in files(&root().join("src"), ".rs")? {
         sources += &read(&file)?;
@@ -258,7 +258,7 @@ fn tests_that_pages_name_exist() -> Result<()> {
     Ok(())
 }
 
-/// The anchors of a page's headings, as GitHub makes them.
+/// The anchors of a page's headings on GitHub.
 fn anchors(text: &str) -> BTreeSet<String> {
     let text = prose(text);
     let headings = text.lines().filter(|line| line.starts_with('#'));
@@ -275,7 +275,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn links_lead_somewhere() -> Result<()> {
+fn links_have_targets() -> Result<()> {
     let readme = read(&root().join("README.md"))?;
     for page in pages()? {
         let (text, path) = (read(&page)?, page.display());
@@ -304,7 +304,7 @@ fn links_lead_somewhere() -> Result<()> {
 }
 
 #[test]
-fn the_architecture_has_a_place_for_each_module() -> Result<()> {
+fn the_architecture_names_each_module() -> Result<()> {
     let text = read(&root().join("ARCHITECTURE.md"))?;
     for entry in fs::read_dir(root().join("src"))? {
         let entry = entry?;
@@ -315,7 +315,7 @@ fn the_architecture_has_a_place_for_each_module() -> Result<()> {
     Ok(())
 }
 
-/// Whoever uses `just` gets what CI does, a step at a time.
+/// The recipes of `just` are the steps of CI.
 #[test]
 fn the_justfile_has_the_steps_of_ci() -> Result<()> {
     let (ci, justfile) = (
@@ -332,7 +332,7 @@ fn the_justfile_has_the_steps_of_ci() -> Result<()> {
     Ok(())
 }
 
-/// The modules of a source that it imports from by paths that begin so; its unit tests are left out.
+/// The modules that a source imports by paths that begin with `prefix`, without its unit tests.
 fn imports(source: &str, prefix: &str) -> BTreeSet<String> {
     let code = source.split("#[cfg(test)]\nmod tests {").next();
     let lines = code.into_iter().flat_map(str::lines);
@@ -389,7 +389,7 @@ fn modules_import_only_from_those_below_them_in_the_map() -> Result<()> {
 }
 
 #[test]
-fn no_import_of_the_core_goes_in_a_circle() -> Result<()> {
+fn the_core_has_no_circular_imports() -> Result<()> {
     for dir in ["src/twiddler", "src/twiddler/model"] {
         let mut remaining = Vec::new();
         for entry in fs::read_dir(root().join(dir))? {
@@ -400,7 +400,7 @@ fn no_import_of_the_core_goes_in_a_circle() -> Result<()> {
             }
         }
         ensure!(remaining.len() > 5, "{dir} has {} files", remaining.len());
-        // Each time without those that import from nobody who is left.
+        // Each round removes the modules that import none of the remaining ones.
         loop {
             let names: BTreeSet<String> = remaining.iter().map(|(name, _)| name.clone()).collect();
             let before = remaining.len();

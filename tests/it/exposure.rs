@@ -1,5 +1,5 @@
-//! The proxy opens no door that the daemon keeps shut: where it listens by itself, which addresses it
-//! refuses, and what callers of its ports must present.
+//! The proxy is not more open than the daemon: its default address, the addresses that it refuses, and the
+//! credentials that it requires on its ports.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -15,14 +15,14 @@ use crate::common::{
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::config::{Config, ListenAddr, ServeArgs, Settings};
 
-/// Who has no business here.
+/// An account without permissions.
 const NOBODY: u32 = 65534;
-/// A group that every Debian has and nobody is in.
+/// A group that every Debian has, without members.
 const GROUP: u32 = 4;
-/// `secret` as supervisord has it.
+/// The digest of `secret` in supervisord's form.
 const SHA_OF_SECRET: &str = "{SHA}e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4";
 
-/// Where the proxy listens when nothing says so.
+/// The file name of the default socket.
 const BY_ITSELF: SidecarOptions<'_> = SidecarOptions {
     arguments: &[],
     environment: &[("TWIDDLER_ALLOW_OPEN", "")],
@@ -31,7 +31,7 @@ const BY_ITSELF: SidecarOptions<'_> = SidecarOptions {
     own_listeners: Some(1),
 };
 
-/// A daemon whose directory every account may enter, with these lines for its socket.
+/// A daemon with these lines for its socket. Every account may enter its directory.
 fn daemon(socket_lines: &str) -> Result<Daemon> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: &format!("[unix_http_server]\n{socket_lines}\n"),
@@ -41,7 +41,7 @@ fn daemon(socket_lines: &str) -> Result<Daemon> {
     Ok(daemon)
 }
 
-/// One that also has a port, with these lines for it, and perhaps credentials for both.
+/// A daemon that also has a port with these lines, and optionally credentials for both.
 fn daemon_with_port(credentials: Option<(&str, &str)>, port_lines: &str) -> Result<Daemon> {
     Daemon::start_with(DaemonOptions {
         tcp: true,
@@ -69,8 +69,8 @@ fn access(path: &Path) -> Result<(u32, u32, u32)> {
     ))
 }
 
-/// Whether another account may open a socket, which takes the right to write to it. Only root can
-/// become another account.
+/// Whether another account may connect to a socket, which requires write permission. Only root can switch
+/// accounts.
 fn nobody_may_open(socket: &Path) -> Result<bool> {
     let nobody = NOBODY.to_string();
     let mut command = Command::new("setpriv");
@@ -84,7 +84,7 @@ fn nobody_may_open(socket: &Path) -> Result<bool> {
     Ok(output.status.success())
 }
 
-/// What `serve` and `check` both say of a set-up that they do not take.
+/// The error of `serve` and `check` about a configuration that they refuse.
 fn refused(daemon: &Daemon, arguments: &[&str], launcher: &[&str]) -> Result<String> {
     let conf = daemon.conf().to_string_lossy().into_owned();
     let ended = |verb: &str| -> Result<Output> {
@@ -110,14 +110,14 @@ fn refused(daemon: &Daemon, arguments: &[&str], launcher: &[&str]) -> Result<Str
     Ok(serve)
 }
 
-/// What is decided of a daemon's own file.
+/// The settings from a daemon's file, without options.
 fn decided(daemon: &Daemon) -> Result<Settings> {
     let args = ServeArgs::default().with("config", daemon.conf());
     Ok(Config::load_with_env(&args, &|_| None)?.settings)
 }
 
 #[test]
-fn without_listen_it_is_beside_the_daemons_socket_and_open_to_the_same_accounts() -> Result<()> {
+fn the_default_socket_is_beside_the_daemons_and_open_to_the_same_accounts() -> Result<()> {
     let given_away = format!("chmod=0770\nchown=0:{GROUP}");
     for (lines, for_all, only_root) in [
         ("", false, false),
@@ -151,7 +151,7 @@ fn without_listen_it_is_beside_the_daemons_socket_and_open_to_the_same_accounts(
 }
 
 #[test]
-fn while_the_daemon_is_away_its_file_says_who_may_open_the_socket() -> Result<()> {
+fn while_the_daemon_is_down_its_file_decides_the_access_to_the_socket() -> Result<()> {
     let own = fs::metadata("/proc/self")?;
     for (lines, expected) in [
         ("".to_owned(), 0o700),
@@ -159,7 +159,7 @@ fn while_the_daemon_is_away_its_file_says_who_may_open_the_socket() -> Result<()
             format!("chmod=0770\nchown={}:{}", own.uid(), own.gid()),
             0o770,
         ),
-        // Whose group that is only the daemon knows.
+        // Only the daemon knows its own group.
         ("chmod=0770".to_owned(), 0o700),
     ] {
         let daemon = daemon(&lines)?;
@@ -184,7 +184,7 @@ fn an_account_of_its_own_gives_the_socket_the_group_but_nobody_more() -> Result<
     std::os::unix::fs::chown(daemon.dir(), None, Some(GROUP))?;
     let group = GROUP.to_string();
     let nobody = NOBODY.to_string();
-    // The binary may lie where that account cannot go.
+    // The account may not be able to read the directory of the binary.
     let script = format!(
         "cp \"$1\" {0}/twiddler && shift && exec setpriv --reuid {nobody} --regid {nobody} --groups {group} {0}/twiddler \"$@\"",
         daemon.dir().display()
@@ -278,7 +278,7 @@ fn a_port_is_taken_where_every_account_may_open_the_socket_or_must_know_its_pass
     sidecar.client().call("twiddler.getAPIVersion", ())?;
     assert!(!sidecar.stderr_text().contains("is open"));
     sidecar.stop()?;
-    // What lies in a directory that nobody may enter is for nobody.
+    // No other account can connect to a socket in a directory that it may not enter.
     set_mode(for_all.dir(), 0o700)?;
     refused(&for_all, &["--listen", "127.0.0.1:0"], &[])?;
 
@@ -296,7 +296,7 @@ fn a_port_is_taken_where_every_account_may_open_the_socket_or_must_know_its_pass
 }
 
 #[test]
-fn callers_of_a_port_present_what_the_daemons_port_asks_for() -> Result<()> {
+fn callers_of_a_port_need_the_credentials_of_the_daemons_port() -> Result<()> {
     let other = Some(("u", "other"));
     for (of_socket, port_password) in [
         (None, "secret"),
@@ -332,7 +332,7 @@ fn callers_of_a_port_present_what_the_daemons_port_asks_for() -> Result<()> {
         let result = stranger.call("twiddler.addGroup", (value("sneaked"), value(1)));
         assert_eq!(result.unwrap_err().status(), Some(401));
 
-        // The socket asks for what the daemon's socket asks for.
+        // The proxy's socket requires the same credentials as the daemon's socket.
         let on_socket = sidecar.socket_client();
         assert!(items(&on_socket.call("twiddler.getGroupNames", ())?)?.is_empty());
     }
@@ -340,7 +340,7 @@ fn callers_of_a_port_present_what_the_daemons_port_asks_for() -> Result<()> {
 }
 
 #[test]
-fn options_that_are_read_again_open_no_port() -> Result<()> {
+fn a_reload_opens_no_port() -> Result<()> {
     let daemon = daemon("")?;
     let file = daemon.read("supervisord.conf")?;
     let write = |options: &str| daemon.write("supervisord.conf", &format!("{file}\n{options}"));
@@ -364,7 +364,7 @@ fn options_that_are_read_again_open_no_port() -> Result<()> {
     sidecar
         .wait_for_stderr("kept the former settings: --listen: http://127.0.0.1:0 would let in")?;
     assert_eq!(status(), Err(Some(401)));
-    // A port of the daemon that asks for a password takes its place.
+    // The password of the daemon's new port replaces the login.
     write("[inet_http_server]\nport = 127.0.0.1:9\nusername = port\npassword = other\n")?;
     sidecar.signal("HUP")?;
     sidecar.wait_for_stderr("took up username and password, the username and password of")?;
@@ -375,8 +375,8 @@ fn options_that_are_read_again_open_no_port() -> Result<()> {
 }
 
 #[test]
-fn a_port_that_nobody_could_get_through_is_not_opened() -> Result<()> {
-    // The proxy cannot present a password of which the file has only the digest.
+fn a_port_without_usable_credentials_is_no_default() -> Result<()> {
+    // The file has only the digest of the password, so the proxy cannot present it.
     let daemon = daemon_with_port(Some(("u", "secret")), "username=port\npassword=other")?;
     let conf = daemon.read("supervisord.conf")?;
     let hashed = conf.replace("password = secret", &format!("password = {SHA_OF_SECRET}"));
@@ -390,12 +390,12 @@ fn a_port_that_nobody_could_get_through_is_not_opened() -> Result<()> {
 }
 
 #[test]
-fn an_open_port_of_the_daemon_is_met_by_an_open_one() -> Result<()> {
+fn an_open_port_of_the_daemon_allows_an_open_port() -> Result<()> {
     let daemon = daemon_with_port(None, "")?;
     let config = decided(&daemon)?;
     assert_eq!(config.listen, [ListenAddr::Tcp("127.0.0.1:9002".parse()?)]);
     assert!(config.port_login.is_none() && config.warnings.is_empty());
-    // Its address alone, as a proxy in another container has it, says nothing of ports here.
+    // With an address from the option, as in another container, the ports in the file do not count.
     let elsewhere = daemon.dir().join("elsewhere.sock");
     let args = ServeArgs::default()
         .with("config", daemon.conf())
@@ -406,7 +406,7 @@ fn an_open_port_of_the_daemon_is_met_by_an_open_one() -> Result<()> {
 }
 
 #[test]
-fn a_directory_where_others_may_write_or_the_proxy_may_not_gets_no_socket() -> Result<()> {
+fn no_socket_is_created_in_a_directory_with_other_writers() -> Result<()> {
     let daemon = daemon("")?;
     let line = "write listen = ";
     for mode in [0o777, 0o1777] {
@@ -425,8 +425,8 @@ fn a_directory_where_others_may_write_or_the_proxy_may_not_gets_no_socket() -> R
     Ok(())
 }
 
-/// Does what the message says in a shell of an account, in a file system where nothing is prepared, and
-/// hands over what the proxy says then.
+/// Follows the advice of the error in a shell of an account, in a file system without preparations. Returns
+/// the output of the proxy.
 fn follow_advice(daemon: &Daemon, account: &[&str], home: &Path) -> Result<String> {
     const SHELL: &str = r#"
         set -e
@@ -481,7 +481,7 @@ fn the_advice_where_to_listen_can_be_followed_by_root_and_by_others() -> Result<
         "--clear-groups",
     ];
     for (account, has_home) in [(&[][..], false), (&other, true), (&other, false)] {
-        // As supervisord's sample file has it: the socket stands where everybody may write.
+        // As in supervisord's sample file, the socket is in a directory where every account may write.
         let daemon = daemon("chmod=0777")?;
         set_mode(daemon.dir(), 0o1777)?;
         set_mode(daemon.include_dir(), 0o777)?;
@@ -510,7 +510,7 @@ fn the_advice_where_to_listen_can_be_followed_by_root_and_by_others() -> Result<
 }
 
 #[test]
-fn a_password_stands_in_a_file_that_others_cannot_read() -> Result<()> {
+fn a_password_file_must_not_be_readable_by_others() -> Result<()> {
     let daemon = daemon("")?;
     let file = daemon.dir().join("password");
     fs::write(&file, "secret\n")?;
@@ -542,7 +542,7 @@ fn a_password_stands_in_a_file_that_others_cannot_read() -> Result<()> {
     set_mode(&file, 0o600)?;
     let both = [&arguments[..], &["--password", "other"]].concat();
     assert!(refused(&daemon, &both, &[])?.contains("write password or password_file"));
-    // Of two sources the better one counts.
+    // The source with the higher precedence counts.
     let sidecar = Sidecar::start_options(
         &daemon,
         SidecarOptions {
@@ -556,7 +556,7 @@ fn a_password_stands_in_a_file_that_others_cannot_read() -> Result<()> {
 }
 
 #[test]
-fn a_password_on_the_command_line_is_warned_of() -> Result<()> {
+fn a_password_on_the_command_line_causes_a_warning() -> Result<()> {
     let daemon = daemon("")?;
     let arguments = [
         "--listen",

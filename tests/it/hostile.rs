@@ -1,4 +1,4 @@
-//! What clients get that mean harm or know no better: every limit, and nothing that reaches others.
+//! Hostile and faulty requests: every limit holds, and no request affects other clients.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,10 +17,10 @@ use supervisor_twiddler::server::{MAX_HEAD, MAX_HEADER_LINES};
 use supervisor_twiddler::xmlrpc::{Limits, Value, write};
 
 const CAT: &str = "[program:cat]\ncommand = /bin/cat\nautorestart = true\n";
-/// What a test may take beyond a limit of time.
+/// How much longer than a time limit a test may take.
 const LEEWAY: Duration = Duration::from_secs(20);
 
-fn started(body: &str) -> Result<(Daemon, Sidecar)> {
+fn start_both(body: &str) -> Result<(Daemon, Sidecar)> {
     let daemon = Daemon::start(body)?;
     let sidecar = Sidecar::start(&daemon)?;
     Ok((daemon, sidecar))
@@ -39,7 +39,7 @@ fn answers(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Sends as much as is taken, and reads the status that comes back.
+/// Sends as many bytes as the proxy reads, and returns the status of the reply.
 fn status_of(sidecar: &Sidecar, request: &[u8]) -> Result<u16> {
     let mut connection = Connection::open(sidecar.tcp_addr())?;
     connection.send(request)?;
@@ -48,7 +48,7 @@ fn status_of(sidecar: &Sidecar, request: &[u8]) -> Result<u16> {
 
 #[test]
 fn bodies_have_a_limit() -> Result<()> {
-    let (_daemon, sidecar) = started("")?;
+    let (_daemon, sidecar) = start_both("")?;
     let announced = format!(
         "POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
         MAX_BODY + 1
@@ -69,7 +69,7 @@ fn bodies_have_a_limit() -> Result<()> {
 
 #[test]
 fn documents_have_limits() -> Result<()> {
-    let (daemon, sidecar) = started("")?;
+    let (daemon, sidecar) = start_both("")?;
     let deep = |depth: usize| {
         format!(
             "<methodCall><methodName>a.b</methodName>{}{}</methodCall>",
@@ -108,20 +108,20 @@ fn documents_have_limits() -> Result<()> {
         let reply = post(&sidecar, &body)?;
         assert_eq!(reply.status, expected, "{shown}: {reply:?}");
     }
-    // The daemon has seen none of it.
+    // The proxy has forwarded none of the documents.
     assert!(!daemon.log().contains("Traceback"), "{}", daemon.log());
     answers(&sidecar.client())
 }
 
 #[test]
 fn heads_have_limits() -> Result<()> {
-    let (_daemon, sidecar) = started("")?;
+    let (_daemon, sidecar) = start_both("")?;
     let long = format!(
         "GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
         "x".repeat(2 * MAX_HEAD)
     );
     assert_eq!(status_of(&sidecar, long.as_bytes())?, 431);
-    // To the byte, whatever comes in one piece.
+    // The limit holds to the byte, for heads in one piece, too.
     let frame = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: \r\n\r\n";
     for (bytes, expected) in [
         (MAX_HEAD, 200),
@@ -155,8 +155,8 @@ fn heads_have_limits() -> Result<()> {
 }
 
 #[test]
-fn slow_senders_are_answered_408_and_hold_up_nobody() -> Result<()> {
-    let (_daemon, sidecar) = started("")?;
+fn slow_senders_get_408_and_delay_nobody() -> Result<()> {
+    let (_daemon, sidecar) = start_both("")?;
     let addr = sidecar.tcp_addr();
     let slow = |request: &'static str| {
         thread::spawn(move || -> Result<(u16, Duration)> {
@@ -208,9 +208,9 @@ fn slow_senders_are_answered_408_and_hold_up_nobody() -> Result<()> {
 }
 
 #[test]
-fn a_crowd_of_idle_connections_keeps_nobody_out() -> Result<()> {
+fn many_idle_connections_keep_nobody_out() -> Result<()> {
     raise_file_limit()?;
-    let (_daemon, sidecar) = started("")?;
+    let (_daemon, sidecar) = start_both("")?;
     let mut crowd = Vec::new();
     for number in 0..MAX_CONNECTIONS + 100 {
         let mut connection = Connection::open(sidecar.tcp_addr())?;
@@ -222,7 +222,7 @@ fn a_crowd_of_idle_connections_keeps_nobody_out() -> Result<()> {
     for _ in 0..20 {
         answers(&sidecar.client())?;
     }
-    // The oldest made room.
+    // The oldest connection was closed.
     eventually(crate::common::LIMIT, || {
         let closed = crowd
             .iter_mut()
@@ -236,12 +236,12 @@ fn a_crowd_of_idle_connections_keeps_nobody_out() -> Result<()> {
     })
 }
 
-/// Whoever finds no room before he is accepted tries again after a second.
+/// The kernel drops a connection for which its queue has no room, and the client tries again after a second.
 #[test]
-fn a_crowd_that_comes_at_once_finds_room_until_it_is_accepted() -> Result<()> {
+fn many_connections_at_once_wait_until_they_are_accepted() -> Result<()> {
     const CROWD: usize = 1000;
     raise_file_limit()?;
-    let (_daemon, sidecar) = started("")?;
+    let (_daemon, sidecar) = start_both("")?;
     let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")?;
     let crowd = CROWD.min(most.trim().parse()?);
     sidecar.signal("STOP")?;
@@ -256,14 +256,14 @@ fn a_crowd_that_comes_at_once_finds_room_until_it_is_accepted() -> Result<()> {
     answers(&sidecar.client())
 }
 
-/// A call of this many bytes and a few, which supervisord answers with a short fault.
+/// A call of about this many bytes, which supervisord answers with a short fault.
 fn large_call(bytes: usize) -> Vec<u8> {
     write::call("supervisor.getState", &[value("x".repeat(bytes).as_str())])
 }
 
 #[test]
-fn large_bodies_wait_for_each_other_and_others_for_none() -> Result<()> {
-    let (_daemon, sidecar) = started("")?;
+fn large_bodies_wait_for_each_other_and_small_ones_do_not() -> Result<()> {
+    let (_daemon, sidecar) = start_both("")?;
     let start = Instant::now();
     assert_eq!(post(&sidecar, &large_call(LARGE_BODY))?.status, 200);
     let alone = start.elapsed();
@@ -282,7 +282,7 @@ fn large_bodies_wait_for_each_other_and_others_for_none() -> Result<()> {
             thread::spawn(move || Ok(client.post_call(&large_call(LARGE_BODY))?.status))
         })
         .collect();
-    // Long enough for one of them, if it did not wait for the first to end.
+    // One of the others could be answered in this time if it did not wait for the first.
     let start = Instant::now();
     while start.elapsed() < 4 * alone && rest.len() > 1 {
         let (piece, others) = rest.split_at(1);
@@ -306,7 +306,7 @@ fn large_bodies_wait_for_each_other_and_others_for_none() -> Result<()> {
 
 #[test]
 fn followers_of_logs_leave_room_for_calls() -> Result<()> {
-    let (_daemon, sidecar) = started(CAT)?;
+    let (_daemon, sidecar) = start_both(CAT)?;
     let client = sidecar.client();
     let mut followers = Vec::new();
     for _ in 0..SlotLimits::of(200).per_client(Share::Tail) {
@@ -329,12 +329,12 @@ fn followers_of_logs_leave_room_for_calls() -> Result<()> {
     })
 }
 
-/// A request that the daemon must never see as one of its own.
+/// A request that must never reach the daemon.
 const STOP: &str = "<methodCall><methodName>supervisor.stopAllProcesses</methodName></methodCall>";
 
 #[test]
 fn nothing_is_smuggled_past_the_proxy() -> Result<()> {
-    let (daemon, sidecar) = started(CAT)?;
+    let (daemon, sidecar) = start_both(CAT)?;
     daemon.wait_for_state("cat", "RUNNING")?;
     let before = daemon
         .call("supervisor.getProcessInfo", ("cat",))?
@@ -452,7 +452,7 @@ fn nothing_is_smuggled_past_the_proxy() -> Result<()> {
         String::from(
             "POST /RPC2 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\n\r\n",
         ),
-        // Bodies where the daemon reads none.
+        // Bodies of requests for which the daemon reads no body.
         format!(
             "GET /RPC2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
             0
@@ -499,7 +499,7 @@ fn nothing_is_smuggled_past_the_proxy() -> Result<()> {
         )?;
         let shown = head.escape_debug().to_string();
         let text = String::from_utf8_lossy(&bytes);
-        // What follows the end of a request as it was read is not a request.
+        // Bytes behind the end of a request are no request.
         let accepted = text.matches("HTTP/1.").count() - text.matches("HTTP/1.1 400 ").count();
         assert!(accepted <= 1, "{shown}: {text}");
         ensure!(!text.contains("<boolean>"), "{shown}: {text}");
@@ -514,7 +514,7 @@ fn nothing_is_smuggled_past_the_proxy() -> Result<()> {
     Ok(())
 }
 
-/// Strings that some parser or other stumbles over.
+/// Strings that some parsers cannot read.
 fn odd_strings() -> Vec<String> {
     let mut strings: Vec<String> = [
         "",
@@ -566,8 +566,8 @@ fn odd_strings() -> Vec<String> {
     strings
 }
 
-/// One value as a client could write it; strings in base64, so that any character arrives.
-fn wired(value: &Value) -> String {
+/// A value as a client may write it. Strings are in base64, so that every character arrives.
+fn encoded(value: &Value) -> String {
     match value {
         Value::String(text) => format!("<value><base64>{}</base64></value>", STANDARD.encode(text)),
         other => {
@@ -580,13 +580,13 @@ fn wired(value: &Value) -> String {
 
 #[test]
 fn no_call_harms_the_daemon() -> Result<()> {
-    let (daemon, sidecar) = started(&format!(
+    let (daemon, sidecar) = start_both(&format!(
         "{CAT}[eventlistener:listener]\ncommand = /bin/sh -c 'while echo READY; read line; do :; done'\nevents = REMOTE_COMMUNICATION\nbuffer_size = 5\n"
     ))?;
     daemon.wait_for_state("cat", "RUNNING")?;
     let client = sidecar.client().kept_alive();
     let listed = client.call("system.listMethods", ())?;
-    // What is meant to end the daemon, or to hold its answer back for as long as it takes, is left out.
+    // Methods that end the daemon or wait by design are left out.
     let methods: Vec<String> = crate::common::texts(&listed)?
         .into_iter()
         .filter(|name| !matches!(*name, "supervisor.shutdown" | "supervisor.restart"))
@@ -630,7 +630,7 @@ fn no_call_harms_the_daemon() -> Result<()> {
             ] {
                 let params: String = params
                     .iter()
-                    .map(|param| format!("<param>{}</param>", wired(param)))
+                    .map(|param| format!("<param>{}</param>", encoded(param)))
                     .collect();
                 let call = format!(
                     "<methodCall><methodName>{method}</methodName><params>{params}</params></methodCall>"
@@ -673,7 +673,7 @@ fn no_call_harms_the_daemon() -> Result<()> {
 
 #[test]
 fn strings_that_xml_cannot_carry_arrive_in_multicalls_too() -> Result<()> {
-    let (daemon, sidecar) = started(CAT)?;
+    let (daemon, sidecar) = start_both(CAT)?;
     daemon.wait_for_state("cat", "RUNNING")?;
     let client = sidecar.client();
     client.call("twiddler.addGroup", ("g", 999))?;
@@ -681,7 +681,7 @@ fn strings_that_xml_cannot_carry_arrive_in_multicalls_too() -> Result<()> {
     let list: String = [("supervisor.sendProcessStdin", send), ("twiddler.getAPIVersion", vec![])]
         .iter()
         .map(|(method, params)| {
-            let params: String = params.iter().map(wired).collect();
+            let params: String = params.iter().map(encoded).collect();
             format!("<value><struct><member><name>methodName</name><value>{method}</value></member><member><name>params</name><value><array><data>{params}</data></array></value></member></struct></value>")
         })
         .collect();

@@ -1,4 +1,4 @@
-//! The proxy's own log: what its lines look like, and what they say of whom.
+//! The proxy's log: the format of its lines, and the callers that they name.
 
 use crate::common::{Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, options};
 use anyhow::{Context, Result, ensure};
@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 const ADD: &str = "twiddler.addProgramToGroup";
 
-/// Runs the proxy as systemd would, with its standard error as a stream of the journal.
+/// Runs the proxy as systemd does, with a stream of the journal as its standard error.
 const AS_A_UNIT: [&str; 3] = [
     "/bin/sh",
     "-c",
@@ -67,7 +67,7 @@ fn journald_gets_priorities_and_no_second_time() -> Result<()> {
 }
 
 #[test]
-fn an_inherited_journal_stream_that_is_not_ours_means_nothing() -> Result<()> {
+fn an_inherited_journal_stream_of_another_process_is_ignored() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = Sidecar::start_options(
         &daemon,
@@ -85,13 +85,13 @@ fn an_inherited_journal_stream_that_is_not_ours_means_nothing() -> Result<()> {
 
 const SECRET: &str = "hunter2";
 
-/// The lines of the log that have this in them.
+/// The lines of the log that contain this text.
 fn lines<'a>(log: &'a str, part: &str) -> Vec<&'a str> {
     log.lines().filter(|line| line.contains(part)).collect()
 }
 
-/// What is wrong with some options, as the log tells it: our own words whole, and the daemon's without
-/// values.
+/// Options that are refused, and the reason in the log. The reasons of the proxy are complete, and those of
+/// the daemon lack the values.
 const REFUSED: &[(&[(&str, &str)], &str)] = &[
     (
         &[("numprocs", "0")],
@@ -120,7 +120,7 @@ const REFUSED: &[(&[(&str, &str)], &str)] = &[
 ];
 
 #[test]
-fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
+fn each_change_is_a_line_with_its_caller_and_its_outcome() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(("joe", SECRET)),
         body: "[program:cat]\ncommand = /bin/cat\n",
@@ -208,7 +208,7 @@ fn each_change_is_a_line_with_whose_it_is_and_what_came_of_it() -> Result<()> {
 }
 
 #[test]
-fn nobody_is_named_whom_nobody_let_in() -> Result<()> {
+fn unauthorized_callers_are_not_named() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client().with_credentials("mallory", SECRET);
@@ -298,10 +298,10 @@ fn a_flood_of_one_warning_is_a_line_and_a_count() -> Result<()> {
     daemon.start_again()?;
     eventually(LIMIT, || Ok(client.call("supervisor.getState", ())?))?;
     let log = sidecar.wait_for_stderr("answered 502: ")?;
-    // As many as were counted, and those that were made while the daemon started.
+    // The counted ones, and the ones while the daemon started.
     let count = lines(&log, "answered 502: ")[0];
     ensure!(count.contains(" times more"), "{count}");
-    // The rest is said at the end.
+    // The last count is logged at the end.
     sidecar.stop()?;
     let log = sidecar.stderr_text();
     for status in ["401", "403"] {

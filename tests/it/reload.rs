@@ -1,9 +1,9 @@
-//! SIGHUP: options are read again while the proxy runs, or stay as they are.
+//! SIGHUP: a reload applies valid options, and keeps the old ones otherwise.
 
 use crate::common::{Client, Daemon, LIMIT, Reply, Sidecar, Until, eventually, exchange, value};
 use anyhow::{Result, ensure};
 
-/// Appends `[twiddler]` to the daemon's own file, as it was at first.
+/// Writes the daemon's original file with a section `[twiddler]`.
 struct Options<'a> {
     daemon: &'a Daemon,
     file: String,
@@ -20,8 +20,7 @@ impl<'a> Options<'a> {
         self.daemon.write("supervisord.conf", &text)
     }
 
-    /// Writes other options and has them read; hands over what is logged from then on, up to the
-    /// line with this text.
+    /// Writes other options and reloads. Returns the log from then on, up to the line with this text.
     fn take_up(&self, sidecar: &Sidecar, options: &str, until: &str) -> Result<String> {
         self.write(options)?;
         let before = sidecar.stderr_text().len();
@@ -39,11 +38,11 @@ fn as_user(sidecar: &Sidecar, password: &str) -> Client {
 }
 
 #[test]
-fn credentials_and_methods_are_taken_up() -> Result<()> {
+fn credentials_and_methods_are_applied() -> Result<()> {
     let daemon = Daemon::start("")?;
     let options = Options::of(&daemon)?;
     options.write("username = own\npassword = first\nlog_level = warn\n")?;
-    // The addresses are typed, so that they are named as the fixture waits for it.
+    // The addresses are arguments, because the fixture waits for them in the log.
     let sidecar = Sidecar::start_with(&daemon, &["--log-level", "info"])?;
     let first = as_user(&sidecar, "first");
     first.call("twiddler.addGroup", ("one", 1))?;
@@ -81,7 +80,7 @@ fn credentials_and_methods_are_taken_up() -> Result<()> {
 }
 
 #[test]
-fn the_log_level_and_hosts_are_taken_up() -> Result<()> {
+fn the_log_level_and_hosts_are_applied() -> Result<()> {
     let daemon = Daemon::start("")?;
     let options = Options::of(&daemon)?;
     options.write("")?;
@@ -104,7 +103,7 @@ fn the_log_level_and_hosts_are_taken_up() -> Result<()> {
 }
 
 #[test]
-fn what_is_wrong_changes_nothing() -> Result<()> {
+fn a_mistake_changes_nothing() -> Result<()> {
     let daemon = Daemon::start("")?;
     let options = Options::of(&daemon)?;
     options.write("username = own\npassword = first\n")?;
@@ -112,7 +111,7 @@ fn what_is_wrong_changes_nothing() -> Result<()> {
     let log = options.take_up(
         &sidecar,
         "username = own\npassword = second\nlog_level = loud\npersist = perhaps\n",
-        // The last mistake that is said.
+        // The last mistake in the log.
         "log_level: ",
     )?;
     let file = daemon.conf().display().to_string();
@@ -131,7 +130,7 @@ fn what_is_wrong_changes_nothing() -> Result<()> {
 }
 
 #[test]
-fn what_needs_a_restart_is_named_each_time() -> Result<()> {
+fn options_that_need_a_restart_are_named_each_time() -> Result<()> {
     let daemon = Daemon::start("")?;
     let options = Options::of(&daemon)?;
     options.write("chmod = 0700\n")?;
@@ -151,7 +150,7 @@ fn what_needs_a_restart_is_named_each_time() -> Result<()> {
 }
 
 #[test]
-fn nobody_gets_in_because_addresses_are_to_change() -> Result<()> {
+fn a_change_of_addresses_opens_nothing_before_the_restart() -> Result<()> {
     let daemon = Daemon::start("")?;
     let options = Options::of(&daemon)?;
     options.write("listen = 0.0.0.0:0\nusername = own\npassword = first\n")?;
@@ -162,7 +161,7 @@ fn nobody_gets_in_because_addresses_are_to_change() -> Result<()> {
             ..Default::default()
         },
     )?;
-    // Without the password the new address would be as guarded as the daemon; the old one is not.
+    // Without the password, the new address would be as protected as the daemon, and the old one would not.
     let log = options.take_up(
         &sidecar,
         "listen = unix:///nowhere/t.sock\n",

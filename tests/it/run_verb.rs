@@ -1,5 +1,5 @@
-//! `twiddler run`: output, exit status and Ctrl-C of a command that supervisord runs, and what is
-//! left of it whatever happens.
+//! `twiddler run`: the output, the exit status and Ctrl-C of a command that supervisord runs, and its removal
+//! in all cases.
 
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// What nobody holds is gone after this time.
+/// A program whose lease nobody holds is removed within this time.
 const LEFTOVERS: Duration = Duration::from_secs(60);
 
 const WEB: &str = "
@@ -32,14 +32,14 @@ fn twiddler(sidecar: &Sidecar, words: &[&str]) -> Command {
     verb_command(Addr::Unix(sidecar.socket()), words)
 }
 
-/// What `run` came to: exit status, standard output, standard error.
-fn ran(sidecar: &Sidecar, words: &[&str]) -> Result<(i32, String, String)> {
+/// The exit status, the standard output and the standard error of `run`.
+fn run_words(sidecar: &Sidecar, words: &[&str]) -> Result<(i32, String, String)> {
     let output = run(&mut twiddler(sidecar, &[&["run"], words].concat()))?;
     let code = output.status.code().context("ended by a signal")?;
     Ok((code, stdout_text(&output), stderr_text(&output)))
 }
 
-/// Nothing but what the file has is in the daemon.
+/// Fails unless the daemon has only the processes of its file.
 fn ensure_nothing_left(daemon: &Daemon, sidecar: &Sidecar) -> Result<()> {
     let groups = sidecar.client().call("twiddler.getGroupNames", ())?;
     ensure!(groups == value(vec!["web"]), "{groups:?}");
@@ -49,7 +49,7 @@ fn ensure_nothing_left(daemon: &Daemon, sidecar: &Sidecar) -> Result<()> {
     Ok(())
 }
 
-/// The process that a run has started: its namespec and its pid.
+/// The namespec and the pid of the process that a run has started.
 fn process_of(sidecar: &Sidecar) -> Result<(String, i64)> {
     eventually(LIMIT, || {
         let infos = sidecar.client().call("supervisor.getAllProcessInfo", ())?;
@@ -85,18 +85,18 @@ fn output_and_exit_status_are_those_of_the_command() -> Result<()> {
     assert_eq!(output.stdout, b"out 100%\na\xffb\x1bc");
     assert_eq!(stderr_text(&output), "err\n");
     assert_eq!(
-        ran(&sidecar, &["--", "true"])?,
+        run_words(&sidecar, &["--", "true"])?,
         (0, String::new(), String::new())
     );
-    let (code, _, _) = ran(&sidecar, &["--", "sh", "-c", "kill -SEGV $$"])?;
+    let (code, _, _) = run_words(&sidecar, &["--", "sh", "-c", "kill -SEGV $$"])?;
     assert_eq!(code, 139);
-    let (code, _, stderr) = ran(&sidecar, &["--", "/nonexistent/program"])?;
+    let (code, _, stderr) = run_words(&sidecar, &["--", "/nonexistent/program"])?;
     assert_eq!(
         (code, stderr.contains("no such file")),
         (127, true),
         "{stderr}"
     );
-    let (code, _, stderr) = ran(&sidecar, &["--", "/etc/passwd"])?;
+    let (code, _, stderr) = run_words(&sidecar, &["--", "/etc/passwd"])?;
     assert_eq!(
         (code, stderr.contains("not executable")),
         (126, true),
@@ -106,9 +106,9 @@ fn output_and_exit_status_are_those_of_the_command() -> Result<()> {
 }
 
 #[test]
-fn all_of_a_large_output_arrives_in_order() -> Result<()> {
+fn a_large_output_arrives_completely_and_in_order() -> Result<()> {
     let (daemon, sidecar) = start()?;
-    let (code, out, _) = ran(&sidecar, &["--", "seq", "1", "300000"])?;
+    let (code, out, _) = run_words(&sidecar, &["--", "seq", "1", "300000"])?;
     assert_eq!(code, 0);
     let expected: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
     ensure!(out == expected, "{} of {} bytes", out.len(), expected.len());
@@ -116,7 +116,7 @@ fn all_of_a_large_output_arrives_in_order() -> Result<()> {
 }
 
 #[test]
-fn a_log_of_its_own_is_copied_from_where_this_run_begins() -> Result<()> {
+fn a_configured_log_is_copied_from_the_start_of_the_run() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let log = daemon.dir().join("own.log");
     let option = format!("stdout_logfile={}", log.display());
@@ -131,7 +131,7 @@ fn a_log_of_its_own_is_copied_from_where_this_run_begins() -> Result<()> {
             "1",
             "3000",
         ];
-        let (code, out, stderr) = ran(&sidecar, &words)?;
+        let (code, out, stderr) = run_words(&sidecar, &words)?;
         assert_eq!(code, 0, "{stderr}");
         ensure!(
             out.starts_with("1\n2\n") && out.ends_with("2999\n3000\n"),
@@ -143,9 +143,9 @@ fn a_log_of_its_own_is_copied_from_where_this_run_begins() -> Result<()> {
 }
 
 #[test]
-fn groups_options_and_names_are_judged_before_anything_runs() -> Result<()> {
+fn mistakes_are_reported_before_the_command_runs() -> Result<()> {
     let (daemon, sidecar) = start()?;
-    let (code, out, _) = ran(
+    let (code, out, _) = run_words(
         &sidecar,
         &[
             "--group",
@@ -180,7 +180,7 @@ fn groups_options_and_names_are_judged_before_anything_runs() -> Result<()> {
         ),
         (&["--"], 2, "required"),
     ] {
-        let (status, _, text) = ran(&sidecar, words)?;
+        let (status, _, text) = run_words(&sidecar, words)?;
         assert_eq!(
             (status, text.contains(stderr)),
             (code, true),
@@ -225,7 +225,7 @@ fn a_second_ctrl_c_kills() -> Result<()> {
 }
 
 #[test]
-fn nothing_is_left_when_the_reader_goes() -> Result<()> {
+fn nothing_is_left_when_the_reader_exits() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let server = format!("unix://{}", sidecar.socket().display());
     let mut shell = Command::new("sh");
@@ -239,7 +239,7 @@ fn nothing_is_left_when_the_reader_goes() -> Result<()> {
 }
 
 #[test]
-fn a_terminal_that_was_closed_does_not_keep_a_run_from_stopping() -> Result<()> {
+fn a_run_stops_its_process_after_its_terminal_is_closed() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let (reader, writer) = std::io::pipe()?;
     drop(reader);
@@ -254,7 +254,7 @@ fn a_terminal_that_was_closed_does_not_keep_a_run_from_stopping() -> Result<()> 
 }
 
 #[test]
-fn nothing_is_left_when_the_terminal_goes() -> Result<()> {
+fn nothing_is_left_when_the_terminal_is_closed() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let script = "while echo x; do sleep 0.02; done";
     let command = twiddler(&sidecar, &["run", "--", "sh", "-c", script]);
@@ -288,7 +288,7 @@ fn a_run_behind_nohup_outlives_its_terminal() -> Result<()> {
     ensure_nothing_left(&daemon, &sidecar)
 }
 
-/// The proxy asks three times whether somebody holds the lease while the process takes its time.
+/// The proxy checks the lease three times while the process runs.
 #[test]
 fn a_run_may_take_longer_than_a_lease_that_nobody_holds() -> Result<()> {
     let (daemon, sidecar) = start()?;
@@ -300,7 +300,7 @@ fn a_run_may_take_longer_than_a_lease_that_nobody_holds() -> Result<()> {
 }
 
 #[test]
-fn what_a_killed_command_leaves_is_gone_within_a_minute() -> Result<()> {
+fn the_program_of_a_killed_command_is_removed_within_a_minute() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let words = ["run", "--", "sh", "-c", "trap '' HUP; exec sleep 1000"];
     let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
@@ -322,7 +322,7 @@ fn what_a_killed_command_leaves_is_gone_within_a_minute() -> Result<()> {
 }
 
 #[test]
-fn a_group_without_its_program_is_tidied_too() -> Result<()> {
+fn a_group_without_its_program_is_removed_too() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let client = sidecar.client();
     client.call("twiddler.addGroup", params!["half", 999])?;
@@ -331,7 +331,7 @@ fn a_group_without_its_program_is_tidied_too() -> Result<()> {
 }
 
 #[test]
-fn a_run_goes_on_while_the_proxy_starts_again() -> Result<()> {
+fn a_run_continues_while_the_proxy_restarts() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let go = daemon.dir().join("go");
     let script = format!(
@@ -349,7 +349,7 @@ fn a_run_goes_on_while_the_proxy_starts_again() -> Result<()> {
 }
 
 #[test]
-fn a_command_that_is_killed_while_the_proxy_is_away_leaves_nothing() -> Result<()> {
+fn a_command_that_is_killed_while_the_proxy_is_down_leaves_nothing() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let running = Process::spawn(&mut twiddler(&sidecar, &["run", "--", "sleep", "1000"]))?;
     let (_, pid) = process_of(&sidecar)?;
@@ -378,7 +378,7 @@ fn a_restart_of_supervisord_ends_the_run() -> Result<()> {
 }
 
 #[test]
-fn runs_of_one_command_do_not_meet() -> Result<()> {
+fn concurrent_runs_of_one_command_are_separate() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let many: Vec<Process> = (0..8)
         .map(|number| {
@@ -394,9 +394,9 @@ fn runs_of_one_command_do_not_meet() -> Result<()> {
 }
 
 #[test]
-fn a_program_that_is_kept_stays() -> Result<()> {
+fn a_program_with_keep_stays() -> Result<()> {
     let (_daemon, sidecar) = start()?;
-    let (code, out, _) = ran(
+    let (code, out, _) = run_words(
         &sidecar,
         &["--keep", "--group", "web", "--", "echo", "kept"],
     )?;
@@ -407,7 +407,7 @@ fn a_program_that_is_kept_stays() -> Result<()> {
 }
 
 #[test]
-fn leases_are_for_those_who_may_call() -> Result<()> {
+fn leases_require_credentials() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: WEB,
         credentials: Some(("user", "s3cret")),
@@ -429,10 +429,10 @@ fn leases_are_for_those_who_may_call() -> Result<()> {
     eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
 }
 
-/// How long a command may go on after a signal when its server does not answer; a second is meant.
+/// How long a command may run after a signal if its server does not answer. It should end after a second.
 const LEAVING: Duration = Duration::from_secs(5);
 
-/// Waits until a command no longer ends by a signal, but looks after it.
+/// Waits until a command catches signals.
 fn wait_until_it_catches_signals(pid: u32) -> Result<()> {
     eventually(LIMIT, || {
         let caught = signals_of(pid, "SigCgt")?;
@@ -479,7 +479,7 @@ fn a_signal_ends_a_run_whose_server_does_not_answer() -> Result<()> {
 }
 
 #[test]
-fn a_signal_ends_a_run_whose_server_is_gone() -> Result<()> {
+fn a_signal_ends_a_run_whose_server_has_ended() -> Result<()> {
     let (_daemon, sidecar) = start()?;
     let words = ["run", "--keep", "--", "sh", "-c", "echo ready; exec cat"];
     let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
@@ -523,7 +523,7 @@ fn a_signal_ends_a_run_that_waits_for_a_slow_stop() -> Result<()> {
 }
 
 #[test]
-fn a_reader_who_takes_nothing_keeps_no_signal_from_a_run() -> Result<()> {
+fn a_signal_ends_a_run_whose_reader_is_stuck() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let (_reader, writer) = std::io::pipe()?;
     let mut command = twiddler(&sidecar, &["run", "--", "yes"]);
@@ -538,7 +538,7 @@ fn a_reader_who_takes_nothing_keeps_no_signal_from_a_run() -> Result<()> {
     eventually(LEFTOVERS, || ensure_nothing_left(&daemon, &sidecar))
 }
 
-/// Holds a lease for an instant.
+/// Holds a lease for a moment.
 fn hold_for_an_instant(sidecar: &Sidecar, name: &str) -> Result<()> {
     let request = format!("GET /twiddler/lease/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let mut stream = std::net::TcpStream::connect(sidecar.tcp_addr())?;
@@ -557,7 +557,7 @@ fn a_lease_ends_whatever_callers_may_do() -> Result<()> {
     let whitelist = "addGroup,addProcessToGroup,getGroupNames";
     let sidecar = Sidecar::start_with(&daemon, &["--allow", allowed, "--whitelist", whitelist])?;
     daemon.wait_for_state("web:api", "RUNNING")?;
-    // Whose group is empty keeps it: anybody may hold a lease of its name.
+    // An empty group stays when a lease with its name ends, because any caller can hold such a lease.
     sidecar
         .client()
         .call("twiddler.addGroup", params!["kept", 999])?;
@@ -602,8 +602,8 @@ fn a_lease_ends_while_another_one_waits_for_a_slow_stop() -> Result<()> {
     })
 }
 
-/// Holds a lease, and vanishes when it is told: a filter throws away whatever comes, as a machine does
-/// that has lost its power. Says nothing to the other end.
+/// Holds a lease, and vanishes when it reads a line: a packet filter drops all packets of the connection, as
+/// after a power cut. The other end gets no FIN.
 const VANISHING: &str = "
 import ctypes, socket, struct, sys
 host, port, name = sys.argv[1:]
@@ -619,7 +619,7 @@ sys.stdin.readline()
 ";
 
 #[test]
-fn a_lease_ends_when_its_holder_has_vanished_without_a_word() -> Result<()> {
+fn a_lease_ends_when_its_holder_vanishes_without_a_fin() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let client = sidecar.client();
     let program = options(&[("command", "sleep 1000"), ("twiddler_lease", "far")]);
@@ -639,7 +639,7 @@ fn a_lease_ends_when_its_holder_has_vanished_without_a_word() -> Result<()> {
 }
 
 #[test]
-fn what_is_started_again_and_again_is_tidied_too() -> Result<()> {
+fn the_program_of_a_process_that_keeps_restarting_is_removed_too() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let script = "echo again; sleep 0.02";
     let words = ["run", "-O", "autorestart=true", "--", "sh", "-c", script];
@@ -654,13 +654,13 @@ fn what_is_started_again_and_again_is_tidied_too() -> Result<()> {
 }
 
 #[test]
-fn what_is_started_again_and_again_has_not_ended_and_can_be_stopped() -> Result<()> {
+fn a_run_of_a_process_that_keeps_restarting_goes_on_and_can_be_stopped() -> Result<()> {
     let (daemon, sidecar) = start()?;
     let script = "echo again; exit 3";
     let words = ["run", "-O", "autorestart=true", "--", "sh", "-c", script];
     for _ in 0..3 {
         let running = Process::spawn(&mut twiddler(&sidecar, &words))?;
-        // Longer than it is waited for whether it starts again.
+        // Longer than `run` waits for a restart of the process.
         running.wait_for_stdout(&"again\n".repeat(5))?;
         eventually(LIMIT, || {
             let times = running.stdout_text().matches("again").count();

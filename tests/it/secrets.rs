@@ -1,4 +1,4 @@
-//! What must stay secret: option values and credentials, in the log and on disk.
+//! Option values and credentials stay secret, in the log and on disk.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 const CANARY: &str = "canary-3f9a";
 
-/// The files in a directory that anybody may read who is not their owner.
+/// The files in a directory that other accounts than their owner may read.
 fn readable_by_others(dir: &std::path::Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
@@ -87,7 +87,7 @@ fn use_secrets(sidecar: &Sidecar, own: &str) -> Result<()> {
         options(&[("command", "%(canary-3f9a)s")]),
         options(&[("command", "/bin/cat"), ("canary-3f9a", "x")]),
     ] {
-        // Whether it is refused is another matter.
+        // The call may be refused.
         let _ = client.call(
             "twiddler.addProgramToGroup",
             vec![value("g"), value("d"), bad],
@@ -113,7 +113,7 @@ fn use_secrets(sidecar: &Sidecar, own: &str) -> Result<()> {
 }
 
 #[test]
-fn faults_do_not_tell_the_daemons_environment() -> Result<()> {
+fn faults_do_not_show_the_daemons_environment() -> Result<()> {
     let name = format!("/{CANARY}/");
     let daemon = Daemon::start_with(DaemonOptions {
         environment: &[("SECRET", &name)],
@@ -147,7 +147,7 @@ fn faults_do_not_tell_the_daemons_environment() -> Result<()> {
         refused += 1;
     }
     ensure!(refused > 8, "{refused} of the options were refused");
-    // What the client itself has sent is told as ever, whatever else is there.
+    // A fault still contains the values that the client itself has sent.
     let sent = options(&[
         ("command", "/bin/cat %(ENV_SECRET)s"),
         ("user", "nobody-of-this-name"),
@@ -161,7 +161,7 @@ fn faults_do_not_tell_the_daemons_environment() -> Result<()> {
     Ok(())
 }
 
-/// The files of the include directory that hold the canary.
+/// The files in the include directory that contain the canary.
 fn files_with_canary(daemon: &Daemon) -> Result<Vec<String>> {
     let mut names = daemon.include_files()?;
     names.retain(|name| {
@@ -213,7 +213,7 @@ fn values_leave_the_disk_with_their_programs() -> Result<()> {
 }
 
 #[test]
-fn what_an_earlier_version_left_of_removed_programs_goes_with_the_next_start() -> Result<()> {
+fn values_of_removed_programs_from_an_earlier_version_leave_the_disk_at_the_start() -> Result<()> {
     let daemon = Daemon::start("[program:cat]\ncommand = /bin/cat\n")?;
     let journal = format!(
         "{{\"Done\":[{{\"Group\":{{\"name\":\"{CANARY}\",\"priority\":1}}}}]}}\n\

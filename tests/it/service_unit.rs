@@ -1,8 +1,8 @@
-//! The systemd unit: its steps lead from Debian's supervisor to a proxy that its group may call, and its
-//! lines mean something to systemd.
+//! The systemd unit: its steps lead from Debian's supervisor to a proxy that a group may call, and systemd
+//! accepts its lines.
 //!
-//! The steps are run as they stand there, in a file system of their own. Without systemd as the first
-//! process, `systemctl` is left out, and the proxy is started as the unit's account.
+//! The test runs the steps of the file unchanged, in a separate file system. Without systemd as the first
+//! process, it leaves out `systemctl` and starts the proxy as the unit's account.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,8 +13,8 @@ use crate::common::provision::{Version, venv};
 use crate::common::{run, stderr_text, stdout_text};
 use anyhow::{Context, Result, ensure};
 
-/// A machine with Debian's supervisor and somebody who is to call the proxy. `$1` is the directory for
-/// it, `$2` the fixture's Python.
+/// Prepares a machine with Debian's supervisor and an account that is to call the proxy. `$1` is the directory
+/// for it, `$2` the fixture's Python.
 const MACHINE: &str = r#"
 set -eux
 mount -t tmpfs -o mode=755 tmpfs "$1"
@@ -64,7 +64,7 @@ supervisor
 before=$(supervisorctl pid web)
 "#;
 
-/// Before step 7's last line: what systemd does with the unit.
+/// Runs before the last line of step 7, and does the work of systemd.
 const START: &str = r#"
 if ! command -v systemd-analyze; then
     echo "left out: whether systemd understands the unit needs systemd-analyze"
@@ -110,7 +110,7 @@ fn setting<'a>(unit: &'a str, key: &str) -> Result<&'a str> {
     values.next().with_context(|| format!("no {key}"))
 }
 
-/// The steps of the unit's first lines, as lines of a shell.
+/// The steps in the comment of the unit, as lines of a shell.
 fn steps(unit: &str) -> Result<String> {
     let (header, _) = unit.split_once("\n[Unit]").context("no [Unit]")?;
     let mut script = String::new();
@@ -127,7 +127,7 @@ fn steps(unit: &str) -> Result<String> {
             continue;
         }
         script += &match line {
-            // Later lines of a section win.
+            // The last line of a key in a section counts.
             _ if line.starts_with('[') || is_setting(line) => {
                 format!("echo '{line}' >> /etc/supervisor/supervisord.conf\n")
             }

@@ -1,5 +1,5 @@
-//! Callers without credentials: what they send costs the proxy and supervisord next to nothing, and
-//! keeps nobody out.
+//! Callers without credentials: their requests cost the proxy and supervisord few resources, and keep nobody
+//! out.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -14,28 +14,28 @@ use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::limits::MAX_CONNECTIONS;
 use supervisor_twiddler::xmlrpc::write;
 
-/// User and password of supervisord.
+/// The user name and the password of supervisord.
 const DAEMONS: (&str, &str) = ("daemon", "of the daemon");
-/// Ten programs that run.
+/// Ten running programs.
 const TEN: &str =
     "[program:cat]\ncommand = /bin/cat\nnumprocs = 10\nprocess_name = %(process_num)d\n";
-/// The memory that a proxy has again ten seconds after whatever was done to it.
+/// The largest memory of a proxy after [`RECOVERY`].
 const MEMORY_AFTER: usize = 40 * MIB;
-/// How long it has for that.
+/// How long a proxy may take to free its memory after an attack.
 const RECOVERY: Duration = Duration::from_secs(10);
-/// The descriptors that supervisord may need for its programs and all that is asked of it.
+/// The largest number of descriptors of supervisord.
 const DESCRIPTORS: usize = 250;
-/// How long supervisord may take to answer on its own socket.
+/// How long supervisord may take to answer on its socket.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
-/// A body as large as is taken.
+/// The largest body that is accepted.
 const LARGE: usize = 31 * MIB;
 
-/// What the check of a password takes here: as much as `argon2` is often told to.
+/// The memory of one check of a password: a usual setting of argon2.
 const CHECK_MEMORY: usize = 64 * MIB;
-/// What a proxy may take, beside that, whatever strangers do.
+/// The largest memory of a proxy during an attack, without the check.
 const MEMORY: usize = 64 * MIB;
 
-/// A proxy that asks for `own` and `secret`.
+/// A proxy that requires the user name `own` and the password `secret`.
 fn guarded(daemon: &Daemon) -> Result<Sidecar> {
     Sidecar::start_options(
         daemon,
@@ -55,7 +55,7 @@ fn own_client(sidecar: &Sidecar) -> Client {
 }
 
 #[test]
-fn guesses_that_hang_up_are_still_checked_one_at_a_time() -> Result<()> {
+fn guesses_that_disconnect_are_still_checked_one_at_a_time() -> Result<()> {
     let daemon = Daemon::start("")?;
     let sidecar = guarded(&daemon)?;
     let stranger = Client::new(sidecar.tcp_addr());
@@ -77,7 +77,7 @@ fn guesses_that_hang_up_are_still_checked_one_at_a_time() -> Result<()> {
 }
 
 #[test]
-fn a_flood_of_guesses_neither_keeps_out_nor_delays_whoever_knows_the_password() -> Result<()> {
+fn a_flood_of_guesses_does_not_delay_callers_with_the_password() -> Result<()> {
     const WARM_CALLS: usize = 100;
     let daemon = Daemon::start("")?;
     let sidecar = guarded(&daemon)?;
@@ -125,19 +125,19 @@ fn a_flood_of_guesses_neither_keeps_out_nor_delays_whoever_knows_the_password() 
     Ok(())
 }
 
-/// A proxy in front of a daemon. It goes first.
+/// A proxy and its daemon. The proxy is dropped first.
 pub struct Pair {
     pub sidecar: Sidecar,
     pub daemon: Daemon,
 }
 
-/// A daemon with ten programs that asks for a password, and a proxy that leaves that to it.
-fn judged_by_the_daemon() -> Result<Pair> {
+/// A daemon with ten programs that requires a password, and a proxy without its own.
+fn checked_by_the_daemon() -> Result<Pair> {
     judged_by(TEN)
 }
 
-/// An optimized proxy in front of a daemon that judges its callers, and runs ten processes of the group
-/// `cat` among these programs.
+/// An optimized proxy in front of a daemon that checks its callers. `body` has its programs, among them ten
+/// processes of the group `cat`.
 pub fn judged_by(body: &str) -> Result<Pair> {
     let daemon = Daemon::start_with(DaemonOptions {
         credentials: Some(DAEMONS),
@@ -157,9 +157,8 @@ pub fn judged_by(body: &str) -> Result<Pair> {
     Ok(Pair { sidecar, daemon })
 }
 
-/// Does something to the proxy, while supervisord has to stay as it is: few descriptors, and quick
-/// answers on its own socket. Afterwards the proxy has taken no more than `most`, and little is left
-/// of that, nor of its descriptors.
+/// Runs an attack on the proxy. Fails unless supervisord meanwhile has few descriptors and answers on its
+/// socket quickly, the proxy takes `most` bytes at most, and the proxy frees memory and descriptors afterwards.
 fn withstands(
     Pair { sidecar, daemon }: &Pair,
     most: usize,
@@ -202,8 +201,7 @@ fn withstands(
     Ok(())
 }
 
-/// Sends one request from each of so many connections at once, so often, and hands over how often
-/// each status came.
+/// Sends a request on many connections at once, in several rounds. Returns how often each status came.
 fn all_at_once(
     client: &Client,
     connections: usize,
@@ -241,7 +239,7 @@ fn all_at_once(
 
 #[test]
 fn large_bodies_of_strangers_are_not_read() -> Result<()> {
-    let pair = judged_by_the_daemon()?;
+    let pair = checked_by_the_daemon()?;
     let stranger = Client::new(pair.sidecar.tcp_addr());
     let body = call_of(LARGE);
     withstands(&pair, MEMORY, || {
@@ -252,8 +250,8 @@ fn large_bodies_of_strangers_are_not_read() -> Result<()> {
 }
 
 #[test]
-fn a_crowd_of_strangers_with_bodies_is_judged_before_they_are_read() -> Result<()> {
-    let pair = judged_by_the_daemon()?;
+fn many_strangers_with_bodies_are_checked_before_the_bodies_are_read() -> Result<()> {
+    let pair = checked_by_the_daemon()?;
     let stranger = Client::new(pair.sidecar.tcp_addr());
     let body = call_of(MIB);
     withstands(&pair, MEMORY, || {
@@ -265,7 +263,7 @@ fn a_crowd_of_strangers_with_bodies_is_judged_before_they_are_read() -> Result<(
 
 #[test]
 fn millions_of_attributes_of_strangers_are_not_read() -> Result<()> {
-    let pair = judged_by_the_daemon()?;
+    let pair = checked_by_the_daemon()?;
     let stranger = Client::new(pair.sidecar.tcp_addr());
     let body = attributes_of(LARGE);
     withstands(&pair, MEMORY, || {
@@ -276,8 +274,8 @@ fn millions_of_attributes_of_strangers_are_not_read() -> Result<()> {
 }
 
 #[test]
-fn large_bodies_of_those_who_are_let_in_are_held_one_at_a_time() -> Result<()> {
-    let pair = judged_by_the_daemon()?;
+fn large_bodies_of_authorized_callers_are_held_one_at_a_time() -> Result<()> {
+    let pair = checked_by_the_daemon()?;
     let authorized = pair.sidecar.client();
     let body = call_of(LARGE);
     withstands(&pair, 200 * MIB, || {
@@ -287,8 +285,8 @@ fn large_bodies_of_those_who_are_let_in_are_held_one_at_a_time() -> Result<()> {
     })
 }
 
-/// Whether others are answered while these bytes have come on a crowd of connections, and all of them
-/// are still there.
+/// Fails unless authorized callers get replies while many connections have sent these bytes and are still
+/// open.
 fn answers_beside(pair: &Pair, crowd_of: &[u8]) -> Result<()> {
     let stranger = Client::new(pair.sidecar.tcp_addr());
     let waiting = crowd(&stranger, 1000, crowd_of);
@@ -301,14 +299,14 @@ fn answers_beside(pair: &Pair, crowd_of: &[u8]) -> Result<()> {
 }
 
 #[test]
-fn crowds_with_large_heads_and_bodies_cost_little_memory() -> Result<()> {
+fn many_large_heads_and_bodies_cost_little_memory() -> Result<()> {
     raise_file_limit()?;
-    let pair = judged_by_the_daemon()?;
+    let pair = checked_by_the_daemon()?;
     let stranger = Client::new(pair.sidecar.tcp_addr()).kept_alive();
     let long = "x".repeat(240 << 10);
     let head = stranger.request_bytes("GET", "/twiddler/health", &[("X", &long)], None);
     let body = stranger.request_bytes("POST", "/RPC2", &[], Some(&call_of(60 << 10)));
-    // Supervisord has turned somebody away: it does not let in everybody.
+    // The reply 401 shows the proxy that supervisord requires credentials.
     assert_eq!(stranger.get("/")?.status, 401);
     withstands(&pair, MEMORY, || {
         for bytes in [
@@ -324,9 +322,9 @@ fn crowds_with_large_heads_and_bodies_cost_little_memory() -> Result<()> {
 }
 
 #[test]
-fn connections_that_are_kept_keep_nothing_of_what_came() -> Result<()> {
+fn open_connections_keep_no_memory_of_requests() -> Result<()> {
     raise_file_limit()?;
-    let pair = judged_by_the_daemon()?;
+    let pair = checked_by_the_daemon()?;
     let stranger = Client::new(pair.sidecar.tcp_addr()).kept_alive();
     let head_of = |size| {
         let long = "x".repeat(size);
@@ -345,7 +343,7 @@ fn connections_that_are_kept_keep_nothing_of_what_came() -> Result<()> {
     })
 }
 
-/// Sends a request from so many connections, each after the answer to the one before, and keeps all.
+/// Sends a request on each of `count` connections, one after the other, and keeps all of them open.
 fn answer_one_by_one(client: &Client, count: usize, request: &[u8], status: u16) -> Result<()> {
     let mut connections = Vec::new();
     for _ in 0..count {
@@ -358,13 +356,13 @@ fn answer_one_by_one(client: &Client, count: usize, request: &[u8], status: u16)
     Ok(())
 }
 
-/// More than there are connections for, all of which wait for supervisord.
+/// More requests than connections are allowed, all of which wait for supervisord.
 const CROWD: usize = MAX_CONNECTIONS + 100;
 
 #[test]
-fn a_crowd_that_asks_for_health_keeps_nobody_out() -> Result<()> {
+fn many_health_requests_keep_nobody_out() -> Result<()> {
     raise_file_limit()?;
-    let pair = judged_by_the_daemon()?;
+    let pair = checked_by_the_daemon()?;
     pair.daemon.signal("STOP")?;
     let stranger = Client::new(pair.sidecar.tcp_addr());
     let request = stranger.request_bytes("GET", "/twiddler/health", &[], None);
@@ -380,11 +378,11 @@ fn a_crowd_that_asks_for_health_keeps_nobody_out() -> Result<()> {
     Ok(())
 }
 
-/// Callers of a daemon that takes no credentials of theirs, each of whom waits for it.
+/// Callers with invalid credentials, all of which wait for the daemon.
 #[test]
-fn a_crowd_of_guesses_keeps_out_nobody_while_the_daemon_is_busy() -> Result<()> {
+fn many_guesses_keep_nobody_out_while_the_daemon_is_busy() -> Result<()> {
     raise_file_limit()?;
-    let pair = judged_by_the_daemon()?;
+    let pair = checked_by_the_daemon()?;
     let stranger = Client::new(pair.sidecar.tcp_addr()).with_credentials("nobody", "knows");
     let authorized = pair.sidecar.client();
     let idle_client = pair.sidecar.client().kept_alive();
@@ -401,7 +399,7 @@ fn a_crowd_of_guesses_keeps_out_nobody_while_the_daemon_is_busy() -> Result<()> 
     let waiting = crowd(&stranger, CROWD, &guess);
     let mut newcomer = authorized.connect()?;
     newcomer.send(&request)?;
-    // Whoever was let in before keeps his connection, whether he waits or idles.
+    // Authorized connections stay open, waiting or idle.
     let closed = [
         former.is_closed()?,
         newcomer.is_closed()?,

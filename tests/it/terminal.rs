@@ -1,5 +1,4 @@
-//! What the command line does on a terminal: colours, widths, who is being waited for, Ctrl-C, and
-//! completion in the shells that people have.
+//! The command line on a terminal: colours, widths, the spinner, Ctrl-C, and completion in bash, zsh and fish.
 
 use std::process::Command;
 use std::time::Duration;
@@ -21,7 +20,7 @@ fn twiddler(daemon: &Daemon, words: &[&str]) -> Command {
     verb_command(daemon.addr(), words)
 }
 
-/// What a verb shows on a terminal of so many columns.
+/// The output of a verb on a terminal with this many columns.
 fn shown(columns: u16, command: &Command) -> Result<String> {
     let terminal = on_terminal(columns, command)?;
     terminal.wait()?;
@@ -37,7 +36,7 @@ fn start() -> Result<Daemon> {
 }
 
 #[test]
-fn colours_are_for_terminals_unless_somebody_says_otherwise() -> Result<()> {
+fn colours_depend_on_the_terminal_and_on_options() -> Result<()> {
     let daemon = start()?;
     let green = "\u{1b}[38;5;10m";
     let text = shown(100, &twiddler(&daemon, &["status"]))?;
@@ -72,7 +71,7 @@ fn tables_fit_the_terminal() -> Result<()> {
         let text = without_escapes(&shown(columns, &twiddler(&daemon, &["status"]))?);
         ensure!(text.contains("web:worker_1"), "{text:?}");
         for line in text.lines() {
-            // None is made of letters one below another.
+            // No column is so narrow that its text is one letter a line.
             let words = line.trim_end().trim_start_matches(' ');
             ensure!(words.len() > 1, "{text}");
             ensure!(
@@ -85,12 +84,12 @@ fn tables_fit_the_terminal() -> Result<()> {
 }
 
 #[test]
-fn what_takes_long_says_who_is_being_waited_for() -> Result<()> {
+fn a_long_wait_shows_its_processes() -> Result<()> {
     let daemon = start()?;
     let text = shown(100, &twiddler(&daemon, &["stop", "slow"]))?;
     ensure!(text.contains("waiting for slow to stop"), "{text:?}");
     ensure!(without_escapes(&text).contains("slow: stopped"), "{text:?}");
-    // Neither where it is quick, nor where nobody looks.
+    // The spinner does not appear for a quick verb, nor without a terminal.
     let text = shown(100, &twiddler(&daemon, &["stop", "web:api"]))?;
     ensure!(!text.contains("waiting"), "{text:?}");
     run(&mut twiddler(&daemon, &["start", "slow"]))?;
@@ -100,7 +99,7 @@ fn what_takes_long_says_who_is_being_waited_for() -> Result<()> {
 }
 
 #[test]
-fn ctrl_c_on_the_terminal_stops_what_run_has_started() -> Result<()> {
+fn ctrl_c_on_the_terminal_stops_the_process_of_run() -> Result<()> {
     let daemon = start()?;
     let sidecar = Sidecar::start(&daemon)?;
     let server = format!("unix://{}", sidecar.socket().display());
@@ -123,7 +122,7 @@ fn ctrl_c_on_the_terminal_stops_what_run_has_started() -> Result<()> {
     assert_eq!(running.wait()?.code(), Some(5));
     ensure!(running.stdout_text().contains("caught"));
     nothing_left()?;
-    // Its terminal is closed.
+    // The kill closes the terminal.
     let running = on_terminal(80, &command())?;
     running.wait_for_stdout("ready")?;
     running.kill()?;
@@ -151,9 +150,9 @@ fn ctrl_c_between_batches_of_a_rolling_restart_is_safe() -> Result<()> {
     Ok(())
 }
 
-/// The key that takes away what was typed.
+/// The key that deletes the line.
 const LINE_AWAY: &str = "\x15";
-/// How long a completion may take.
+/// How long one attempt to complete may take.
 const ONE_TRY: Duration = Duration::from_secs(4);
 
 /// A shell on a terminal that completes the words of `twiddler`.
@@ -176,14 +175,14 @@ impl Shell {
                 format!("unix://{}", daemon.socket().display()),
             );
         let terminal = on_terminal(200, &command)?;
-        // Quoted, so that what is typed is not what is waited for.
+        // The quotes make the typed text differ from the expected output.
         terminal.write(format!("{set_up}; echo compl''etes\n").as_bytes())?;
         terminal.wait_for_stdout("completes")?;
         Ok(Shell { terminal })
     }
 
-    /// Types words and presses the key for completion until the line has become `wanted`. A server
-    /// that is busy may be too late for a shell, and is asked again.
+    /// Types words and presses the key for completion until the line contains `expected`. It tries again, because
+    /// a busy server may answer too late.
     fn completes(&self, words: &str, expected: &str) -> Result<()> {
         eventually(LIMIT, || {
             let before = self.terminal.stdout_text().len();
@@ -198,7 +197,7 @@ impl Shell {
         })
     }
 
-    /// The same for what is listed where there is more than one.
+    /// Fails unless the shell lists these candidates.
     fn lists(&self, words: &str, expected: &[&str]) -> Result<()> {
         for expected in expected {
             self.completes(&format!("{words}\t"), expected)?;
@@ -207,7 +206,7 @@ impl Shell {
     }
 }
 
-fn completes_live_names(words: &[&str], set_up: &str) -> Result<()> {
+fn completes_names(words: &[&str], set_up: &str) -> Result<()> {
     let daemon = start()?;
     let shell = Shell::start(&daemon, words, set_up)?;
     shell.completes("twiddler stat", "status")?;
@@ -217,35 +216,35 @@ fn completes_live_names(words: &[&str], set_up: &str) -> Result<()> {
     shell.lists("twiddler stop web:worker_", &["worker_0", "worker_1"])
 }
 
-fn where_there_is(tool: Tool, words: &[&str], set_up: &str) -> Result<()> {
+fn if_installed(tool: Tool, words: &[&str], set_up: &str) -> Result<()> {
     if have(&[tool])? {
-        completes_live_names(words, set_up)
+        completes_names(words, set_up)
     } else {
         Ok(())
     }
 }
 
 #[test]
-fn bash_completes_live_names() -> Result<()> {
-    completes_live_names(
+fn bash_completes_names_of_the_server() -> Result<()> {
+    completes_names(
         &["bash", "--norc", "-i"],
         "source <(twiddler completions bash)",
     )
 }
 
 #[test]
-fn zsh_completes_live_names() -> Result<()> {
+fn zsh_completes_names_of_the_server() -> Result<()> {
     let set_up = "autoload -Uz compinit && compinit -u && source <(twiddler completions zsh)";
-    where_there_is(ZSH, &["zsh", "-f", "-i"], set_up)
+    if_installed(ZSH, &["zsh", "-f", "-i"], set_up)
 }
 
 #[test]
-fn fish_completes_live_names() -> Result<()> {
+fn fish_completes_names_of_the_server() -> Result<()> {
     let set_up = "twiddler completions fish | source";
-    where_there_is(FISH, &["fish", "--no-config", "-i"], set_up)
+    if_installed(FISH, &["fish", "--no-config", "-i"], set_up)
 }
 
-/// A server that does not answer keeps no shell from its user.
+/// Completion does not block the shell if the server does not answer.
 #[test]
 fn completion_gives_up_soon() -> Result<()> {
     let silent = std::net::TcpListener::bind("127.0.0.1:0")?;

@@ -1,4 +1,4 @@
-//! TLS on TCP listeners, and reading certificates again.
+//! TLS on TCP listeners, and the reload of certificates.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::common::{Daemon, Sidecar, refused, run_python, stdout_text};
 use anyhow::{Result, ensure};
 
-/// Calls through TLS with one certificate as the only authority, and prints that of the other side.
+/// Calls two methods over TLS with one certificate as the only authority, and prints the results.
 const CALL: &str = "\
 import ssl, sys, xmlrpc.client
 port, authority = sys.argv[1:]
@@ -49,7 +49,7 @@ fn tcp_speaks_tls_and_takes_new_certificates_on_hangup() -> Result<()> {
     let former = dir.join("former.pem");
     fs::copy(dir.join("cert.pem"), &former)?;
     assert!(says_running(&sidecar, &former)?);
-    // Without TLS there is no answer; the socket has none.
+    // The port does not answer plain HTTP. The socket has no TLS.
     assert!(sidecar.client().call("supervisor.getState", ()).is_err());
     sidecar.socket_client().call("supervisor.getState", ())?;
 

@@ -1,5 +1,5 @@
-//! Many at once: the daemon keeps its descriptors, turns are fair, and nobody stands behind calls
-//! that wait for processes.
+//! Many concurrent calls: the daemon keeps free descriptors, turns are fair, and no call waits for calls that
+//! wait for processes.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use crate::common::{
 use anyhow::{Context, Result, anyhow, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
-/// Ten programs that run, and a crowd that takes long to start.
+/// Ten running programs, and many that take long to start.
 const PROGRAMS: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
     process_name = %(process_num)d\n\
     [program:slow]\ncommand = /bin/cat\nnumprocs = 800\nprocess_name = %(process_num)d\n\
@@ -23,27 +23,27 @@ const PROGRAMS: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
 const TEN: &str = "[program:ten]\ncommand = /bin/cat\nnumprocs = 10\n\
     process_name = %(process_num)d\n";
 
-/// The usual limit of descriptors.
+/// The usual limit of descriptors of a process.
 const USUAL: usize = 1024;
-/// What the daemon with ten programs may have of them.
+/// The largest number of descriptors of the daemon with ten programs.
 const MOST: usize = 250;
-/// What the proxy may have of memory under attack, and ten seconds later.
+/// The largest memory of the proxy during an attack, and ten seconds later.
 const MEMORY: usize = 64 * MIB;
 const MEMORY_AFTER: usize = 40 * MIB;
-/// Where nothing holds a call up, it takes far less than this, on a busy machine too.
+/// A call that waits for nothing takes far less than this, on a busy machine, too.
 const SOON: Duration = Duration::from_secs(1);
-/// How long each process of `slow` takes to be up.
+/// How long each process of `slow` takes to be RUNNING.
 const TURN: Duration = Duration::from_secs(10);
-/// What 99 of 100 calls may take that stand behind nobody, where the machine does nothing else.
+/// How long 99 of 100 calls that wait for no others may take on an idle machine.
 const P99: Duration = Duration::from_millis(20);
 
-fn started(options: DaemonOptions<'_>, arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
+fn start_both(options: DaemonOptions<'_>, arguments: &[&str]) -> Result<(Daemon, Sidecar)> {
     raise_file_limit()?;
     let daemon = Daemon::start_with(options)?;
     for number in 0..10 {
         daemon.wait_for_state(&format!("ten:{number}"), "RUNNING")?;
     }
-    // Time and memory count.
+    // The test measures time and memory.
     let sidecar = Sidecar::start_options(
         &daemon,
         SidecarOptions {
@@ -73,7 +73,7 @@ fn limit_descriptors(daemon: &Daemon, limit: usize) -> Result<()> {
     Ok(())
 }
 
-/// Sends all of these, each on a connection of its own, and hands over the connections.
+/// Sends each request on a new connection, and returns the connections.
 fn all_at_once(
     client: &Client,
     requests: impl Iterator<Item = Vec<u8>>,
@@ -94,8 +94,8 @@ fn request(client: &Client, method: &str, path: &str, call: Option<&[u8]>) -> Ve
     client.request_bytes(method, path, &[], call)
 }
 
-/// Does this while somebody looks at the daemon: it keeps its descriptors and answers on its own
-/// socket, and the proxy stays small, then and afterwards.
+/// Calls `act`. Fails unless the daemon meanwhile has free descriptors and answers on its socket, and the proxy
+/// has little memory, then and afterwards.
 fn unharmed<T>(
     daemon: &Daemon,
     sidecar: &Sidecar,
@@ -150,9 +150,9 @@ fn statuses(connections: Vec<Connection>, limit: Duration) -> Result<Vec<u16>> {
 }
 
 #[test]
-fn a_crowd_that_asks_for_health_costs_the_daemon_one_connection() -> Result<()> {
+fn many_health_requests_cost_the_daemon_one_connection() -> Result<()> {
     for arguments in [&["--username", "own", "--password", "secret"][..], &[]] {
-        let (daemon, sidecar) = started(with_programs(TEN), arguments)?;
+        let (daemon, sidecar) = start_both(with_programs(TEN), arguments)?;
         limit_descriptors(&daemon, USUAL)?;
         let before = descriptors(daemon.pid())?;
         let stranger = Client::new(sidecar.tcp_addr());
@@ -162,7 +162,7 @@ fn a_crowd_that_asks_for_health_costs_the_daemon_one_connection() -> Result<()> 
             statuses(crowd, LIMIT)
         })?;
         assert!(statuses.iter().all(|status| *status == 200));
-        // One for health, one that watches, and the one of whoever looks on.
+        // The connections for health, for the proxy's watch, and of this test.
         let after = descriptors(daemon.pid())?;
         assert!(
             after <= before + 3,
@@ -173,15 +173,15 @@ fn a_crowd_that_asks_for_health_costs_the_daemon_one_connection() -> Result<()> 
 }
 
 #[test]
-fn health_is_asked_once_for_all_while_the_daemon_hangs() -> Result<()> {
-    let (daemon, sidecar) = started(with_programs(TEN), &[])?;
+fn one_health_call_serves_all_while_the_daemon_hangs() -> Result<()> {
+    let (daemon, sidecar) = start_both(with_programs(TEN), &[])?;
     limit_descriptors(&daemon, USUAL)?;
     let before = descriptors(daemon.pid())?;
     let stranger = Client::new(sidecar.tcp_addr());
     let health = || request(&stranger, "GET", "/twiddler/health", None);
     daemon.signal("STOP")?;
     let crowd = all_at_once(&stranger, (0..1000).map(|_| health()));
-    // Nobody waits for ever: no answer is an answer.
+    // The proxy reports `down` if the daemon does not answer in time.
     let statuses = statuses(crowd?, LIMIT);
     daemon.signal("CONT")?;
     assert!(statuses?.iter().all(|status| *status == 503));
@@ -190,7 +190,7 @@ fn health_is_asked_once_for_all_while_the_daemon_hangs() -> Result<()> {
     stranger.wait_for_health(200).map(drop)
 }
 
-/// What strangers send, where the daemon asks for credentials and the proxy has none of its own.
+/// The requests of callers without credentials, to a proxy that leaves the check to the daemon.
 fn strangers_requests(stranger: &Client, number: usize) -> Vec<u8> {
     let start = write::call("supervisor.startProcess", &params!["ten:0"]);
     let guess = crate::common::basic("user", &number.to_string());
@@ -206,12 +206,12 @@ fn strangers_requests(stranger: &Client, number: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_crowd_of_strangers_leaves_the_daemon_its_descriptors() -> Result<()> {
+fn many_strangers_leave_the_daemon_its_descriptors() -> Result<()> {
     let options = DaemonOptions {
         credentials: Some(("user", "secret")),
         ..with_programs(TEN)
     };
-    let (daemon, sidecar) = started(options, &[])?;
+    let (daemon, sidecar) = start_both(options, &[])?;
     limit_descriptors(&daemon, USUAL)?;
     let stranger = Client::new(sidecar.tcp_addr());
     let honest = sidecar.client().with_limit(SOON);
@@ -233,8 +233,8 @@ fn a_crowd_of_strangers_leaves_the_daemon_its_descriptors() -> Result<()> {
 }
 
 #[test]
-fn a_crowd_of_followers_leaves_the_daemon_its_descriptors() -> Result<()> {
-    let (daemon, sidecar) = started(with_programs(TEN), &[])?;
+fn many_followers_leave_the_daemon_its_descriptors() -> Result<()> {
+    let (daemon, sidecar) = start_both(with_programs(TEN), &[])?;
     limit_descriptors(&daemon, USUAL)?;
     let stranger = Client::new(sidecar.tcp_addr());
     unharmed(&daemon, &sidecar, || {
@@ -243,7 +243,7 @@ fn a_crowd_of_followers_leaves_the_daemon_its_descriptors() -> Result<()> {
             request(&stranger, "GET", path, None)
         });
         let crowd = all_at_once(&stranger, follow)?;
-        // One client never has all of it.
+        // One client never gets all descriptors.
         let other = Client::new(sidecar.socket());
         let mut follower = other.connect()?;
         follower.send(&request(&other, "GET", "/mainlogtail", None))?;
@@ -255,7 +255,7 @@ fn a_crowd_of_followers_leaves_the_daemon_its_descriptors() -> Result<()> {
     })
 }
 
-/// Starts of processes of `slow`, from this number on.
+/// Starts processes of `slow`, from this number on.
 fn slow_starts(client: &Client, from: usize, count: usize) -> Result<Vec<Connection>> {
     let starts = (from..from + count).map(|number| {
         let name = format!("slow:{number}");
@@ -265,8 +265,8 @@ fn slow_starts(client: &Client, from: usize, count: usize) -> Result<Vec<Connect
     all_at_once(client, starts)
 }
 
-/// Waits until the daemon has begun with so many of them.
-fn wait_for_begun(daemon: &Daemon, at_least: usize) -> Result<()> {
+/// Waits until the daemon has begun to start this many of them.
+fn wait_for_starting(daemon: &Daemon, at_least: usize) -> Result<()> {
     eventually(LIMIT, || {
         let starting = crate::common::rows(&daemon.client())?
             .iter()
@@ -277,7 +277,7 @@ fn wait_for_begun(daemon: &Daemon, at_least: usize) -> Result<()> {
     })
 }
 
-/// What 99 of 100 of these calls take at most, for each of those who ask in turn.
+/// The time within which 99 of 100 calls end, for each of the two clients.
 fn p99(clients: &[&Client; 2], method: &str) -> Result<[Duration; 2]> {
     let mut times = [const { Vec::new() }; 2];
     for _ in 0..200 {
@@ -294,23 +294,23 @@ fn p99(clients: &[&Client; 2], method: &str) -> Result<[Duration; 2]> {
 }
 
 #[test]
-fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
-    let (daemon, sidecar) = started(with_programs(PROGRAMS), &[])?;
+fn reads_do_not_wait_for_calls_that_wait() -> Result<()> {
+    let (daemon, sidecar) = start_both(with_programs(PROGRAMS), &[])?;
     let client = sidecar.client();
     let crowd = slow_starts(&client, 0, 500)?;
-    wait_for_begun(&daemon, 50)?;
+    wait_for_starting(&daemon, 50)?;
     let direct = daemon.client().kept_alive();
-    // For somebody else, and for whoever waits himself.
+    // For another client, and for the client whose calls wait.
     for reader in [sidecar.socket_client(), sidecar.client().kept_alive()] {
         let [itself, through] = p99(&[&direct, &reader], "supervisor.getState")?;
         println!("p99 {through:?}, of the daemon itself {itself:?}");
-        // The daemon itself takes longer where others are busy on this machine.
+        // The daemon itself is slower on a busy machine.
         ensure!(
             through <= bound(P99).max(3 * itself),
             "{through:?}, {itself:?}"
         );
     }
-    // Nor do others' starts, nor changes.
+    // Starts and changes of other clients do not wait, either.
     let other = sidecar.socket_client();
     let mut times = Vec::new();
     let mut timed = |method, params: Vec<Value>| -> Result<()> {
@@ -328,9 +328,9 @@ fn reads_do_not_stand_behind_calls_that_wait() -> Result<()> {
     Ok(())
 }
 
-/// Two clients may hold all connections for such calls.
+/// Two clients can occupy all connections for calls that wait.
 #[test]
-fn a_scale_does_not_stand_behind_calls_that_wait() -> Result<()> {
+fn a_scale_does_not_wait_for_calls_that_wait() -> Result<()> {
     raise_file_limit()?;
     let daemon = Daemon::start(PROGRAMS)?;
     let sidecar = Sidecar::start(&daemon)?;
@@ -346,7 +346,7 @@ fn a_scale_does_not_stand_behind_calls_that_wait() -> Result<()> {
         slow_starts(&client, 0, 300)?,
         slow_starts(&sidecar.socket_client(), 300, 300)?,
     ];
-    wait_for_begun(&daemon, 100)?;
+    wait_for_starting(&daemon, 100)?;
     let start = Instant::now();
     client.call("twiddler.scaleProgram", ("quick", "many", 0))?;
     ensure!(start.elapsed() < TURN / 2, "{:?}", start.elapsed());
@@ -356,9 +356,9 @@ fn a_scale_does_not_stand_behind_calls_that_wait() -> Result<()> {
 
 #[test]
 fn all_calls_that_wait_get_their_turn_however_long_it_takes() -> Result<()> {
-    let (daemon, sidecar) = started(with_programs(PROGRAMS), &[])?;
+    let (daemon, sidecar) = start_both(with_programs(PROGRAMS), &[])?;
     let client = sidecar.client();
-    // Each turn takes ten seconds, and there are not turns enough for all.
+    // Each call takes ten seconds, and there are more calls than connections.
     let crowd = slow_starts(&client, 0, 200)?;
     let statuses = statuses(crowd, LIMIT * 4)?;
     assert!(statuses.iter().all(|status| *status == 200));
@@ -372,7 +372,7 @@ fn all_calls_that_wait_get_their_turn_however_long_it_takes() -> Result<()> {
 
 #[test]
 fn calls_that_wait_are_bounded_in_number() -> Result<()> {
-    let (_daemon, sidecar) = started(with_programs(PROGRAMS), &[])?;
+    let (_daemon, sidecar) = start_both(with_programs(PROGRAMS), &[])?;
     let greedy = sidecar.client();
     let mut crowd = slow_starts(&greedy, 0, 800)?;
     crowd.extend(slow_starts(&greedy, 0, 150)?);
@@ -393,7 +393,7 @@ fn calls_that_wait_are_bounded_in_number() -> Result<()> {
         Ok(())
     })?;
     assert!(sentence.contains("wait for supervisord"), "{sentence}");
-    // It is the greedy one who is refused.
+    // The client with the most calls is refused.
     let other = sidecar.socket_client();
     other.call("supervisor.startProcess", ("quick",))?;
     greedy.call("supervisor.getState", ())?;
@@ -405,15 +405,15 @@ fn the_daemons_own_limit_counts() -> Result<()> {
     const FEW: &str = "[program:few]\ncommand = /bin/cat\nautostart = false\nnumprocs = 2\n\
         process_name = %(process_num)d\n";
     let body = format!("{TEN}{FEW}");
-    // Where there is no socket, the daemon is asked which process it is. Ten programs and the spare leave
-    // 14 of 128, others who are connected leave 10 of 256, and 16 there are always.
+    // Without a socket, the proxy asks the daemon for its pid. Ten programs and the reserve leave 14 of 128
+    // descriptors, other clients leave 10 of 256, and the proxy may always use 16.
     for (socket, limit, others) in [(true, 128, 0), (false, 128, 0), (true, 256, 120)] {
         let options = DaemonOptions {
             socket,
             tcp: !socket,
             ..with_programs(&body)
         };
-        let (daemon, sidecar) = started(options, &["--allow-open"])?;
+        let (daemon, sidecar) = start_both(options, &["--allow-open"])?;
         limit_descriptors(&daemon, limit)?;
         let few = descriptors(daemon.pid())?;
         let connect = |_| Connection::open(daemon.addr());
@@ -424,7 +424,7 @@ fn the_daemons_own_limit_counts() -> Result<()> {
         })?;
         let before = descriptors(daemon.pid())?;
         let client = sidecar.client();
-        // It takes note of the limit a moment after its first call.
+        // The proxy reads the limit a moment after its first call.
         client.call("supervisor.getState", ())?;
         let stop = write::call("supervisor.stopProcess", &params!["few:*"]);
         let requests = (0..300).map(|number| match number % 3 {
@@ -461,7 +461,7 @@ fn health_tells_whether_the_daemon_takes_the_proxys_own_credentials() -> Result<
         (health.status, health.text()),
         (503, r#"{"status":"down"}"#.to_owned())
     );
-    // Callers speak for themselves.
+    // Callers present their own credentials.
     let info = wrong.client().call("supervisor.getState", ())?;
     assert_eq!(info.get("statename"), Some(&Value::from("RUNNING")));
     drop(wrong);

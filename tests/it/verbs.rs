@@ -1,6 +1,5 @@
-//! The command line's verbs, through the built binary, on real daemons: with the proxy in front, and
-//! without where a verb needs nothing of the proxy's. Where supervisorctl has a verb, it is the
-//! measure.
+//! The verbs of the command line, by the built binary, on real daemons: through the proxy, and directly where
+//! a verb needs no `twiddler.*` method. A verb that supervisorctl has is compared with it.
 
 use std::process::{Command, Output};
 
@@ -50,7 +49,7 @@ fn code(output: &Output) -> Result<i32> {
     output.status.code().context("ended by a signal")
 }
 
-/// What a verb printed, where it had to succeed.
+/// The output of a verb that must succeed.
 fn printed(server: &str, words: &[&str]) -> Result<String> {
     let output = verb(server, words)?;
     ensure!(code(&output)? == 0, "{words:?}: {}", stderr_text(&output));
@@ -95,7 +94,7 @@ fn status_ends_as_supervisorctls_does_and_shows_the_same() -> Result<()> {
     Ok(())
 }
 
-/// Name and state of each line of a table.
+/// The name and the state in each line of a table.
 fn states(text: &str) -> impl Iterator<Item = (String, String)> {
     text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -104,7 +103,7 @@ fn states(text: &str) -> impl Iterator<Item = (String, String)> {
 }
 
 #[test]
-fn globs_mean_what_they_match_and_unknown_names_get_a_suggestion() -> Result<()> {
+fn globs_select_processes_and_unknown_names_get_a_suggestion() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let server = url(&daemon);
     let names = printed(&server, &["status", "-o", "name", "*worker*"]);
@@ -116,9 +115,9 @@ fn globs_mean_what_they_match_and_unknown_names_get_a_suggestion() -> Result<()>
     Ok(())
 }
 
-/// The same words, and zero wherever supervisorctl ends with zero.
+/// The texts are those of supervisorctl, and the exit status is 0 wherever supervisorctl's is.
 #[test]
-fn processes_are_started_stopped_and_signalled_in_the_words_of_supervisorctl() -> Result<()> {
+fn start_stop_and_signal_print_the_texts_of_supervisorctl() -> Result<()> {
     let ours = Daemon::start(PROGRAMS)?;
     let theirs = Daemon::start(PROGRAMS)?;
     let sidecar = Sidecar::start(&ours)?;
@@ -154,7 +153,7 @@ fn processes_are_started_stopped_and_signalled_in_the_words_of_supervisorctl() -
     Ok(())
 }
 
-/// What was said of processes, in any order, on whatever channel, without suggestions.
+/// The sorted lines of both outputs, without suggestions.
 fn lines(output: &Output) -> Vec<String> {
     let text = stdout_text(output) + &stderr_text(output);
     let mut lines: Vec<String> = text
@@ -170,7 +169,7 @@ fn lines(output: &Output) -> Vec<String> {
 }
 
 #[test]
-fn json_is_what_the_call_returned() -> Result<()> {
+fn json_output_is_the_result_of_the_call() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let server = url(&daemon);
     let table: serde_json::Value =
@@ -190,9 +189,9 @@ fn json_is_what_the_call_returned() -> Result<()> {
     Ok(())
 }
 
-/// Whoever asks for it to be stopped need not meet the moment in which it runs.
+/// The stop and the removal succeed at any moment between two restarts.
 #[test]
-fn what_is_started_again_and_again_is_stopped_and_removed() -> Result<()> {
+fn a_process_that_keeps_restarting_is_stopped_and_removed() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let sidecar = Sidecar::start(&daemon)?;
     let server = proxy_url(&sidecar);
@@ -211,7 +210,7 @@ fn what_is_started_again_and_again_is_stopped_and_removed() -> Result<()> {
 }
 
 #[test]
-fn programs_come_and_go() -> Result<()> {
+fn programs_are_added_and_removed() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let sidecar = Sidecar::start(&daemon)?;
     let server = proxy_url(&sidecar);
@@ -271,7 +270,7 @@ fn programs_come_and_go() -> Result<()> {
 }
 
 #[test]
-fn a_group_that_was_added_for_a_refused_program_goes_again() -> Result<()> {
+fn a_group_added_for_a_refused_program_is_removed() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let sidecar = Sidecar::start(&daemon)?;
     let server = proxy_url(&sidecar);
@@ -302,9 +301,9 @@ fn numprocs_gives_each_process_a_name() -> Result<()> {
     Ok(())
 }
 
-/// Any words arrive as the same words: held against the daemon's own expansion and splitting.
+/// The process gets the same words as the command line, for random words.
 #[test]
-fn words_arrive_as_they_were_typed() -> Result<()> {
+fn words_of_a_command_arrive_unchanged() -> Result<()> {
     let mut dice = Dice::new(seed(1)?);
     let lists: Vec<Vec<String>> = (0..5000)
         .map(|_| (0..1 + dice.roll(5)).map(|_| word(&mut dice)).collect())
@@ -370,7 +369,7 @@ fn say(daemon: &Daemon, name: &str, line: &str) -> Result<()> {
 }
 
 #[test]
-fn logs_are_printed_from_their_ends() -> Result<()> {
+fn the_last_lines_of_logs_are_printed() -> Result<()> {
     let daemon = Daemon::start(TALKERS)?;
     let server = url(&daemon);
     for name in ["talk:one", "talk:two"] {
@@ -402,7 +401,7 @@ fn logs_are_printed_from_their_ends() -> Result<()> {
 }
 
 #[test]
-fn followed_logs_go_on_after_restarts_of_process_and_daemon() -> Result<()> {
+fn followed_logs_continue_after_restarts_of_process_and_daemon() -> Result<()> {
     let daemon = Daemon::start(TALKERS)?;
     let sidecar = Sidecar::start(&daemon)?;
     let server = proxy_url(&sidecar);
@@ -436,7 +435,7 @@ fn followed_logs_go_on_after_restarts_of_process_and_daemon() -> Result<()> {
 }
 
 #[test]
-fn followed_logs_end_when_the_terminal_has_gone() -> Result<()> {
+fn followed_logs_end_when_the_terminal_is_closed() -> Result<()> {
     let daemon = Daemon::start(TALKERS)?;
     daemon.wait_for_state("talk:one", "RUNNING")?;
     let following = on_closing_terminal(&command(url(&daemon), &["logs", "-f", "talk:one"]))?;
@@ -450,7 +449,7 @@ fn followed_logs_end_when_the_terminal_has_gone() -> Result<()> {
 }
 
 #[test]
-fn waiting_ends_with_the_state_or_the_time() -> Result<()> {
+fn wait_ends_with_the_state_or_the_timeout() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let server = url(&daemon);
     printed(
@@ -563,7 +562,7 @@ startsecs=1
 ";
 
 #[test]
-fn a_rolling_restart_whose_server_goes_away_says_who_is_in_doubt() -> Result<()> {
+fn a_rolling_restart_whose_server_fails_names_the_processes_in_doubt() -> Result<()> {
     for format in ["table", "json"] {
         let daemon = Daemon::start(ROLL)?;
         let sidecar = Sidecar::start(&daemon)?;
@@ -577,7 +576,7 @@ fn a_rolling_restart_whose_server_goes_away_says_who_is_in_doubt() -> Result<()>
         let rolling = Process::spawn(&mut command(&server, &words))?;
         eventually(LIMIT, || {
             let now = pids(&daemon)?;
-            // The second batch is under way, for a second at least.
+            // The second batch takes a second at least.
             ensure!(now[2] != before[2] && now[3] != before[3], "{now:?}");
             Ok(())
         })?;
@@ -622,7 +621,7 @@ fn a_second_signal_ends_a_rolling_restart_whose_server_does_not_answer() -> Resu
 }
 
 #[test]
-fn what_goes_wrong_is_said_in_a_sentence_and_a_status() -> Result<()> {
+fn errors_are_a_sentence_and_a_status() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: PROGRAMS,
         credentials: Some(("user", "s3cret")),
@@ -698,7 +697,7 @@ fn what_goes_wrong_is_said_in_a_sentence_and_a_status() -> Result<()> {
 }
 
 #[test]
-fn what_is_not_allowed_is_named() -> Result<()> {
+fn a_method_that_is_not_allowed_is_named() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let arguments = [
         "--allow",
@@ -726,7 +725,7 @@ fn what_is_not_allowed_is_named() -> Result<()> {
 }
 
 #[test]
-fn colours_are_for_terminals_alone_unless_asked_for() -> Result<()> {
+fn colours_are_only_for_terminals_by_default() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let server = url(&daemon);
     daemon.wait_for_state("web:api", "RUNNING")?;
@@ -742,7 +741,7 @@ fn colours_are_for_terminals_alone_unless_asked_for() -> Result<()> {
 }
 
 #[test]
-fn completion_offers_live_names() -> Result<()> {
+fn completion_offers_the_names_of_the_server() -> Result<()> {
     let daemon = Daemon::start(PROGRAMS)?;
     let complete = |words: &[&str]| -> Result<String> {
         let mut command = twiddler_command();
@@ -788,9 +787,9 @@ fn manual_pages_are_written_for_the_program_and_each_verb() -> Result<()> {
     Ok(())
 }
 
-/// What is printed begins behind lines that the log had before, and so does what follows a restart.
+/// The output continues behind the lines that the log had before, after a restart, too.
 #[test]
-fn followed_logs_neither_repeat_lines_nor_leave_some_out() -> Result<()> {
+fn followed_logs_neither_repeat_nor_lose_lines() -> Result<()> {
     let script = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done";
     let daemon = Daemon::start(&format!("[program:count]\ncommand=sh -c '{script}'\n"))?;
     let sidecar = Sidecar::start(&daemon)?;
@@ -810,7 +809,7 @@ fn followed_logs_neither_repeat_lines_nor_leave_some_out() -> Result<()> {
         let following = ["logs", "-f", "count", "-n", lines];
         let following = Process::spawn(&mut command(&server, &following))?;
         let shows = |number: usize| following.wait_for_stdout(&format!("line {number}\n"));
-        // It may have begun later than this looks.
+        // The stream may not have begun yet.
         following.wait_for_stdout("line ")?;
         shows(newest()? + 5)?;
         sidecar.kill()?;
@@ -828,7 +827,7 @@ fn followed_logs_neither_repeat_lines_nor_leave_some_out() -> Result<()> {
 }
 
 #[test]
-fn many_logs_are_followed_at_once() -> Result<()> {
+fn many_logs_are_followed_concurrently() -> Result<()> {
     const MANY: usize = 50;
     let body = format!(
         "
