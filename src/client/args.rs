@@ -121,7 +121,7 @@ Example:
   twiddler signal HUP 'web:*'")]
     Signal(SignalArgs),
 
-    /// Print or follow what processes write
+    /// Print or follow the logs of processes
     #[command(after_help = "\
 Examples:
   twiddler logs -n 100 web:api
@@ -147,8 +147,8 @@ Examples:
 
     /// Run a command in supervisord, with its output here
     #[command(after_help = "\
-Adds the command as a program that does not start again by itself, starts it, prints what it writes, \
-and removes it when it has ended. Ctrl-C stops it by its stopsignal; a second Ctrl-C kills it. When \
+Adds the command as a program without autorestart, starts it, prints its output, and removes it when it \
+has ended. Ctrl-C stops it by its stopsignal; a second Ctrl-C kills it. When \
 this command itself is killed or its terminal closed, the proxy stops and removes the process within \
 a minute.
 
@@ -212,7 +212,7 @@ Examples:
   twiddler diff web mailer")]
     Diff(DiffArgs),
 
-    /// Put supervisord's files in force: only what changed restarts
+    /// Put supervisord's files in force, and restart only changed programs
     #[command(after_help = "\
 Examples:
   twiddler update --dry-run
@@ -226,7 +226,7 @@ Example:
   twiddler programs -o json | jq '.[] | select(.origin == \"added\")'")]
     Programs(ProgramsArgs),
 
-    /// Print what was added as sections for supervisord.conf
+    /// Print the added programs as sections for supervisord.conf
     #[command(after_help = "\
 Examples:
   twiddler export
@@ -348,7 +348,7 @@ pub struct LogsArgs {
     /// group:process, group:*, name or a glob
     #[arg(value_name = "NAME", required = true, add = ArgValueCompleter::new(process_names))]
     pub names: Vec<String>,
-    /// Go on printing what is written, across restarts of the process and of supervisord
+    /// Follow the logs, across restarts of the process and of supervisord
     #[arg(short, long)]
     pub follow: bool,
     /// How many lines to print first [default: 10]
@@ -402,8 +402,8 @@ pub struct AddArgs {
     /// An option as in a `[program:x]` section; repeatable
     #[arg(short = 'O', long = "option", value_name = "KEY=VALUE", value_parser = key_value)]
     pub options: Vec<(String, String)>,
-    /// How many processes; more than one need %(process_num)d in process_name, which is set unless
-    /// given
+    /// The number of processes; more than one need %(process_num)d in process_name, which is the
+    /// default then
     #[arg(long, value_name = "N")]
     pub numprocs: Option<u32>,
     /// Add the group first if there is none of that name

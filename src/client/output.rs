@@ -55,15 +55,15 @@ impl Output {
     /// Prints one line.
     ///
     /// # Errors
-    /// When standard output is gone.
+    /// When standard output cannot be written.
     pub fn line(self, text: &str) -> io::Result<()> {
         writeln!(io::stdout(), "{text}")
     }
 
-    /// Prints what the server returned, as JSON.
+    /// Prints a result of the server as JSON.
     ///
     /// # Errors
-    /// When standard output is gone.
+    /// When standard output cannot be written.
     pub fn json(self, value: &Value) -> io::Result<()> {
         self.line(&format!("{:#}", json(value)))
     }
@@ -71,7 +71,7 @@ impl Output {
     /// Prints names: one a line, or as a JSON array.
     ///
     /// # Errors
-    /// When standard output is gone.
+    /// When standard output cannot be written.
     pub fn names<'a>(self, names: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
         if self.format == Format::Json {
             let names = names.into_iter().map(Value::from).collect();
@@ -83,7 +83,7 @@ impl Output {
     /// Prints a table of processes that fits the terminal.
     ///
     /// # Errors
-    /// When standard output is gone.
+    /// When standard output cannot be written.
     pub fn processes(self, infos: &[ProcessInfo]) -> io::Result<()> {
         let rows = infos.iter().map(|info| self.row(info)).collect();
         self.table(&["NAME", "STATE", "PID", "UPTIME", "NOTE"], rows)
@@ -92,7 +92,7 @@ impl Output {
     /// Prints a table of programs that fits the terminal.
     ///
     /// # Errors
-    /// When standard output is gone.
+    /// When standard output cannot be written.
     pub fn programs(self, programs: &[ProgramInfo]) -> io::Result<()> {
         let row = |info: &ProgramInfo| {
             vec![

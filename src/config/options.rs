@@ -86,9 +86,9 @@ const OPTIONS: [OptionSpec; 19] = [
         help: "The twiddler.* methods that may be called, separated by commas; empty for all. An older way; \
                --allow covers it" },
     OptionSpec { key: "persist", heading: "Behaviour", kind: Kind::Flag, value: "BOOLEAN", default: Some("off"),
-        help: "Keep what was added when supervisord restarts" },
+        help: "Keep added groups and programs when supervisord restarts" },
     OptionSpec { key: "live_update", heading: "Behaviour", kind: Kind::Flag, value: "BOOLEAN", default: Some("off"),
-        help: "Let supervisorctl update restart only what changed" },
+        help: "Let supervisorctl update restart only changed programs" },
     OptionSpec { key: "log_level", heading: LOGGING, kind: Kind::Text, value: "LEVEL", default: Some("info"),
         help: "How much to log on standard error: error, warn, info, debug or trace" },
     OptionSpec { key: "log_format", heading: LOGGING, kind: Kind::Text, value: "FORMAT", default: Some("text"),

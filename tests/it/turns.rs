@@ -322,7 +322,10 @@ fn reads_do_not_wait_for_calls_that_wait() -> Result<()> {
     timed("supervisor.startProcess", params!["quick"])?;
     timed("twiddler.addGroup", params!["new", 1])?;
     timed("twiddler.getAPIVersion", vec![])?;
-    ensure!(times.iter().all(|(_, time)| *time < bound(SOON)), "{times:?}");
+    ensure!(
+        times.iter().all(|(_, time)| *time < bound(SOON)),
+        "{times:?}"
+    );
     assert!(descriptors(daemon.pid())? < 500 * 5);
     drop(crowd);
     Ok(())
