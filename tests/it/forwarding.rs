@@ -219,7 +219,7 @@ fn expected(request: &Request, direct: &Conversation) -> Conversation {
         reply.header_lines.push("Connection: Keep-Alive".to_owned());
         expected.continues = true;
     }
-    *reply = reply.clone().as_forwarded(request.target());
+    *reply = reply.clone().with_proxy_headers(request.target());
     // The daemon closes the connection without the header that HTTP/1.1 requires.
     if request.asks("HTTP/1.1", "close") && reply.header("connection").is_none() {
         reply.header_lines.push("Connection: close".to_owned());

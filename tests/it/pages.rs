@@ -102,7 +102,10 @@ impl Twins {
             let direct = scope.spawn(|| exchange(&direct));
             (exchange(&through), direct.join())
         });
-        let (reply, expected) = (reply?, expected.expect("no panic")?.as_forwarded(path));
+        let (reply, expected) = (
+            reply?,
+            expected.expect("no panic")?.with_proxy_headers(path),
+        );
         let (plain, wanted) = (normalised(&reply), normalised(&expected));
         ensure!(
             plain == wanted,
@@ -324,7 +327,7 @@ fn the_daemons_own_names_stay_usable() -> Result<()> {
     ] {
         let through = sidecar.socket_client().kept_alive().get(&path)?;
         let direct = daemon.client().kept_alive().get(&path)?;
-        through.ensure_same_as(&direct.as_forwarded(&path))?;
+        through.ensure_same_as(&direct.with_proxy_headers(&path))?;
     }
     let mut log = Connection::open(sidecar.tcp_addr())?;
     log.send(format!("GET /logtail/{real} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;

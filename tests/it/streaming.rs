@@ -184,12 +184,12 @@ fn followed_logs_have_the_daemons_heads() -> Result<()> {
         let proxied = Tail::open(tested.sidecar.tcp_addr(), path, "1.1")?.head;
         ensure!(direct.header("x-accel-buffering") == Some("no"));
         proxied
-            .ensure_same_as(&direct.as_forwarded(path))
+            .ensure_same_as(&direct.with_proxy_headers(path))
             .context(path)?;
     }
     for path in ["/mainlogtail", "/mainlogtail/anything"] {
         let direct = Tail::open(tested.daemon.addr(), path, "1.1")?.head;
-        let direct = direct.as_forwarded(path);
+        let direct = direct.with_proxy_headers(path);
         let proxied = Tail::open(tested.sidecar.tcp_addr(), path, "1.1")?.head;
         // A header has the time of the last write to the log.
         ensure!(

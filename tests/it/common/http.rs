@@ -397,7 +397,7 @@ impl Reply {
     /// The daemon's reply to a request for `target`, as the proxy forwards it. Pages get headers that keep them
     /// out of other sites' frames, logs get one that keeps reverse proxies from buffering, and redirects are
     /// relative.
-    pub fn as_forwarded(mut self, target: &str) -> Reply {
+    pub fn with_proxy_headers(mut self, target: &str) -> Reply {
         let path = target.split('?').next().unwrap_or_default();
         for line in &mut self.header_lines {
             if let Some(location) = line.strip_prefix("Location: ") {
