@@ -231,7 +231,7 @@ async fn run(args: ServeArgs, config: Config, level: LevelHandle) -> Result<(), 
             tracing::info!("stopped");
             Ok(())
         }
-        why = twiddler.ousted() => Err(anyhow!(why).into()),
+        why = twiddler.lock_lost() => Err(anyhow!(why).into()),
         () = stop_signals(signals.clone(), 2) => {
             Err(anyhow!("asked to stop twice: cut what was under way").into())
         }

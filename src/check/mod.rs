@@ -135,19 +135,19 @@ async fn check_own_files(
             return false;
         }
     };
-    let probe = match twiddler::probe(include_dir.clone(), &conf.file) {
-        Ok(probe) => probe,
+    let dir_state = match twiddler::inspect(include_dir.clone(), &conf.file) {
+        Ok(dir_state) => dir_state,
         Err(error) => {
             findings.problem(error);
             return false;
         }
     };
-    let persist_file = notes::persist_file(&probe, draft.settings.persist, &include.dir);
+    let persist_file = notes::persist_file(&dir_state, draft.settings.persist, &include.dir);
     let notes = persist_file
         .into_iter()
-        .chain(notes::defined_twice(&probe, conf));
+        .chain(notes::defined_twice(&dir_state, conf));
     notes.for_each(|note| findings.note(note));
-    match &probe.holder {
+    match &dir_state.holder {
         None => true,
         Some(holder) => {
             findings.problem(include_dir.busy(holder));

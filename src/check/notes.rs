@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::config::Settings;
 use crate::daemon::conf::{Credentials, DaemonAddress, DaemonConf};
 use crate::start;
-use crate::twiddler::Probe;
+use crate::twiddler::DirState;
 
 /// The note if supervisorctl calls the daemon instead of the proxy.
 pub(super) fn supervisorctl_bypasses_proxy(
@@ -49,15 +49,15 @@ pub(super) fn digest(
 
 /// The note about a persist file that twiddler did not write, or that `serve` sets aside because persist
 /// is off.
-pub(super) fn persist_file(probe: &Probe, persist: bool, dir: &Path) -> Option<String> {
-    if probe.kept_is_strange {
+pub(super) fn persist_file(dir_state: &DirState, persist: bool, dir: &Path) -> Option<String> {
+    if dir_state.persist_file_is_foreign {
         let verb = if persist { "replaces" } else { "sets aside" };
         return Some(format!(
             "the persist file in {} is not one that twiddler has written; twiddler serve {verb} it",
             dir.display()
         ));
     }
-    let programs = probe.kept_programs.filter(|_| !persist)?;
+    let programs = dir_state.persisted_programs.filter(|_| !persist)?;
     let programs = match programs {
         1 => "1 program".to_owned(),
         many => format!("{many} programs"),
@@ -69,17 +69,17 @@ pub(super) fn persist_file(probe: &Probe, persist: bool, dir: &Path) -> Option<S
 }
 
 /// A note for each added group and process that the daemon's files define, too.
-pub(super) fn defined_twice(probe: &Probe, conf: &DaemonConf) -> Vec<String> {
+pub(super) fn defined_twice(dir_state: &DirState, conf: &DaemonConf) -> Vec<String> {
     let file = conf.file.display();
     let configured = |name: &str| conf.groups.iter().find(|group| group.name == name);
-    let groups = probe
+    let groups = dir_state
         .groups
         .iter()
         .filter(|name| configured(name).is_some());
     let groups = groups.map(|name| {
         format!("the group {name} was added, and {file} defines one by now; put the file in force: supervisorctl update")
     });
-    let members = probe.members.iter().filter(|(group, process)| {
+    let members = dir_state.members.iter().filter(|(group, process)| {
         configured(group).is_some_and(|group| group.processes.contains(process))
     });
     let members = members.map(|(group, process)| {

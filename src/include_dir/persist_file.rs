@@ -161,7 +161,7 @@ impl IncludeDir {
     ///
     /// # Errors
     /// When there is one already, or the directory does not allow it.
-    pub fn take_up_aside(&self) -> io::Result<()> {
+    pub fn restore_aside(&self) -> io::Result<()> {
         let Some(name) = &self.persist_name else {
             return Ok(());
         };

@@ -230,14 +230,14 @@ pub fn programs_in(text: &str) -> usize {
 /// Makes the file that was put aside the persist file again, if it says what the registry says but for
 /// the address of the proxy. Otherwise something has changed since: it stays aside, because programs
 /// that clients know to be gone must not come back.
-pub fn take_up_aside(include: &IncludeDir, registry: &Registry, configured: &[ConfiguredGroup]) {
+pub fn restore_aside(include: &IncludeDir, registry: &Registry, configured: &[ConfiguredGroup]) {
     let Some(text) = include.read_aside() else {
         return;
     };
     let (programs, path) = (programs_in(&text), include.aside());
     let path = path.display();
     let now = render(registry, configured, None);
-    if is_same_but_for_address(&now, &text) && include.take_up_aside().is_ok() {
+    if is_same_but_for_address(&now, &text) && include.restore_aside().is_ok() {
         tracing::info!(programs, "keeps again what was put aside in {path}");
     } else {
         tracing::warn!(

@@ -254,11 +254,11 @@ impl Registry {
 
     /// Nothing was changed in this life of the daemon.
     pub fn is_empty(&self) -> bool {
-        self.marker.is_none() && self.holds_nothing()
+        self.marker.is_none() && self.has_no_entries()
     }
 
     /// Nothing is left of what was changed in this life of the daemon.
-    pub fn holds_nothing(&self) -> bool {
+    pub fn has_no_entries(&self) -> bool {
         self.groups.is_empty() && self.members.is_empty() && self.hidden.is_empty()
     }
 
@@ -403,7 +403,7 @@ impl Registry {
     }
 
     /// Whether calls on the whole of `group` need translation.
-    pub fn is_decorated(&self, group: &str) -> bool {
+    pub fn has_placed_or_hidden(&self, group: &str) -> bool {
         self.hidden.contains_key(group) || self.members_of(group).any(Member::is_placed)
     }
 
@@ -666,6 +666,6 @@ pub(crate) mod tests {
         assert!(matches!(known.place("web", "c"), Place::Hidden(5)));
         assert!(matches!(known.place("web~000001", "a"), Place::Hidden(5)));
         assert!(matches!(known.place("web~000001", "b"), Place::Ordinary));
-        assert!(known.is_decorated("web") && !known.is_decorated("other"));
+        assert!(known.has_placed_or_hidden("web") && !known.has_placed_or_hidden("other"));
     }
 }

@@ -464,7 +464,7 @@ impl Rpc {
                 .collect();
             (targets, visible)
         });
-        self.twiddler.show(epoch, visible).await;
+        self.twiddler.unhide(epoch, visible).await;
         if let Some(group) = &bulk.group
             && targets.is_empty()
         {

@@ -120,7 +120,7 @@ impl Rpc {
     /// Whether the daemon is in a new epoch because another client has restarted it. It must not be restarted
     /// a second time.
     async fn has_started_again(&self, epoch: Epoch) -> bool {
-        !self.twiddler.is_still(epoch)
+        !self.twiddler.is_current_epoch(epoch)
             && self.twiddler.current().await.is_ok_and(|now| now != epoch)
     }
 

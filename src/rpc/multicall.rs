@@ -93,7 +93,7 @@ impl Rpc {
             ("twiddler", _) => true,
             ("system", name) => system::concerns(name, &call.params),
             ("supervisor", name) => {
-                method_kind(name) != MethodKind::Nameless && !self.twiddler.knows_nothing()
+                method_kind(name) != MethodKind::Nameless && !self.twiddler.has_no_changes()
                     || self.concerns_updates(name)
             }
             _ => false,

@@ -241,7 +241,9 @@ impl Rpc {
         let (authorized, record) = (self.authorization_of(caller), caller.record());
         tokio::spawn(async move {
             tokio::time::sleep(session_timeout()).await;
-            if !rpc.update_sessions.expire(&group, &deferred) || !rpc.twiddler.is_still(epoch) {
+            if !rpc.update_sessions.expire(&group, &deferred)
+                || !rpc.twiddler.is_current_epoch(epoch)
+            {
                 return;
             }
             let is_live = deferred.session.is_some();
@@ -411,7 +413,7 @@ impl Rpc {
                 let names = hidden.map(|(_, process, _)| (group.to_owned(), process.to_owned()));
                 names.collect()
             });
-            self.twiddler.show(epoch, hidden).await;
+            self.twiddler.unhide(epoch, hidden).await;
         }
         Ok(response)
     }

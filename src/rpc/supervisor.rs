@@ -185,7 +185,7 @@ impl Rpc {
     /// # Errors
     /// When the daemon does not answer.
     pub(super) async fn needs_translation(&self, caller: &Caller<'_>) -> Result<bool, Failure> {
-        if self.twiddler.knows_nothing() {
+        if self.twiddler.has_no_changes() {
             return Ok(false);
         }
         let mut current = self.twiddler.current().await;
@@ -250,7 +250,7 @@ impl Rpc {
             let info = info.ok()?;
             (!translate::is_still_hidden(&info, start)).then_some((group, process))
         });
-        self.twiddler.show(epoch, visible).await;
+        self.twiddler.unhide(epoch, visible).await;
         Ok(())
     }
 
@@ -276,7 +276,7 @@ impl Rpc {
         }
         // The pause lasts until the response is rewritten, so that no change comes in between. It ends earlier
         // if the worker has to find out about a new epoch.
-        if !self.twiddler.is_still(epoch) {
+        if !self.twiddler.is_current_epoch(epoch) {
             drop(pause.take());
             if let Err(ChangeError::Unreachable(reason)) = self.twiddler.ensure_epoch(epoch).await {
                 return Err(Failure::Unreachable(reason));
@@ -310,7 +310,7 @@ impl Rpc {
             Rewrite::Process(mapping) => {
                 let is_unknown = matches!(&answer, Err(fault) if fault.code == BAD_NAME);
                 if is_unknown && mapping.is_known() {
-                    self.twiddler.doubt();
+                    self.twiddler.check_for_losses_soon();
                 }
                 return mapping.rewrite_reply(answer);
             }
@@ -353,7 +353,7 @@ impl Rpc {
             _ => false,
         });
         if is_doubtful {
-            self.twiddler.doubt();
+            self.twiddler.check_for_losses_soon();
         }
         let mut visible = Vec::new();
         self.twiddler.with_registry(|registry| match rewrite {
@@ -363,7 +363,7 @@ impl Rpc {
             Rewrite::Reload => translate::rewrite_reloaded(registry, list),
             Rewrite::Process(_) | Rewrite::Added(_) => {}
         });
-        self.twiddler.show(epoch, visible).await;
+        self.twiddler.unhide(epoch, visible).await;
     }
 }
 
@@ -436,7 +436,7 @@ fn one_group(
     params: &[Value],
 ) -> Translation {
     match BulkCall::group(action, group, params) {
-        Some(bulk) if registry.is_decorated(group) => Translation::BulkCall(bulk),
+        Some(bulk) if registry.has_placed_or_hidden(group) => Translation::BulkCall(bulk),
         _ => Translation::Same,
     }
 }
@@ -457,7 +457,7 @@ fn has_placed(registry: &Registry) -> bool {
 }
 
 fn remove_group(registry: &Registry, group: &str) -> Translation {
-    let is_change = registry.is_decorated(group)
+    let is_change = registry.has_placed_or_hidden(group)
         || registry.added_group(group).is_some()
         || registry.members_of(group).next().is_some();
     if is_change {

@@ -577,7 +577,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the disk does not take it, or the daemon does not answer.
-    pub(super) async fn open_questions(&mut self) -> Result<(Intent, Delivery), ChangeError> {
+    pub(super) async fn open_probe_intent(&mut self) -> Result<(Intent, Delivery), ChangeError> {
         let intent = self.intend(Vec::new(), false)?;
         match self.known_delivery().await {
             Ok(delivery) => Ok((intent, delivery)),

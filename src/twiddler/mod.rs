@@ -9,10 +9,10 @@ mod describe;
 mod engine;
 mod model;
 mod outcome_log;
+mod ownership;
+mod probe_pause;
 mod queries;
-mod questions;
 mod recovery;
-mod seat;
 mod transaction;
 mod worker;
 
@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use model::change::{Authorized, Change, ChangeError, Outcome};
 pub use model::view::Epoch;
-pub use questions::QuestionPause;
+pub use probe_pause::ProbePause;
 pub use worker::ReloadPause;
 
 use crate::audit::Record;
@@ -40,19 +40,19 @@ use engine::Engine;
 use model::answers::{Answers, Query};
 use model::reconcile;
 use model::view::{Status, View};
+use ownership::{Ownership, ensure_alone};
 use queries::query;
-use seat::{Seat, ensure_alone};
 use worker::{ChangeJob, Job, Worker};
 
 /// What [`Twiddler::open`] would find in an include directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Probe {
+pub struct DirState {
     /// The proxy that uses it now.
     pub holder: Option<Holder>,
     /// So many programs are kept for the daemon's next start.
-    pub kept_programs: Option<usize>,
+    pub persisted_programs: Option<usize>,
     /// Something is in the place of the persist file that no proxy has written.
-    pub kept_is_strange: bool,
+    pub persist_file_is_foreign: bool,
     /// The groups that were added.
     pub groups: Vec<String>,
     /// The processes that were added, by group and name.
@@ -64,17 +64,17 @@ pub struct Probe {
 /// # Errors
 /// The sentence with which [`Twiddler::open`] would refuse, unless a proxy in the same directory is
 /// why.
-pub fn probe(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<Probe> {
+pub fn inspect(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<DirState> {
     let holder = include.holder()?;
     if holder.is_none() {
         ensure_alone(&include, conf_file)?;
     }
     let kept = include.read_persist_file()?;
     let (_, registry) = Journal::open(include)?;
-    Ok(Probe {
+    Ok(DirState {
         holder,
-        kept_programs: kept.as_deref().map(persist::programs_in),
-        kept_is_strange: kept.is_some_and(|text| !persist::is_ours(&text)),
+        persisted_programs: kept.as_deref().map(persist::programs_in),
+        persist_file_is_foreign: kept.is_some_and(|text| !persist::is_ours(&text)),
         groups: registry.added_groups().map(str::to_owned).collect(),
         members: registry
             .members()
@@ -98,8 +98,8 @@ pub struct Twiddler {
     include: Arc<IncludeDir>,
     /// Keeps a second proxy from the same include directory.
     lock: Arc<Mutex<DirLock>>,
-    /// Why another proxy has this one's seat.
-    ousted: watch::Receiver<Option<String>>,
+    /// Why another proxy has this one's ownership.
+    lock_lost: watch::Receiver<Option<String>>,
     persists: bool,
 }
 
@@ -130,7 +130,7 @@ impl Twiddler {
         journal.tidy(&registry);
         if persists {
             let configured = conf::configured_groups(&conf_file);
-            persist::take_up_aside(&include, &registry, &configured);
+            persist::restore_aside(&include, &registry, &configured);
         } else {
             persist::set_aside(&include, kept_before.as_deref())?
         }
@@ -147,7 +147,7 @@ impl Twiddler {
         }
         let (jobs, waiting) = mpsc::unbounded_channel();
         let lock = Arc::new(Mutex::new(lock));
-        let (lost, ousted) = watch::channel(None);
+        let (lost, lock_lost) = watch::channel(None);
         let marker = registry.marker().map_or_else(fresh_marker, str::to_owned);
         let twiddler = Arc::new(Twiddler {
             daemon: daemon.clone(),
@@ -162,7 +162,7 @@ impl Twiddler {
             doubts: Arc::default(),
             include: include.clone(),
             lock: lock.clone(),
-            ousted,
+            lock_lost,
             persists,
         });
         let engine = Engine {
@@ -182,8 +182,8 @@ impl Twiddler {
             delivery: None,
             proxy_url: None,
         };
-        let seat = Seat { lock, lost };
-        let worker = Worker::new(engine, waiting, twiddler.doubts.clone(), seat);
+        let ownership = Ownership { lock, lost };
+        let worker = Worker::new(engine, waiting, twiddler.doubts.clone(), ownership);
         tokio::spawn(worker.run());
         Ok(twiddler)
     }
@@ -198,9 +198,9 @@ impl Twiddler {
 
     /// Done when another proxy has taken this one's place, because somebody removed the lock: why this
     /// one has to end. It changes nothing any more.
-    pub async fn ousted(&self) -> String {
-        let mut ousted = self.ousted.clone();
-        match ousted.wait_for(Option::is_some).await {
+    pub async fn lock_lost(&self) -> String {
+        let mut lock_lost = self.lock_lost.clone();
+        match lock_lost.wait_for(Option::is_some).await {
             Ok(why) => why.clone().unwrap_or_default(),
             Err(_) => std::future::pending().await,
         }
@@ -257,8 +257,8 @@ impl Twiddler {
     ///
     /// # Errors
     /// When the daemon does not answer, or the include directory cannot be written.
-    pub async fn pause_for_questions(&self) -> Result<QuestionPause, ChangeError> {
-        let pause = self.ask(Job::PauseForQuestions).await;
+    pub async fn pause_for_probes(&self) -> Result<ProbePause, ChangeError> {
+        let pause = self.ask(Job::PauseForProbes).await;
         pause.unwrap_or_else(|| Err(shutting_down()))
     }
 
@@ -304,11 +304,11 @@ impl Twiddler {
         // A change of somebody else's may have been cut short: nothing is noted before that is known.
         let _current = self.current().await;
         let _ = self.ask(|done| Job::Note(epoch, events, done)).await;
-        self.persist_again().await;
+        self.rewrite_persist_file().await;
     }
 
     /// Writes the persist file again: the files may define by now what is in it.
-    pub async fn persist_again(&self) {
+    pub async fn rewrite_persist_file(&self) {
         let _ = self.ask(Job::Persist).await;
     }
 
@@ -357,7 +357,7 @@ impl Twiddler {
 
     /// Whether the daemon has not started again since this epoch, as far as that can be told without
     /// the worker.
-    pub fn is_still(&self, epoch: Epoch) -> bool {
+    pub fn is_current_epoch(&self, epoch: Epoch) -> bool {
         self.is_current() && self.epoch() == epoch
     }
 
@@ -380,7 +380,11 @@ impl Twiddler {
 
     /// Takes note that hidden processes are to be seen again, according to what the daemon said in
     /// this epoch.
-    pub async fn show(&self, epoch: Epoch, processes: impl IntoIterator<Item = (String, String)>) {
+    pub async fn unhide(
+        &self,
+        epoch: Epoch,
+        processes: impl IntoIterator<Item = (String, String)>,
+    ) {
         // In real groups they never are.
         let is_real = |group: &str| self.with_registry(|registry| registry.owner(group).is_some());
         let events: Vec<Event> = processes
@@ -394,7 +398,7 @@ impl Twiddler {
     }
 
     /// Has the daemon looked at soon, because a reply speaks against what is known.
-    pub fn doubt(&self) {
+    pub fn check_for_losses_soon(&self) {
         self.doubts.notify_one();
     }
 
@@ -415,7 +419,7 @@ impl Twiddler {
         let answers = query(&self.daemon, queries).await?;
         Ok(self.with_registry(|registry| {
             if reconcile::lacks(registry, &answers) {
-                self.doubt();
+                self.check_for_losses_soon();
             }
             visible_groups(registry, &answers)
         }))
@@ -455,7 +459,7 @@ impl Twiddler {
     }
 
     /// Whether nothing was changed, so that no name can need translation.
-    pub fn knows_nothing(&self) -> bool {
+    pub fn has_no_changes(&self) -> bool {
         let view = self.view();
         view.adopted && view.registry.is_empty() && view.registry.is_plain()
     }

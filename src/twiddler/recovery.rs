@@ -90,7 +90,7 @@ pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeErr
             .marker()
             .is_some_and(|name| !answers.is_active(name))
     });
-    match engine.look(Registry::holds_nothing) {
+    match engine.look(Registry::has_no_entries) {
         _ if !lacks_marker => Ok(()),
         true => {
             forget_all(engine);

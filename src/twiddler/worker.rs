@@ -14,8 +14,8 @@ use super::engine::Engine;
 use super::model::change::{Authorized, Change, ChangeError, Outcome};
 use super::model::view::{Epoch, Status};
 use super::outcome_log::log_outcome;
-use super::questions::QuestionPause;
-use super::seat::Seat;
+use super::ownership::Ownership;
+use super::probe_pause::ProbePause;
 use super::{describe, recovery, transaction};
 use crate::audit::Record;
 use crate::registry::Event;
@@ -43,7 +43,7 @@ pub(super) enum Job {
     /// Leave the daemon's files alone until the guard is dropped.
     PauseReloads(oneshot::Sender<ReloadPause>),
     /// The same, and let questions be put meanwhile.
-    PauseForQuestions(oneshot::Sender<Result<QuestionPause, ChangeError>>),
+    PauseForProbes(oneshot::Sender<Result<ProbePause, ChangeError>>),
     /// Learn what `getAllConfigInfo` says of members of which that is not known.
     DescribeMembers(oneshot::Sender<Result<(), ChangeError>>),
     /// Take note that something happened in this epoch.
@@ -80,7 +80,7 @@ pub(super) struct Worker {
     others: VecDeque<Job>,
     /// A reply spoke against what is known.
     doubts: Arc<Notify>,
-    seat: Seat,
+    ownership: Ownership,
     /// So many changes were carried out together last. One client by himself waits for nobody.
     batch_size: usize,
     watches: bool,
@@ -104,7 +104,7 @@ impl Worker {
         engine: Engine,
         jobs: mpsc::UnboundedReceiver<Job>,
         doubts: Arc<Notify>,
-        seat: Seat,
+        ownership: Ownership,
     ) -> Self {
         let now = Instant::now();
         Worker {
@@ -113,7 +113,7 @@ impl Worker {
             changes: VecDeque::new(),
             others: VecDeque::new(),
             doubts,
-            seat,
+            ownership,
             batch_size: 1,
             watches: false,
             is_away: false,
@@ -127,7 +127,7 @@ impl Worker {
     pub(super) async fn run(mut self) {
         loop {
             if let Some(job) = self.others.pop_front() {
-                if self.seat.is_ours(&self.engine) && self.handle(job).await {
+                if self.ownership.is_ours(&self.engine) && self.handle(job).await {
                     continue;
                 }
                 return;
@@ -136,7 +136,7 @@ impl Worker {
                 Next::Queued(None) => return,
                 Next::Queued(Some(job)) => self.queue(job),
                 Next::Again => {}
-                _ if !self.seat.is_ours(&self.engine) => return,
+                _ if !self.ownership.is_ours(&self.engine) => return,
                 Next::Batch => self.batch().await,
                 Next::Recover => self.recover().await,
                 Next::Look { for_doubt } => self.look(for_doubt).await,
@@ -184,7 +184,7 @@ impl Worker {
                     let _ = dropped.await;
                 }
             }
-            Job::PauseForQuestions(pause) => self.pause_for_questions(pause).await,
+            Job::PauseForProbes(pause) => self.pause_for_probes(pause).await,
             Job::DescribeMembers(done) => {
                 let _ = done.send(describe::describe(&mut self.engine).await);
             }
@@ -263,12 +263,9 @@ impl Worker {
     }
 
     /// Waits while questions are put, with an intent open.
-    async fn pause_for_questions(
-        &mut self,
-        pause: oneshot::Sender<Result<QuestionPause, ChangeError>>,
-    ) {
+    async fn pause_for_probes(&mut self, pause: oneshot::Sender<Result<ProbePause, ChangeError>>) {
         let opened = match self.make_current().await {
-            Ok(()) => self.engine.open_questions().await,
+            Ok(()) => self.engine.open_probe_intent().await,
             Err(error) => Err(error),
         };
         let (intent, delivery) = match opened {
@@ -276,7 +273,7 @@ impl Worker {
             Err(error) => return drop(pause.send(Err(error))),
         };
         let (held, dropped) = oneshot::channel();
-        let questions = QuestionPause {
+        let questions = ProbePause {
             _held: held,
             daemon: self.engine.daemon.clone(),
             include: self.engine.include.clone(),

@@ -462,7 +462,7 @@ impl Updates {
         let mut probe = Probe::new(old.environment.as_deref(), files.environment.as_deref());
         probe.group(name, old.group.priority, &programs, claimed);
         let added = {
-            let pause = self.twiddler.pause_for_questions().await?;
+            let pause = self.twiddler.pause_for_probes().await?;
             let add = [("supervisor.addProcessGroup", vec![name.as_str().into()])];
             let results = pause.read(Some(&probe.text()), &add).await;
             self.read_plain(&files).await?;
@@ -485,7 +485,7 @@ impl Updates {
                 .map(|(_, process, _)| (group.to_owned(), process.to_owned()))
                 .collect()
         });
-        self.twiddler.show(epoch, hidden).await;
+        self.twiddler.unhide(epoch, hidden).await;
     }
 
     /// Starts removed processes with their old definition, where the daemon refused the new one and still
@@ -505,7 +505,7 @@ impl Updates {
         });
         let name = |process: &&VisibleProcess| (group.to_owned(), process.name.clone());
         let names: Vec<Name> = hidden.iter().map(name).collect();
-        self.twiddler.show(survey.epoch, names).await;
+        self.twiddler.unhide(survey.epoch, names).await;
         let running = hidden.iter().filter(|process| process.is_running());
         let running: Vec<Name> = running.map(name).collect();
         // The outcome already reports these processes as failed.

@@ -37,7 +37,7 @@ impl Updates {
         let mut known = FileStamps::new();
         loop {
             tokio::time::sleep(LOOK_AGAIN).await;
-            if self.twiddler.with_registry(Registry::holds_nothing) {
+            if self.twiddler.with_registry(Registry::has_no_entries) {
                 known.clear();
                 continue;
             }
@@ -55,7 +55,7 @@ impl Updates {
                 };
                 known = paths(main, conf).map(stamp).collect();
                 if is_defined {
-                    self.twiddler.persist_again().await;
+                    self.twiddler.rewrite_persist_file().await;
                     self.twiddler.warn_of_clashes();
                 }
             }

@@ -390,7 +390,7 @@ impl Updates {
     /// Prepares a `reloadConfig` call of a client: rewrites the persist file, and records the definitions in
     /// the files.
     pub async fn before_reload(&self) {
-        self.twiddler.persist_again().await;
+        self.twiddler.rewrite_persist_file().await;
         *self.last_read() = Some(self.files());
     }
 

@@ -213,7 +213,7 @@ impl Updates {
         let old_ids = probe.value(&definitions);
         let new_ids = probe.value(std::slice::from_ref(new));
         let reply = {
-            let pause = self.twiddler.pause_for_questions().await?;
+            let pause = self.twiddler.pause_for_probes().await?;
             let reply = read_probe(&pause, &probe).await;
             self.read_plain(&self.files()).await?;
             reply

@@ -11,7 +11,7 @@ use super::probe::{Probe, Reply};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::Definitions;
 use crate::registry::{Registry, is_still_hidden};
-use crate::twiddler::{ChangeError, Epoch, QuestionPause};
+use crate::twiddler::{ChangeError, Epoch, ProbePause};
 use crate::xmlrpc::Value;
 
 /// The state of files and daemon at one moment.
@@ -46,7 +46,7 @@ impl Updates {
     /// When the files are not valid, a group is not known, or the daemon does not answer.
     pub(super) async fn survey(&self, groups: &[String]) -> Result<Survey, ChangeError> {
         let epoch = self.twiddler.current().await?;
-        let pause = self.twiddler.pause_for_questions().await?;
+        let pause = self.twiddler.pause_for_probes().await?;
         let files = self.files_as_read(&pause).await?;
         let (plain, processes) = self.read_and_list(&files).await?;
         self.note_confirmed_by(&files, &plain, &processes);
@@ -132,7 +132,7 @@ impl Updates {
     /// Finds the differences in `groups`, and asks the daemon where the texts alone do not answer.
     async fn judge(
         &self,
-        pause: &QuestionPause,
+        pause: &ProbePause,
         input: Input<'_>,
         groups: &[&str],
     ) -> Result<Vec<GroupDifference>, ChangeError> {
@@ -159,7 +159,7 @@ impl Updates {
 ///
 /// # Errors
 /// The daemon's fault about the probe, or that it does not answer.
-pub(super) async fn read_probe(pause: &QuestionPause, probe: &Probe) -> Result<Reply, ChangeError> {
+pub(super) async fn read_probe(pause: &ProbePause, probe: &Probe) -> Result<Reply, ChangeError> {
     let list = [("supervisor.getAllConfigInfo", vec![])];
     let calls = if probe.asks_for_values() {
         &list[..]

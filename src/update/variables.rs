@@ -8,7 +8,7 @@ use super::Updates;
 use super::probe::Probe;
 use super::survey::read_probe;
 use crate::daemon::conf::{self, Definitions};
-use crate::twiddler::{ChangeError, QuestionPause};
+use crate::twiddler::{ChangeError, ProbePause};
 
 /// The values of the daemon's environment variables in this epoch, by name. Values may be secrets.
 pub(super) type KnownVariables = Mutex<BTreeMap<String, String>>;
@@ -43,7 +43,7 @@ impl Updates {
     /// When the daemon does not answer.
     pub(super) async fn files_as_read(
         &self,
-        pause: &QuestionPause,
+        pause: &ProbePause,
     ) -> Result<Definitions, ChangeError> {
         let (files, unknown) = self.files_and_unknown();
         if unknown.is_empty() {
@@ -72,7 +72,7 @@ impl Updates {
         if unknown.is_empty() {
             return Ok(files);
         }
-        match self.twiddler.pause_for_questions().await {
+        match self.twiddler.pause_for_probes().await {
             Ok(pause) => self.files_as_read(&pause).await,
             Err(_) => Ok(files),
         }

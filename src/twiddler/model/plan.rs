@@ -626,7 +626,7 @@ impl<'a> Planner<'a> {
         known
             && self.answers.is_active(group)
             && self.registry.members_of(group).next().is_none()
-            && !self.registry.is_decorated(group)
+            && !self.registry.has_placed_or_hidden(group)
             && !self.filled.contains(group)
     }
 

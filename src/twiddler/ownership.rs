@@ -1,4 +1,4 @@
-//! The seat in front of the daemon, which one proxy has at a time.
+//! The ownership in front of the daemon, which one proxy has at a time.
 
 use std::io;
 use std::path::Path;
@@ -10,14 +10,14 @@ use super::engine::Engine;
 use crate::daemon::conf;
 use crate::include_dir::{DirLock, IncludeDir};
 
-/// What shows that the seat is this proxy's.
-pub(super) struct Seat {
+/// What shows that the ownership is this proxy's.
+pub(super) struct Ownership {
     pub(super) lock: Arc<Mutex<DirLock>>,
     /// Is told why it is another one's by now.
     pub(super) lost: watch::Sender<Option<String>>,
 }
 
-impl Seat {
+impl Ownership {
     /// Whether it is still this proxy's. A lock that somebody has removed is made again, unless
     /// another proxy has come meanwhile.
     pub(super) fn is_ours(&self, engine: &Engine) -> bool {

@@ -15,14 +15,14 @@ use crate::xmlrpc::{Fault, Value};
 /// it not wait for the worker. An intent is open as long as it lasts: a daemon that starts meanwhile has
 /// met a question, and what it has of that is removed.
 #[must_use]
-pub struct QuestionPause {
+pub struct ProbePause {
     pub(super) _held: oneshot::Sender<()>,
     pub(super) daemon: Arc<Daemon>,
     pub(super) include: Arc<IncludeDir>,
     pub(super) delivery: Delivery,
 }
 
-impl QuestionPause {
+impl ProbePause {
     /// Lets the daemon read `text` beside its files, or its files alone, and makes `calls` while that is
     /// what it has read last. The first result is that of `reloadConfig`.
     ///
