@@ -83,8 +83,8 @@ impl IncludeDir {
         let Some(name) = &self.persist_name else {
             return Ok(None);
         };
-        let options = &mut File::options();
-        let Ok(file) = own_file::open(&self.dir.join(name), options.append(true)) else {
+        let path = self.dir.join(name);
+        let Ok(file) = own_file::open(&path, File::options().append(true)) else {
             return Ok(None);
         };
         let size = usize::try_from(known.size).unwrap_or(usize::MAX);
@@ -97,6 +97,7 @@ impl IncludeDir {
         let (offset, length) = (as_offset(size), as_offset(padding + text.len()));
         match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
             Ok(()) => Ok(Some(Growth {
+                path,
                 file,
                 size: known.size,
                 padding,
@@ -242,6 +243,7 @@ impl Prepared {
 /// Text for the end of the persist file, for which there is room.
 #[derive(Debug)]
 pub struct Growth {
+    path: PathBuf,
     file: File,
     size: u64,
     /// Empty lines before the text.
@@ -253,14 +255,18 @@ impl Growth {
     /// Writes it. Which file it is now.
     ///
     /// # Errors
-    /// When the disk does not take it; the file is as it was then.
+    /// When the disk does not take it; the file is as it was then. When another file has taken its place.
     pub fn write(mut self) -> io::Result<FileId> {
         let written = self.append();
         if written.is_err() {
             self.file.set_len(self.size)?;
         }
         written?;
-        Ok(FileId::of(&self.file.metadata()?))
+        let id = FileId::of(&self.file.metadata()?);
+        if FileId::of(&self.path.symlink_metadata()?) != id {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(id)
     }
 
     fn append(&mut self) -> io::Result<()> {
@@ -378,6 +384,19 @@ mod tests {
             assert!(include.prepare_growth(known, "more\n").unwrap().is_none());
             let _ = std::fs::remove_file(&path);
         }
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_meanwhile_does_not_grow_unsaid() {
+        let dir = tempfile::tempdir().unwrap();
+        let include = open(dir.path());
+        let first = include.prepare("begin\n").unwrap();
+        let known = include.put(first).unwrap().unwrap();
+        let growth = include.prepare_growth(known, "more\n").unwrap().unwrap();
+        include.put(include.prepare("other\n").unwrap()).unwrap();
+        assert!(growth.write().is_err());
+        let text = include.read_persist_file().unwrap();
+        assert_eq!(text.as_deref(), Some("other\n"));
     }
 
     #[test]
