@@ -255,7 +255,7 @@ async fn remove_processes(
                 removed => break removed?,
             }
         }
-        tracing::info!("stopped and removed {namespec}: the client that held its lease is gone");
+        tracing::info!("stopped and removed {namespec}: no client holds its lease any more");
     }
     let is_empty = |registry: &Registry| is_empty_group(registry, name);
     if rpc.twiddler().with_registry(is_empty) {

@@ -425,7 +425,10 @@ impl Rpc {
             {
                 let text = format!("waiting for {} to stop", target.order.process);
                 if let Err(fault) = self.main_log.write(LogLevel::Info, &text, daemon).await {
-                    tracing::debug!(fault = fault.text, "supervisord's log lacks a line");
+                    tracing::debug!(
+                        fault = fault.text,
+                        "cannot write a line to supervisord's log"
+                    );
                 }
                 target.last_report = Some(Instant::now());
             }

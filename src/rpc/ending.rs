@@ -101,7 +101,7 @@ impl Rpc {
         // If this fails, the daemon stops the processes itself when it ends.
         tokio::select! {
             result = self.stop_groups(caller, groups) => if let Err(failure) = result {
-                tracing::debug!(?failure, "left to supervisord what is to stop");
+                tracing::debug!(?failure, "supervisord stops the remaining processes itself");
             },
             () = self.endings.hurried() => {}
         }

@@ -254,7 +254,7 @@ impl Rpc {
                 .updates
                 .complete_removal(&group, is_live, authorized, &record);
             if let Err(error) = removal.await {
-                tracing::warn!(group, reason = %error, "cannot carry out the removal of a group that was not added again");
+                tracing::warn!(group, reason = %error, "cannot remove a group that was not added again");
             }
         });
     }
@@ -335,7 +335,7 @@ impl Rpc {
             .start_again(names.collect(), self.authorization_of(caller))
             .await;
         if let Err(error) = started {
-            tracing::warn!(group, reason = %error, "what was added to the group does not run again");
+            tracing::warn!(group, reason = %error, "cannot start the added processes of the group again");
         }
     }
 

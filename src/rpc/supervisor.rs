@@ -288,7 +288,7 @@ impl Rpc {
                 self.rewrite_answer(caller, answer, rewrite, epoch).await,
             ),
             Err(error) => {
-                tracing::warn!(%error, "a reply of supervisord cannot be read and is passed on as it is");
+                tracing::warn!(%error, "cannot read a reply of supervisord; it is forwarded unchanged");
                 Response::from_parts(head, Body::from(body))
             }
         })
@@ -336,7 +336,7 @@ impl Rpc {
             (Rewrite::Configs, Value::Array(list)) => {
                 // Added processes that cannot be described are left out, as in the daemon's own list.
                 if let Err(error) = self.twiddler.complete_configs(list).await {
-                    tracing::warn!(reason = %error, "getAllConfigInfo lacks what was added");
+                    tracing::warn!(reason = %error, "getAllConfigInfo lacks the added processes");
                 }
             }
             _ => {}

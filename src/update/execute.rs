@@ -323,14 +323,19 @@ impl Updates {
         tracing::warn!(
             group,
             program = name,
-            "adding a program again: its change was cut short"
+            "adding a program again: its change was interrupted"
         );
         let change = twiddler::Change::AddProgram(Box::new(program.clone()));
         let results = self.twiddler.change(vec![change], authorized, record);
         for result in results.await {
             match result {
                 Err(ChangeError::Fault(fault)) => {
-                    tracing::error!(group, program = name, "it is lost: {}", reason(&fault));
+                    tracing::error!(
+                        group,
+                        program = name,
+                        "cannot add the program again: {}",
+                        reason(&fault)
+                    );
                 }
                 result => result?,
             }

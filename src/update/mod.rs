@@ -274,7 +274,7 @@ impl Updates {
         if probes.is_empty() {
             return Ok(());
         }
-        tracing::warn!(groups = ?probes, "removing questions that supervisord read when it started");
+        tracing::warn!(groups = ?probes, "removing the groups of a probe that supervisord read when it started");
         let remove = |name: String| ("supervisor.removeProcessGroup", vec![name.into()]);
         let calls: Vec<_> = probes.into_iter().map(remove).collect();
         self.twiddler.call_all(&calls).await.map(drop)
@@ -296,7 +296,7 @@ impl Updates {
         }
         tracing::warn!(
             groups = groups.join(", "),
-            "finishing an update that was cut short"
+            "finishing an interrupted update"
         );
         self.resume(&groups, own, record).await
     }

@@ -163,7 +163,7 @@ impl Updates {
             let mut outcome = Outcome::default();
             updates.start(&names, &mut outcome).await?;
             for ((group, process), reason) in outcome.failed {
-                tracing::warn!("{group}:{process} does not run again: {reason}");
+                tracing::warn!("cannot start {group}:{process} again: {reason}");
             }
             Ok(())
         })
@@ -209,7 +209,7 @@ impl Updates {
                 removed?;
             }
             updates.forget(&group);
-            tracing::warn!(group, lost, "removed the group: it was stopped and removed as by an update, and not added again within a minute");
+            tracing::warn!(group, lost, "removed the group: a client stopped and removed it like an update, and it was not added again within a minute");
             Ok(())
         })
         .await

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::common::judge::{Judge, diff, differing, ensure_as_judged, ensure_told, settled};
+use crate::common::judge::{Judge, diff, differing, ensure_as_judged, ensure_reported, settled};
 use crate::common::provision::Version;
 use crate::common::{Daemon, DaemonOptions, Sidecar, SidecarOptions};
 
@@ -273,7 +273,7 @@ fn each_construct(version: Version, proxy_environment: &[(&str, &str)]) -> Resul
         let difference = diff(&client)?;
         let reply = client.call("twiddler.updateConfig", ())?;
         let after = settled(&client)?;
-        ensure_told(&reply, &verdict, &before)
+        ensure_reported(&reply, &verdict, &before)
             .and_then(|()| ensure_as_judged(&verdict, &BTreeSet::new(), &before, &after))
             .with_context(|| format!("{reply:?}\n{difference:?}"))?;
         let changes: BTreeSet<String> = differing(&before, &after).into_iter().collect();

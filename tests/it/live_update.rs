@@ -8,7 +8,8 @@ use supervisor_twiddler::xmlrpc::{Value, write};
 
 use crate::common::faults;
 use crate::common::judge::{
-    Judge, ctl, diff, differing, ensure_as_judged, ensure_told, is_running, names, settled, table,
+    Judge, ctl, diff, differing, ensure_as_judged, ensure_reported, is_running, names, settled,
+    table,
 };
 use crate::common::provision::Version;
 use crate::common::values::{items, texts};
@@ -575,7 +576,7 @@ fn a_restored_environment_restarts_the_processes_that_had_another() -> Result<()
         let verdict = judge.update()?;
         let reply = client.call("twiddler.updateConfig", ())?;
         let after = settled(&client)?;
-        ensure_told(&reply, &verdict, &before)
+        ensure_reported(&reply, &verdict, &before)
             .and_then(|()| ensure_as_judged(&verdict, &BTreeSet::new(), &before, &after))
             .with_context(|| text.clone())?;
         let left = diff(&client)?;
@@ -765,7 +766,7 @@ fn many_changed_processes_are_replaced_together() -> Result<()> {
         let verdict = judge.update()?;
         let reply = client.call("twiddler.updateConfig", ())?;
         let after = settled(&client)?;
-        ensure_told(&reply, &verdict, &before)
+        ensure_reported(&reply, &verdict, &before)
             .and_then(|()| ensure_as_judged(&verdict, &BTreeSet::new(), &before, &after))
             .with_context(|| text.clone())?;
         ensure!(diff(&client)?.is_empty(), "{:?}", diff(&client)?);

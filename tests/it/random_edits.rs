@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::common::dice::{Dice, seed, times};
 use crate::common::judge::{
-    Judge, ctl, diff, ensure_as_judged, ensure_groups_made_anew, ensure_told, settled,
+    Judge, ctl, diff, ensure_as_judged, ensure_groups_replaced, ensure_reported, settled,
 };
 use crate::common::provision::Version;
 use crate::common::values::sleeping;
@@ -228,7 +228,7 @@ impl Files {
         }
     }
 
-    /// The texts of the included files, spelt in one of many ways.
+    /// The texts of the included files, in a random spelling.
     fn texts(&self, dice: &mut Dice) -> [String; 2] {
         let mut sections: Vec<String> = Vec::new();
         for (name, members) in &self.groups {
@@ -246,7 +246,7 @@ impl Files {
             let header = format!("[program:{}]\n", entry.name);
             let mut section = header.clone();
             for (name, text) in &entry.options {
-                // Of a section that is there twice, the daemon makes one.
+                // The daemon merges two sections of the same name.
                 if dice.one_in(12) {
                     sections.push(std::mem::replace(&mut section, header.clone()));
                 }
@@ -282,7 +282,7 @@ impl Files {
     }
 }
 
-/// One line of a section, or more.
+/// An option in a random spelling, in one line or several.
 fn spelt(name: &str, text: &str, dice: &mut Dice) -> String {
     let name = if dice.one_in(6) {
         name.to_uppercase()
@@ -301,7 +301,7 @@ fn spelt(name: &str, text: &str, dice: &mut Dice) -> String {
     format!("{name}{space}={space}{text}{comment}\n")
 }
 
-/// How the files are put in force.
+/// How an edit is applied.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum By {
     /// `updateConfig`
@@ -312,7 +312,7 @@ enum By {
     Plain,
 }
 
-/// A daemon with random files, the proxy in front of it, and what is known of them.
+/// A daemon with random files, the proxy in front of it, and the judge of their updates.
 struct Field {
     by: By,
     dice: Dice,
@@ -320,7 +320,7 @@ struct Field {
     daemon: Daemon,
     sidecar: Sidecar,
     judge: Judge,
-    /// Namespecs of what was added.
+    /// The namespecs of added processes.
     added: BTreeSet<String>,
     serial: usize,
     _sockets: tempfile::TempDir,
@@ -383,13 +383,13 @@ impl Field {
         self.sidecar.client()
     }
 
-    /// All that the files say.
+    /// The text of both files.
     fn text(&self) -> Result<String> {
         Ok(self.daemon.read(FILE)? + "# another file\n" + &self.daemon.read(OTHER)?)
     }
 
-    /// Something else happens before the files are edited.
-    fn happen(&mut self) -> Result<()> {
+    /// Restarts the daemon or adds a program, at random, before an edit.
+    fn act_before_edit(&mut self) -> Result<()> {
         if self.dice.one_in(10) {
             self.daemon.restart_rpc()?;
             self.judge.start()?;
@@ -412,8 +412,8 @@ impl Field {
         Ok(())
     }
 
-    /// Something else happens after that.
-    fn interfere(&mut self) -> Result<()> {
+    /// Stops a process or restarts the proxy, at random, after an edit.
+    fn act_after_edit(&mut self) -> Result<()> {
         if self.dice.one_in(4) {
             let table = settled(&self.client())?;
             let names: Vec<&String> = table.keys().collect();
@@ -431,15 +431,15 @@ impl Field {
     }
 
     fn edit(&mut self) -> Result<()> {
-        self.happen()?;
+        self.act_before_edit()?;
         for _ in 0..=self.dice.roll(3) {
             self.files.edit(&mut self.dice);
         }
         self.files.write(&self.daemon, &mut self.dice)?;
-        self.interfere()?;
+        self.act_after_edit()?;
         let client = self.client();
         let before = settled(&client)?;
-        let (reply, said) = match self.by {
+        let (reply, output) = match self.by {
             By::Config => (
                 Some(client.call("twiddler.updateConfig", ())?),
                 String::new(),
@@ -448,15 +448,15 @@ impl Field {
         };
         let verdict = self.judge.update()?;
         let after = settled(&client)?;
-        let told = match (&reply, self.by) {
-            (Some(reply), _) => ensure_told(reply, &verdict, &before),
+        let reported = match (&reply, self.by) {
+            (Some(reply), _) => ensure_reported(reply, &verdict, &before),
             _ => Ok(()),
         };
-        let judged = told.and_then(|()| match self.by {
-            By::Plain => ensure_groups_made_anew(&said, &verdict, &self.added, &before, &after),
+        let result = reported.and_then(|()| match self.by {
+            By::Plain => ensure_groups_replaced(&output, &verdict, &self.added, &before, &after),
             _ => ensure_as_judged(&verdict, &self.added, &before, &after),
         });
-        judged.with_context(|| format!("verdict {verdict:#?}\n{said}"))?;
+        result.with_context(|| format!("verdict {verdict:#?}\n{output}"))?;
         let left = diff(&client)?;
         ensure!(left.is_empty(), "still differs: {left:?}");
         Ok(())
@@ -476,21 +476,21 @@ fn random_edits(version: Version, usual_seed: u64, edits: usize, by: By) -> Resu
 }
 
 #[test]
-fn random_edits_restart_what_the_parser_calls_changed() -> Result<()> {
+fn random_edits_restart_the_processes_that_the_parser_calls_changed() -> Result<()> {
     random_edits(Version::V4_3_0, 12, times(40)?, By::Config)
 }
 
 #[test]
-fn random_edits_do_the_same_by_supervisorctl_with_live_update() -> Result<()> {
+fn random_edits_with_live_update_restart_the_same_processes_by_supervisorctl() -> Result<()> {
     random_edits(Version::V4_3_0, 7, times(40)?, By::Live)
 }
 
 #[test]
-fn random_edits_make_whole_groups_anew_by_supervisorctl_without_it() -> Result<()> {
+fn random_edits_without_live_update_replace_whole_groups_by_supervisorctl() -> Result<()> {
     random_edits(Version::V4_3_0, 9, times(40)?, By::Plain)
 }
 
 #[test]
-fn random_edits_do_the_same_in_an_older_release() -> Result<()> {
+fn random_edits_restart_the_same_processes_in_an_older_release() -> Result<()> {
     random_edits(Version::V4_2_5, 5, times(15)?, By::Config)
 }

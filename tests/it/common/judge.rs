@@ -184,7 +184,7 @@ fn ensure_all_known(
 
 /// Fails unless the update has replaced exactly the groups that supervisorctl names, and no others have
 /// changed.
-pub fn ensure_groups_made_anew(
+pub fn ensure_groups_replaced(
     stdout: &str,
     verdict: &Verdict,
     added: &BTreeSet<String>,
@@ -233,7 +233,11 @@ pub fn names(reply: &Value, list: &str) -> Result<BTreeSet<String>> {
 }
 
 /// Fails unless the reply names the changed processes.
-pub fn ensure_told(reply: &Value, verdict: &Verdict, before: &BTreeMap<String, Row>) -> Result<()> {
+pub fn ensure_reported(
+    reply: &Value,
+    verdict: &Verdict,
+    before: &BTreeMap<String, Row>,
+) -> Result<()> {
     let ran = |name: &&String| before.get(*name).is_some_and(is_running);
     let restarted: BTreeSet<String> = verdict.changed.keys().filter(ran).cloned().collect();
     let stopped: BTreeSet<String> = verdict.removed.iter().filter(ran).cloned().collect();
