@@ -188,14 +188,14 @@ fn the_challenge_is_the_daemons_own() -> Result<()> {
         replies.collect()
     };
     let own = with_own(&daemon, "secret")?;
-    let ours = ask(own.tcp_addr().into())?;
+    let proxy_replies = ask(own.tcp_addr().into())?;
     drop(own);
     let passed_on = ask(Sidecar::start(&daemon)?.tcp_addr().into())?;
     let daemons = ask(daemon.tcp_addr().into())?;
-    for ((ours, passed_on), daemons) in ours.iter().zip(&passed_on).zip(&daemons) {
-        assert_eq!(ours.status, 401);
-        ours.ensure_same_as(passed_on)?;
-        ours.ensure_same_as(daemons)?;
+    for ((reply, passed_on), daemons) in proxy_replies.iter().zip(&passed_on).zip(&daemons) {
+        assert_eq!(reply.status, 401);
+        reply.ensure_same_as(passed_on)?;
+        reply.ensure_same_as(daemons)?;
     }
     Ok(())
 }
@@ -495,7 +495,7 @@ fn browsers_that_act_for_another_site_are_refused() -> Result<()> {
         let request = [head.as_bytes(), b"\r\n", body].concat();
         Ok(Reply::parse(&exchange(sidecar.tcp_addr(), &request, Until::Reply)?)?.status)
     };
-    let ours = ("Host", host.as_str());
+    let own_host = ("Host", host.as_str());
     for (method, path) in [
         ("POST", "/RPC2"),
         ("POST", "/RPC2/x"),
@@ -504,10 +504,10 @@ fn browsers_that_act_for_another_site_are_refused() -> Result<()> {
         ("POST", "/index.html"),
     ] {
         for headers in [
-            [ours, ("Sec-Fetch-Site", "cross-site")],
-            [ours, ("Sec-Fetch-Site", "same-site")],
-            [ours, ("Origin", "http://evil.example")],
-            [ours, ("Origin", "null")],
+            [own_host, ("Sec-Fetch-Site", "cross-site")],
+            [own_host, ("Sec-Fetch-Site", "same-site")],
+            [own_host, ("Origin", "http://evil.example")],
+            [own_host, ("Origin", "null")],
             [("Host", "evil.example"), ("Accept", "*/*")],
             [
                 ("Host", "evil.example:9002"),
@@ -523,17 +523,17 @@ fn browsers_that_act_for_another_site_are_refused() -> Result<()> {
     }
     assert_eq!(daemon.state("cat")?, "RUNNING");
     assert_eq!(
-        send("GET", "/", &[ours, ("Sec-Fetch-Site", "cross-site")])?,
+        send("GET", "/", &[own_host, ("Sec-Fetch-Site", "cross-site")])?,
         200
     );
     for headers in [
         &[
-            ours,
+            own_host,
             ("Sec-Fetch-Site", "same-origin"),
             ("User-Agent", "Mozilla/5.0"),
         ][..],
-        &[ours, ("Sec-Fetch-Site", "none")],
-        &[ours, ("Origin", &format!("http://{host}"))],
+        &[own_host, ("Sec-Fetch-Site", "none")],
+        &[own_host, ("Origin", &format!("http://{host}"))],
         &[("Host", "twiddler:9001")],
     ] {
         assert_eq!(

@@ -307,14 +307,14 @@ fn a_verb_takes_little_longer_than_the_calls_of_supervisorctl() -> Result<()> {
     for _ in 0..SERIES {
         let mut differences = Vec::new();
         for _ in 0..ROUNDS {
-            let theirs = next_round(&calls)?;
+            let calls_time = next_round(&calls)?;
             let mut status = twiddler_command();
             let start = Instant::now();
             // The fixture polls the process, which would add to the time.
             let output = status.args(["-s", &server, "status"]).output()?;
-            let ours = start.elapsed();
+            let verb_time = start.elapsed();
             ensure!(stdout_text(&output).contains("web:api"));
-            differences.push(ours.saturating_sub(theirs));
+            differences.push(verb_time.saturating_sub(calls_time));
         }
         differences.sort();
         best = best.min(differences[ROUNDS / 2]);

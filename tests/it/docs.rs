@@ -107,8 +107,8 @@ fn help_options() -> Result<Vec<HelpOption>> {
             option.help += &format!("{text} ");
         }
     }
-    let ours = |option: &HelpOption| option.help.contains("[env: TWIDDLER_");
-    Ok(options.into_iter().filter(ours).collect())
+    let own = |option: &HelpOption| option.help.contains("[env: TWIDDLER_");
+    Ok(options.into_iter().filter(own).collect())
 }
 
 /// The keys in the error about an unknown key.
@@ -176,18 +176,18 @@ fn the_table_of_methods_matches_the_proxy() -> Result<()> {
     let client = sidecar.client();
     let listed = client.call("system.listMethods", ())?;
     let listed = listed.as_array().context("no array")?;
-    let ours = listed
+    let own = listed
         .iter()
         .filter_map(|name| name.as_str())
         .filter(|name| name.starts_with("twiddler."));
-    let ours: Result<BTreeSet<_>> = ours.map(|method| described(&client, method)).collect();
+    let own: Result<BTreeSet<_>> = own.map(|method| described(&client, method)).collect();
     let rows = table(&page("namespace.md")?, "| method | returns")?;
     let written: BTreeSet<_> = rows
         .iter()
         .filter_map(|row| quoted(&row[0]).next())
         .map(str::to_owned)
         .collect();
-    assert_eq!(written, ours?, "docs/namespace.md and the proxy");
+    assert_eq!(written, own?, "docs/namespace.md and the proxy");
     Ok(())
 }
 

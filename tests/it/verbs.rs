@@ -118,9 +118,9 @@ fn globs_select_processes_and_unknown_names_get_a_suggestion() -> Result<()> {
 /// The texts are those of supervisorctl, and the exit status is 0 wherever supervisorctl's is.
 #[test]
 fn start_stop_and_signal_print_the_texts_of_supervisorctl() -> Result<()> {
-    let ours = Daemon::start(PROGRAMS)?;
+    let own_daemon = Daemon::start(PROGRAMS)?;
     let theirs = Daemon::start(PROGRAMS)?;
-    let sidecar = Sidecar::start(&ours)?;
+    let sidecar = Sidecar::start(&own_daemon)?;
     let server = proxy_url(&sidecar);
     for words in [
         &["stop", "web:api"][..],

@@ -132,15 +132,15 @@ impl Pair {
 
     /// Makes the call on both. Fails unless the replies are the same and the processes are the same afterwards.
     pub fn ensure_same(&self, method: &str, params: &[Value]) -> Result<Answer> {
-        let theirs = self.oracle_answer(method, params)?;
-        let ours = self.our_answer(method, params)?;
+        let oracle_answer = self.oracle_answer(method, params)?;
+        let sidecar_answer = self.our_answer(method, params)?;
         ensure!(
-            theirs == ours,
-            "{method}{params:?}\n  there {theirs:?}\n  here  {ours:?}"
+            oracle_answer == sidecar_answer,
+            "{method}{params:?}\n  there {oracle_answer:?}\n  here  {sidecar_answer:?}"
         );
         self.ensure_same_table()
             .with_context(|| format!("after {method}{params:?}"))?;
-        Ok(ours)
+        Ok(sidecar_answer)
     }
 
     /// Makes the call on both. Fails unless these are the replies.
@@ -148,15 +148,15 @@ impl Pair {
         &self,
         method: &str,
         params: &[Value],
-        theirs: &Answer,
-        ours: &Answer,
+        oracle_answer: &Answer,
+        sidecar_answer: &Answer,
     ) -> Result<()> {
         let outcomes = (
             self.oracle_answer(method, params)?,
             self.our_answer(method, params)?,
         );
         ensure!(
-            outcomes == (theirs.clone(), ours.clone()),
+            outcomes == (oracle_answer.clone(), sidecar_answer.clone()),
             "{method}{params:?}\n{outcomes:#?}"
         );
         Ok(())
@@ -164,9 +164,12 @@ impl Pair {
 
     /// Fails unless both show the same processes in the same states.
     pub fn ensure_same_table(&self) -> Result<()> {
-        let theirs = plain_table(&self.oracle.client())?;
-        let ours = plain_table(&self.sidecar.client())?;
-        ensure!(theirs == ours, "there {theirs:#?}\nhere {ours:#?}");
+        let oracle_table = plain_table(&self.oracle.client())?;
+        let sidecar_table = plain_table(&self.sidecar.client())?;
+        ensure!(
+            oracle_table == sidecar_table,
+            "there {oracle_table:#?}\nhere {sidecar_table:#?}"
+        );
         Ok(())
     }
 }
