@@ -1,4 +1,4 @@
-//! One proxy at a time in an include directory.
+//! The lock that keeps a second proxy out of an include directory.
 
 use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -11,20 +11,20 @@ use nix::unistd::Uid;
 
 use super::own_file;
 
-/// Begins with a dot, so that the daemon never reads it.
+/// The lock file. The name begins with a dot, so the daemon never reads it.
 pub(super) const LOCK_NAME: &str = ".twiddler-lock";
-/// Strangers cannot open it, so they cannot hold it.
+/// Other accounts cannot open the file, so they cannot lock it.
 const MODE: u32 = 0o600;
-const OPEN_TO_OTHERS: u32 = 0o077;
-/// Somebody who cleans up behind a proxy that was killed holds the lock for less than this.
-const PATIENCE: Duration = Duration::from_secs(1);
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// What is read of what a proxy says of itself.
-const LONGEST: u64 = 500;
-/// Where the kernel lists who holds which lock (proc(5)).
-const LOCKS: &str = "/proc/locks";
+const OTHERS_MASK: u32 = 0o077;
+/// How long to wait for the lock. The clean-up process of a killed proxy holds it for less than this.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// The maximum number of bytes to read from the lock file.
+const MAX_TEXT: u64 = 500;
+/// The kernel's list of locks and their holders (proc(5)).
+const PROC_LOCKS: &str = "/proc/locks";
 
-/// Held while a proxy uses a directory. The lock goes with the process, however it ends.
+/// The lock on an include directory. The kernel releases it when the process ends, for any reason.
 #[derive(Debug)]
 pub struct DirLock {
     file: File,
@@ -33,18 +33,19 @@ pub struct DirLock {
 }
 
 impl DirLock {
-    /// Takes the directory for this process, after a moment if somebody is still cleaning up there.
-    /// `like` is whose the lock is to be when there is none.
+    /// Locks the directory for this process. Waits a moment if a clean-up process holds the lock. A new
+    /// lock file gets the owner of `like`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] when another proxy uses it; or why the lock cannot be opened.
+    /// [`io::ErrorKind::ResourceBusy`] when another proxy uses the directory; another error when the lock
+    /// file cannot be opened.
     pub(super) fn take(dir: &Path, like: Option<&std::fs::Metadata>) -> io::Result<Self> {
         let path = dir.join(LOCK_NAME);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
-            let is_late = Instant::now() >= deadline;
+            let is_timeout = Instant::now() >= deadline;
             let file = open(&path, like)?;
-            if file.metadata()?.mode() & OPEN_TO_OTHERS != 0 {
+            if file.metadata()?.mode() & OTHERS_MASK != 0 {
                 file.set_permissions(Permissions::from_mode(MODE))?;
             }
             match file.try_lock() {
@@ -57,44 +58,46 @@ impl DirLock {
                     lock.describe("");
                     return Ok(lock);
                 }
-                Ok(()) | Err(TryLockError::WouldBlock) if is_late => {
+                Ok(()) | Err(TryLockError::WouldBlock) if is_timeout => {
                     return Err(busy(dir, &holder_of(&file)));
                 }
-                Err(TryLockError::WouldBlock) if is_held_by_stranger(&file) => {
-                    // He opened it while others could. He cannot open a new one.
+                Err(TryLockError::WouldBlock) if is_held_by_other_account(&file) => {
+                    // The other account opened the file while its mode allowed that. It cannot open a new
+                    // file.
                     std::fs::remove_file(&path)?;
                 }
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     }
 
-    /// Takes the directory again where somebody has removed the lock's file. Whether that was so.
+    /// Locks the directory again if somebody has removed the lock file. Returns whether that was so.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] when another proxy has the directory by now.
-    pub fn hold(&mut self) -> io::Result<bool> {
+    /// [`io::ErrorKind::ResourceBusy`] when another proxy has locked the directory.
+    pub fn retake(&mut self) -> io::Result<bool> {
         if is_at(&self.file, &self.dir.join(LOCK_NAME)) {
             return Ok(false);
         }
         match DirLock::take(&self.dir, self.file.metadata().ok().as_ref()) {
-            Ok(again) => {
-                self.file = again.file;
+            Ok(new_lock) => {
+                self.file = new_lock.file;
                 self.describe(&self.addresses.clone());
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(error),
-            // Where nothing can be written, a change says so, and nobody else can take it either.
+            // If the directory is not writable, the next change reports it, and no other proxy can lock it
+            // either.
             Err(error) => {
-                tracing::debug!(%error, "the lock is gone and cannot be made again");
+                tracing::debug!(%error, "the lock file was removed and cannot be created again");
                 Ok(false)
             }
         }
     }
 
-    /// Says in the lock's file who holds it: this process, listening on `addresses`.
+    /// Writes the holder to the lock file: this process, listening on `addresses`.
     pub fn describe(&mut self, addresses: &str) {
         addresses.clone_into(&mut self.addresses);
         let mut text = format!("pid {}", std::process::id());
@@ -108,15 +111,15 @@ impl DirLock {
             .and_then(|()| self.file.rewind())
             .and_then(|()| self.file.write_all(text.as_bytes()));
         if let Err(error) = written {
-            tracing::debug!(%error, "the lock does not say who holds it");
+            tracing::debug!(%error, "cannot write the holder to the lock file");
         }
     }
 }
 
-/// Who holds the lock of `dir`; nobody where nobody does. Takes it for an instant.
+/// Returns the proxy that holds the lock of `dir`, if any. Takes the lock for an instant to find out.
 ///
 /// # Errors
-/// The sentence with which [`DirLock::take`] would refuse.
+/// The error that [`DirLock::take`] would return.
 pub(super) fn holder(dir: &Path) -> io::Result<Option<Holder>> {
     let path = dir.join(LOCK_NAME);
     match own_file::open(&path, File::options().read(true).write(true)) {
@@ -133,21 +136,21 @@ pub(super) fn holder(dir: &Path) -> io::Result<Option<Holder>> {
     }
 }
 
-/// The lock that a process that was killed has left, if nobody takes it within a moment.
-pub(super) fn take_left(dir: &Path) -> Option<File> {
+/// Takes the lock of a killed process. Returns `None` if another process takes it within a moment.
+pub(super) fn take_abandoned(dir: &Path) -> Option<File> {
     let path = dir.join(LOCK_NAME);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         let file = own_file::open(&path, File::options().read(true).write(true)).ok()?;
         match file.try_lock() {
             Ok(()) => return Some(file),
-            Err(_) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Err(_) if Instant::now() < deadline => std::thread::sleep(RETRY_INTERVAL),
             Err(_) => return None,
         }
     }
 }
 
-/// What is known of a proxy that holds a lock: its process number, and where it listens.
+/// A proxy that holds a lock, with its process number and addresses if they are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder(String);
 
@@ -160,7 +163,7 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Why a proxy does not start beside the one that holds `dir`.
+/// The error of a second proxy in the directory that `holder` uses.
 pub(super) fn busy(dir: &Path, holder: &Holder) -> io::Error {
     let dir = dir.display();
     io::Error::new(
@@ -183,9 +186,9 @@ fn open(path: &Path, like: Option<&std::fs::Metadata>) -> io::Result<File> {
     }
 }
 
-/// Whether the file of that name is still this one.
+/// Returns whether `path` still names this open file.
 fn is_at(file: &File, path: &Path) -> bool {
-    let place = |found: std::fs::Metadata| (found.dev(), found.ino());
+    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), path.symlink_metadata()) {
         (Ok(ours), Ok(there)) => place(ours) == place(there),
         _ => false,
@@ -197,7 +200,7 @@ fn holder_of(file: &File) -> Holder {
     let mut file = file;
     let read = file
         .rewind()
-        .and_then(|()| file.take(LONGEST).read_to_string(&mut text));
+        .and_then(|()| file.take(MAX_TEXT).read_to_string(&mut text));
     let line = text.lines().next().filter(|_| read.is_ok());
     let known = line.filter(|line| line.starts_with("pid ") && !line.contains(char::is_control));
     let pid = || {
@@ -207,26 +210,26 @@ fn holder_of(file: &File) -> Holder {
     Holder(known.map(str::to_owned).or_else(pid).unwrap_or_default())
 }
 
-/// Whether somebody holds the lock whose account has no business with it.
-fn is_held_by_stranger(file: &File) -> bool {
+/// Returns whether a process of an unrelated account holds the lock.
+fn is_held_by_other_account(file: &File) -> bool {
     let account = || {
-        let found = file.metadata().ok()?;
-        let process = PathBuf::from(format!("/proc/{}", lock_holder(&found)?));
+        let metadata = file.metadata().ok()?;
+        let process = PathBuf::from(format!("/proc/{}", lock_holder(&metadata)?));
         let holder = process.metadata().ok()?.uid();
-        Some(![0, found.uid(), Uid::effective().as_raw()].contains(&holder))
+        Some(![0, metadata.uid(), Uid::effective().as_raw()].contains(&holder))
     };
     account().unwrap_or(false)
 }
 
-/// The process that holds a lock on this file, where it can be seen from here.
-fn lock_holder(found: &std::fs::Metadata) -> Option<i32> {
+/// The process that holds a lock on this file. `None` if it is not visible from here.
+fn lock_holder(metadata: &std::fs::Metadata) -> Option<i32> {
     let place = format!(
         "{:02x}:{:02x}:{}",
-        major(found.dev()),
-        minor(found.dev()),
-        found.ino()
+        major(metadata.dev()),
+        minor(metadata.dev()),
+        metadata.ino()
     );
-    holder_in(&std::fs::read_to_string(LOCKS).ok()?, &place)
+    holder_in(&std::fs::read_to_string(PROC_LOCKS).ok()?, &place)
 }
 
 fn holder_in(locks: &str, place: &str) -> Option<i32> {
@@ -244,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holder_is_found_in_the_list_of_locks() {
+    fn the_holder_is_read_from_proc_locks() {
         let locks = "1: POSIX  ADVISORY  WRITE 7 00:19:42 0 EOF\n\
                      2: FLOCK  ADVISORY  WRITE 482 00:19:42 0 EOF\n\
                      2: -> FLOCK  ADVISORY  WRITE 9 00:19:42 0 EOF\n\
@@ -265,9 +268,9 @@ mod tests {
             lock.describe(addresses);
             let refused = DirLock::take(dir.path(), None).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy);
-            let said = format!("another twiddler (pid {}{known})", std::process::id());
-            assert!(refused.to_string().starts_with(&said), "{refused}");
-            assert_eq!(holder(dir.path()).unwrap().unwrap().to_string(), said);
+            let expected = format!("another twiddler (pid {}{known})", std::process::id());
+            assert!(refused.to_string().starts_with(&expected), "{refused}");
+            assert_eq!(holder(dir.path()).unwrap().unwrap().to_string(), expected);
         }
         drop(lock);
         assert_eq!(holder(dir.path()).unwrap(), None);
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_lock_that_others_could_hold_is_put_right() {
+    fn the_mode_of_an_old_lock_file_is_corrected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(LOCK_NAME);
         std::fs::write(&path, "").unwrap();

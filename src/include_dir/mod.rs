@@ -1,7 +1,8 @@
-//! The daemon's include directory: the only code that puts files there.
+//! The daemon's include directory. Only this module writes files there.
 //!
-//! A file appears whole, by rename from a dot-name that the daemon never reads. A generated file is there
-//! only while the daemon reads it. This room knows nothing of HTTP, RPC or what the text means.
+//! A file appears complete, by rename from a name with a dot, which the daemon never reads. A generated
+//! file exists only while the daemon reads it. This module knows nothing of HTTP, RPC or the meaning of the
+//! text.
 
 mod lock;
 mod own_file;
@@ -26,20 +27,20 @@ use watcher::Watcher;
 
 use crate::failpoint;
 
-/// Of files that are not in their place yet. The daemon's include pattern skips such names whatever
-/// it is, and what a proxy that died has left of them is taken away.
+/// The prefix of files before they are renamed into place. The daemon's include pattern never matches a
+/// name with a dot. The next proxy removes such files of a killed proxy.
 const HIDDEN_PREFIX: &str = ".zz-twiddler-";
-/// Enough for the owner alone: the daemon runs as root or as the proxy does.
+/// Only the owner may read: the daemon runs as root or under the proxy's account.
 const MODE_OWNER: u32 = 0o600;
-/// Of directories that nobody else may look into.
+/// The mode of directories that no other account may enter.
 const MODE_PRIVATE: u32 = 0o700;
-/// In such a directory: one that nobody else can open, and the link through this process.
+/// Inside such a directory: the directory of the text, and the link through this process.
 const INNER_NAME: &str = "files";
 const LINK_NAME: &str = "link";
 /// The daemon runs under another account and reads through the directory's group.
 const MODE_GROUP: u32 = 0o640;
 
-/// Says that the daemon's `account` cannot read what is put into `dir`, and what to do.
+/// The error text if the daemon's `account` cannot read the files in `dir`, with the remedy.
 pub fn unreadable_for(account: &str, dir: &Path) -> String {
     let dir = dir.display();
     format!(
@@ -47,22 +48,22 @@ pub fn unreadable_for(account: &str, dir: &Path) -> String {
     )
 }
 
-/// How a generated file gets in front of the daemon.
+/// How a generated file reaches the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// By a link through this process: when it dies, the daemon finds nothing at the link's end,
-    /// so that a file whose program it would refuse can never keep it from starting.
+    /// By a link through this process. If the process dies, the link leads nowhere, so that a file with a
+    /// program that the daemon would refuse can never keep it from starting.
     Link,
-    /// As a file of its own, where the daemon cannot look through this process: in another
-    /// container, or under another account.
+    /// As a regular file, if the daemon cannot follow a link through this process: in another container, or
+    /// under another account.
     File,
 }
 
-/// Says that nothing can be written in `dir`, and what to do.
+/// The error text if `dir` is not writable, with the remedy.
 pub fn unwritable(dir: &Path, error: &io::Error) -> String {
     let dir = dir.display();
     let instead = match error.kind() {
-        // The systemd unit may write to the directory that was there when it was started.
+        // The systemd unit may write only to the directory that existed when it was started.
         io::ErrorKind::ReadOnlyFilesystem => {
             "; if it was made anew while twiddler ran, restart twiddler (systemctl restart twiddler)"
                 .to_owned()
@@ -78,7 +79,7 @@ pub fn unwritable(dir: &Path, error: &io::Error) -> String {
     format!("cannot write in the include directory {dir}: {error}{instead}")
 }
 
-/// A directory that the daemon includes files from, as the proxy sees it.
+/// An include directory of the daemon, as the proxy sees it.
 #[derive(Debug)]
 pub struct IncludeDir {
     dir: PathBuf,
@@ -89,7 +90,8 @@ pub struct IncludeDir {
 }
 
 impl IncludeDir {
-    /// `file_name` is what generated files are called: it matches the daemon's include pattern.
+    /// Opens a directory. `file_name` is the name of generated files, which the daemon's include pattern
+    /// matches.
     ///
     /// # Errors
     /// When the directory cannot be opened.
@@ -104,8 +106,8 @@ impl IncludeDir {
         })
     }
 
-    /// Lets another process take our files away if this one is killed. Only for whoever holds the
-    /// lock.
+    /// Lets a clean-up process remove this proxy's files if this process is killed. Only for the holder of
+    /// the lock.
     pub fn watched(mut self) -> Self {
         let persist_name = self.persist_name.clone().unwrap_or_default();
         let names = [self.file_name.clone(), persist_name];
@@ -113,15 +115,16 @@ impl IncludeDir {
         self
     }
 
-    /// Names the persist file. The daemon reads it before generated files, which sort after it.
+    /// Sets the name of the persist file. The daemon reads it before generated files, because their names
+    /// sort after it.
     pub fn with_persist_file(mut self, name: String) -> Self {
         self.persist_name = Some(name);
         self
     }
 
-    /// Chooses who may read generated files: only the owner where the daemon is known to be root or
-    /// to run as the proxy does (`same_account`), the directory's group otherwise. Nobody else ever:
-    /// values of `environment` are secrets.
+    /// Sets who may read generated files: only the owner if the daemon is root or runs under the proxy's
+    /// account (`same_account`), and also the directory's group otherwise. No other account may ever,
+    /// because values of `environment` are secrets.
     pub fn readable_for(mut self, same_account: bool) -> Self {
         self.mode = if same_account { MODE_OWNER } else { MODE_GROUP };
         self
@@ -132,10 +135,10 @@ impl IncludeDir {
         &self.dir
     }
 
-    /// Puts a file with `text` in front of the daemon until the returned guard is dropped.
+    /// Puts a generated file with `text` in place until the returned guard is dropped.
     ///
     /// # Errors
-    /// When the directory or the disk does not allow it; nothing is left behind then.
+    /// When the directory or the disk does not allow it. No file remains then.
     pub fn stage(&self, text: &str, delivery: Delivery) -> io::Result<Staged> {
         let visible = self.dir.join(&self.file_name);
         match delivery {
@@ -151,7 +154,7 @@ impl IncludeDir {
             Delivery::Link => {
                 let hidden = self.hide(text)?;
                 failpoint::hit("written");
-                // Relative: the daemon may know the directory by another path.
+                // The link is relative, because the daemon may know the directory by another path.
                 let inside = hidden.dir.path().file_name().unwrap_or_default();
                 let target = Path::new(inside).join(LINK_NAME);
                 let link = self
@@ -167,11 +170,11 @@ impl IncludeDir {
         }
     }
 
-    /// Writes `text` where it is read only through a link that leads through this process.
+    /// Writes `text` to a file that is only readable through a link through this process.
     ///
-    /// When the process has ended, another one may get its number, and its account could put files of
-    /// its own at the link's end: but it cannot read the link, so it does not know the name that they
-    /// must have. Nor can it open the directory in which ours is, so ours does not come back either.
+    /// After this process has ended, another process of the account may get its process number and could
+    /// put a file at the end of the link. But it cannot read the link, so it does not know the file name.
+    /// It cannot open the directory with the original text either, so that text does not come back.
     fn hide(&self, text: &str) -> io::Result<Hidden> {
         let private = Permissions::from_mode(MODE_PRIVATE);
         let dir = self
@@ -189,11 +192,11 @@ impl IncludeDir {
             .mode(MODE_OWNER)
             .open(inner.join(&name))?;
         file.write_all(text.as_bytes())?;
-        let target = through_this_process(&handle, &name);
+        let target = path_through_this_process(&handle, &name);
         symlink(target, dir.path().join(LINK_NAME))?;
-        let like = self.like(&self.file_name);
+        let owner_of = self.owner_of(&self.file_name);
         for file in [&file, &handle, &File::open(dir.path())?] {
-            own_file::give(file, like.as_ref())?;
+            own_file::give(file, owner_of.as_ref())?;
         }
         Ok(Hidden {
             dir,
@@ -201,13 +204,13 @@ impl IncludeDir {
         })
     }
 
-    /// Takes this directory for this process.
+    /// Locks this directory for this process.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] when another proxy uses it; or a sentence about what is in the
-    /// way: no file of ours is opened through a link, or waited for.
+    /// [`io::ErrorKind::ResourceBusy`] when another proxy uses it; or an error that names the file in the
+    /// way. No file of the proxy is opened through a link, and a FIFO is not waited for.
     pub fn lock(&self) -> io::Result<DirLock> {
-        let lock = DirLock::take(&self.dir, self.like(lock::LOCK_NAME).as_ref())?;
+        let lock = DirLock::take(&self.dir, self.owner_of(lock::LOCK_NAME).as_ref())?;
         self.ensure_replaceable()?;
         Ok(lock)
     }
@@ -215,27 +218,27 @@ impl IncludeDir {
     /// The proxy that uses this directory now, if any.
     ///
     /// # Errors
-    /// The sentence with which [`IncludeDir::lock`] would refuse for another reason.
+    /// The error that [`IncludeDir::lock`] would return for another reason.
     pub fn holder(&self) -> io::Result<Option<Holder>> {
         let holder = lock::holder(&self.dir)?;
         self.ensure_replaceable()?;
         Ok(holder)
     }
 
-    /// The sentence with which [`IncludeDir::lock`] refuses beside this proxy.
+    /// The error with which [`IncludeDir::lock`] refuses because of `holder`.
     pub fn busy(&self, holder: &Holder) -> io::Error {
         lock::busy(&self.dir, holder)
     }
 
-    /// Makes sure that no other proxy uses one of these directories, unless it is this one.
+    /// Makes sure that no other proxy uses one of the directories in `others`. This directory is skipped.
     ///
     /// # Errors
     /// [`io::ErrorKind::ResourceBusy`] when one does.
     pub fn ensure_alone(&self, others: impl Iterator<Item = PathBuf>) -> io::Result<()> {
-        let place = |dir: &Path| Some((dir.metadata().ok()?.dev(), dir.metadata().ok()?.ino()));
-        let ours = place(&self.dir);
-        for other in others.filter(|other| place(other) != ours) {
-            // A lock that cannot be looked at is nobody's that is known.
+        let identity = |dir: &Path| Some((dir.metadata().ok()?.dev(), dir.metadata().ok()?.ino()));
+        let ours = identity(&self.dir);
+        for other in others.filter(|other| identity(other) != ours) {
+            // An unreadable lock does not tell whether a proxy holds it.
             if let Ok(Some(holder)) = lock::holder(&other) {
                 return Err(lock::busy(&other, &holder));
             }
@@ -247,45 +250,46 @@ impl IncludeDir {
         own_file::ensure_replaceable(&self.dir.join(&self.file_name))
     }
 
-    /// Opens a file of ours for reading; nothing where there is none.
+    /// Opens the proxy's file of this name for reading. Returns `None` if there is none.
     ///
     /// # Errors
-    /// A sentence that names the file: it is a link or no regular file, or may not be read.
+    /// An error that names the file: it is a link or no regular file, or is not readable.
     pub fn read(&self, name: &str) -> io::Result<Option<File>> {
         own_file::open_to_read(&self.dir.join(name))
     }
 
-    /// Puts a file of ours in the place of the one of this name, in one step, and hands it over open.
-    /// Only its owner may read it.
+    /// Replaces the proxy's file of this name in one step, and returns it open. Only its owner may read it.
     ///
     /// # Errors
-    /// When the directory or the disk does not allow it; what was there stays then.
+    /// When the directory or the disk does not allow it. The old file stays then.
     pub fn replace(
         &self,
         name: &str,
         write: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> io::Result<File> {
         let mut file = self.temporary().tempfile_in(&self.dir)?;
-        own_file::give(file.as_file(), self.like(name).as_ref())?;
+        own_file::give(file.as_file(), self.owner_of(name).as_ref())?;
         write(file.as_file_mut())?;
         file.persist(self.dir.join(name))
             .map_err(|error| error.error)
     }
 
-    /// Whose a file of this name is to be: whose it is, or whose the lock is, or the directory.
-    fn like(&self, name: &str) -> Option<Metadata> {
+    /// The metadata whose owner a file of this name gets: of the present file, of the lock file, or of the
+    /// directory.
+    fn owner_of(&self, name: &str) -> Option<Metadata> {
         let own = [name, lock::LOCK_NAME].map(|name| self.dir.join(name));
-        let found = own.iter().find_map(|path| path.symlink_metadata().ok());
-        found.or_else(|| self.dir.metadata().ok())
+        let metadata = own.iter().find_map(|path| path.symlink_metadata().ok());
+        metadata.or_else(|| self.dir.metadata().ok())
     }
 
-    /// Takes away what a proxy that died has left, says what that was, and puts back what it withheld.
+    /// Removes the files that a killed proxy left, and puts a withheld persist file back. Returns the
+    /// removed paths.
     ///
     /// # Errors
-    /// When the directory cannot be read or what the daemon reads there not be removed.
+    /// When the directory cannot be read, or a file that the daemon reads cannot be removed.
     pub fn sweep(&self) -> io::Result<Vec<PathBuf>> {
         self.put_back()?;
-        let mut swept = Vec::new();
+        let mut removed_paths = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;
             let (name, path) = (entry.file_name(), entry.path());
@@ -303,15 +307,15 @@ impl IncludeDir {
                 std::fs::remove_file(&path)
             };
             match removed {
-                Ok(()) => swept.push(path),
-                Err(error) if is_read => return Err(own_file::about(&path, &error)),
+                Ok(()) => removed_paths.push(path),
+                Err(error) if is_read => return Err(own_file::with_path(&path, &error)),
                 // The daemon never reads it.
                 Err(error) => {
-                    tracing::warn!(%error, path = %path.display(), "cannot take away what an earlier proxy left");
+                    tracing::warn!(%error, path = %path.display(), "cannot remove a file that an earlier proxy left");
                 }
             }
         }
-        Ok(swept)
+        Ok(removed_paths)
     }
 
     fn write(&self, text: &str) -> io::Result<NamedTempFile> {
@@ -320,8 +324,7 @@ impl IncludeDir {
             .permissions(Permissions::from_mode(self.mode))
             .tempfile_in(&self.dir)?;
         if self.mode == MODE_GROUP {
-            // Allowed where the proxy is in that group. Where not, the daemon must be in the
-            // proxy's own.
+            // This works if the proxy is in that group. If not, the daemon must be in the proxy's group.
             let group = std::fs::metadata(&self.dir)?.gid();
             let _ = fchown(file.as_file(), None, Some(group));
         }
@@ -343,32 +346,32 @@ impl IncludeDir {
     }
 }
 
-/// A path to a file of the directory behind `handle` that ends with this process. Where process
-/// numbers mean other processes, it leads nowhere.
-fn through_this_process(handle: &File, name: &str) -> PathBuf {
+/// A path through this process to a file in the directory of `handle`. It is invalid once this process has
+/// ended, and in another process-number namespace.
+fn path_through_this_process(handle: &File, name: &str) -> PathBuf {
     let handle = format!("/proc/{}/fd/{}", std::process::id(), handle.as_raw_fd());
     Path::new(&handle).join(name)
 }
 
-/// A name that nobody can guess.
+/// Returns a random file name.
 fn secret_name() -> io::Result<String> {
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).map_err(io::Error::from)?;
     Ok(format!("{:032x}", u128::from_ne_bytes(secret)))
 }
 
-/// A generated file that the daemon can read; dropping it takes it away.
+/// A generated file in place for the daemon. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Staged {
     visible: Option<TempPath>,
     hidden: Option<Hidden>,
 }
 
-/// What a link leads to while it is there.
+/// The target of the link.
 #[derive(Debug)]
 struct Hidden {
     dir: TempDir,
-    /// The link leads through it.
+    /// The open directory, which the link's path contains.
     _handle: File,
 }
 
@@ -376,16 +379,16 @@ impl Drop for Staged {
     fn drop(&mut self) {
         if let Some(visible) = self.visible.take() {
             let path = visible.to_path_buf();
-            tell_unless_gone(&path, visible.close());
+            log_unless_missing(&path, visible.close());
         }
         if let Some(hidden) = self.hidden.take() {
             let path = hidden.dir.path().to_owned();
-            tell_unless_gone(&path, hidden.dir.close());
+            log_unless_missing(&path, hidden.dir.close());
         }
     }
 }
 
-fn tell_unless_gone(path: &Path, closed: io::Result<()>) {
+fn log_unless_missing(path: &Path, closed: io::Result<()>) {
     if let Err(error) = closed
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -410,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_staged_file_is_there_until_its_guard_goes() {
+    fn a_staged_file_exists_until_its_guard_is_dropped() {
         for delivery in [Delivery::File, Delivery::Link] {
             let dir = tempfile::tempdir().unwrap();
             let staged = open(dir.path()).stage("[group:a]\n", delivery).unwrap();
@@ -425,14 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn a_link_leads_to_the_text_while_its_guard_is_there() {
+    fn a_link_leads_to_the_text_until_its_guard_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let mut staged = open(dir.path())
             .stage("[group:a]\n", Delivery::Link)
             .unwrap();
         let path = dir.path().join("zz-twiddler.conf");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "[group:a]\n");
-        // As when the process dies: the number of its handle is free.
+        // As after the death of the process: the number of the handle is free.
         let hidden = staged.hidden.take().unwrap();
         let left = hidden.dir.keep();
         drop(hidden._handle);
@@ -441,13 +444,13 @@ mod tests {
         for private in [left.clone(), left.join(INNER_NAME)] {
             assert_eq!(private.metadata().unwrap().mode() & 0o777, MODE_PRIVATE);
         }
-        // And the next proxy takes all of it away.
+        // The next proxy removes all of it.
         drop(staged);
         assert_eq!(open(dir.path()).sweep().unwrap(), [left]);
     }
 
     #[test]
-    fn sweeping_takes_our_files_and_no_others() {
+    fn sweeping_removes_only_files_of_the_proxy() {
         let dir = tempfile::tempdir().unwrap();
         for name in [
             "zz-twiddler.conf",
@@ -464,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_may_read_a_generated_file() {
+    fn other_accounts_cannot_read_a_generated_file() {
         let dir = tempfile::tempdir().unwrap();
         for (same_account, mode) in [(true, 0o600), (false, 0o640)] {
             let include = open(dir.path()).readable_for(same_account);
@@ -477,7 +480,7 @@ mod tests {
         }
     }
 
-    /// Puts something of this kind there.
+    /// Creates a file of this kind at `path`.
     fn put(kind: &str, path: &Path) {
         match kind {
             "a symbolic link" => symlink("/nowhere/at-all", path).unwrap(),
@@ -488,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn none_of_our_files_is_followed_or_waited_for() {
+    fn links_and_fifos_in_the_place_of_own_files_are_refused() {
         for kind in ["a symbolic link", "a directory", "a FIFO", "a socket"] {
             for name in [lock::LOCK_NAME, "own", "kept.conf"] {
                 let dir = tempfile::tempdir().unwrap();
@@ -500,11 +503,11 @@ mod tests {
                     "kept.conf" => include.read_persist_file().map(drop),
                     _ => include.lock().map(drop),
                 };
-                let said = refused.unwrap_err().to_string();
-                let named = said.contains(path.to_str().unwrap());
-                assert!(named && said.contains(kind), "{said}");
+                let text = refused.unwrap_err().to_string();
+                let named = text.contains(path.to_str().unwrap());
+                assert!(named && text.contains(kind), "{text}");
                 if name == lock::LOCK_NAME {
-                    assert_eq!(include.holder().unwrap_err().to_string(), said);
+                    assert_eq!(include.holder().unwrap_err().to_string(), text);
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! The proxy's own files in the include directory: opened only where they are regular files, never
-//! through a link, and replaced in one step.
+//! The proxy's own files in the include directory. They are opened only if they are regular files, and
+//! never through a link.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
@@ -9,10 +9,10 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, Uid, User};
 
-/// Opens the file at `path` as `options` say. A FIFO or device is not waited for.
+/// Opens the file at `path` with `options`. Does not block on a FIFO or device.
 ///
 /// # Errors
-/// A sentence that names the file, and says what to do.
+/// An error that names the file and the remedy.
 pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = options
@@ -27,7 +27,7 @@ pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     }
 }
 
-/// The same for reading; nothing where there is no such file.
+/// Opens the file at `path` for reading. Returns `None` if there is none.
 ///
 /// # Errors
 /// As [`open`].
@@ -39,47 +39,47 @@ pub(super) fn open_to_read(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// What is in the place of a file.
+/// Makes sure that the entry at `path`, if any, can be replaced by a file.
 ///
 /// # Errors
-/// The sentence of [`open`] where it is something that is not a file of ours.
+/// The error of [`open`] if the entry is neither a regular file nor a symbolic link.
 pub(super) fn ensure_replaceable(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
-        Ok(found) if found.is_file() || found.is_symlink() => Ok(()),
-        Ok(found) => Err(misplaced(path, found.file_type())),
+        Ok(metadata) if metadata.is_file() || metadata.is_symlink() => Ok(()),
+        Ok(metadata) => Err(misplaced(path, metadata.file_type())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(explain(path, error)),
     }
 }
 
 fn explain(path: &Path, error: io::Error) -> io::Error {
-    let found = path.symlink_metadata();
-    if let Ok(found) = &found
-        && !found.is_file()
+    let metadata = path.symlink_metadata();
+    if let Ok(metadata) = &metadata
+        && !metadata.is_file()
     {
-        return misplaced(path, found.file_type());
+        return misplaced(path, metadata.file_type());
     }
-    let shown = path.display();
-    let text = match (error.kind(), found) {
-        (io::ErrorKind::PermissionDenied, Ok(found)) => {
-            let ours = account(Uid::effective());
+    let path_text = path.display();
+    let text = match (error.kind(), metadata) {
+        (io::ErrorKind::PermissionDenied, Ok(metadata)) => {
+            let own_account = account(Uid::effective());
             format!(
-                "{shown} belongs to {} and cannot be opened by {ours}: chown {ours} it",
-                account(Uid::from_raw(found.uid())),
+                "{path_text} belongs to {} and cannot be opened by {own_account}: chown {own_account} it",
+                account(Uid::from_raw(metadata.uid())),
             )
         }
-        _ => return about(path, &error),
+        _ => return with_path(path, &error),
     };
     io::Error::new(error.kind(), text)
 }
 
-/// The error, and what it is about.
-pub(super) fn about(path: &Path, error: &io::Error) -> io::Error {
+/// Adds the path to the error text.
+pub(super) fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn misplaced(path: &Path, kind: FileType) -> io::Error {
-    let what = if kind.is_symlink() {
+    let kind_text = if kind.is_symlink() {
         "a symbolic link"
     } else if kind.is_dir() {
         "a directory"
@@ -93,11 +93,13 @@ fn misplaced(path: &Path, kind: FileType) -> io::Error {
     let path = path.display();
     io::Error::new(
         io::ErrorKind::InvalidInput,
-        format!("{path} is {what}, but twiddler keeps a regular file of its own there: remove it"),
+        format!(
+            "{path} is {kind_text}, but twiddler keeps a regular file of its own there: remove it"
+        ),
     )
 }
 
-/// The name of an account, or its number where it has none.
+/// Returns the name of an account, or `uid N` if it has none.
 pub(super) fn account(uid: Uid) -> String {
     match User::from_uid(uid) {
         Ok(Some(user)) => user.name,
@@ -105,17 +107,17 @@ pub(super) fn account(uid: Uid) -> String {
     }
 }
 
-/// Gives `file` to the account that `like` belongs to. Only root does so: a run by root takes nothing
-/// away from the account of a service.
+/// Makes the owner of `like` the owner of `file`. Only root does so: files that a run as root creates must
+/// not lock out the account of the service.
 ///
 /// # Errors
-/// When root may not.
+/// When root is not permitted to.
 pub(super) fn give(file: &File, like: Option<&std::fs::Metadata>) -> io::Result<()> {
     let Some(like) = like.filter(|_| Uid::effective().is_root()) else {
         return Ok(());
     };
-    let found = file.metadata()?;
-    if (found.uid(), found.gid()) == (like.uid(), like.gid()) {
+    let metadata = file.metadata()?;
+    if (metadata.uid(), metadata.gid()) == (like.uid(), like.gid()) {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(like.uid()), Gid::from_raw(like.gid()));

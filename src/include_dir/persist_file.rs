@@ -1,7 +1,7 @@
-//! The persist file: what the daemon reads at its start.
+//! The persist file in the include directory, which the daemon reads when it starts.
 //!
-//! It is replaced in one step, or grows at its end. It is put aside when nothing is to persist any more, and
-//! withheld while the daemon reads files whose contents it has already.
+//! The file is replaced in one step, or text is appended. It is put aside when `--persist` is off. It is
+//! withheld while the daemon reads files although it has all groups of the persist file already.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
@@ -15,15 +15,15 @@ use tempfile::NamedTempFile;
 use super::{IncludeDir, own_file};
 use crate::failpoint;
 
-/// The persist file of a proxy that ran with `--persist` before. The daemon never reads it.
+/// The name under which the persist file is put aside when `--persist` is off. The daemon never reads it.
 const ASIDE_NAME: &str = ".twiddler-persist.old";
-/// The persist file while it is withheld from the daemon.
+/// The name of the persist file while it is withheld from the daemon.
 const WITHHELD_NAME: &str = ".twiddler-persist.withheld";
-/// The file grows by writes within one page. The kernel changes a file's size after its page, so that a
-/// reader sees all of such a write or nothing, and so does whoever reads the disk after a loss of power.
+/// Each appended text is written within one page. The kernel updates a file's size after its page, so that
+/// a reader sees all of the text or none, and so does a reader of the disk after a power failure.
 const PAGE: usize = 4096;
 
-/// Which file it is, and of what size and time: another writer changes one of them.
+/// The identity, size and modification time of a file. A write by another program changes one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileId {
     device: u64,
@@ -33,12 +33,12 @@ pub struct FileId {
 }
 
 impl FileId {
-    fn of(found: &Metadata) -> Self {
+    fn of(metadata: &Metadata) -> Self {
         FileId {
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
         }
     }
 }
@@ -51,16 +51,16 @@ impl IncludeDir {
     pub fn prepare(&self, text: &str) -> io::Result<Prepared> {
         let file = self.write(text)?;
         if let Some(name) = &self.persist_name {
-            own_file::give(file.as_file(), self.like(name).as_ref())?;
+            own_file::give(file.as_file(), self.owner_of(name).as_ref())?;
         }
         Ok(Prepared(file))
     }
 
-    /// Puts what was prepared in the place of the persist file, in one step. Which file it is now; `None`
-    /// without a persist file.
+    /// Replaces the persist file by the prepared one in one step. Returns the identity of the new file;
+    /// `None` if there is no persist file.
     ///
     /// # Errors
-    /// When the directory or the disk does not allow it; the former file stays then.
+    /// When the directory or the disk does not allow it. The old file stays then.
     pub fn put(&self, prepared: Prepared) -> io::Result<Option<FileId>> {
         let Some(name) = &self.persist_name else {
             return Ok(None);
@@ -74,11 +74,11 @@ impl IncludeDir {
         Ok(Some(FileId::of(&file.metadata()?)))
     }
 
-    /// Makes room for `text` at the end of the persist file, which is still the `known` one. `None` where
-    /// it is not, or where it cannot grow: then it is to be replaced.
+    /// Reserves space for `text` at the end of the persist file, if it is still the `known` one. Returns
+    /// `None` if it is not or cannot grow: then it must be replaced.
     ///
     /// # Errors
-    /// When the disk has no room for it.
+    /// When the disk has no space.
     pub fn prepare_growth(&self, known: FileId, text: &str) -> io::Result<Option<Growth>> {
         let Some(name) = &self.persist_name else {
             return Ok(None);
@@ -103,16 +103,16 @@ impl IncludeDir {
                 padding,
                 text: text.to_owned(),
             })),
-            // Not every file system can.
+            // Not every file system supports it.
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// The text of the persist file; `None` where there is none.
+    /// The text of the persist file. `None` if there is none.
     ///
     /// # Errors
-    /// When something else is in its place, or it cannot be read.
+    /// When it is not a regular file or cannot be read.
     pub fn read_persist_file(&self) -> io::Result<Option<String>> {
         let Some(name) = &self.persist_name else {
             return Ok(None);
@@ -125,8 +125,8 @@ impl IncludeDir {
         Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
 
-    /// Puts the persist file aside, where the daemon does not read it, beside those that were put aside
-    /// before. Its path there; `None` where there was none.
+    /// Puts the persist file aside under a name that the daemon does not read. Files that were put aside
+    /// before stay. Returns the new path; `None` if there was no file.
     ///
     /// # Errors
     /// When the directory does not allow it.
@@ -134,23 +134,23 @@ impl IncludeDir {
         let Some(path) = self.persist_name.as_ref().map(|name| self.dir.join(name)) else {
             return Ok(None);
         };
-        let free = |path: &PathBuf| path.symlink_metadata().is_err();
+        let is_free = |path: &PathBuf| path.symlink_metadata().is_err();
         let numbered = (2_u32..).map(|number| self.dir.join(format!("{ASIDE_NAME}.{number}")));
-        let aside = std::iter::once(self.aside()).chain(numbered).find(free);
+        let aside = std::iter::once(self.aside()).chain(numbered).find(is_free);
         let Some(aside) = aside else { return Ok(None) };
         match std::fs::rename(path, &aside) {
             Ok(()) => Ok(Some(aside)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(own_file::about(&aside, &error)),
+            Err(error) => Err(own_file::with_path(&aside, &error)),
         }
     }
 
-    /// Where the persist file is put aside.
+    /// The path of the persist file when it is put aside.
     pub fn aside(&self) -> PathBuf {
         self.dir.join(ASIDE_NAME)
     }
 
-    /// The text that was put aside; `None` where that is not there or no text.
+    /// The text of the file that was put aside. `None` if there is no such file or it is not text.
     pub fn read_aside(&self) -> Option<String> {
         let mut text = String::new();
         let mut file = self.read(ASIDE_NAME).ok()??;
@@ -158,32 +158,32 @@ impl IncludeDir {
         Some(text)
     }
 
-    /// Makes the file that was put aside the persist file, unless there is one.
+    /// Makes the file that was put aside the persist file.
     ///
     /// # Errors
-    /// When there is one already, or the directory does not allow it.
+    /// When there is a persist file already, or the directory does not allow it.
     pub fn restore_aside(&self) -> io::Result<()> {
         let Some(name) = &self.persist_name else {
             return Ok(());
         };
-        // A link first, because it takes no other's place.
+        // Linking first, because a link never replaces a file.
         std::fs::hard_link(self.aside(), self.dir.join(name))?;
         std::fs::remove_file(self.aside())
     }
 
-    /// Withholds the persist file from the daemon until the returned guard is dropped; `None` where there
-    /// is none, or the directory does not allow it.
+    /// Withholds the persist file from the daemon until the returned guard is dropped. Returns `None` if
+    /// there is no persist file or the directory does not allow it.
     pub fn withhold(&self) -> Option<Withheld> {
         let path = self.dir.join(self.persist_name.as_ref()?);
         let withheld = self.dir.join(WITHHELD_NAME);
-        // The watcher puts it back if this process dies now.
+        // The clean-up process puts it back if this process is killed now.
         self.ensure_watched();
         std::fs::rename(&path, &withheld).ok()?;
         Some(Withheld { path, withheld })
     }
 
-    /// Puts back the persist file that a proxy has withheld when it died, unless there is a newer one.
-    /// Whether it did.
+    /// Puts back the persist file that a killed proxy had withheld, unless there is a newer one. Returns
+    /// whether it did.
     ///
     /// # Errors
     /// When the directory does not allow it.
@@ -195,44 +195,45 @@ impl IncludeDir {
     }
 }
 
-/// Puts a withheld file back where it was, unless another one has taken its place: that is newer.
+/// Puts a withheld file back, or removes it if another file has replaced it: that one is newer. Returns
+/// whether it was put back.
 pub(super) fn put_back(withheld: &Path, path: &Path) -> io::Result<bool> {
     let is_replaced = path.symlink_metadata().is_ok();
-    let done = if is_replaced {
+    let result = if is_replaced {
         std::fs::remove_file(withheld)
     } else {
         std::fs::rename(withheld, path)
     };
-    match done {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(own_file::about(path, &error)),
+        Err(error) => Err(own_file::with_path(path, &error)),
         Ok(()) => Ok(!is_replaced),
     }
 }
 
-/// How many bytes are to be between the end of a file of this size and `length` more, so that those are
-/// within one page. `None` where they are never.
+/// Returns the number of padding bytes between the end of a file of `size` bytes and a text of `length`
+/// bytes, so that the text is within one page. `None` if the text is longer than a page.
 fn padding(size: usize, length: usize) -> Option<usize> {
-    let free = PAGE - size % PAGE;
+    let is_free = PAGE - size % PAGE;
     match length {
-        length if length <= free => Some(0),
-        length if length <= PAGE => Some(free),
+        length if length <= is_free => Some(0),
+        length if length <= PAGE => Some(is_free),
         _ => None,
     }
 }
 
-/// An offset as the kernel takes it.
+/// Converts a size to a file offset.
 fn as_offset(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
-/// A new persist file that is not in its place yet; dropping it takes it away.
+/// A new persist file under a temporary name. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Prepared(NamedTempFile);
 
 impl Prepared {
-    /// Has the disk begin with it beside other work: it takes longer than all the rest.
-    /// [`IncludeDir::put`] says what is wrong with it.
+    /// Starts to sync the file to disk, concurrently with other work, because this takes longer than all
+    /// other steps. Errors are ignored: [`IncludeDir::put`] reports them.
     pub async fn sync(&self) {
         if let Ok(file) = self.0.as_file().try_clone() {
             let _ = tokio::task::spawn_blocking(move || file.sync_all()).await;
@@ -240,28 +241,28 @@ impl Prepared {
     }
 }
 
-/// Text for the end of the persist file, for which there is room.
+/// Text to append to the persist file, with space reserved for it.
 #[derive(Debug)]
 pub struct Growth {
     path: PathBuf,
     file: File,
     size: u64,
-    /// Empty lines before the text.
+    /// The number of line breaks before the text.
     padding: usize,
     text: String,
 }
 
 impl Growth {
-    /// Writes it. Which file it is now.
+    /// Appends the text. Returns the identity of the file afterwards.
     ///
     /// # Errors
-    /// When the disk does not take it; the file is as it was then. When another file has taken its place.
+    /// When the disk does not allow it; the file is unchanged then. When another file has replaced this one.
     pub fn write(mut self) -> io::Result<FileId> {
-        let written = self.append();
-        if written.is_err() {
+        let result = self.append();
+        if result.is_err() {
             self.file.set_len(self.size)?;
         }
-        written?;
+        result?;
         let id = FileId::of(&self.file.metadata()?);
         if FileId::of(&self.path.symlink_metadata()?) != id {
             return Err(io::ErrorKind::NotFound.into());
@@ -279,7 +280,7 @@ impl Growth {
     }
 }
 
-/// The persist file, where the daemon does not read it; dropping it puts it back.
+/// A withheld persist file. Dropping it puts the file back.
 #[derive(Debug)]
 pub struct Withheld {
     path: PathBuf,
@@ -289,7 +290,7 @@ pub struct Withheld {
 impl Drop for Withheld {
     fn drop(&mut self) {
         if let Err(error) = put_back(&self.withheld, &self.path) {
-            tracing::error!(%error, "what is kept cannot be put back: supervisord would not start it");
+            tracing::error!(%error, "the persist file cannot be put back: supervisord would not start its programs");
         }
     }
 }
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_would_cross_a_page_begins_in_the_next_one() {
+    fn text_that_would_cross_a_page_boundary_starts_in_the_next_page() {
         let table = [
             (0, 1, Some(0)),
             (0, PAGE, Some(0)),
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_grows_by_texts_within_a_page() {
+    fn each_appended_text_is_within_one_page() {
         let dir = tempfile::tempdir().unwrap();
         let include = open(dir.path());
         let first = include.prepare("begin\n").unwrap();
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_another_has_written_does_not_grow() {
+    fn a_file_that_another_program_wrote_is_not_appended_to() {
         let dir = tempfile::tempdir().unwrap();
         let include = open(dir.path());
         let path = dir.path().join("persist.conf");
@@ -367,7 +368,7 @@ mod tests {
         for change in changes {
             let file = include.prepare("begin\n").unwrap();
             let known = include.put(file).unwrap().unwrap();
-            // A second write in the same tick of the file system's clock bears the same time.
+            // A second write within the resolution of the file system's clock has the same time.
             let before = std::time::SystemTime::UNIX_EPOCH;
             File::options()
                 .append(true)
@@ -387,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_replaced_meanwhile_does_not_grow_unsaid() {
+    fn appending_to_a_replaced_file_fails() {
         let dir = tempfile::tempdir().unwrap();
         let include = open(dir.path());
         let first = include.prepare("begin\n").unwrap();
@@ -400,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_leaves_the_file_as_it_was() {
+    fn a_failed_write_leaves_the_file_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let include = open(dir.path());
         let known = include
@@ -408,7 +409,7 @@ mod tests {
             .unwrap()
             .unwrap();
         let growth = include.prepare_growth(known, "more\n").unwrap().unwrap();
-        // It cannot be written through this handle.
+        // This handle is not writable.
         let read_only = File::open(dir.path().join("persist.conf")).unwrap();
         let growth = Growth {
             file: read_only,

@@ -1,11 +1,11 @@
-//! A process that takes the proxy's files away when the proxy is killed.
+//! The clean-up process, which removes the proxy's files if the proxy is killed.
 //!
-//! It is this program again, and waits for the end of its standard input, which comes when the proxy
-//! has ended, however that was. Then nobody holds the lock, so it takes that and sweeps. It is started
-//! with the first file and goes when nothing was written for a while. A process group of its own keeps
-//! Ctrl-C away from it, and it blocks the signals by which a service manager ends what is left of a
-//! service: it ends by itself at once. Where both are killed in one stroke, what is left is a link that
-//! leads nowhere.
+//! It is the same program, and waits for the end of its standard input, which comes when the proxy has
+//! ended for any reason. Then it takes the lock and removes the files. The proxy starts it before the first
+//! file, and it exits after a while without a write. It has its own process group, so Ctrl-C does not reach
+//! it. It blocks the signals with which a service manager ends the remaining processes of a service: it
+//! ends by itself at once. If both processes are killed at the same time, a link that leads nowhere
+//! remains.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -22,20 +22,20 @@ use nix::sys::signal::SigSet;
 
 use super::{IncludeDir, lock};
 
-/// The sub-command of this program that it runs as. Not for people.
+/// The sub-command of the clean-up process. Not for users.
 pub const COMMAND: &str = "clean-up-after-proxy";
-/// It goes when it has heard nothing for so long.
+/// The clean-up process exits if it has received nothing for this long.
 const IDLE_MILLISECONDS: u16 = 10_000;
-/// It is counted on when it was told something so short a time ago.
-const TRUSTED: Duration = Duration::from_secs(5);
-/// It is told no more often than this.
-const TELL_AGAIN: Duration = Duration::from_secs(1);
+/// The proxy relies on the process if it wrote to it within this time.
+const TRUSTED_TIME: Duration = Duration::from_secs(5);
+/// The minimum time between two writes to the process.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts the process when it is needed.
+/// Starts the clean-up process when it is needed.
 #[derive(Debug)]
 pub(super) struct Watcher {
     dir: PathBuf,
-    /// What the generated file is called, and what is kept.
+    /// The names of the generated file and of the persist file.
     names: [String; 2],
     running: Mutex<Option<Running>>,
 }
@@ -43,11 +43,12 @@ pub(super) struct Watcher {
 #[derive(Debug)]
 struct Running {
     input: ChildStdin,
-    told: Instant,
+    written_at: Instant,
 }
 
 impl Watcher {
-    /// Watches over the files of `dir`: the generated one and what is kept have these `names`.
+    /// Creates a watcher for the files in `dir`. `names` are those of the generated file and of the persist
+    /// file.
     pub(super) fn new(dir: PathBuf, names: [String; 2]) -> Self {
         Watcher {
             dir,
@@ -56,24 +57,24 @@ impl Watcher {
         }
     }
 
-    /// Makes sure that it is there before a file is written. Without it, which costs nothing but
-    /// tidiness, the proxy goes on.
+    /// Makes sure that the process runs before a file is written. If it cannot be started, the proxy
+    /// continues: only the clean-up after a kill is missing.
     pub(super) fn ensure(&self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.as_mut().is_some_and(Running::is_told) {
+        if running.as_mut().is_some_and(Running::keep_alive) {
             return;
         }
         *running = match self.start() {
-            Ok(started) => Some(started),
+            Ok(process) => Some(process),
             Err(error) => {
-                tracing::debug!(%error, "nobody cleans up if this process is killed");
+                tracing::debug!(%error, "no clean-up process: files of this proxy stay if it is killed");
                 None
             }
         };
     }
 
     fn start(&self) -> io::Result<Running> {
-        // This very program, also when another version has taken its place on disk.
+        // The executable of this process, even if another version has replaced it on disk.
         let mut child = Command::new("/proc/self/exe")
             .arg0("twiddler")
             .arg(COMMAND)
@@ -89,26 +90,26 @@ impl Watcher {
         reap(child)?;
         Ok(Running {
             input,
-            told: Instant::now(),
+            written_at: Instant::now(),
         })
     }
 }
 
 impl Running {
-    /// Tells it that it is needed, unless it was told a moment ago. False when it may be gone.
-    fn is_told(&mut self) -> bool {
-        let since = self.told.elapsed();
-        if since >= TELL_AGAIN {
-            if since >= TRUSTED || self.input.write_all(b".").is_err() {
+    /// Writes to the process, unless it did so a moment ago. Returns false if the process may have exited.
+    fn keep_alive(&mut self) -> bool {
+        let since = self.written_at.elapsed();
+        if since >= WRITE_INTERVAL {
+            if since >= TRUSTED_TIME || self.input.write_all(b".").is_err() {
                 return false;
             }
-            self.told = Instant::now();
+            self.written_at = Instant::now();
         }
         true
     }
 }
 
-/// Takes note of its end, so that nothing is left of it.
+/// Waits for the end of the process in a thread, so that no zombie remains.
 fn reap(mut child: Child) -> io::Result<()> {
     std::thread::Builder::new()
         .name("reaper".to_owned())
@@ -116,29 +117,29 @@ fn reap(mut child: Child) -> io::Result<()> {
         .map(drop)
 }
 
-/// What the process does: waits until the proxy that started it has ended, and takes away what that
-/// has left in `dir`: the generated file, and what is kept where it was withheld.
+/// The main function of the clean-up process: waits until the proxy has ended, and removes the generated
+/// file in `dir`, and puts a withheld persist file back.
 pub fn clean_up_after_proxy(dir: &Path, file_name: String, persist_name: String) {
-    // It ends by itself, and a signal to all processes of a service must not end it before.
+    // The process ends by itself. A signal to all processes of a service must not end it earlier.
     let _ = SigSet::all().thread_block();
     let _ = prctl::set_name(c"twiddler-clean");
     if !has_ended() {
         return;
     }
-    // Not while a new proxy is there, which has swept itself.
-    if let Some(_lock) = lock::take_left(dir)
+    // Not if a new proxy holds the lock: it has removed the files itself.
+    if let Some(_lock) = lock::take_abandoned(dir)
         && let Ok(include) = IncludeDir::open(dir.to_owned(), file_name)
     {
-        let _ = include.with_persist_file(persist_name).sweep(); // the next proxy tries again, and says what it cannot do
+        let _ = include.with_persist_file(persist_name).sweep(); // the next proxy tries again, and reports what it cannot remove
     }
 }
 
-/// Waits for the end of the standard input. False when nothing came for a while.
+/// Waits for the end of the standard input. Returns false if nothing arrived for a while.
 fn has_ended() -> bool {
     let mut input = io::stdin();
     loop {
-        let mut waited = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut waited, PollTimeout::from(IDLE_MILLISECONDS)) {
+        let mut descriptors = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut descriptors, PollTimeout::from(IDLE_MILLISECONDS)) {
             Ok(0) => return false,
             Ok(_) => match input.read(&mut [0; 64]) {
                 Ok(0) | Err(_) => return true,

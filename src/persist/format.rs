@@ -1,7 +1,7 @@
-//! The file of what outlives the daemon: what it says, and what can be read back from it.
+//! The text of the persist file: rendering it, and reading it back.
 //!
-//! Pure: the text comes and goes as a value. Each placed process has a section of its own, so that the
-//! others stay when it leaves.
+//! Pure: it takes and returns text. Each placed process has a section of its own, so that the other
+//! sections stay unchanged when it is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -14,17 +14,17 @@ use crate::registry::{
     DEFAULT_PRIORITY, Event, Member, Registry, group_of_real_name, is_defined, without_defined,
 };
 
-/// How each one begins.
+/// The beginning of each persist file.
 pub const HEADER: &str = "\
 ; Groups and programs that were added while supervisord ran, written by twiddler --persist.
 ; twiddler writes it with every change: edits are lost. Remove what is not wanted through
 ; twiddler.removeProcessFromGroup and twiddler.removeGroup.
 ";
 
-/// The sections of a group's programs: whose each is, its name and its text.
+/// The program sections of a group: the member, the section's name and its text.
 type Sections<'r> = Vec<(&'r Member, String, Arc<str>)>;
 
-/// The daemon's groups that are ours: those that were added, and real groups.
+/// Returns the added groups and the real groups, by their names in the daemon.
 pub fn real_groups(registry: &Registry) -> BTreeSet<String> {
     let added = registry.added_groups().map(str::to_owned);
     added
@@ -36,11 +36,11 @@ pub fn real_groups(registry: &Registry) -> BTreeSet<String> {
         .collect()
 }
 
-/// The file: every group that was added, and every member in the group where it lives. What is placed
-/// calls `proxy`, as in [`Program::render_with_proxy_url`](crate::program::Program::render_with_proxy_url).
+/// Renders the persist file: each added group, and each member in its group of the daemon. Placed processes
+/// call `proxy`, as in [`Program::render_with_proxy_url`](crate::program::Program::render_with_proxy_url).
 pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option<&str>) -> String {
     let mut text = HEADER.to_owned();
-    // What the files define by now is theirs: a daemon must not start both.
+    // Without groups and processes that the user's files define by now: the daemon must not start both.
     let (registry, _) = &without_defined(registry, configured);
     for name in registry.added_groups() {
         let own = own_programs(registry, name);
@@ -58,8 +58,8 @@ pub fn render(registry: &Registry, configured: &[ConfiguredGroup], proxy: Option
     text
 }
 
-/// What these events add to the file of a registry, where that is all that they change in it: processes
-/// that join in new real groups. `None` where they change more.
+/// Renders what `events` append to the persist file of `registry`. Returns `None` unless they only add
+/// processes in new real groups.
 pub fn render_placed(
     registry: &Registry,
     events: &[Event],
@@ -83,14 +83,15 @@ pub fn render_placed(
     Some(text)
 }
 
-/// Whether a process that joins has a real group to itself and those that join with it.
+/// Returns whether a member that is added lives in a new real group and does not replace a member.
 fn is_new(registry: &Registry, member: &Member) -> bool {
     member.is_placed()
         && registry.members_in(&member.real).next().is_none()
         && registry.member(&member.group, &member.process).is_none()
 }
 
-/// A group of ours, and its processes are not started when it is added.
+/// Renders an added or real group whose processes do not start when it is added. Returns `None` if there is
+/// nothing to render.
 pub fn stopped_group(
     registry: &Registry,
     configured: &[ConfiguredGroup],
@@ -113,14 +114,14 @@ pub fn stopped_group(
     let priority = registry.priority(configured, group);
     let mut text = program::render_group(real, priority, &names(&programs));
     for (_, _, program) in &programs {
-        // Of an option that is there twice, the daemon takes the latter.
+        // The daemon takes the last value of a repeated option.
         text += program;
         text += "autostart=false\n";
     }
     Some(text)
 }
 
-/// Takes the member away whose section the daemon complains about.
+/// Returns the event that removes the member whose section the daemon's `complaint` names.
 pub fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
     let placed = by_real_group(registry.members());
     let placed = placed.iter();
@@ -132,14 +133,14 @@ pub fn refused_member(registry: &Registry, complaint: &str) -> Option<Event> {
         let own = registry.members_in(name);
         (0..).map(move |number| own_section(name, number)).zip(own)
     });
-    let is_blamed = |(section, _): &(String, &Member)| names_section(complaint, section);
+    let is_named = |(section, _): &(String, &Member)| names_section(complaint, section);
     let (_, member) = sections
-        .find(is_blamed)
-        .or_else(|| own.into_iter().find(is_blamed))?;
-    Some(member.leaving())
+        .find(is_named)
+        .or_else(|| own.into_iter().find(is_named))?;
+    Some(member.removal())
 }
 
-/// Placed members by real group, those of one in the order of their numbers.
+/// Placed members by real group, in the order of their index.
 fn by_real_group<'r>(
     members: impl Iterator<Item = &'r Member>,
 ) -> BTreeMap<&'r str, Vec<&'r Member>> {
@@ -159,7 +160,7 @@ fn render_real_group(
     priority: i64,
     proxy: Option<&str>,
 ) -> String {
-    // For people; the names cannot hold a line break.
+    // For people, and for reading the file without a journal. The names cannot contain a line break.
     let comment = |member: &Member| format!("; {}:{}\n", member.group, member.process);
     let mut text = String::new();
     if let [member] = members
@@ -190,8 +191,8 @@ fn render_real_group(
     text
 }
 
-/// The sections of the members of a real group. A member that was only found in the daemon has none:
-/// the daemon would refuse a group without it.
+/// The sections of the members of a real group. Members without a known definition are left out: the daemon
+/// would refuse a group with a missing program.
 fn placed_programs<'r>(real: &str, members: &[&'r Member], proxy: Option<&str>) -> Sections<'r> {
     let sections = members.iter().filter_map(|member| {
         let section = section_name(real, members, member);
@@ -201,7 +202,7 @@ fn placed_programs<'r>(real: &str, members: &[&'r Member], proxy: Option<&str>) 
     sections.collect()
 }
 
-/// The section of one member of a real group bears the group's name where it is the only one.
+/// The section name of a member of a real group: the group's name if it is the only member.
 fn section_name(real: &str, members: &[&Member], member: &Member) -> String {
     match members {
         [_] => real.to_owned(),
@@ -209,8 +210,8 @@ fn section_name(real: &str, members: &[&Member], member: &Member) -> String {
     }
 }
 
-/// The sections of the processes that a group holds itself, which are all of one program. While none
-/// has left they are one section, as they were added: the daemon compares.
+/// The sections of the members that live in their own group, which belong to one program. While all of them
+/// are present they share one section, as when they were added, because the daemon compares sections.
 fn own_programs<'r>(registry: &'r Registry, group: &str) -> Sections<'r> {
     let own: Vec<&Member> = registry.members_in(group).collect();
     if let Some(first) = own.first()
@@ -234,7 +235,7 @@ fn own_section(group: &str, number: usize) -> String {
     format!("twiddler~{group}~{number}")
 }
 
-/// The section of one process; none where it was only found in the daemon.
+/// The section of one process. `None` if its definition is unknown.
 fn member_program(member: &Member, section: &str, proxy: Option<&str>) -> Option<Arc<str>> {
     let Some(program) = &member.program else {
         let body = member.section.as_ref()?;
@@ -250,29 +251,29 @@ fn names<'s>(sections: &'s Sections<'_>) -> Vec<&'s str> {
     names.collect()
 }
 
-/// Whether two files say the same. The order of their groups does not matter.
+/// Returns whether two texts have the same groups, in any order.
 pub fn is_same(one: &str, other: &str) -> bool {
     one == other || groups(one, |_| true) == groups(other, |_| true)
 }
 
-/// Whether two files say the same but for where processes call supervisord: the proxy may listen
+/// Returns whether two texts have the same groups apart from the proxy's URL: the proxy may listen
 /// elsewhere than when one of them was written.
 pub fn is_same_but_for_address(one: &str, other: &str) -> bool {
     let counts = |line: &str| !line.starts_with("serverurl=");
     groups(one, counts) == groups(other, counts)
 }
 
-/// The lines that count of each group, which an empty line sets apart from the next.
+/// The lines of each group for which `counts` returns true. An empty line separates groups.
 fn groups(text: &str, counts: impl Fn(&str) -> bool) -> BTreeSet<Vec<&str>> {
     let lines: Vec<&str> = text.lines().filter(|line| counts(line)).collect();
     let groups = lines.split(|line| line.is_empty()).map(<[&str]>::to_vec);
     groups.filter(|group| !group.is_empty()).collect()
 }
 
-/// What a persist file of an earlier proxy says, for the case that its journal is lost.
+/// The contents of an earlier proxy's persist file, for use if its journal is lost.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// Groups that were added, with their priorities.
+    /// The added groups, with their priorities.
     pub groups: BTreeMap<String, i64>,
     /// The bodies of programs' sections, by section name.
     sections: BTreeMap<String, String>,
@@ -281,9 +282,9 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Reads what [`render`] wrote, or version 0.1.0, which gave each process a real group.
+    /// Parses the text of [`render`], or of version 0.1.0, which used one real group for each process.
     pub fn read(text: &str) -> Self {
-        let mut kept = Contents::default();
+        let mut contents = Contents::default();
         let mut section: Option<&str> = None;
         let mut group: Option<&str> = None;
         let mut process: Option<(&str, &str)> = None;
@@ -293,43 +294,43 @@ impl Contents {
                 group = header(line, "group").filter(|name| group_of_real_name(name).is_none());
                 if let Some(name) = group {
                     let priority = DEFAULT_PRIORITY;
-                    kept.groups.entry(name.to_owned()).or_insert(priority);
+                    contents.groups.entry(name.to_owned()).or_insert(priority);
                 }
                 if let Some(section) = section {
-                    kept.sections.entry(section.to_owned()).or_default();
+                    contents.sections.entry(section.to_owned()).or_default();
                     if let Some((group, process)) = process.take() {
                         let process = (group.to_owned(), process.to_owned());
-                        kept.placed.insert(process, section.to_owned());
+                        contents.placed.insert(process, section.to_owned());
                     }
                 }
             } else if let Some(comment) = line.strip_prefix("; ") {
                 process = comment.split_once(':');
             } else if let Some(section) = section
-                && let Some(body) = kept.sections.get_mut(section)
+                && let Some(body) = contents.sections.get_mut(section)
                 && !line.is_empty()
             {
                 body.push_str(line);
                 body.push('\n');
             } else if let Some(priority) = line.strip_prefix("priority=")
-                && let Some(place) = group.and_then(|group| kept.groups.get_mut(group))
+                && let Some(value) = group.and_then(|group| contents.groups.get_mut(group))
             {
-                *place = priority.parse().unwrap_or(*place);
+                *value = priority.parse().unwrap_or(*value);
             }
         }
-        kept
+        contents
     }
 
-    /// How many programs it has.
+    /// The number of programs.
     pub fn programs(&self) -> usize {
         self.sections.len()
     }
 
-    /// The body of `[program:SECTION]`.
+    /// The body of `[program:SECTION]`. `None` if there is no such section.
     pub fn section(&self, section: &str) -> Option<String> {
         self.sections.get(section).cloned()
     }
 
-    /// The body of the section of a process in a real group.
+    /// The body of the section of a process in a real group. `None` if there is none.
     pub fn placed_section(&self, real: &str, process: &str) -> Option<String> {
         let group = group_of_real_name(real)?;
         let section = self.placed.get(&(group.to_owned(), process.to_owned()))?;
@@ -341,13 +342,13 @@ impl Contents {
         self.placed.values().any(|section| belongs(section, real))
     }
 
-    /// The body of the section of the process with this number that an added group holds itself.
+    /// The body of the section of the process with this number in an added group.
     pub fn own_section(&self, group: &str, number: usize) -> Option<String> {
         self.section(&own_section(group, number))
     }
 }
 
-/// Whether a section is of a process in this real group.
+/// Returns whether the section belongs to a process in this real group.
 fn belongs(section: &str, real: &str) -> bool {
     let rest = section.strip_prefix(real);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('~'))
@@ -397,16 +398,16 @@ mod tests {
     }
 
     fn sections(text: &str) -> Vec<&str> {
-        let kept = |line: &&str| line.starts_with('[') || line.starts_with("programs=");
-        text.lines().filter(kept).collect()
+        let contents = |line: &&str| line.starts_with('[') || line.starts_with("programs=");
+        text.lines().filter(contents).collect()
     }
 
     #[test]
-    fn each_process_has_a_section_of_its_own_and_what_is_hidden_has_none() {
+    fn each_visible_process_has_a_section_of_its_own() {
         let mut known = registry(&members("web", "w", 3, "web~000007"));
-        let whole = render(&known, &[], None);
+        let text = render(&known, &[], None);
         assert_eq!(
-            sections(&whole),
+            sections(&text),
             [
                 "[group:web~000007]",
                 "programs=web~000007~0,web~000007~1,web~000007~2",
@@ -434,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_in_new_real_groups_are_written_at_the_end() {
+    fn processes_in_new_real_groups_are_appended() {
         let known = registry(&members("web", "w", 2, "web~000007"));
         let both = [
             members("web", "one", 1, "web~000008"),
@@ -473,14 +474,14 @@ mod tests {
             assert_eq!(added.is_some(), is_at_end, "{case}");
             if let Some(added) = added {
                 let grown = render(&known, &[], Some("http://there")) + &added;
-                let whole = render(&after, &[], Some("http://there"));
-                assert!(is_same(&grown, &whole), "{case}: {grown}\n{whole}");
+                let text = render(&after, &[], Some("http://there"));
+                assert!(is_same(&grown, &text), "{case}: {grown}\n{text}");
             }
         }
     }
 
     #[test]
-    fn what_the_files_define_is_not_written_at_the_end() {
+    fn processes_that_the_files_define_are_not_appended() {
         let configured = [ConfiguredGroup {
             name: "web".to_owned(),
             priority: 3,
@@ -492,13 +493,13 @@ mod tests {
         let written = |known: &Registry| render_placed(known, &events, &configured, None).unwrap();
         assert!(!written(&known).contains("; web:one_0"));
         assert!(written(&known).contains("; web:one_1") && written(&known).contains("priority=3"));
-        // The files' own was taken out before.
+        // The process of the files was removed before.
         known.apply(hidden("web", "one_0"));
         assert!(written(&known).contains("; web:one_0"));
     }
 
     #[test]
-    fn files_are_the_same_whatever_the_order_of_their_groups() {
+    fn the_order_of_groups_does_not_matter() {
         let table = [
             ("a\n\nb\nc\n", "a\n\nb\nc\n", true, true),
             ("a\n\nb\nc\n", "b\nc\n\n\n\na\n", true, true),
@@ -517,13 +518,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_again_without_a_journal() {
+    fn sections_are_found_without_a_journal() {
         let mut known = registry(&members("web", "w", 3, "web~000007"));
         for event in members("web", "one", 1, "web~000008") {
             known.apply(event);
         }
         known.apply(hidden("web~000007", "w_1"));
-        let kept = Contents::read(&render(&known, &[], None));
+        let contents = Contents::read(&render(&known, &[], None));
         let table = [
             ("web~000007", "w_0", Some("numprocs_start=0")),
             ("web~000007", "w_1", None),
@@ -533,25 +534,30 @@ mod tests {
             ("web~000009", "one_0", None),
         ];
         for (real, process, expected) in table {
-            let section = kept.placed_section(real, process);
+            let section = contents.placed_section(real, process);
             match expected {
                 Some(line) => assert!(section.unwrap().contains(line), "{real}:{process}"),
                 None => assert_eq!(section, None, "{real}:{process}"),
             }
         }
-        assert!(kept.has_real_group("web~000008") && !kept.has_real_group("web~000009"));
+        assert!(contents.has_real_group("web~000008") && !contents.has_real_group("web~000009"));
     }
 
     #[test]
-    fn the_file_of_the_first_version_is_read() {
-        let kept = Contents::read(include_str!("../../tests/it/fixtures/0.1.0/persist.conf"));
-        let groups: Vec<(&str, i64)> = kept
+    fn a_persist_file_of_version_0_1_0_is_read() {
+        let contents = Contents::read(include_str!("../../tests/it/fixtures/0.1.0/persist.conf"));
+        let groups: Vec<(&str, i64)> = contents
             .groups
             .iter()
             .map(|(name, priority)| (name.as_str(), *priority))
             .collect();
         assert_eq!(groups, [("nothing", 6), ("own", 5)]);
-        assert!(kept.section("twiddler~own~0").unwrap().contains("first"));
+        assert!(
+            contents
+                .section("twiddler~own~0")
+                .unwrap()
+                .contains("first")
+        );
         let table = [
             ("dynamic_procs~000008", "ls_2", true),
             ("own~000004", "more_2", true),
@@ -559,13 +565,13 @@ mod tests {
             ("web~000005", "joined", true),
         ];
         for (real, process, expected) in table {
-            let section = kept.placed_section(real, process);
+            let section = contents.placed_section(real, process);
             assert_eq!(section.is_some(), expected, "{real}:{process}");
         }
     }
 
     #[test]
-    fn the_member_of_a_section_that_is_refused_is_found() {
+    fn a_complaint_about_a_section_names_its_member() {
         let events = [
             members("web", "w", 2, "web~000007"),
             members("web", "one", 1, "web~000070"),
@@ -585,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_comes_back_stopped_holds_its_members_alone() {
+    fn a_stopped_group_has_only_its_members() {
         let mut known = registry(&members("web", "w", 3, "web~000007"));
         known.apply(hidden("web~000007", "w_1"));
         let text = stopped_group(&known, &[], "web~000007", None).unwrap();
@@ -594,7 +600,7 @@ mod tests {
             group: "web~000007".to_owned(),
             process: "w_1".to_owned(),
         };
-        assert_eq!(known.lost_if_made_anew("web~000007"), [uncovered]);
+        assert_eq!(known.losses_if_recreated("web~000007"), [uncovered]);
         assert_eq!(stopped_group(&known, &[], "web~000009", None), None);
     }
 }

@@ -1,6 +1,6 @@
-//! The persist file: what outlives the daemon, which reads it when it starts.
+//! The persist file: additions that outlive the daemon, which reads them when it starts.
 //!
-//! An addition that nothing else depends on is written at its end. Every other change replaces it.
+//! Additions in new real groups are appended. Any other change replaces the file.
 
 mod format;
 
@@ -18,24 +18,24 @@ use crate::registry::{Event, Registry};
 /// The persist file, in the include directory.
 pub struct PersistFile {
     include: Arc<IncludeDir>,
-    /// What this proxy wrote last; `None` where the file may have other contents.
-    written: Option<Written>,
+    /// The file that this proxy wrote last. `None` if the file may have other contents.
+    last_file: Option<LastFile>,
 }
 
-/// A persist file, and everything from which its text follows.
-struct Written {
+/// A persist file, and the inputs of its text.
+struct LastFile {
     file: FileId,
     basis: Basis,
 }
 
-/// What a text follows from, besides the registry's own contents.
+/// The inputs of the text besides the registry's contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Basis {
-    /// How often the registry was changed.
+    /// The number of changes to the registry.
     pub changes: u64,
-    /// What the user's files define.
+    /// The groups that the user's files define.
     pub configured: Vec<ConfiguredGroup>,
-    /// Where placed processes call supervisord.
+    /// The URL at which placed processes call supervisord.
     pub proxy: Option<String>,
 }
 
@@ -45,31 +45,31 @@ impl Basis {
     }
 }
 
-/// The persist file after a change that is about to be made.
+/// A persist file that is prepared for a change.
 pub struct Prepared {
     events: Vec<Event>,
     basis: Basis,
     step: Step,
 }
 
-/// How the file gets there.
+/// How the prepared file gets in place.
 enum Step {
-    /// It is there already; `None` where it may be another one's.
+    /// It is in place already. `None` if another writer may have replaced it.
     Nothing(Option<FileId>),
-    /// A new one takes its place.
+    /// A new file replaces it.
     Replace(include_dir::Prepared),
-    /// It grows.
+    /// Text is appended.
     Grow(Growth),
 }
 
 impl Prepared {
-    /// Whether this is the file after these events, on a registry that had been changed `changes` times.
+    /// Whether the file fits the state after these events, on a registry with this number of `changes`.
     pub fn is_after(&self, changes: u64, events: &[Event]) -> bool {
         let is_in_file = |event: &&Event| !matches!(event, Event::Marker(_) | Event::Next(_));
         self.basis.changes == changes && events.iter().filter(is_in_file).eq(&self.events)
     }
 
-    /// Has the disk begin with it beside other work.
+    /// Starts to sync the file to disk, concurrently with other work.
     pub async fn sync(&self) {
         if let Step::Replace(file) = &self.step {
             file.sync().await;
@@ -82,13 +82,13 @@ impl PersistFile {
     pub fn new(include: Arc<IncludeDir>) -> Self {
         PersistFile {
             include,
-            written: None,
+            last_file: None,
         }
     }
 
-    /// Makes sure before a change that the file can be written after it. Takes out of the file at once what
-    /// the change removes: a daemon that starts again after the change must not bring it back. If the change
-    /// fails, [`PersistFile::write`] puts it in again.
+    /// Prepares the file before a change, so that writing it afterwards cannot fail for lack of space or
+    /// permissions. Removes from the file at once what the change removes: a daemon that restarts after the
+    /// change must not start it again. If the change fails, [`PersistFile::write`] restores it.
     ///
     /// # Errors
     /// When the include directory or the disk does not allow it.
@@ -112,22 +112,22 @@ impl PersistFile {
         })
     }
 
-    /// Makes room for what comes, if the file is what the registry says and nothing in it changes.
+    /// Reserves space for the text to append, if the file is up to date and nothing in it changes.
     fn prepare_growth(
         &self,
         registry: &Registry,
         events: &[Event],
         basis: &Basis,
     ) -> io::Result<Option<Growth>> {
-        let is_up_to_date = |written: &&Written| written.basis == *basis;
-        let Some(written) = self.written.as_ref().filter(is_up_to_date) else {
+        let is_up_to_date = |last: &&LastFile| last.basis == *basis;
+        let Some(last_file) = self.last_file.as_ref().filter(is_up_to_date) else {
             return Ok(None);
         };
         let proxy = basis.proxy.as_deref();
         let Some(text) = render_placed(registry, events, &basis.configured, proxy) else {
             return Ok(None);
         };
-        self.include.prepare_growth(written.file, &text)
+        self.include.prepare_growth(last_file.file, &text)
     }
 
     fn prepare_replacement(
@@ -137,7 +137,7 @@ impl PersistFile {
         basis: &Basis,
     ) -> io::Result<Step> {
         let (removals, additions): (Vec<&Event>, Vec<&Event>) =
-            events.iter().partition(|event| event.takes_away());
+            events.iter().partition(|event| event.is_removal());
         let mut after = registry.clone();
         let mut text_after = |events: &[&Event]| {
             for event in events {
@@ -157,12 +157,12 @@ impl PersistFile {
         Ok(Step::Replace(file))
     }
 
-    /// Puts in place what was prepared for a change that was made.
+    /// Puts the prepared file in place after the change.
     ///
     /// # Errors
-    /// When the include directory or the disk does not allow it. The file does not have the change then.
+    /// When the directory or the disk does not allow it. The file lacks the change then.
     pub fn put(&mut self, prepared: Prepared) -> io::Result<()> {
-        self.written = None;
+        self.last_file = None;
         let file = match prepared.step {
             Step::Nothing(file) => file,
             Step::Replace(file) => self.include.put(file)?,
@@ -172,36 +172,36 @@ impl PersistFile {
             changes: prepared.basis.changes + 1,
             ..prepared.basis
         };
-        self.written = file.map(|file| Written { file, basis });
+        self.last_file = file.map(|file| LastFile { file, basis });
         Ok(())
     }
 
-    /// Makes the file say what the registry says.
+    /// Writes the registry to the file, unless the file has the same groups already.
     ///
     /// # Errors
-    /// When the include directory or the disk does not allow it. The former file stays then.
+    /// When the directory or the disk does not allow it. The old file stays then.
     pub fn write(&mut self, registry: &Registry, basis: Basis) -> io::Result<()> {
         let text = basis.render(registry);
-        if self.read().is_some_and(|there| is_same(&there, &text)) {
+        if self.read().is_some_and(|current| is_same(&current, &text)) {
             return Ok(());
         }
         let file = self.replace(&text)?;
-        self.written = file.map(|file| Written { file, basis });
+        self.last_file = file.map(|file| LastFile { file, basis });
         Ok(())
     }
 
     fn replace(&mut self, text: &str) -> io::Result<Option<FileId>> {
-        self.written = None;
+        self.last_file = None;
         self.include.put(self.include.prepare(text)?)
     }
 
-    /// The text of the file; `None` where that cannot be read.
+    /// The text of the file. `None` if it cannot be read.
     pub fn read(&self) -> Option<String> {
         self.include.read_persist_file().ok().flatten()
     }
 }
 
-/// Puts the persist file with this text aside where nothing is to persist any more, and says so.
+/// Puts the persist file aside, because `--persist` is off, and logs a warning. `text` is its text.
 ///
 /// # Errors
 /// When the include directory does not allow it.
@@ -217,19 +217,19 @@ pub fn set_aside(include: &IncludeDir, text: Option<&str>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a proxy has written this text.
-pub fn is_ours(text: &str) -> bool {
+/// Returns whether twiddler wrote this text.
+pub fn is_written_by_twiddler(text: &str) -> bool {
     text.lines().next() == HEADER.lines().next()
 }
 
-/// How many programs the text of a persist file has.
+/// Returns the number of programs in the text of a persist file.
 pub fn programs_in(text: &str) -> usize {
     Contents::read(text).programs()
 }
 
-/// Makes the file that was put aside the persist file again, if it says what the registry says but for
-/// the address of the proxy. Otherwise something has changed since: it stays aside, because programs
-/// that clients know to be gone must not come back.
+/// Makes the file that was put aside the persist file again, if it has the same groups as the registry
+/// apart from the proxy's URL. Otherwise something has changed since, and it stays aside: programs that
+/// clients know to be removed must not start again.
 pub fn restore_aside(include: &IncludeDir, registry: &Registry, configured: &[ConfiguredGroup]) {
     let Some(text) = include.read_aside() else {
         return;
@@ -238,7 +238,10 @@ pub fn restore_aside(include: &IncludeDir, registry: &Registry, configured: &[Co
     let path = path.display();
     let now = render(registry, configured, None);
     if is_same_but_for_address(&now, &text) && include.restore_aside().is_ok() {
-        tracing::info!(programs, "keeps again what was put aside in {path}");
+        tracing::info!(
+            programs,
+            "the persist file is again the one that was put aside as {path}"
+        );
     } else {
         tracing::warn!(
             programs,

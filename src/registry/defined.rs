@@ -1,4 +1,5 @@
-//! What was added, and the files define by now: of that there is one, and it is theirs.
+//! Added groups and processes that the user's files define by now. Only the definition of the files counts
+//! for them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -6,7 +7,8 @@ use std::sync::Arc;
 use super::{Event, Member, Registry};
 use crate::daemon::conf::ConfiguredGroup;
 
-/// What was added, without what the files define by now. With the names of what is left out.
+/// Returns the registry without the groups and processes that the files define by now, and the names of
+/// those.
 pub fn without_defined<'r>(
     registry: &'r Registry,
     configured: &[ConfiguredGroup],
@@ -27,18 +29,18 @@ pub fn without_defined<'r>(
             let others = others.into_iter().filter(|member| member.is_placed());
             events.extend(others.map(|member| Event::Joined(Arc::new(member.clone()))));
         } else {
-            events.extend(defined.into_iter().map(Member::leaving));
+            events.extend(defined.into_iter().map(Member::removal));
         }
     }
-    let mut without = Cow::Borrowed(registry);
+    let mut defined_removed = Cow::Borrowed(registry);
     for event in events {
-        without.to_mut().apply(event);
+        defined_removed.to_mut().apply(event);
     }
-    (without, names)
+    (defined_removed, names)
 }
 
-/// Whether the files define a process of this name by now. One that was added in place of the files' own,
-/// which was taken out, is not theirs.
+/// Returns whether the files define a process of this name by now. A member that was added after the
+/// process of the files was removed does not count.
 pub fn is_defined(registry: &Registry, configured: &[ConfiguredGroup], member: &Member) -> bool {
     let mut groups = configured.iter();
     groups.any(|group| group.name == member.group && is_defined_in(group, registry, member))

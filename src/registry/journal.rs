@@ -1,8 +1,9 @@
-//! What clients were told, on disk: a journal beside the generated files, one JSON line for each step.
+//! The journal: the changes of the registry on disk, beside the generated files, one JSON line for each
+//! step.
 //!
-//! A change is written twice: its intent before the daemon is asked, and its outcome before the client
-//! is answered. After a crash the first without the second tells which questions to put to the daemon.
-//! The name begins with a dot, so the daemon never reads it.
+//! Each change has two lines: its intent before the calls to the daemon, and its outcome before the reply
+//! to the client. After a crash, an intent without an outcome tells what to query from the daemon. The file
+//! name begins with a dot, so the daemon never reads it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -17,42 +18,42 @@ use crate::include_dir::IncludeDir;
 
 /// Begins with a dot: the daemon's include pattern skips such names whatever it is.
 const FILE_NAME: &str = ".twiddler-journal";
-/// A journal this much longer than what it says is written anew.
+/// The number of excess lines after which the journal is compacted.
 const COMPACT_AFTER: usize = 4096;
 
-/// The names are those of version 0.1.0.
+/// A line of the journal. The names are those of version 0.1.0.
 #[derive(Serialize, Deserialize)]
 enum Line {
     /// The intent of a change.
     Begin(Vec<Event>),
-    /// Its outcome; it closes the last intent, whatever else of that did not happen.
+    /// The outcome of a change. It closes the last intent: the other steps of that were not executed.
     Done(Vec<Event>),
-    /// Something that happened while an intent stays open.
+    /// Events that leave the open intent open.
     Also(Vec<Event>),
-    /// A checkpoint: of all the above, this alone holds.
+    /// A checkpoint. It replaces all lines before it.
     Life(Vec<Event>),
 }
 
-/// The file, and the intent that is open.
+/// The journal file, and the open intent.
 pub struct Journal {
     intent: Vec<Event>,
     include: Arc<IncludeDir>,
     file: Option<File>,
     lines: usize,
-    /// More than one line was read.
+    /// Whether the file had more than one line when it was opened.
     is_long: bool,
 }
 
 impl Journal {
-    /// Reads the journal in the include directory; none is an empty one. Lines that cannot be read are
-    /// skipped with a warning, because what the daemon runs counts for more than what a file says.
+    /// Reads the journal in the include directory. A missing file is an empty journal. Unreadable lines are
+    /// skipped with a warning, because the state of the daemon counts for more than the journal.
     ///
     /// # Errors
-    /// When the file is there and cannot be read.
+    /// When the file exists and cannot be read.
     pub fn open(include: Arc<IncludeDir>) -> io::Result<(Self, Registry)> {
         let mut registry = Registry::default();
         let mut intent = Vec::new();
-        let file = include.read(FILE_NAME).map_err(or_remove)?;
+        let file = include.read(FILE_NAME).map_err(add_removal_hint)?;
         let read = match file {
             Some(file) => read_lines(BufReader::new(file), &mut registry, &mut intent)?,
             None => 0,
@@ -67,48 +68,48 @@ impl Journal {
         Ok((journal, registry))
     }
 
-    /// The steps of a change whose outcome is not known; none where that of each is.
+    /// The steps of the open intent. Empty if no intent is open.
     pub fn intent(&self) -> &[Event] {
         &self.intent
     }
 
-    /// Writes down what is about to happen. `registry` is what is known.
+    /// Writes `events` as the open intent. `registry` is the state before them.
     ///
     /// # Errors
-    /// When the disk does not take it; then it must not happen.
+    /// When the file cannot be written. The steps must not be executed then.
     pub fn begin(&mut self, events: Vec<Event>, registry: &Registry) -> io::Result<()> {
         self.append(&Line::Begin(events.clone()), registry)?;
         self.intent = events;
         Ok(())
     }
 
-    /// Writes down what happened and closes the intent, as well as the disk allows: it has happened
-    /// anyway. `registry` is what is known after it.
+    /// Writes the outcome and closes the intent. Only logs an error, because the events have happened.
+    /// `registry` is the state after them.
     pub fn close(&mut self, events: Vec<Event>, registry: &Registry) {
-        let came_to_nothing = |event: &Event| is_addition(event) && !events.contains(event);
-        let leaves_values = self.intent.iter().any(came_to_nothing);
+        let is_not_executed = |event: &Event| is_addition(event) && !events.contains(event);
+        let has_stale_values = self.intent.iter().any(is_not_executed);
         self.intent.clear();
-        self.write(&Line::Done(events), leaves_values, registry);
+        self.write(&Line::Done(events), has_stale_values, registry);
     }
 
-    /// Writes down what happened, and leaves the intent open, in the same way.
+    /// Writes `events` and leaves the intent open. Only logs an error. `registry` is the state after them.
     pub fn note(&mut self, events: Vec<Event>, registry: &Registry) {
         self.write(&Line::Also(events), false, registry);
     }
 
-    /// Forgets all but what is known now, and the intent with it. One line, so that a proxy that dies
-    /// here has either epoch on disk and not a part of one.
+    /// Replaces the contents by `registry`, and discards the intent. It is one line, so that a proxy that
+    /// dies here leaves either the old or the new epoch on disk.
     pub fn checkpoint(&mut self, registry: &Registry) {
         self.intent.clear();
         self.write(&Line::Life(registry.snapshot()), true, registry);
     }
 
-    /// Writes the journal anew if an earlier proxy has left more than what it says.
+    /// Compacts the journal if an earlier proxy left more than one line.
     pub fn tidy(&mut self, registry: &Registry) {
         if self.is_long
             && let Err(error) = self.compact(registry)
         {
-            tracing::warn!(%error, path = %self.path().display(), "the journal still has values of what was removed");
+            tracing::warn!(%error, path = %self.path().display(), "the journal still has option values of removed programs");
         }
     }
 
@@ -127,22 +128,23 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the line down. Where it takes something away, or what stands there `leaves_values` of
-    /// what is not there, the journal is written anew: the values of options are secrets.
-    fn write(&mut self, line: &Line, leaves_values: bool, registry: &Registry) {
+    /// Writes a line. If it removes something, or if the file `has_stale_values`, the journal is compacted
+    /// instead, because option values are secrets and must leave the file.
+    fn write(&mut self, line: &Line, has_stale_values: bool, registry: &Registry) {
         let (Line::Begin(events) | Line::Done(events) | Line::Also(events) | Line::Life(events)) =
             line;
-        let forgets = leaves_values || events.iter().any(Event::takes_away);
-        if forgets && self.compact(registry).is_ok() {
+        let removes_values = has_stale_values || events.iter().any(Event::is_removal);
+        if removes_values && self.compact(registry).is_ok() {
             return;
         }
         if let Err(error) = self.append(line, registry) {
-            tracing::error!(%error, path = %self.path().display(), "the journal cannot be written: what was changed is known until this proxy ends");
+            tracing::error!(%error, path = %self.path().display(), "the journal cannot be written: changes are lost when this proxy ends");
         }
         self.compact_if_long(registry);
     }
 
-    /// A file that is begun anew has what is known before the line, or has it already.
+    /// Appends a line. Compacts first if the file was replaced or removed. The result has the registry
+    /// before the line, or after it.
     fn append(&mut self, line: &Line, registry: &Registry) -> io::Result<()> {
         if !self.is_in_place() {
             self.compact(registry)?;
@@ -151,21 +153,21 @@ impl Journal {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
-        let written = write_line(file, line);
-        if written.is_err() {
-            // Half a line may stand there now: the next step begins the file anew.
+        let result = write_line(file, line);
+        if result.is_err() {
+            // The file may end with half a line. The next line starts a new file.
             self.file = None;
         }
-        written
+        result
     }
 
-    /// Whether what is written goes to the file of that name, and not to one that was taken away.
+    /// Whether the open file is still the one in the directory.
     fn is_in_place(&self) -> bool {
-        let same = |file: &File| {
+        let is_same = |file: &File| {
             let (ours, there) = (file.metadata().ok()?, self.path().symlink_metadata().ok()?);
             Some((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
         };
-        self.file.as_ref().and_then(same).unwrap_or(false)
+        self.file.as_ref().and_then(is_same).unwrap_or(false)
     }
 
     fn path(&self) -> PathBuf {
@@ -173,8 +175,8 @@ impl Journal {
     }
 
     fn compact_if_long(&mut self, registry: &Registry) {
-        let live = registry.members().count() + registry.hidden().count();
-        if self.lines > COMPACT_AFTER + 2 * live
+        let entries = registry.members().count() + registry.hidden().count();
+        if self.lines > COMPACT_AFTER + 2 * entries
             && let Err(error) = self.compact(registry)
         {
             tracing::warn!(%error, path = %self.path().display(), "the journal cannot be shortened");
@@ -183,8 +185,8 @@ impl Journal {
     }
 }
 
-/// Adds what else can be done about a journal that may not be read.
-fn or_remove(error: io::Error) -> io::Error {
+/// Adds the alternative to remove the journal, if its permissions prevent reading it.
+fn add_removal_hint(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::PermissionDenied => io::Error::new(
             error.kind(),
@@ -194,12 +196,12 @@ fn or_remove(error: io::Error) -> io::Error {
     }
 }
 
-/// Whether options come with it.
+/// Whether the event contains option values.
 fn is_addition(event: &Event) -> bool {
     matches!(event, Event::Joined(_))
 }
 
-/// One write for one line, so that a crash leaves at most one that is cut short.
+/// Writes a line with one system call, so that a crash truncates at most one line.
 fn write_line(file: &mut File, line: &Line) -> io::Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
@@ -216,7 +218,7 @@ fn read_lines(
         lines += 1;
         match serde_json::from_slice(&line?) {
             Ok(Line::Begin(events)) => {
-                keep_numbers(&events, registry);
+                reserve_numbers(&events, registry);
                 *intent = events;
             }
             Ok(Line::Done(events)) => {
@@ -237,8 +239,8 @@ fn read_lines(
     Ok(lines)
 }
 
-/// A number that a change was about to use is used, whatever became of the change.
-fn keep_numbers(events: &[Event], registry: &mut Registry) {
+/// Marks the numbers of an intent as used. A change that failed may have used them.
+fn reserve_numbers(events: &[Event], registry: &mut Registry) {
     for event in events {
         if let Event::Next(_) = event {
             registry.apply(event.clone());
@@ -250,17 +252,17 @@ fn keep_numbers(events: &[Event], registry: &mut Registry) {
 mod tests {
     use super::*;
 
-    /// A journal with the registry that it speaks of.
-    struct Both {
+    /// A journal with its registry.
+    struct JournalAndRegistry {
         journal: Journal,
         registry: Registry,
     }
 
-    impl Both {
-        fn open(dir: &std::path::Path) -> Both {
+    impl JournalAndRegistry {
+        fn open(dir: &std::path::Path) -> JournalAndRegistry {
             let include = IncludeDir::open(dir.to_owned(), "zz-twiddler.conf".to_owned()).unwrap();
             let (journal, registry) = Journal::open(Arc::new(include)).unwrap();
-            Both { journal, registry }
+            JournalAndRegistry { journal, registry }
         }
 
         fn apply(&mut self, events: &[Event]) {
@@ -302,13 +304,13 @@ mod tests {
     }
 
     #[test]
-    fn an_outcome_is_known_and_an_open_intent_is_found_after_opening_again() {
+    fn outcomes_and_the_open_intent_survive_reopening() {
         let dir = tempfile::tempdir().unwrap();
-        let mut both = Both::open(dir.path());
-        both.begin(vec![group("a")]);
-        both.close(vec![group("a")]);
-        both.begin(vec![group("b"), Event::Next(7)]);
-        let again = Both::open(dir.path());
+        let mut state = JournalAndRegistry::open(dir.path());
+        state.begin(vec![group("a")]);
+        state.close(vec![group("a")]);
+        state.begin(vec![group("b"), Event::Next(7)]);
+        let again = JournalAndRegistry::open(dir.path());
         assert_eq!(again.groups(), ["a"]);
         assert_eq!(again.journal.intent(), [group("b"), Event::Next(7)]);
         assert_eq!(again.registry.next(), 7);
@@ -317,80 +319,83 @@ mod tests {
     #[test]
     fn a_note_leaves_the_intent_open() {
         let dir = tempfile::tempdir().unwrap();
-        let mut both = Both::open(dir.path());
-        both.begin(vec![group("b")]);
-        both.note(vec![group("a")]);
-        both.journal.compact(&both.registry).unwrap();
-        let mut again = Both::open(dir.path());
+        let mut state = JournalAndRegistry::open(dir.path());
+        state.begin(vec![group("b")]);
+        state.note(vec![group("a")]);
+        state.journal.compact(&state.registry).unwrap();
+        let mut again = JournalAndRegistry::open(dir.path());
         assert_eq!(again.journal.intent(), [group("b")]);
         again.close(vec![group("b")]);
-        let again = Both::open(dir.path());
+        let again = JournalAndRegistry::open(dir.path());
         assert!(again.journal.intent().is_empty());
         assert_eq!(again.groups(), ["a", "b"]);
     }
 
     #[test]
-    fn a_journal_that_was_taken_away_is_written_anew() {
+    fn a_removed_journal_is_written_again() {
         let dir = tempfile::tempdir().unwrap();
-        let mut both = Both::open(dir.path());
-        both.close(vec![group("a")]);
+        let mut state = JournalAndRegistry::open(dir.path());
+        state.close(vec![group("a")]);
         std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
-        both.close(vec![group("b")]);
-        assert_eq!(Both::open(dir.path()).groups(), ["a", "b"]);
+        state.close(vec![group("b")]);
+        assert_eq!(JournalAndRegistry::open(dir.path()).groups(), ["a", "b"]);
     }
 
     #[test]
-    fn what_was_removed_or_refused_leaves_the_journal() {
+    fn values_of_removed_programs_leave_the_journal() {
         let dir = tempfile::tempdir().unwrap();
-        let mut both = Both::open(dir.path());
+        let mut state = JournalAndRegistry::open(dir.path());
         let text = || std::fs::read_to_string(dir.path().join(FILE_NAME)).unwrap();
         let gone = |name: &str| Event::GroupGone {
             name: name.to_owned(),
         };
-        both.close(vec![group("canary")]);
+        state.close(vec![group("canary")]);
         assert!(text().contains("canary"));
-        both.close(vec![gone("canary")]);
+        state.close(vec![gone("canary")]);
         assert!(!text().contains("canary"), "{}", text());
-        both.close(vec![group("canary")]);
-        both.note(vec![gone("canary")]);
+        state.close(vec![group("canary")]);
+        state.note(vec![gone("canary")]);
         assert!(!text().contains("canary"), "{}", text());
-        both.close(vec![group("canary")]);
-        both.checkpoint(Vec::new());
+        state.close(vec![group("canary")]);
+        state.checkpoint(Vec::new());
         assert!(!text().contains("canary"), "{}", text());
-        // As an earlier version left it.
+        // A file of an earlier version.
         std::fs::write(
             dir.path().join(FILE_NAME),
             "{\"Done\":[{\"Group\":{\"name\":\"canary\",\"priority\":1}}]}\n\
              {\"Done\":[{\"GroupGone\":{\"name\":\"canary\"}}]}\n",
         )
         .unwrap();
-        let mut both = Both::open(dir.path());
-        both.journal.tidy(&both.registry);
+        let mut state = JournalAndRegistry::open(dir.path());
+        state.journal.tidy(&state.registry);
         assert!(!text().contains("canary"), "{}", text());
     }
 
     #[test]
     fn a_line_cut_short_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
-        let mut both = Both::open(dir.path());
-        both.close(vec![group("a")]);
+        let mut state = JournalAndRegistry::open(dir.path());
+        state.close(vec![group("a")]);
         let path = dir.path().join(FILE_NAME);
         let mut text = std::fs::read(&path).unwrap();
         text.extend_from_slice(b"{\"Done\":[{\"Gro");
         std::fs::write(&path, text).unwrap();
-        assert_eq!(Both::open(dir.path()).groups(), ["a"]);
+        assert_eq!(JournalAndRegistry::open(dir.path()).groups(), ["a"]);
     }
 
     #[test]
-    fn a_checkpoint_leaves_what_it_says_and_numbers() {
+    fn a_checkpoint_keeps_its_events_and_the_next_number() {
         let dir = tempfile::tempdir().unwrap();
-        let mut both = Both::open(dir.path());
-        both.close(vec![Event::Marker("m".into()), group("a"), Event::Next(3)]);
+        let mut state = JournalAndRegistry::open(dir.path());
+        state.close(vec![Event::Marker("m".into()), group("a"), Event::Next(3)]);
         for left in [vec![group("b")], Vec::new()] {
-            both.checkpoint(left.clone());
+            state.checkpoint(left.clone());
             let mut expected = vec![Event::Next(3)];
             expected.extend(left);
-            assert_eq!(Both::open(dir.path()).registry.snapshot(), expected);
+            assert_eq!(
+                JournalAndRegistry::open(dir.path()).registry.snapshot(),
+                expected
+            );
         }
     }
 }

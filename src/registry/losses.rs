@@ -1,47 +1,47 @@
-//! What was added and is gone, although nobody asked this proxy for it, in words.
+//! Losses: added groups and processes that were removed without this proxy.
 //!
-//! Somebody's `supervisorctl update` or `remove` straight on the daemon takes it away, and so does a
-//! daemon that starts again. It is said by name, and forgotten: what was said to be gone does not come
+//! A `supervisorctl update` or `remove` directly on the daemon removes additions, and so does a restart of
+//! the daemon. The proxy logs their names and removes them from the registry. A reported loss does not come
 //! back by itself.
 
 use super::{Event, Member, Registry};
 use crate::daemon::conf::ConfiguredGroup;
 
-/// More names are not said in one line.
+/// The maximum number of names in one log line.
 const MAX_NAMES: usize = 50;
 
-/// How it is known that something is gone.
+/// How the loss was found.
 #[derive(Clone, Copy, Debug)]
 pub enum Cause {
-    /// The daemon goes on, and has it no more.
+    /// The daemon lacks it, in the same epoch.
     Removed,
-    /// The daemon has started again.
+    /// The daemon restarted.
     Restarted,
-    /// It was there when an earlier proxy ran.
+    /// The daemon had it when an earlier proxy ran.
     Unknown,
 }
 
-/// Says that what is named by `gone` is gone. Where additions persist, restarts take nothing away.
-pub fn say(gone: &str, cause: Cause, persists: bool) {
+/// Logs a loss. `names` is the text of [`describe`]. With `persists`, restarts cause no losses.
+pub fn log(names: &str, cause: Cause, persists: bool) {
     match (cause, persists) {
         (Cause::Removed, false) => tracing::warn!(
-            "{gone}: gone, because somebody ran supervisorctl update or remove on supervisord itself. Write the address of twiddler as serverurl in [supervisorctl], or use --persist"
+            "{names}: gone, because somebody ran supervisorctl update or remove on supervisord itself. Write the address of twiddler as serverurl in [supervisorctl], or use --persist"
         ),
         (Cause::Removed, true) => tracing::warn!(
-            "{gone}: gone, because somebody removed it on supervisord itself. Write the address of twiddler as serverurl in [supervisorctl]"
+            "{names}: gone, because somebody removed it on supervisord itself. Write the address of twiddler as serverurl in [supervisorctl]"
         ),
         (Cause::Restarted, _) => tracing::warn!(
-            "supervisord was started again without --persist: only its configuration files count now. Gone: {gone}"
+            "supervisord was started again without --persist: only its configuration files count now. Gone: {names}"
         ),
         (Cause::Unknown, _) => tracing::warn!(
-            "{gone}: gone since twiddler last ran, because supervisord was started again without --persist, or somebody ran supervisorctl update on it"
+            "{names}: gone since twiddler last ran, because supervisord was started again without --persist, or somebody ran supervisorctl update on it"
         ),
     }
 }
 
-/// The steps after which nothing is left of what was added.
-pub fn everything(registry: &Registry) -> Vec<Event> {
-    let members = registry.members().map(Member::leaving);
+/// The events that remove all added groups and members.
+pub fn removal_of_all(registry: &Registry) -> Vec<Event> {
+    let members = registry.members().map(Member::removal);
     let groups = registry.added_groups().map(|name| Event::GroupGone {
         name: name.to_owned(),
     });
@@ -53,14 +53,15 @@ fn is_in_files(registry: &Registry, group: &str, process: &str) -> bool {
     member.is_some_and(Member::is_in_files)
 }
 
-/// What goes with these, in words: programs with the names of their processes, and groups.
-pub fn gone(registry: &Registry, events: &[Event]) -> Option<String> {
+/// Describes what `events` remove: programs with the names of their processes, and groups. `None` if they
+/// remove nothing.
+pub fn describe(registry: &Registry, events: &[Event]) -> Option<String> {
     let mut groups: Vec<&str> = Vec::new();
     let mut processes: Vec<String> = Vec::new();
     for event in events {
         match event {
             Event::GroupGone { name } => groups.push(name),
-            // What the files define is there again.
+            // The daemon has the processes of its files again.
             Event::Left { group, process } if is_in_files(registry, group, process) => {}
             Event::Left { group, process } => processes.push(format!("{group}:{process}")),
             _ => {}
@@ -90,12 +91,12 @@ pub fn gone(registry: &Registry, events: &[Event]) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(" and "))
 }
 
-fn counted<T: AsRef<str>>(count: usize, what: &str, names: &[T]) -> String {
+fn counted<T: AsRef<str>>(count: usize, kind: &str, names: &[T]) -> String {
     let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {what}{plural} ({})", listed(names))
+    format!("{count} {kind}{plural} ({})", listed(names))
 }
 
-/// Names as they stand in one line, those that are too many left out.
+/// Joins names for one log line. Names beyond the maximum are only counted.
 pub fn listed<T: AsRef<str>>(names: &[T]) -> String {
     let shown: Vec<&str> = names.iter().take(MAX_NAMES).map(AsRef::as_ref).collect();
     match names.len() - shown.len() {
@@ -104,14 +105,14 @@ pub fn listed<T: AsRef<str>>(names: &[T]) -> String {
     }
 }
 
-/// Says which names are in use twice.
+/// Warns about names that are in use twice.
 pub fn warn_of_clashes(registry: &Registry, configured: &[ConfiguredGroup]) {
     for clash in clashes(registry, configured) {
         tracing::warn!("{clash}");
     }
 }
 
-/// One sentence for each name that was added and that the user's files define as well.
+/// Returns one sentence for each added name that the user's files define too.
 fn clashes(registry: &Registry, configured: &[ConfiguredGroup]) -> Vec<String> {
     let mut clashes = Vec::new();
     for group in configured {
@@ -122,11 +123,11 @@ fn clashes(registry: &Registry, configured: &[ConfiguredGroup]) -> Vec<String> {
             ));
             continue;
         }
-        let twice = registry
+        let duplicates = registry
             .members_of(name)
             .filter(|member| !member.is_in_files())
             .filter(|member| group.processes.contains(&member.process));
-        clashes.extend(twice.map(|member| {
+        clashes.extend(duplicates.map(|member| {
             let process = &member.process;
             format!(
                 "{name}:{process} was added, and supervisord's files define it now: theirs counts from the next supervisorctl update or start on, and nobody restarts where both are the same"
@@ -142,30 +143,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_gone_is_said_by_name() {
+    fn losses_are_described_by_name() {
         let known = registry(&[two(), vec![added("own"), added("other")]].concat());
-        let gone_group = |name: &str| Event::GroupGone {
+        let removed_group = |name: &str| Event::GroupGone {
             name: name.to_owned(),
         };
         let table: [(&[Event], Option<&str>); 4] = [
             (&[], None),
             (&[left("web", "a")], Some("1 program (web:a)")),
-            (&[gone_group("own")], Some("1 group (own)")),
+            (&[removed_group("own")], Some("1 group (own)")),
             (
                 &[
                     left("web", "a"),
                     left("web", "b"),
-                    gone_group("other"),
-                    gone_group("own"),
+                    removed_group("other"),
+                    removed_group("own"),
                 ],
                 Some("2 programs (web:a, web:b) and 2 groups (other, own)"),
             ),
         ];
         for (events, expected) in table {
-            assert_eq!(gone(&known, events).as_deref(), expected);
+            assert_eq!(describe(&known, events).as_deref(), expected);
         }
         assert_eq!(
-            gone(&known, &everything(&known)).as_deref(),
+            describe(&known, &removal_of_all(&known)).as_deref(),
             Some("2 programs (web:a, web:b) and 2 groups (other, own)")
         );
         let names: Vec<String> = (0..60).map(|number| number.to_string()).collect();

@@ -1,11 +1,12 @@
-//! What was changed in one epoch of the daemon: groups, members and where they live, hidden processes.
+//! The registry: the changes in one epoch of the daemon. It has added groups, members with the groups that
+//! they live in, and hidden processes.
 //!
-//! The registry is pure: it takes events and answers questions about names. The [`Journal`] has it on
+//! The registry is pure: it applies events and answers questions about names. The [`Journal`] stores it on
 //! disk.
 //!
-//! A *real* name is the one that the daemon knows; the others are those that clients use. A *real group*
-//! holds processes of one program that clients see in another group: some are members, and those that
-//! left before the last one are hidden.
+//! A *real* name is the daemon's; the other names are those of clients. A *real group* contains the
+//! processes of one program that clients see in another group. A process that is removed before the last
+//! one of its real group stays there, hidden.
 
 mod defined;
 mod journal;
@@ -30,21 +31,22 @@ use real_name::MAX_NUMBER;
 
 /// The daemon's default priority of a group (`supervisor/options.py`, `process_groups_from_parser`).
 pub const DEFAULT_PRIORITY: i64 = 999;
-/// So many replies that speak of something gone are not under way at a time.
-const MAX_FORMER: usize = 64;
+/// The number of removed real groups to remember. There are never as many replies under way that name one.
+const MAX_REMOVED: usize = 64;
 
-/// Whether a process that was hidden when it had last started at `start` still is: while the daemon
-/// says this of it, it is stopped, or about to be, and has not been started since.
+/// Returns whether a hidden process is still hidden: it is stopped or stopping, and its last start,
+/// `started`, is still the one when it was hidden, `start`. Both are Unix times of the daemon.
 pub fn is_still_hidden(start: i64, state: ProcessState, started: i64) -> bool {
     use ProcessState::{Exited, Fatal, Stopped, Stopping};
-    // A daemon that starts again starts what was hidden, and is asked to stop it.
+    // Exited and fatal processes count too: a restarted daemon starts hidden processes, and the proxy stops
+    // them.
     matches!(state, Stopped | Stopping | Exited | Fatal) && started == start
 }
 
-/// One thing that happened, as the journal keeps it.
+/// A change of the registry, as the journal stores it.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub enum Event {
-    /// The daemon's life is recognised by this empty group of ours.
+    /// The epoch marker was added.
     Marker(String),
     /// A group was added.
     Group {
@@ -53,30 +55,30 @@ pub enum Event {
         /// Its priority.
         priority: i64,
     },
-    /// A group that was added is gone, and all its members with it.
+    /// An added group was removed with all its members.
     GroupGone {
         /// The group.
         name: String,
     },
-    /// A process joined a group.
+    /// A process was added.
     Joined(Arc<Member>),
-    /// A process that had joined has left, and the daemon does not hold it any more.
+    /// A member was removed, and the daemon does not have it any more.
     Left {
         /// The group that clients know.
         group: String,
         /// The process.
         process: String,
     },
-    /// A process has left although the daemon still holds it; `start` is when it last started.
+    /// A process was removed, and the daemon still has it.
     Hidden {
         /// The daemon's group.
         group: String,
         /// The process.
         process: String,
-        /// When it last started.
+        /// Its last start, as the daemon reports it.
         start: i64,
     },
-    /// A hidden process is to be seen again, or the daemon holds it no more.
+    /// A hidden process became visible again, or the daemon does not have it any more.
     Shown {
         /// The daemon's group.
         group: String,
@@ -88,8 +90,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether there is less to be seen after it.
-    pub fn takes_away(&self) -> bool {
+    /// Whether the event removes a group or process from clients' view.
+    pub fn is_removal(&self) -> bool {
         matches!(
             self,
             Event::GroupGone { .. } | Event::Left { .. } | Event::Hidden { .. }
@@ -97,23 +99,23 @@ impl Event {
     }
 }
 
-/// A process that was added.
+/// An added process.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Member {
     /// The group that clients know.
     pub group: String,
     /// The process's name, which is the same in the daemon.
     pub process: String,
-    /// The daemon's group that holds it: `group` itself, or a real group.
+    /// The daemon's group: `group` itself, or a real group.
     pub real: String,
-    /// Which of the program's processes it is.
+    /// Its index among the program's processes.
     pub index: u32,
-    /// What it was made from; unknown for one that was found in the daemon.
+    /// The program's definition. `None` if the process was found in the daemon.
     pub program: Option<Program>,
-    /// The body of its section, where only that is known: it was kept, and the journal was lost.
+    /// The body of its section, if only that is known: from the persist file, after the journal was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section: Option<String>,
-    /// The text of its section.
+    /// The cached text of its section.
     #[serde(skip)]
     pub rendered: Rendered,
 }
@@ -124,43 +126,43 @@ impl Member {
         self.real != self.group
     }
 
-    /// Whether a daemon that starts again makes it by itself, because its files define it.
+    /// Whether a restarted daemon has it by itself, because the user's files define it.
     pub fn is_in_files(&self) -> bool {
         let from = self.program.as_ref().and_then(Program::from_files);
         from.is_some_and(|from| !from.is_extra)
     }
 
-    /// Whether its program or section is known, so that it can be made again.
+    /// Whether its program or section is known, so that it can be added again.
     pub fn is_reproducible(&self) -> bool {
         self.program.is_some() || self.section.is_some()
     }
 
-    /// What happens when it leaves.
-    pub fn leaving(&self) -> Event {
+    /// The event that removes it.
+    pub fn removal(&self) -> Event {
         Event::Left {
             group: self.group.clone(),
             process: self.process.clone(),
         }
     }
 
-    /// The daemon's name of the process.
+    /// The namespec of the process in the daemon.
     pub fn real_namespec(&self) -> String {
         format!("{}:{}", self.real, self.process)
     }
 }
 
-/// Where a process is that a client named.
+/// The location of a process that a client named.
 #[derive(Clone, Copy, Debug)]
 pub enum Place<'a> {
-    /// Under that very name, if at all: nothing to translate.
+    /// In the daemon under the same name, if the daemon has it.
     Ordinary,
     /// In a real group.
     Placed(&'a Member),
-    /// Removed, but still held by the daemon; it last started at this time.
+    /// Hidden. The time is its last start.
     Hidden(i64),
 }
 
-/// Everything that is known.
+/// All changes of one epoch.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
     marker: Option<String>,
@@ -168,12 +170,12 @@ pub struct Registry {
     groups: BTreeMap<String, i64>,
     members: BTreeMap<String, BTreeMap<String, Arc<Member>>>,
     real: HashMap<String, RealGroup>,
-    /// Real groups that the daemon may have already, because a change is under way, and the groups
-    /// that clients know for them.
-    soon: HashMap<String, String>,
-    /// Real groups that are gone, latest last: replies may still speak of them.
-    former: VecDeque<Former>,
-    /// By the daemon's group.
+    /// Real groups of the open intent, which the daemon may have already, with the groups that clients
+    /// know.
+    expected: HashMap<String, String>,
+    /// Removed real groups, latest last. Replies that are under way may still contain them.
+    removed: VecDeque<RemovedGroup>,
+    /// The last start of each hidden process, by the daemon's group and the process name.
     hidden: BTreeMap<String, BTreeMap<String, i64>>,
 }
 
@@ -182,28 +184,28 @@ pub struct Registry {
 struct RealGroup {
     /// The group that clients know.
     group: String,
-    /// The members that it holds.
+    /// Its members.
     members: BTreeSet<String>,
 }
 
-/// A real group that is gone.
+/// A removed real group.
 #[derive(Clone, Debug)]
-struct Former {
+struct RemovedGroup {
     real: String,
     group: String,
-    /// What clients did not see of it.
+    /// Its hidden processes.
     hidden: BTreeMap<String, i64>,
 }
 
 impl Registry {
-    /// Takes note of what happened.
+    /// Applies an event.
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Marker(name) => self.marker = Some(name),
             Event::Group { name, priority } => {
                 self.groups.insert(name, priority);
             }
-            Event::GroupGone { name } => self.forget_group(&name),
+            Event::GroupGone { name } => self.remove_group(&name),
             Event::Joined(member) => self.join(member),
             Event::Left { group, process } => self.leave(&group, &process),
             Event::Hidden {
@@ -216,18 +218,18 @@ impl Registry {
         }
     }
 
-    /// Takes note of what is about to happen, in place of what was before.
+    /// Replaces the real groups of the open intent by those of `events`.
     pub fn expect(&mut self, events: &[Event]) {
         let joining = events.iter().filter_map(|event| match event {
             Event::Joined(member) if member.is_placed() => Some(member),
             _ => None,
         });
-        self.soon = joining
+        self.expected = joining
             .map(|member| (member.real.clone(), member.group.clone()))
             .collect();
     }
 
-    /// The events from which an equal registry can be made.
+    /// The events that create an equal registry.
     pub fn snapshot(&self) -> Vec<Event> {
         let mut events = vec![Event::Next(self.next)];
         events.extend(self.marker.clone().map(Event::Marker));
@@ -244,7 +246,7 @@ impl Registry {
         events
     }
 
-    /// Forgets everything but the numbers: a daemon that started again knows nothing of it.
+    /// Removes everything except the next number, for a new epoch.
     pub fn clear(&mut self) {
         *self = Registry {
             next: self.next,
@@ -252,22 +254,22 @@ impl Registry {
         };
     }
 
-    /// Nothing was changed in this life of the daemon.
+    /// Whether nothing was changed in this epoch.
     pub fn is_empty(&self) -> bool {
         self.marker.is_none() && self.has_no_entries()
     }
 
-    /// Nothing is left of what was changed in this life of the daemon.
+    /// Whether nothing but the marker remains of the changes in this epoch.
     pub fn has_no_entries(&self) -> bool {
         self.groups.is_empty() && self.members.is_empty() && self.hidden.is_empty()
     }
 
-    /// No name needs translation.
-    pub fn is_plain(&self) -> bool {
-        self.real.is_empty() && self.hidden.is_empty() && self.soon.is_empty()
+    /// Whether no name needs translation.
+    pub fn needs_no_translation(&self) -> bool {
+        self.real.is_empty() && self.hidden.is_empty() && self.expected.is_empty()
     }
 
-    /// The empty group by which this life of the daemon is known.
+    /// The epoch marker, if the daemon has it.
     pub fn marker(&self) -> Option<&str> {
         self.marker.as_deref()
     }
@@ -277,12 +279,12 @@ impl Registry {
         self.next.max(1)
     }
 
-    /// The priority of a group that was added here.
+    /// The priority of an added group. `None` for any other group.
     pub fn added_group(&self, name: &str) -> Option<i64> {
         self.groups.get(name).copied()
     }
 
-    /// The priority of a group that clients know: the one it was added with, or the one in the files.
+    /// The priority of a group that clients know: of the addition, or of the user's files.
     pub fn priority(&self, configured: &[ConfiguredGroup], group: &str) -> i64 {
         let in_files = || {
             let mut groups = configured.iter();
@@ -292,12 +294,12 @@ impl Registry {
         self.added_group(group).unwrap_or_else(in_files)
     }
 
-    /// Names of all groups that were added here.
+    /// The names of all added groups.
     pub fn added_groups(&self) -> impl Iterator<Item = &str> {
         self.groups.keys().map(String::as_str)
     }
 
-    /// All processes that were added, by group and name.
+    /// All members, ordered by group and name.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.shared_members().map(Arc::as_ref)
     }
@@ -306,7 +308,7 @@ impl Registry {
         self.members.values().flat_map(BTreeMap::values)
     }
 
-    /// The processes that were added to `group`.
+    /// The members of `group`, as clients know it.
     pub fn members_of(&self, group: &str) -> impl Iterator<Item = &Member> {
         self.members
             .get(group)
@@ -315,30 +317,33 @@ impl Registry {
             .map(Arc::as_ref)
     }
 
-    /// The process that was added under this name.
+    /// The member of this name, as clients know it.
     pub fn member(&self, group: &str, process: &str) -> Option<&Member> {
         self.members.get(group)?.get(process).map(Arc::as_ref)
     }
 
-    /// The members that this group of the daemon holds.
+    /// The members in this group of the daemon.
     pub fn members_in<'r, 'n>(
         &'r self,
         real: &'n str,
     ) -> impl Iterator<Item = &'r Member> + use<'r, 'n> {
-        let held = self.real.get(real).map(|held| held.group.as_str());
-        let members = self.members.get(held.unwrap_or(real)).into_iter();
+        let real_group = self
+            .real
+            .get(real)
+            .map(|real_group| real_group.group.as_str());
+        let members = self.members.get(real_group.unwrap_or(real)).into_iter();
         members
             .flat_map(BTreeMap::values)
             .map(Arc::as_ref)
             .filter(move |member| member.real == real)
     }
 
-    /// The group that clients know for this real group, which is there, is about to be or was. None
-    /// for a group that bears its own name.
+    /// The group that clients know for a real group, which is present, expected or removed. `None` if
+    /// clients see the group under its own name.
     pub fn owner(&self, real: &str) -> Option<&str> {
-        let there = self.real.get(real).map(|held| &held.group);
-        let owner = there.or_else(|| self.soon.get(real));
-        let owner = owner.or_else(|| self.former(real).map(|former| &former.group));
+        let there = self.real.get(real).map(|real_group| &real_group.group);
+        let owner = there.or_else(|| self.expected.get(real));
+        let owner = owner.or_else(|| self.removed(real).map(|removed| &removed.group));
         owner.map(String::as_str)
     }
 
@@ -348,8 +353,8 @@ impl Registry {
         member.map_or(group, |member| &member.real)
     }
 
-    /// What is seen again of a group of the daemon that is made anew.
-    pub fn uncovered(&self, group: &str) -> Vec<Event> {
+    /// The events that unhide the processes of a group that is removed from the daemon and added again.
+    pub fn unhide_events(&self, group: &str) -> Vec<Event> {
         self.hidden()
             .filter(|(hidden, _, _)| *hidden == group)
             .map(|(group, process, _)| Event::Shown {
@@ -359,17 +364,17 @@ impl Registry {
             .collect()
     }
 
-    /// What is lost when the group `real` is removed from the daemon and added again: members that nobody
-    /// knows how to make, and that its hidden processes are hidden.
-    pub fn lost_if_made_anew(&self, real: &str) -> Vec<Event> {
+    /// The losses when the group `real` is removed from the daemon and added again: members without a known
+    /// definition, and its hidden processes.
+    pub fn losses_if_recreated(&self, real: &str) -> Vec<Event> {
         let members = self.members_in(real);
         let unknown = members.filter(|member| !member.is_reproducible());
-        let mut lost: Vec<Event> = unknown.map(Member::leaving).collect();
-        lost.extend(self.uncovered(real));
+        let mut lost: Vec<Event> = unknown.map(Member::removal).collect();
+        lost.extend(self.unhide_events(real));
         lost
     }
 
-    /// Hidden processes: the daemon's group, process, when it last started.
+    /// All hidden processes: the daemon's group, the process, and its last start.
     pub fn hidden(&self) -> impl Iterator<Item = (&str, &str, i64)> {
         self.hidden.iter().flat_map(|(group, processes)| {
             processes
@@ -378,36 +383,36 @@ impl Registry {
         })
     }
 
-    /// When the hidden process of this real name last started.
+    /// The last start of the hidden process of this real name. `None` if it is not hidden.
     pub fn hidden_start(&self, group: &str, process: &str) -> Option<i64> {
-        let former = || Some(&self.former(group)?.hidden);
+        let removed = || Some(&self.removed(group)?.hidden);
         self.hidden
             .get(group)
-            .or_else(former)?
+            .or_else(removed)?
             .get(process)
             .copied()
     }
 
-    /// Whether clients do not see the process of this real name, of which the daemon says that it is
-    /// in this state and last started then. In a real group it is never seen again; elsewhere it is
-    /// when somebody starts it.
+    /// Whether clients do not see the process of this real name. The daemon reports `state` and its last
+    /// start, `started`. A hidden process in a real group never becomes visible. In another group it does
+    /// when a client starts it.
     pub fn is_hidden(&self, group: &str, process: &str, state: ProcessState, started: i64) -> bool {
         self.hidden_start(group, process).is_some_and(|start| {
             self.owner(group).is_some() || is_still_hidden(start, state, started)
         })
     }
 
-    /// Whether the daemon holds a hidden process anywhere.
+    /// Whether there is any hidden process.
     pub fn hides(&self) -> bool {
         !self.hidden.is_empty()
     }
 
-    /// Whether calls on the whole of `group` need translation.
+    /// Whether bulk calls on `group` need translation.
     pub fn has_placed_or_hidden(&self, group: &str) -> bool {
         self.hidden.contains_key(group) || self.members_of(group).any(Member::is_placed)
     }
 
-    /// Where the process is that clients call `group:process`.
+    /// The location of the process that clients call `group:process`.
     pub fn place(&self, group: &str, process: &str) -> Place<'_> {
         match self.member(group, process) {
             Some(member) if member.is_placed() => Place::Placed(member),
@@ -420,36 +425,39 @@ impl Registry {
     }
 
     fn join(&mut self, member: Arc<Member>) {
-        // Its name may have been another one's.
+        // A member of the same name in another real group is removed first.
         let known = self.member(&member.group, &member.process);
         if known.is_some_and(|known| known.real != member.real) {
             self.leave(&member.group, &member.process);
         }
         if member.is_placed() {
-            let held = self.real.entry(member.real.clone());
-            let held = held.or_insert_with(|| RealGroup {
+            let real_group = self.real.entry(member.real.clone());
+            let real_group = real_group.or_insert_with(|| RealGroup {
                 group: member.group.clone(),
                 members: BTreeSet::new(),
             });
-            held.members.insert(member.process.clone());
+            real_group.members.insert(member.process.clone());
         }
         let processes = self.members.entry(member.group.clone()).or_default();
         processes.insert(member.process.clone(), member);
     }
 
     fn hide(&mut self, group: String, process: String, start: i64) {
-        let held = self.real.contains_key(&group);
+        let real_group = self.real.contains_key(&group);
         self.leave_real(&group, &process);
-        if held && !self.real.contains_key(&group) {
+        if real_group && !self.real.contains_key(&group) {
             return; // it was the last member
         }
         self.hidden.entry(group).or_default().insert(process, start);
     }
 
-    /// The process of this real name leaves, if it is a member.
+    /// Removes the process of this real name, if it is a member.
     fn leave_real(&mut self, real: &str, process: &str) {
-        let held = self.real.get(real).map(|held| held.group.clone());
-        let group = held.unwrap_or_else(|| real.to_owned());
+        let real_group = self
+            .real
+            .get(real)
+            .map(|real_group| real_group.group.clone());
+        let group = real_group.unwrap_or_else(|| real.to_owned());
         let is_there = |member: &Member| member.real == real;
         if self.member(&group, process).is_some_and(is_there) {
             self.leave(&group, process);
@@ -460,12 +468,12 @@ impl Registry {
         let Some(processes) = self.members.get_mut(group) else {
             return;
         };
-        let left = processes.remove(process);
+        let removed_member = processes.remove(process);
         if processes.is_empty() {
             self.members.remove(group);
         }
-        if let Some(member) = left {
-            self.release(&member.real, process);
+        if let Some(member) = removed_member {
+            self.remove_from_real_group(&member.real, process);
         }
     }
 
@@ -479,38 +487,41 @@ impl Registry {
         }
     }
 
-    fn forget_group(&mut self, name: &str) {
+    fn remove_group(&mut self, name: &str) {
         self.groups.remove(name);
         self.hidden.remove(name);
         let members = self.members.remove(name).into_iter().flatten();
         for (process, member) in members {
-            self.release(&member.real, &process);
+            self.remove_from_real_group(&member.real, &process);
         }
     }
 
-    /// A real group goes with its last member, and with it whatever is hidden there.
-    fn release(&mut self, real: &str, process: &str) {
-        let Some(held) = self.real.get_mut(real) else {
+    /// Removes a member from its real group. An empty real group is removed with its hidden processes.
+    fn remove_from_real_group(&mut self, real: &str, process: &str) {
+        let Some(real_group) = self.real.get_mut(real) else {
             return;
         };
-        held.members.remove(process);
-        if !held.members.is_empty() {
+        real_group.members.remove(process);
+        if !real_group.members.is_empty() {
             return;
         }
         if let Some(RealGroup { group, .. }) = self.real.remove(real) {
-            self.former.push_back(Former {
+            self.removed.push_back(RemovedGroup {
                 real: real.to_owned(),
                 group,
                 hidden: self.hidden.remove(real).unwrap_or_default(),
             });
         }
-        if self.former.len() > MAX_FORMER {
-            self.former.pop_front();
+        if self.removed.len() > MAX_REMOVED {
+            self.removed.pop_front();
         }
     }
 
-    fn former(&self, real: &str) -> Option<&Former> {
-        self.former.iter().rev().find(|former| former.real == real)
+    fn removed(&self, real: &str) -> Option<&RemovedGroup> {
+        self.removed
+            .iter()
+            .rev()
+            .find(|removed| removed.real == real)
     }
 }
 
@@ -573,12 +584,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_real_group_goes_with_its_last_member() {
+    fn a_real_group_is_removed_with_its_last_member() {
         let gone = Event::GroupGone {
             name: "web".to_owned(),
         };
         let again = joined("web", "a", "web~000002", 0);
-        // What happens to two processes, who is left where, and what is hidden.
+        // Events for two processes, and the members and hidden processes after them.
         let table: [(&[Event], &[&str], &[&str]); 8] = [
             (&[], &["web~000001:a", "web~000001:b"], &[]),
             (
@@ -598,7 +609,7 @@ pub(crate) mod tests {
                 &["web~000002:a", "web~000001:b"],
                 &["web~000001:a"],
             ),
-            // The name belongs to the one that came later.
+            // The name belongs to the member that was added last.
             (
                 &[hidden("web~000001", "a"), again, hidden("web~000001", "a")],
                 &["web~000002:a", "web~000001:b"],
@@ -610,19 +621,23 @@ pub(crate) mod tests {
             let known = registry(&[&two(), events].concat());
             let there: Vec<String> = known.members().map(Member::real_namespec).collect();
             assert_eq!(there, members, "{events:?}");
-            let covered: Vec<String> = known
+            let hidden_processes: Vec<String> = known
                 .hidden()
                 .map(|(group, process, _)| format!("{group}:{process}"))
                 .collect();
-            assert_eq!(covered, hidden, "{events:?}");
-            assert_eq!(known.is_plain(), members.is_empty(), "{events:?}");
+            assert_eq!(hidden_processes, hidden, "{events:?}");
+            assert_eq!(
+                known.needs_no_translation(),
+                members.is_empty(),
+                "{events:?}"
+            );
             let same = registry(&known.snapshot());
             assert_eq!(same.snapshot(), known.snapshot(), "{events:?}");
         }
     }
 
     #[test]
-    fn replies_may_speak_of_groups_that_come_or_are_gone() {
+    fn owners_of_expected_and_removed_groups_are_known() {
         let mut known = registry(&[]);
         known.expect(&two());
         assert_eq!(known.owner("web~000001"), Some("web"));
@@ -638,7 +653,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_configured_processes_are_seen_again_when_somebody_starts_them() {
+    fn only_configured_processes_become_visible_when_a_client_starts_them() {
         let events = [two(), vec![hidden("web~000001", "a"), hidden("web", "c")]].concat();
         let known = registry(&events);
         use ProcessState::{Running as RUNNING, Stopped as STOPPED};
@@ -658,7 +673,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn names_lead_to_members_and_never_to_what_is_hidden() {
+    fn names_resolve_to_members_and_never_to_hidden_processes() {
         let events = [two(), vec![hidden("web~000001", "a"), hidden("web", "c")]].concat();
         let known = registry(&events);
         assert!(matches!(known.place("web", "a"), Place::Ordinary));

@@ -1,23 +1,23 @@
 //! The names of real groups: `web~000001` holds processes that clients see in `web`.
 
-/// No number of a real group is larger: more are never used, and larger ones are not ours.
+/// The limit for the numbers of real groups. The proxy does not generate larger ones.
 pub const MAX_NUMBER: u64 = 1_000_000_000_000;
 
-/// Digits in the number of a real group: padded, because the daemon sorts its groups by name more
-/// cheaply when they are in order already.
+/// The minimum number of digits in a real group's name. Padded, because the daemon sorts its groups by
+/// name, which is cheaper if they are in order already.
 const NUMBER_WIDTH: usize = 6;
 
-/// The name of a real group that holds processes of `group`.
+/// Returns the name of the real group of `group` with this number.
 pub fn real_name(group: &str, number: u64) -> String {
     format!("{group}~{number:0width$}", width = NUMBER_WIDTH)
 }
 
-/// The group that a real group's name speaks of.
+/// Returns the group, as clients know it, from a real group's name. `None` for any other name.
 pub fn group_of_real_name(real: &str) -> Option<&str> {
     split_real_name(real).map(|(group, _)| group)
 }
 
-/// The number in a real group's name.
+/// Returns the number from a real group's name. `None` for any other name.
 pub fn number_of_real_name(real: &str) -> Option<u64> {
     let number = split_real_name(real)?.1.parse().ok()?;
     (number < MAX_NUMBER).then_some(number)
@@ -25,11 +25,12 @@ pub fn number_of_real_name(real: &str) -> Option<u64> {
 
 fn split_real_name(real: &str) -> Option<(&str, &str)> {
     let (group, number) = real.rsplit_once('~')?;
-    let numbered = number.len() >= NUMBER_WIDTH && number.bytes().all(|byte| byte.is_ascii_digit());
-    (numbered && !group.is_empty()).then_some((group, number))
+    let is_number =
+        number.len() >= NUMBER_WIDTH && number.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && !group.is_empty()).then_some((group, number))
 }
 
-/// Whether a group bears a name that marks an epoch.
+/// Returns whether `name` is the name of an epoch marker, of any proxy.
 pub fn is_marker(name: &str) -> bool {
     let number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit());
     let rest = name.strip_prefix("twiddler~").unwrap_or_default();
@@ -37,7 +38,8 @@ pub fn is_marker(name: &str) -> bool {
         .is_some_and(|(pid, time)| number(pid) && number(time))
 }
 
-/// Whether a group bears a name that only we give.
+/// Returns whether `real` is a name that only twiddler generates: that of a real group, or one with the
+/// prefix `twiddler~`.
 pub fn is_generated(real: &str) -> bool {
     number_of_real_name(real).is_some() || real.starts_with("twiddler~")
 }

@@ -1,16 +1,16 @@
-//! The text of a section, kept beside the member that it is made of: the file of what is kept is written
-//! with every change, and most of it stays as it was.
+//! A cache for the text of a member's section. Every change renders the persist file, and most sections
+//! stay the same.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::program::Scope;
 
-/// What was rendered of a member last. It is no part of what the member is: a copy, which may become
-/// another one, has nothing of it, and two members that differ in this alone are equal.
+/// The last rendered section of a member. It is not part of the member's value: a clone starts empty,
+/// because it may become another member, and any two are equal.
 #[derive(Debug, Default)]
 pub struct Rendered(Mutex<Option<Text>>);
 
-/// A text, and what it was rendered for.
+/// A rendered text and its inputs.
 #[derive(Debug)]
 struct Text {
     section: String,
@@ -20,7 +20,7 @@ struct Text {
 }
 
 impl Rendered {
-    /// The text for these, which `render` makes unless it is there.
+    /// Returns the cached text for these inputs, or calls `render`.
     pub fn text(
         &self,
         section: &str,
@@ -29,10 +29,10 @@ impl Rendered {
         render: impl FnOnce() -> String,
     ) -> Arc<str> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |last: &&Text| {
+        let is_current = |last: &&Text| {
             last.section == section && last.scope == scope && last.proxy.as_deref() == proxy
         };
-        if let Some(last) = last.as_ref().filter(is_it) {
+        if let Some(last) = last.as_ref().filter(is_current) {
             return last.text.clone();
         }
         let text: Arc<str> = render().into();
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_rendered_once_for_the_same_and_anew_for_a_copy() {
+    fn equal_inputs_are_rendered_once_and_a_clone_starts_empty() {
         let rendered = Rendered::default();
         let text = |of: &Rendered, section, scope, proxy, text: &str| {
             of.text(section, scope, proxy, || text.to_owned())

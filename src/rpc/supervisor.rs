@@ -104,7 +104,9 @@ impl Rpc {
                 }
                 // The first change may have been made between the translation and the daemon's answer.
                 match rewrite_of_list(method_kind(name), &call.params) {
-                    Some(rewrite) if !self.twiddler.with_registry(Registry::is_plain) => {
+                    Some(rewrite)
+                        if !self.twiddler.with_registry(Registry::needs_no_translation) =>
+                    {
                         self.rewrite_response(caller, response, &rewrite, epoch, pause)
                             .await
                     }
@@ -391,7 +393,7 @@ fn decide(registry: &Registry, kind: MethodKind, params: &[Value]) -> Translatio
         },
         (MethodKind::Group(action), Some(group)) => one_group(registry, action, group, params),
         (MethodKind::All(action), _) => all_processes(registry, action, params),
-        (MethodKind::Infos, _) if !registry.is_plain() => query(params, Rewrite::Infos),
+        (MethodKind::Infos, _) if !registry.needs_no_translation() => query(params, Rewrite::Infos),
         (MethodKind::Configs, _) if params.is_empty() => query(params, Rewrite::Configs),
         (MethodKind::Reload, _) => query(params, Rewrite::Reload),
         (MethodKind::AddGroup, Some(group)) if registry.added_group(group).is_some() => {
@@ -443,7 +445,7 @@ fn one_group(
 
 fn all_processes(registry: &Registry, action: BulkAction, params: &[Value]) -> Translation {
     match BulkCall::all(action, params) {
-        _ if registry.is_plain() => Translation::Same,
+        _ if registry.needs_no_translation() => Translation::Same,
         // The daemon's order is by real groups, which is not the order of their members for clients.
         Some(bulk) if registry.hides() || action != BulkAction::ClearLogs => {
             Translation::BulkCall(bulk)

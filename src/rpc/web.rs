@@ -61,7 +61,9 @@ impl Rpc {
                 .await;
         }
         let response = self.forward_page(head, payload).await?;
-        if request.page == Page::Status && !self.twiddler.with_registry(Registry::is_plain) {
+        if request.page == Page::Status
+            && !self.twiddler.with_registry(Registry::needs_no_translation)
+        {
             return rewrite(response, |page| {
                 self.twiddler
                     .with_registry(|registry| pages::rewrite_status(registry, page))

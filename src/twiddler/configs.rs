@@ -1,7 +1,7 @@
-//! What `getAllConfigInfo` says of processes that were added.
+//! The `getAllConfigInfo` entries of members.
 //!
-//! The daemon lists what it read last, and what was added is on disk only while it is being added: what
-//! the daemon once said of it is kept.
+//! The daemon lists what it read last, and the sections of an addition are on disk only during the change.
+//! So this module stores the entries that the daemon once listed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,87 +10,87 @@ use crate::daemon::ConfigInfo;
 use crate::registry::{Event, Member, Registry};
 use crate::xmlrpc::Value;
 
-/// Group and process, as clients know them.
+/// A group and a process, as clients know them.
 type Key = (String, String);
 
-/// The daemon's config structs of processes that were added, in the client's names.
+/// The daemon's entries of members, in the names of clients.
 #[derive(Default)]
 pub(super) struct Configs(Mutex<HashMap<Key, Value>>);
 
 impl Configs {
-    /// Forgets what is not so any more.
-    pub(super) fn forget(&self, events: &[Event]) {
-        let mut known = self.known();
+    /// Removes the entries that `events` make invalid.
+    pub(super) fn remove_outdated(&self, events: &[Event]) {
+        let mut entries = self.entries();
         for event in events {
             match event {
                 Event::Joined(member) => {
-                    known.remove(&key(member));
+                    entries.remove(&key(member));
                 }
                 Event::Left { group, process } | Event::Hidden { group, process, .. } => {
-                    known.remove(&(group.clone(), process.clone()));
+                    entries.remove(&(group.clone(), process.clone()));
                 }
-                Event::GroupGone { name } => known.retain(|(group, _), _| group != name),
+                Event::GroupGone { name } => entries.retain(|(group, _), _| group != name),
                 _ => {}
             }
         }
     }
 
-    /// Forgets all.
+    /// Removes all entries.
     pub(super) fn clear(&self) {
-        self.known().clear();
+        self.entries().clear();
     }
 
-    /// Keeps the structs of `list` that are about members of `registry`.
+    /// Stores the entries of `list` that belong to members of `registry`.
     pub(super) fn learn(&self, registry: &Registry, list: &[Value]) {
-        let mut known = self.known();
+        let mut entries = self.entries();
         for config in list {
             if let Some(member) = member(registry, config) {
-                let config = with_own_serverurl(member, config.clone());
-                known.insert(key(member), config);
+                let config = without_proxy_url(member, config.clone());
+                entries.insert(key(member), config);
             }
         }
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Value>> {
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Value>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Completes the daemon's list, whose names are those of clients already: what was added is in
-    /// it, in the daemon's order (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
+    /// Adds the members' entries to the daemon's list, whose names are those of clients already, in the
+    /// daemon's order (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
     pub(super) fn complete(&self, registry: &Registry, list: &mut Vec<Value>) {
         list.retain(|config| member(registry, config).is_none());
-        let known = self.known();
+        let entries = self.entries();
         let members = registry.members();
-        list.extend(members.filter_map(|member| known.get(&key(member)).cloned()));
+        list.extend(members.filter_map(|member| entries.get(&key(member)).cloned()));
         list.sort_by(|one, other| name(one).cmp(name(other)));
     }
 
-    /// Members whose struct is not known and can be learnt.
+    /// The members without an entry whose section can be read again.
     pub(super) fn missing(&self, registry: &Registry) -> Vec<Member> {
-        let known = self.known();
+        let entries = self.entries();
         registry
             .members()
-            .filter(|member| member.program.is_some() && !known.contains_key(&key(member)))
+            .filter(|member| member.program.is_some() && !entries.contains_key(&key(member)))
             .cloned()
             .collect()
     }
 }
 
-/// Leaves the address of the proxy out, which was not among the options that a client sent: the daemon
-/// has then no value, for which it says `none` (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
-fn with_own_serverurl(member: &Member, mut config: Value) -> Value {
-    let is_told = member.is_placed()
+/// Removes the proxy's URL, which was not among the options that the client sent. The daemon lists `none`
+/// for an option without a value (`supervisor/rpcinterface.py`, `getAllConfigInfo`).
+fn without_proxy_url(member: &Member, mut config: Value) -> Value {
+    let calls_proxy = member.is_placed()
         && member
             .program
             .as_ref()
             .is_some_and(|program| !program.sets_serverurl());
-    if is_told && let Some(place) = config.get_mut("serverurl") {
+    if calls_proxy && let Some(place) = config.get_mut("serverurl") {
         *place = Value::from("none");
     }
     config
 }
 
-/// The member that a struct is about.
+/// The member that an entry belongs to.
 fn member<'r>(registry: &'r Registry, config: &Value) -> Option<&'r Member> {
     let config = ConfigInfo::read(config)?;
     registry.member(&config.group, &config.name)

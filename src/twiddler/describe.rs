@@ -1,4 +1,4 @@
-//! Lets the daemon read once more what was added, where its entries of `getAllConfigInfo` are not known.
+//! Lets the daemon read the sections of members again, to list their `getAllConfigInfo` entries.
 
 use std::collections::HashMap;
 
@@ -8,30 +8,31 @@ use crate::program::{self, Scope};
 use crate::registry::Member;
 use crate::xmlrpc::Value;
 
-/// Lets the daemon read the members whose structs are not known. While the user's own files are not
-/// valid it reads nothing, and the list stays as it is.
+/// Lets the daemon read the sections of members without an entry. If the user's own files are invalid, the
+/// daemon reads nothing, and the list stays as it is.
 ///
 /// # Errors
 /// When the daemon does not answer.
 pub(super) async fn describe(engine: &mut Engine) -> Result<(), ChangeError> {
-    let members = engine.look(|registry| engine.configs.missing(registry));
-    // An intent that is open is for recovery alone.
+    let members = engine.with_registry(|registry| engine.configs.missing(registry));
+    // Only recovery may close an open intent.
     if members.is_empty() || !engine.journal.intent().is_empty() {
         return Ok(());
     }
     let configured = engine.configured();
-    let (text, sections) = engine.look(|registry| {
+    let (text, sections) = engine.with_registry(|registry| {
         let priority = |group: &str| registry.priority(&configured, group);
         sections(&members, priority)
     });
     if let (Ok(_), Ok(Value::Array(mut list))) = engine.read_and_list(text).await? {
-        list.retain_mut(|config| give_group(config, &sections));
-        engine.look(|registry| engine.configs.learn(registry, &list));
+        list.retain_mut(|config| restore_group(config, &sections));
+        engine.with_registry(|registry| engine.configs.learn(registry, &list));
     }
     Ok(())
 }
 
-/// One section for each member, under a name that nobody uses, and whose it is.
+/// Renders one section for each member, under an unused name. Returns the text, and the group and priority
+/// of each section.
 fn sections(
     members: &[Member],
     priority: impl Fn(&str) -> i64,
@@ -51,8 +52,9 @@ fn sections(
     (text, owners)
 }
 
-/// Puts the group that clients know into a struct about one of `sections`; others are left out.
-fn give_group(config: &mut Value, sections: &HashMap<String, (String, i64)>) -> bool {
+/// Replaces the group of an entry by the group that clients know. Returns whether the entry belongs to one
+/// of `sections`.
+fn restore_group(config: &mut Value, sections: &HashMap<String, (String, i64)>) -> bool {
     let owner = config
         .get("group")
         .and_then(Value::as_str)

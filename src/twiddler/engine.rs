@@ -1,12 +1,13 @@
-//! What a transaction and recovery stand on: the intent, the generated file, the daemon's calls, the
-//! outcome. The worker alone holds it, by `&mut`.
+//! The worker's state and its basic operations: the intent, the generated file, calls to the daemon, and
+//! the commit. Transactions and recovery use it. Only the worker holds it, by `&mut`.
 //!
 //! Invariants:
-//! 1. A generated file is in place only while an intent is open: a daemon that starts at that moment
-//!    reads it too, and recovery knows what to look for.
-//! 2. A client is told of a change only when it was written to the journal, as far as the disk takes it.
-//! 3. The number of a real group is used once.
-//! 4. Whatever is added brings the marker of its epoch along, if that is not there yet.
+//! 1. A generated file is in place only while an intent is open. A daemon that starts at that moment reads
+//!    the file too, and recovery finds the affected groups in the intent.
+//! 2. A client gets its reply only after the change was written to the journal, as far as the disk allows
+//!    it.
+//! 3. No two real groups get the same number.
+//! 4. The first addition in an epoch adds the epoch marker too.
 //! 5. Only the worker writes the journal, the persist file and the view.
 
 use std::collections::BTreeSet;
@@ -40,57 +41,57 @@ use crate::registry::{DEFAULT_PRIORITY, Event, Registry};
 use crate::registry::{is_marker, real_name};
 use crate::xmlrpc::{Fault, Value};
 
-/// How often the connection by which the epoch is known is made again during a change. One that
-/// idled too long is broken once; a daemon that breaks each is not fit for a change.
-const RETRIES: u32 = 5;
-/// How long the first of them must last. Each later one twice as long.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// How often processes that are to go are looked at until they have stopped.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How long that takes at most. They are told to stop each time, and the next attempt goes on.
+/// The maximum number of reconnections of the liveness connection during a change. The daemon may close an
+/// idle connection once. A daemon that closes every new connection cannot serve a change.
+const MAX_RECONNECTS: u32 = 5;
+/// How long the first new connection must last. The time doubles with each retry.
+const RECONNECT_DELAY: Duration = Duration::from_millis(20);
+/// The interval between two checks whether processes have stopped.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// The time limit for stopping processes. The next attempt continues where this one ended.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
-/// From this many processes on the persist file costs the daemon more than 10 ms a reading.
-const MUCH: usize = 32;
+/// With more processes than this, reading the persist file costs the daemon more than 10 ms.
+const WITHHOLD_THRESHOLD: usize = 32;
 
 /// Everything that the worker owns.
 pub(super) struct Engine {
     pub(super) daemon: Arc<Daemon>,
-    pub(super) link: Arc<Liveness>,
+    pub(super) liveness: Arc<Liveness>,
     pub(super) journal: Journal,
-    /// Nothing where what is added does not outlive the daemon.
+    /// `None` without `--persist`.
     pub(super) persist: Option<PersistFile>,
     pub(super) view: Arc<RwLock<View>>,
     pub(super) configs: Arc<Configs>,
     pub(super) include: Arc<IncludeDir>,
     pub(super) conf_file: PathBuf,
-    /// The group that marks the daemon's epoch. Each proxy gives it another name, so that the marker of
-    /// an earlier epoch is never mistaken.
+    /// The name of the epoch marker. Each proxy uses a name of its own, so that it cannot mistake the
+    /// marker of an earlier epoch for its own.
     pub(super) marker: String,
-    /// What was kept when the proxy started, whatever became of it since.
-    pub(super) kept_before: Option<String>,
-    /// How often what is known was changed.
+    /// The text of the persist file when the proxy started. Later changes do not affect it.
+    pub(super) persist_file_at_start: Option<String>,
+    /// The number of changes to the registry.
     pub(super) changes: u64,
-    /// The persist file was withheld from the daemon since losses were looked for.
+    /// Whether the persist file was withheld from the daemon since the last check for losses.
     pub(super) was_withheld: bool,
-    /// Groups that were added, and hold processes of somebody else's.
-    pub(super) held: BTreeSet<String>,
-    /// How generated files reach the daemon, once that was tried.
+    /// Added groups that contain processes which this proxy did not add.
+    pub(super) foreign_groups: BTreeSet<String>,
+    /// How generated files reach the daemon. `None` until the first file is staged.
     pub(super) delivery: Option<Delivery>,
-    /// Where placed processes call supervisord, once the proxy listens.
+    /// The URL at which placed processes call supervisord. `None` until the proxy listens.
     pub(super) proxy_url: Option<String>,
 }
 
-/// Why the worker stops in the middle. An intent that is open stays so: recovery closes it.
+/// Why the worker stops an operation before its end. An open intent stays open for recovery.
 #[derive(Clone, Debug)]
 pub(super) enum Interrupted {
-    /// The daemon started again, or may have.
+    /// The daemon restarted, or may have restarted.
     Restarted,
-    /// It did not answer.
+    /// The daemon did not answer.
     Unreachable(String),
-    /// It stops or restarts, or answered the whole of a multicall with this fault.
+    /// The daemon is stopping or restarting, or answered the whole multicall with this fault.
     ShuttingDown(Fault),
-    /// It did not take the credentials.
+    /// The daemon rejected the credentials.
     Unauthorized(StatusCode),
 }
 
@@ -118,8 +119,8 @@ impl From<CallError> for Interrupted {
     }
 }
 
-/// Steps that are written down, and not made yet. It is closed by [`Engine::commit`] or
-/// [`Engine::abandon`]; dropped, it stays open in the journal for recovery.
+/// Steps that are in the journal and not yet executed. [`Engine::commit`] or [`Engine::abandon`] closes the
+/// intent. If it is dropped, it stays open in the journal, and recovery closes it.
 #[must_use]
 pub(super) struct Intent {
     pub(super) events: Vec<Event>,
@@ -133,14 +134,14 @@ pub(super) struct StagedRead {
     file: Staged,
 }
 
-/// The same when the daemon has read it, in the epoch that the view describes.
+/// A staged file that the daemon has read, in the epoch that the view describes.
 #[must_use]
 pub(super) struct Reading {
     pub(super) staged: StagedRead,
     pub(super) reloaded: Result<ReloadResult, Fault>,
 }
 
-/// What the daemon answered when it was asked to act, in the epoch that the view describes.
+/// The daemon's results of a script, in the epoch that the view describes.
 #[must_use]
 pub(super) struct Executed {
     intent: Intent,
@@ -148,21 +149,21 @@ pub(super) struct Executed {
 }
 
 impl StagedRead {
-    /// The intent and the file, to act on.
+    /// Returns the intent and the file, for [`Engine::execute`].
     pub(super) fn into_parts(self) -> (Intent, Option<Staged>) {
         (self.intent, Some(self.file))
     }
 
-    /// The intent; the file is taken away.
+    /// Removes the file and returns the intent.
     pub(super) fn into_intent(self) -> Intent {
         self.intent
     }
 }
 
 impl Engine {
-    /// Answers from what is known.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
-        look(&self.read_view().registry)
+    /// Calls `read` with the registry.
+    pub(super) fn with_registry<T>(&self, read: impl FnOnce(&Registry) -> T) -> T {
+        read(&self.read_view().registry)
     }
 
     fn read_view(&self) -> std::sync::RwLockReadGuard<'_, View> {
@@ -185,7 +186,7 @@ impl Engine {
         self.publish(|view| view.status = status);
     }
 
-    /// Whether groups of an earlier proxy were looked for.
+    /// Whether this proxy has adopted the groups of an earlier proxy.
     pub(super) fn has_adopted(&self) -> bool {
         self.read_view().adopted
     }
@@ -194,7 +195,7 @@ impl Engine {
         self.publish(|view| view.adopted = true);
     }
 
-    /// Counts another epoch.
+    /// Begins the next epoch.
     pub(super) fn begin_epoch(&mut self) {
         self.publish(|view| view.epoch = view.epoch.next());
     }
@@ -203,50 +204,50 @@ impl Engine {
         self.persist.is_some()
     }
 
-    /// Says by name what is gone after these, if anything.
-    pub(super) fn say_gone(&self, events: &[Event], cause: Cause) {
-        if let Some(gone) = self.look(|registry| losses::gone(registry, events)) {
-            losses::say(&gone, cause, self.persists());
+    /// Logs the names of the groups and processes that `events` remove, if any.
+    pub(super) fn log_losses(&self, events: &[Event], cause: Cause) {
+        if let Some(names) = self.with_registry(|registry| losses::describe(registry, events)) {
+            losses::log(&names, cause, self.persists());
         }
     }
 
     pub(super) fn needs_marker(&self) -> bool {
-        self.look(|registry| registry.marker().is_none())
+        self.with_registry(|registry| registry.marker().is_none())
     }
 
     pub(super) fn proxy_url(&self) -> Option<&str> {
         self.proxy_url.as_deref()
     }
 
-    /// An empty group that the daemon is to read and nobody adds.
+    /// The name of an empty group that the daemon reads and nobody adds.
     fn trial_name(&self) -> String {
         format!("{}~try", self.marker)
     }
 
-    /// Groups that help to add others.
+    /// The names of the proxy's own groups.
     pub(super) fn own_groups(&self) -> [String; 2] {
         [self.marker.clone(), self.trial_name()]
     }
 
-    /// What the user's files define now. Files that cannot be read define nothing: the daemon says
-    /// what is wrong with them when it reads them itself.
+    /// The groups that the user's files define now. Returns none if the files cannot be read: the daemon
+    /// reports the error when it reads them itself.
     pub(super) fn configured(&self) -> Vec<ConfiguredGroup> {
         conf::configured_groups(&self.conf_file)
     }
 
-    /// Uses up the numbers of real groups below `next`.
+    /// Marks the numbers of real groups below `next` as used.
     pub(super) fn reserve_numbers(&mut self, next: u64) {
         self.publish(|view| view.registry.apply(Event::Next(next)));
     }
 
-    /// A new name for a real group.
+    /// Returns a new name for a real group.
     pub(super) fn take_number(&mut self, group: &str) -> String {
-        let next = self.look(Registry::next);
+        let next = self.with_registry(Registry::next);
         self.reserve_numbers(next + 1);
         real_name(group, next)
     }
 
-    /// Puts queries to the daemon in one round trip.
+    /// Sends queries to the daemon in one round trip.
     pub(super) async fn query(&mut self, queries: Vec<Query>) -> Result<Answers, Interrupted> {
         let results = self.multicall(&queries::calls(&queries)).await?;
         queries::answers(queries, results).map_err(Interrupted::ShuttingDown)
@@ -261,27 +262,27 @@ impl Engine {
         calls: &[Call],
     ) -> Result<Vec<CallResult>, Interrupted> {
         let results = self.daemon.multicall(calls).await;
-        let results = self.heard(results)?;
-        not_shutting_down(results.iter().find_map(|result| result.as_ref().err()))?;
+        let results = self.check_answer(results)?;
+        ensure_not_shutting_down(results.iter().find_map(|result| result.as_ref().err()))?;
         Ok(results)
     }
 
-    /// Lets the daemon read its files, after it has answered `queries`.
+    /// Sends `queries` and then `reloadConfig` to the daemon, in one round trip.
     pub(super) async fn query_and_reload(
         &mut self,
         queries: Vec<Query>,
     ) -> Result<(Answers, Result<ReloadResult, Fault>), Interrupted> {
         let calls = queries::calls(&queries);
         let answer = self.daemon.multicall_and_reload(calls).await;
-        let (results, reloaded) = self.heard(answer)?;
-        not_shutting_down(results.iter().find_map(|result| result.as_ref().err()))?;
-        not_shutting_down(reloaded.as_ref().err())?;
+        let (results, reloaded) = self.check_answer(answer)?;
+        ensure_not_shutting_down(results.iter().find_map(|result| result.as_ref().err()))?;
+        ensure_not_shutting_down(reloaded.as_ref().err())?;
         let answers = queries::answers(queries, results).map_err(Interrupted::ShuttingDown)?;
         Ok((answers, reloaded))
     }
 
-    /// A daemon that went away before it answered may have started again.
-    fn heard<T>(&mut self, answer: Result<T, CallError>) -> Result<T, Interrupted> {
+    /// Sets the status to `Unknown` if the daemon did not answer: it may have restarted.
+    fn check_answer<T>(&mut self, answer: Result<T, CallError>) -> Result<T, Interrupted> {
         answer.map_err(|error| {
             if matches!(error, CallError::Unreachable(_)) {
                 self.set_status(Status::Unknown);
@@ -290,43 +291,44 @@ impl Engine {
         })
     }
 
-    /// Leaves what is open to recovery.
-    fn interrupted(&mut self, interrupted: Interrupted) -> Interrupted {
+    /// Sets the status to `Unknown`, so that recovery closes the open intent.
+    fn set_interrupted(&mut self, interrupted: Interrupted) -> Interrupted {
         self.set_status(Status::Unknown);
         interrupted
     }
 
-    /// Writes down that `events` are about to happen; the marker comes with them where it `marks`.
+    /// Writes `events` to the journal as the open intent. With `adds_marker`, the intent includes the epoch
+    /// marker.
     ///
     /// # Errors
-    /// When the disk does not take it; then they must not happen.
+    /// When the journal cannot be written. The caller must not execute the steps then.
     pub(super) fn intend(
         &mut self,
         events: Vec<Event>,
-        marks: bool,
+        adds_marker: bool,
     ) -> Result<Intent, ChangeError> {
         failpoint::hit("planned");
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         let mut steps = vec![Event::Next(view.registry.next())];
-        if marks {
+        if adds_marker {
             steps.push(Event::Marker(self.marker.clone()));
         }
         steps.extend_from_slice(&events);
-        let begun = self.journal.begin(steps, &view.registry);
-        if begun.is_ok() {
+        let written = self.journal.begin(steps, &view.registry);
+        if written.is_ok() {
             view.registry.expect(&events);
         }
         drop(view);
-        begun.map_err(|error| self.cannot_write(&error))?;
+        written.map_err(|error| self.cannot_write(&error))?;
         failpoint::hit("begun");
         Ok(Intent { events })
     }
 
-    /// Puts `text` in place for the daemon to read.
+    /// Puts a generated file with `text` in place for the daemon to read.
     ///
     /// # Errors
-    /// When the disk does not allow it, or the daemon does not say how it reads: the intent is closed
-    /// then, and nothing has happened.
+    /// When the file cannot be written, or the daemon does not answer. The intent is closed then, and
+    /// nothing has changed.
     pub(super) async fn stage(
         &mut self,
         intent: Intent,
@@ -341,7 +343,7 @@ impl Engine {
         }
     }
 
-    /// Lets the daemon answer `queries` and read what is staged.
+    /// Lets the daemon answer `queries` and read the staged file.
     pub(super) async fn read(
         &mut self,
         staged: StagedRead,
@@ -352,29 +354,31 @@ impl Engine {
         let answer = self.query_and_reload(queries).await;
         drop(withheld);
         failpoint::hit("read");
-        let (answers, reloaded) = answer.map_err(|error| self.interrupted(error))?;
+        let (answers, reloaded) = answer.map_err(|error| self.set_interrupted(error))?;
         self.confirm_epoch().await?;
         Ok((answers, Reading { staged, reloaded }))
     }
 
-    /// Withholds the persist file from the daemon where much is in it: the daemon has all of that, and
-    /// serves nobody while it reads it again. It is there again before anything is changed.
+    /// Withholds the persist file from the daemon if many processes are in it. The daemon already has these
+    /// processes, and serves no other client while it parses them. The file is back before the daemon
+    /// changes anything.
     pub(super) fn withhold(&mut self) -> Option<Withheld> {
-        let is_much = self.look(|registry| registry.members().nth(MUCH).is_some());
-        let withheld = (self.persists() && is_much).then(|| self.include.withhold())??;
+        let has_many =
+            self.with_registry(|registry| registry.members().nth(WITHHOLD_THRESHOLD).is_some());
+        let withheld = (self.persists() && has_many).then(|| self.include.withhold())??;
         self.was_withheld = true;
         failpoint::hit("withheld");
         Some(withheld)
     }
 
-    /// Lets the daemon make these calls while the file is in place, and takes that away.
+    /// Executes `calls` while the file is in place, then removes the file.
     pub(super) async fn execute(
         &mut self,
         (intent, file): (Intent, Option<Staged>),
         calls: &[Call],
     ) -> Result<Executed, Interrupted> {
         let results = self.multicall(calls).await;
-        let results = results.map_err(|error| self.interrupted(error))?;
+        let results = results.map_err(|error| self.set_interrupted(error))?;
         failpoint::hit("answered");
         drop(file);
         failpoint::hit("taken away");
@@ -382,7 +386,8 @@ impl Engine {
         Ok(Executed { intent, results })
     }
 
-    /// Writes down what happened, and keeps it. Clients may be told after this.
+    /// Writes `events` to the journal, the registry and the persist file. The worker may answer clients
+    /// after this.
     pub(super) fn commit(
         &mut self,
         executed: Executed,
@@ -391,7 +396,7 @@ impl Engine {
     ) {
         let Executed { intent, .. } = executed;
         drop(intent);
-        // Nothing else was changed in between, or what was prepared is out of date.
+        // If another change came in between, the prepared file is out of date.
         let prepared = prepared.filter(|prepared| prepared.is_after(self.changes, &events));
         self.close_intent(events);
         failpoint::hit("done");
@@ -399,7 +404,7 @@ impl Engine {
         failpoint::hit("kept");
     }
 
-    /// The same for a part of it, while it is not known what became of the rest.
+    /// Commits the `events` that are certain, and leaves the rest of the intent to recovery.
     pub(super) fn commit_partly(&mut self, executed: Executed, events: Vec<Event>) {
         drop(executed);
         self.note(events);
@@ -407,20 +412,20 @@ impl Engine {
         self.set_status(Status::Unknown);
     }
 
-    /// After a change: an intent that is still open is for recovery to close.
+    /// Sets the status to `Unknown` if an intent is still open after a change, so that recovery closes it.
     pub(super) fn leave_to_recovery(&mut self) {
         if !self.journal.intent().is_empty() {
             self.set_status(Status::Unknown);
         }
     }
 
-    /// Closes an intent of which nothing has happened.
+    /// Closes an intent of which no step was executed.
     pub(super) fn abandon(&mut self, intent: Intent) {
         drop(intent);
         self.close_intent(Vec::new());
     }
 
-    /// Writes down what came of the open intent.
+    /// Closes the open intent with the `events` that happened.
     pub(super) fn close_intent(&mut self, events: Vec<Event>) {
         let events = self.apply_all(events);
         self.publish(|view| view.registry.expect(&[]));
@@ -428,7 +433,7 @@ impl Engine {
         self.journal.close(events, &view.registry);
     }
 
-    /// Writes down what happened beside an intent, if one is open.
+    /// Writes `events` to the journal. An open intent stays open.
     pub(super) fn note(&mut self, events: Vec<Event>) {
         if events.is_empty() {
             return;
@@ -438,10 +443,10 @@ impl Engine {
         self.journal.note(events, &view.registry);
     }
 
-    /// Publishes what happened; hands it over as the journal has it.
+    /// Applies `events` to the published registry. Returns them as the journal records them.
     fn apply_all(&mut self, mut events: Vec<Event>) -> Vec<Event> {
         self.changes += 1;
-        self.configs.forget(&events);
+        self.configs.remove_outdated(&events);
         self.publish(|view| {
             for event in &events {
                 view.registry.apply(event.clone());
@@ -451,7 +456,7 @@ impl Engine {
         events
     }
 
-    /// Replaces all that is known, and forgets the intent.
+    /// Replaces the registry and discards the intent.
     pub(super) fn replace(&mut self, mut registry: Registry) {
         self.changes += 1;
         self.configs.clear();
@@ -460,29 +465,30 @@ impl Engine {
         self.publish(|view| view.registry = registry);
     }
 
-    /// Makes sure that the epoch still is the one that the view describes. Costs a system call while
-    /// the connection by which it is known is there.
+    /// Confirms that the daemon is still in the epoch that the view describes. Costs one system call while
+    /// the liveness connection is unbroken.
     pub(super) async fn confirm_epoch(&mut self) -> Result<(), Interrupted> {
-        if self.link.is_unbroken() {
+        if self.liveness.is_unbroken() {
             return Ok(());
         }
         let confirmed = self.reconnect().await;
-        confirmed.map_err(|error| self.interrupted(error))
+        confirmed.map_err(|error| self.set_interrupted(error))
     }
 
-    /// Makes the connection again. The marker tells whether the daemon goes on.
+    /// Reconnects the liveness connection. The epoch marker shows whether the daemon is still in the same
+    /// epoch.
     async fn reconnect(&mut self) -> Result<(), Interrupted> {
-        let marker = self.look(|registry| registry.marker().map(str::to_owned));
+        let marker = self.with_registry(|registry| registry.marker().map(str::to_owned));
         let marker = marker.ok_or(Interrupted::Restarted)?;
-        for retry in 0..=RETRIES {
+        for retry in 0..=MAX_RECONNECTS {
             self.watch().await?;
             let answers = self.query(vec![Query::Group(marker.clone())]).await?;
             if !answers.is_active(&marker) {
                 return Err(Interrupted::Restarted);
             }
-            // One that is broken at once takes a moment to be so.
-            tokio::time::sleep(RETRY_PAUSE * 2_u32.pow(retry)).await;
-            if self.link.is_unbroken() {
+            // The daemon may close a new connection with a short delay.
+            tokio::time::sleep(RECONNECT_DELAY * 2_u32.pow(retry)).await;
+            if self.liveness.is_unbroken() {
                 return Ok(());
             }
         }
@@ -495,12 +501,13 @@ impl Engine {
     /// Begins to watch the daemon's epoch.
     pub(super) async fn watch(&mut self) -> Result<(), Interrupted> {
         let address = self.daemon.address();
-        self.link.watch(address).await.map_err(|error| {
+        self.liveness.watch(address).await.map_err(|error| {
             Interrupted::Unreachable(format!("supervisord at {address} does not answer: {error}"))
         })
     }
 
-    /// Prepares the persist file for a change, and takes out of it what is to go.
+    /// Prepares the persist file for a change, and removes from it the groups and processes that the change
+    /// removes.
     pub(super) fn prepare_persist_file(
         &mut self,
         events: Vec<Event>,
@@ -518,7 +525,7 @@ impl Engine {
             .map_err(|error| self.cannot_write(&error))
     }
 
-    /// What the text of the persist file follows from now, besides the registry.
+    /// The inputs besides the registry that determine the text of the persist file now.
     fn basis(&self, configured: Vec<ConfiguredGroup>) -> Basis {
         Basis {
             changes: self.changes,
@@ -527,8 +534,7 @@ impl Engine {
         }
     }
 
-    /// Puts the prepared persist file in place. Where that fails, or nothing that was prepared fits, the whole
-    /// file is written.
+    /// Puts the prepared persist file in place. Writes the whole file if that fails or nothing is prepared.
     fn put_persist_file(&mut self, prepared: Option<Prepared>) {
         if let (Some(persist), Some(prepared)) = (&mut self.persist, prepared) {
             match persist.put(prepared) {
@@ -539,18 +545,18 @@ impl Engine {
         self.write_persist_file();
     }
 
-    /// Makes the persist file say what the registry says, if anything is to persist.
+    /// Writes the registry to the persist file, with `--persist`.
     pub(super) fn write_persist_file(&mut self) {
         if !self.persists() {
             return;
         }
-        let registry = self.look(Registry::clone);
+        let registry = self.with_registry(Registry::clone);
         if let Err(error) = self.write_persist_file_of(&registry) {
             tracing::error!(%error, dir = %self.include.path().display(), "what was changed will not outlive supervisord");
         }
     }
 
-    /// The same for a registry that is to be.
+    /// Writes `registry` to the persist file, with `--persist`.
     pub(super) fn write_persist_file_of(&mut self, registry: &Registry) -> io::Result<()> {
         let basis = self.basis(self.configured());
         match &mut self.persist {
@@ -560,26 +566,26 @@ impl Engine {
     }
 
     async fn stage_file(&mut self, text: &str) -> Result<Staged, ChangeError> {
-        let delivery = self.known_delivery().await?;
-        self.stage_by(text, delivery)
+        let delivery = self.delivery().await?;
+        self.stage_with(text, delivery)
     }
 
-    async fn known_delivery(&mut self) -> Result<Delivery, ChangeError> {
+    async fn delivery(&mut self) -> Result<Delivery, ChangeError> {
         let delivery = match self.delivery {
             Some(delivery) => delivery,
-            None => self.try_delivery().await?,
+            None => self.test_delivery().await?,
         };
         self.delivery = Some(delivery);
         Ok(delivery)
     }
 
-    /// Opens an intent for questions, and says how they reach the daemon.
+    /// Opens an intent for probes. Returns it together with the delivery that reaches the daemon.
     ///
     /// # Errors
-    /// When the disk does not take it, or the daemon does not answer.
+    /// When the journal cannot be written, or the daemon does not answer.
     pub(super) async fn open_probe_intent(&mut self) -> Result<(Intent, Delivery), ChangeError> {
         let intent = self.intend(Vec::new(), false)?;
-        match self.known_delivery().await {
+        match self.delivery().await {
             Ok(delivery) => Ok((intent, delivery)),
             Err(error) => {
                 self.abandon(intent);
@@ -588,28 +594,32 @@ impl Engine {
         }
     }
 
-    fn stage_by(&self, text: &str, delivery: Delivery) -> Result<Staged, ChangeError> {
+    fn stage_with(&self, text: &str, delivery: Delivery) -> Result<Staged, ChangeError> {
         debug_assert!(!self.journal.intent().is_empty(), "no intent is open");
         let staged = self.include.stage(text, delivery);
         staged.map_err(|error| self.cannot_write(&error))
     }
 
-    /// Finds out whether the daemon can look through this process, by an empty group that it reads
-    /// and nobody adds.
-    async fn try_delivery(&mut self) -> Result<Delivery, ChangeError> {
+    /// Tests whether the daemon can follow a link through this process. It stages an empty group that
+    /// nobody adds.
+    async fn test_delivery(&mut self) -> Result<Delivery, ChangeError> {
         let group = self.trial_name();
-        let staged = self.stage_by(&empty_group(&group), Delivery::Link)?;
+        let staged = self.stage_with(&empty_group(&group), Delivery::Link)?;
         let reloaded = self.call("supervisor.reloadConfig").await?;
         drop(staged);
         self.warn_of_other_markers(&reloaded);
-        let seen = ReloadResult::read(&reloaded).added.contains(&group);
-        let delivery = if seen { Delivery::Link } else { Delivery::File };
+        let is_link_read = ReloadResult::read(&reloaded).added.contains(&group);
+        let delivery = if is_link_read {
+            Delivery::Link
+        } else {
+            Delivery::File
+        };
         tracing::debug!(?delivery, "tried how generated files reach supervisord");
         Ok(delivery)
     }
 
-    /// Another proxy has marked the daemon's epoch, with another include directory. Whether it still
-    /// runs cannot be told where its lock is not seen.
+    /// Warns if the daemon has the epoch marker of another proxy. That proxy uses another include
+    /// directory, so its lock is not visible, and it may not run any more.
     fn warn_of_other_markers(&self, reloaded: &Value) {
         let others = ReloadResult::removed_groups(reloaded).filter(|name| is_marker(name));
         for marker in others.filter(|name| *name != self.marker) {
@@ -625,8 +635,8 @@ impl Engine {
         ChangeError::Fault(fault(FAILED, text))
     }
 
-    /// The fault for a file that the daemon has not read. It needs no restart: the daemon reads
-    /// `[include]` again whenever it reads its files.
+    /// The fault for a generated file that the daemon did not read. The user need not restart the daemon:
+    /// it reads `[include]` again with each `reloadConfig`.
     pub(super) async fn not_read(&self) -> Fault {
         let dir = self.include.path();
         let text = match self.daemon.other_account().await {
@@ -639,7 +649,7 @@ impl Engine {
         fault(CANT_REREAD, text)
     }
 
-    /// Lets the daemon read `text` and add these groups from it. An intent is open.
+    /// Stages `text` and adds these groups from it. The caller has opened an intent.
     pub(super) async fn add_read(
         &mut self,
         text: &str,
@@ -653,16 +663,16 @@ impl Engine {
         results.next().unwrap_or(Ok(Value::Nil))?;
         for result in results {
             match result {
-                Err(told) if told.code == BAD_NAME => return Err(self.not_read().await.into()),
-                Err(told) if told.code != ALREADY_ADDED => return Err(told.into()),
+                Err(fault) if fault.code == BAD_NAME => return Err(self.not_read().await.into()),
+                Err(fault) if fault.code != ALREADY_ADDED => return Err(fault.into()),
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// Lets the daemon read `text`, adds nothing of it, and lists what it has read: what
-    /// `reloadConfig` and `getAllConfigInfo` answer.
+    /// Lets the daemon read `text` and adds no group from it. Returns the results of `reloadConfig` and
+    /// `getAllConfigInfo`.
     pub(super) async fn read_and_list(
         &mut self,
         text: String,
@@ -674,14 +684,14 @@ impl Engine {
             ("supervisor.getAllConfigInfo", vec![]),
         ];
         let results = self.multicall(&calls).await;
-        let results = results.map_err(|error| self.interrupted(error))?;
+        let results = results.map_err(|error| self.set_interrupted(error))?;
         self.abandon(staged.into_intent());
         let mut results = results.into_iter();
         let mut next = || results.next().unwrap_or(Ok(Value::Nil));
         Ok((next(), next()))
     }
 
-    /// Marks the daemon's epoch.
+    /// Adds the epoch marker to the daemon.
     pub(super) async fn mark(&mut self) -> Result<(), ChangeError> {
         let marker = self.marker.clone();
         let intent = self.intend(Vec::new(), true)?;
@@ -701,13 +711,13 @@ impl Engine {
         }
     }
 
-    /// Marks the daemon's epoch. While the user's files are not valid it cannot be marked, and is taken
-    /// for a new one the next time.
+    /// Adds the epoch marker to the daemon. If the user's files are invalid, the daemon cannot add it, and
+    /// the proxy takes the daemon for a restarted one the next time.
     pub(super) async fn mark_if_possible(&mut self) -> Result<(), ChangeError> {
         match self.mark().await {
-            Err(ChangeError::Fault(told)) if told.code != SHUTDOWN_STATE => {
+            Err(ChangeError::Fault(fault)) if fault.code != SHUTDOWN_STATE => {
                 tracing::warn!(
-                    fault = reason(&told),
+                    fault = reason(&fault),
                     "supervisord's present epoch cannot be marked yet"
                 );
                 Ok(())
@@ -716,11 +726,11 @@ impl Engine {
         }
     }
 
-    /// Removes groups from the daemon, and lets it add some of them as its files have them.
+    /// Stops and removes `groups`, and then adds the groups in `recreate` as the user's files define them.
     pub(super) async fn remove(
         &mut self,
         groups: &BTreeSet<String>,
-        anew: &BTreeSet<String>,
+        recreate: &BTreeSet<String>,
     ) -> Result<(), Interrupted> {
         if groups.is_empty() {
             return Ok(());
@@ -732,51 +742,51 @@ impl Engine {
         self.call("supervisor.reloadConfig").await.ok();
         self.stop_and_remove(groups).await?;
         let add = |name: &String| (ADD, vec![name.as_str().into()]);
-        self.multicall(&anew.iter().map(add).collect::<Vec<_>>())
+        self.multicall(&recreate.iter().map(add).collect::<Vec<_>>())
             .await?;
         Ok(())
     }
 
-    /// Stops groups, all at once, and removes each as soon as it is stopped.
+    /// Stops all groups at once, and removes each one as soon as its processes have stopped.
     ///
     /// # Errors
-    /// When some have not stopped after [`STOP_LIMIT`], or the daemon does not answer.
+    /// When processes have not stopped within [`STOP_LIMIT`], or the daemon does not answer.
     pub(super) async fn stop_and_remove(
         &mut self,
         groups: &BTreeSet<String>,
     ) -> Result<(), Interrupted> {
-        let mut left: Vec<&String> = groups.iter().collect();
+        let mut remaining: Vec<&String> = groups.iter().collect();
         let deadline = Instant::now() + STOP_LIMIT;
-        while !left.is_empty() {
-            // Each time, because the daemon may start again what had exited.
+        while !remaining.is_empty() {
+            // Stopped in each round, because the daemon may restart processes that had exited.
             let answers = self.query(vec![Query::AllProcesses]).await?;
             let processes = answers.processes.values();
-            self.stop(processes.filter(|info| left.contains(&&info.group)))
+            self.stop(processes.filter(|info| remaining.contains(&&info.group)))
                 .await?;
-            let calls: Vec<Call> = left
+            let calls: Vec<Call> = remaining
                 .iter()
                 .map(|name| (REMOVE, vec![name.as_str().into()]))
                 .collect();
             let mut results = self.multicall(&calls).await?.into_iter();
-            left.retain(
-                |_| matches!(results.next(), Some(Err(told)) if told.code == STILL_RUNNING),
+            remaining.retain(
+                |_| matches!(results.next(), Some(Err(fault)) if fault.code == STILL_RUNNING),
             );
-            if left.is_empty() {
+            if remaining.is_empty() {
                 break;
             }
             if Instant::now() >= deadline {
-                let left: Vec<&str> = left.into_iter().map(String::as_str).collect();
+                let names: Vec<&str> = remaining.into_iter().map(String::as_str).collect();
                 return Err(Interrupted::Unreachable(format!(
                     "supervisord has not stopped {} in {STOP_LIMIT:?}: stop their processes",
-                    left.join(", ")
+                    names.join(", ")
                 )));
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(STOP_CHECK_INTERVAL).await;
         }
         Ok(())
     }
 
-    /// Tells processes to stop, and waits for none of them.
+    /// Sends a stop request for each running process, and does not wait until they have stopped.
     pub(super) async fn stop(
         &mut self,
         processes: impl Iterator<Item = &ProcessInfo>,
@@ -795,15 +805,17 @@ impl Engine {
     }
 }
 
-/// The section of an empty group that helps to add others.
+/// The section of an empty group of the proxy's own.
 pub(super) fn empty_group(name: &str) -> String {
     program::render_group(name, DEFAULT_PRIORITY, &[])
 }
 
-/// Stops where the daemon says that it stops or restarts.
-fn not_shutting_down(told: Option<&Fault>) -> Result<(), Interrupted> {
-    match told {
-        Some(told) if told.code == SHUTDOWN_STATE => Err(Interrupted::ShuttingDown(told.clone())),
+/// Fails if the daemon answers that it is stopping or restarting.
+fn ensure_not_shutting_down(fault: Option<&Fault>) -> Result<(), Interrupted> {
+    match fault {
+        Some(fault) if fault.code == SHUTDOWN_STATE => {
+            Err(Interrupted::ShuttingDown(fault.clone()))
+        }
         _ => Ok(()),
     }
 }

@@ -1,8 +1,9 @@
-//! The `twiddler` namespace: what was changed at run time, and how it is changed.
+//! The `twiddler` namespace: changes of groups and programs at run time.
 //!
-//! One worker owns the daemon's epoch, the journal, the generated file and the registry. Everybody
-//! else reads the view that it publishes, or sends it a job. Knows nothing of HTTP. Imports run one
-//! way: here, `worker`, `transaction` and `recovery`, `engine`, what does I/O, `model`.
+//! One worker owns the daemon's epoch, the journal, the generated file and the registry. All other code
+//! reads the view that the worker publishes, or sends it a job. This module knows nothing of HTTP. Imports
+//! run one way: this file, `worker`, `transaction` and `recovery`, `engine`, the modules that do I/O,
+//! `model`.
 
 mod configs;
 mod describe;
@@ -44,14 +45,14 @@ use ownership::{Ownership, ensure_alone};
 use queries::query;
 use worker::{ChangeJob, Job, Worker};
 
-/// What [`Twiddler::open`] would find in an include directory.
+/// The state of an include directory, as [`Twiddler::open`] would find it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DirState {
-    /// The proxy that uses it now.
+    /// The proxy that uses the directory now, if any.
     pub holder: Option<Holder>,
-    /// So many programs are kept for the daemon's next start.
+    /// The number of programs in the persist file. `None` if there is no persist file.
     pub persisted_programs: Option<usize>,
-    /// Something is in the place of the persist file that no proxy has written.
+    /// Whether the file in the place of the persist file was written by something other than twiddler.
     pub persist_file_is_foreign: bool,
     /// The groups that were added.
     pub groups: Vec<String>,
@@ -59,22 +60,23 @@ pub struct DirState {
     pub members: Vec<(String, String)>,
 }
 
-/// Looks at the lock, the journal and the persist file as [`Twiddler::open`] does, and changes nothing.
+/// Reads the lock, the journal and the persist file of the directory, and changes nothing.
 ///
 /// # Errors
-/// The sentence with which [`Twiddler::open`] would refuse, unless a proxy in the same directory is
-/// why.
+/// The error that [`Twiddler::open`] would return. A proxy that uses the directory is not an error: see
+/// [`DirState::holder`].
 pub fn inspect(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<DirState> {
     let holder = include.holder()?;
     if holder.is_none() {
         ensure_alone(&include, conf_file)?;
     }
-    let kept = include.read_persist_file()?;
+    let persist_file = include.read_persist_file()?;
     let (_, registry) = Journal::open(include)?;
     Ok(DirState {
         holder,
-        persisted_programs: kept.as_deref().map(persist::programs_in),
-        persist_file_is_foreign: kept.is_some_and(|text| !persist::is_ours(&text)),
+        persisted_programs: persist_file.as_deref().map(persist::programs_in),
+        persist_file_is_foreign: persist_file
+            .is_some_and(|text| !persist::is_written_by_twiddler(&text)),
         groups: registry.added_groups().map(str::to_owned).collect(),
         members: registry
             .members()
@@ -83,30 +85,30 @@ pub fn inspect(include: Arc<IncludeDir>, conf_file: &Path) -> std::io::Result<Di
     })
 }
 
-/// The way to the worker, and what it publishes.
+/// The handle for the rest of the program: it sends jobs to the worker and reads the view.
 pub struct Twiddler {
     daemon: Arc<Daemon>,
     conf_file: PathBuf,
     view: Arc<RwLock<View>>,
-    link: Arc<Liveness>,
-    /// What `getAllConfigInfo` said of processes that were added.
+    liveness: Arc<Liveness>,
+    /// The `getAllConfigInfo` entries of members.
     configs: Arc<Configs>,
-    /// Not bounded: each connection waits for its own changes, and connections are bounded.
+    /// Unbounded: each connection waits for its own changes, and the number of connections is bounded.
     jobs: mpsc::UnboundedSender<Job>,
-    /// Wakes the worker: a reply speaks against what is known.
-    doubts: Arc<Notify>,
+    /// Wakes the worker for a check for losses, because a reply contradicts the registry.
+    loss_check: Arc<Notify>,
     include: Arc<IncludeDir>,
-    /// Keeps a second proxy from the same include directory.
+    /// Keeps a second proxy out of the include directory.
     lock: Arc<Mutex<DirLock>>,
-    /// Why another proxy has this one's ownership.
+    /// The reason why another proxy holds the lock. `None` while this proxy holds it.
     lock_lost: watch::Receiver<Option<String>>,
     persists: bool,
 }
 
 impl Twiddler {
-    /// Takes up what the journal in the include directory says, sweeps away files that a proxy that
-    /// died has left there, and starts the worker on the current runtime. What is added outlives
-    /// the daemon if it `persists`; otherwise nothing does, also of what was kept before.
+    /// Reads the journal in the include directory, removes files that a killed proxy left there, and starts
+    /// the worker on the current runtime. If it `persists`, additions outlive the daemon. Otherwise an
+    /// existing persist file is put aside.
     ///
     /// # Errors
     /// When the include directory cannot be used, or another proxy uses it
@@ -125,29 +127,29 @@ impl Twiddler {
                 "put back what is kept: an earlier proxy died in the middle of a change"
             );
         }
-        let kept_before = include.read_persist_file()?;
+        let persist_file_at_start = include.read_persist_file()?;
         let (mut journal, registry) = Journal::open(include.clone())?;
         journal.tidy(&registry);
         if persists {
             let configured = conf::configured_groups(&conf_file);
             persist::restore_aside(&include, &registry, &configured);
         } else {
-            persist::set_aside(&include, kept_before.as_deref())?
+            persist::set_aside(&include, persist_file_at_start.as_deref())?
         }
-        // What was put aside may be kept again.
-        let kept_before = match kept_before {
+        // The file that was aside may be the persist file again.
+        let persist_file_at_start = match persist_file_at_start {
             None => include.read_persist_file()?,
-            kept => kept,
+            text => text,
         };
         for path in include.sweep()? {
-            tracing::warn!(path = %path.display(), "took away a generated file that an earlier proxy left");
+            tracing::warn!(path = %path.display(), "removed a generated file that an earlier proxy left");
         }
-        if let Some(known) = losses::gone(&registry, &losses::everything(&registry)) {
-            tracing::info!("known from before: {known}");
+        if let Some(names) = losses::describe(&registry, &losses::removal_of_all(&registry)) {
+            tracing::info!("known from before: {names}");
         }
         let (jobs, waiting) = mpsc::unbounded_channel();
         let lock = Arc::new(Mutex::new(lock));
-        let (lost, lock_lost) = watch::channel(None);
+        let (loss, lock_lost) = watch::channel(None);
         let marker = registry.marker().map_or_else(fresh_marker, str::to_owned);
         let twiddler = Arc::new(Twiddler {
             daemon: daemon.clone(),
@@ -156,10 +158,10 @@ impl Twiddler {
                 registry,
                 ..View::default()
             })),
-            link: Arc::default(),
+            liveness: Arc::default(),
             configs: Arc::default(),
             jobs,
-            doubts: Arc::default(),
+            loss_check: Arc::default(),
             include: include.clone(),
             lock: lock.clone(),
             lock_lost,
@@ -167,7 +169,7 @@ impl Twiddler {
         });
         let engine = Engine {
             daemon,
-            link: twiddler.link.clone(),
+            liveness: twiddler.liveness.clone(),
             journal,
             persist: persists.then(|| PersistFile::new(include.clone())),
             view: twiddler.view.clone(),
@@ -175,29 +177,29 @@ impl Twiddler {
             include,
             conf_file,
             marker,
-            kept_before,
+            persist_file_at_start,
             changes: 0,
             was_withheld: false,
-            held: BTreeSet::new(),
+            foreign_groups: BTreeSet::new(),
             delivery: None,
             proxy_url: None,
         };
-        let ownership = Ownership { lock, lost };
-        let worker = Worker::new(engine, waiting, twiddler.doubts.clone(), ownership);
+        let ownership = Ownership { lock, loss };
+        let worker = Worker::new(engine, waiting, twiddler.loss_check.clone(), ownership);
         tokio::spawn(worker.run());
         Ok(twiddler)
     }
 
-    /// Takes note of where the proxy listens, says that to a second proxy, and begins to watch the
-    /// daemon's epoch. Placed processes are told to call supervisord at `proxy_url`, if there is one.
+    /// Stores where the proxy listens: the lock file shows `addresses` to a second proxy, and placed
+    /// processes call supervisord at `proxy_url`, if there is one. Starts watching the daemon's epoch.
     pub fn listens_on(&self, addresses: &str, proxy_url: Option<String>) {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         lock.describe(addresses);
         self.send(Job::Listen(proxy_url));
     }
 
-    /// Done when another proxy has taken this one's place, because somebody removed the lock: why this
-    /// one has to end. It changes nothing any more.
+    /// Completes when another proxy holds the lock, because somebody removed its file. Returns the reason,
+    /// with which this proxy must end. The worker has stopped by then.
     pub async fn lock_lost(&self) -> String {
         let mut lock_lost = self.lock_lost.clone();
         match lock_lost.wait_for(Option::is_some).await {
@@ -206,9 +208,8 @@ impl Twiddler {
         }
     }
 
-    /// Carries out `changes` in order, together as far as they do not concern each other; one
-    /// outcome for each. They are carried out even if nobody waits for the answer any more.
-    /// The log says what each came to, and of whom `record` speaks.
+    /// Carries out `changes` in order, and independent ones as one batch. Returns one outcome for each.
+    /// They are carried out even if the caller is dropped. `record` names the caller in the log.
     pub async fn change(
         &self,
         changes: Vec<Change>,
@@ -234,36 +235,38 @@ impl Twiddler {
         outcomes
     }
 
-    /// Waits until no change is under way, as long as `patience` lasts, and takes generated files
-    /// away. What became of a change that takes longer is found out at the next start.
+    /// Waits at most `patience` for the running change, and removes generated files. If the change takes
+    /// longer, recovery at the next start determines its outcome.
     pub async fn shut_down(&self, patience: Duration) {
-        let stopped = self.ask(Job::Stop);
+        let stopped = self.request(Job::Stop);
         if tokio::time::timeout(patience, stopped).await.is_err() {
-            tracing::warn!("supervisord has not answered to a change: left it to itself");
+            tracing::warn!(
+                "supervisord has not answered to a change: its outcome is determined at the next start"
+            );
         }
         if let Err(error) = self.include.sweep() {
-            tracing::error!(%error, "generated files cannot be taken away");
+            tracing::error!(%error, "generated files cannot be removed");
         }
     }
 
-    /// Keeps changes off until the guard is dropped: whoever lets the daemon read its files meanwhile
-    /// meets none of ours, and learns of nothing that is about to be noted down. Nothing else may be
-    /// asked of the worker while the guard is held, which waits for it; none where it has ended.
+    /// Holds off changes until the guard is dropped, so that a client's `reloadConfig` reads no generated
+    /// file and lists no addition that is not in the registry yet. The holder must not send the worker
+    /// another job, which would wait for the guard. Returns `None` if the worker has ended.
     pub async fn pause_reloads(&self) -> Option<ReloadPause> {
-        self.ask(Job::PauseReloads).await
+        self.request(Job::PauseReloads).await
     }
 
-    /// Keeps changes off as [`Twiddler::pause_reloads`] does, and lets questions be put.
+    /// Holds off changes as [`Twiddler::pause_reloads`] does, and lets the caller send probes.
     ///
     /// # Errors
     /// When the daemon does not answer, or the include directory cannot be written.
     pub async fn pause_for_probes(&self) -> Result<ProbePause, ChangeError> {
-        let pause = self.ask(Job::PauseForProbes).await;
+        let pause = self.request(Job::PauseForProbes).await;
         pause.unwrap_or_else(|| Err(shutting_down()))
     }
 
-    /// Lets the daemon read its files, and carries out `calls` while that is what it has read last. The
-    /// caller keeps changes off.
+    /// Sends `reloadConfig` and then `calls` to the daemon, in one multicall. Returns all results, that of
+    /// `reloadConfig` first. The caller must hold off changes.
     ///
     /// # Errors
     /// When the daemon does not answer.
@@ -276,7 +279,8 @@ impl Twiddler {
         self.call_all(&all).await
     }
 
-    /// Carries out `calls` as the proxy itself.
+    /// Sends `calls` to the daemon in one multicall, with the proxy's own credentials. Returns one result
+    /// for each call.
     ///
     /// # Errors
     /// When the daemon does not answer.
@@ -287,8 +291,8 @@ impl Twiddler {
         Ok(self.daemon.multicall(calls).await?)
     }
 
-    /// Takes note that members of this epoch are made from something else that means the same, and
-    /// that groups which were added are from now on the files'.
+    /// Records that `members` of this `epoch` have an equivalent definition from now on, and that the
+    /// user's files define the added `groups` from now on.
     pub async fn redefine(&self, epoch: Epoch, groups: &[String], members: Vec<Member>) {
         let mut events: Vec<Event> = Vec::new();
         for name in groups {
@@ -301,23 +305,23 @@ impl Twiddler {
         }
         let members = members.into_iter();
         events.extend(members.map(|member| Event::Joined(Arc::new(member))));
-        // A change of somebody else's may have been cut short: nothing is noted before that is known.
+        // Another client's change may have been interrupted. Recovery must come before the note.
         let _current = self.current().await;
-        let _ = self.ask(|done| Job::Note(epoch, events, done)).await;
+        let _ = self.request(|done| Job::Note(epoch, events, done)).await;
         self.rewrite_persist_file().await;
     }
 
-    /// Writes the persist file again: the files may define by now what is in it.
+    /// Writes the persist file again, without the processes that the user's files define by now.
     pub async fn rewrite_persist_file(&self) {
-        let _ = self.ask(Job::Persist).await;
+        let _ = self.request(Job::Persist).await;
     }
 
-    /// Whether what is added outlives the daemon.
+    /// Whether additions outlive the daemon (`--persist`).
     pub fn persists(&self) -> bool {
         self.persists
     }
 
-    /// The include directory, for files of the proxy's own.
+    /// The include directory.
     pub fn include_dir(&self) -> &Arc<IncludeDir> {
         &self.include
     }
@@ -332,44 +336,43 @@ impl Twiddler {
         &self.daemon
     }
 
-    /// Answers from what is known; `look` must not wait for anything.
-    pub fn with_registry<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
-        look(&self.view().registry)
+    /// Calls `read` with the registry. `read` must not block.
+    pub fn with_registry<T>(&self, read: impl FnOnce(&Registry) -> T) -> T {
+        read(&self.view().registry)
     }
 
-    /// Makes sure that what is known is about the daemon's present epoch, and forgets it otherwise.
-    /// Costs a system call while the daemon stays up.
+    /// Makes sure that the view describes the daemon's present epoch, and returns that epoch. Costs one
+    /// system call while the daemon stays up.
     ///
     /// # Errors
-    /// When the daemon is away or shuts down.
+    /// When the daemon does not answer or shuts down.
     pub async fn current(&self) -> Result<Epoch, ChangeError> {
         if !self.is_current() {
-            let recovered = self.ask(Job::Recover).await;
+            let recovered = self.request(Job::Recover).await;
             recovered.unwrap_or_else(|| Err(shutting_down()))?;
         }
         Ok(self.epoch())
     }
 
-    /// Whether what is known is about the daemon's present epoch. Waits for nobody.
+    /// Whether the view describes the daemon's present epoch. Does not block.
     fn is_current(&self) -> bool {
-        self.view().status != Status::Unknown && self.link.is_unbroken()
+        self.view().status != Status::Unknown && self.liveness.is_unbroken()
     }
 
-    /// Whether the daemon has not started again since this epoch, as far as that can be told without
-    /// the worker.
+    /// Whether the daemon is still in this epoch, as far as the liveness connection shows it.
     pub fn is_current_epoch(&self, epoch: Epoch) -> bool {
         self.is_current() && self.epoch() == epoch
     }
 
-    /// The epoch that is known.
+    /// The epoch that the view describes.
     pub fn epoch(&self) -> Epoch {
         self.view().epoch
     }
 
-    /// Makes sure that the daemon has not started again since this epoch.
+    /// Makes sure that the daemon is still in this epoch.
     ///
     /// # Errors
-    /// When it has, or is away.
+    /// When the daemon restarted, or does not answer.
     pub async fn ensure_epoch(&self, epoch: Epoch) -> Result<(), ChangeError> {
         if self.current().await? == epoch {
             Ok(())
@@ -378,14 +381,14 @@ impl Twiddler {
         }
     }
 
-    /// Takes note that hidden processes are to be seen again, according to what the daemon said in
-    /// this epoch.
+    /// Makes hidden processes visible again, because the daemon reported in this epoch that they were
+    /// started.
     pub async fn unhide(
         &self,
         epoch: Epoch,
         processes: impl IntoIterator<Item = (String, String)>,
     ) {
-        // In real groups they never are.
+        // A hidden process in a real group never becomes visible.
         let is_real = |group: &str| self.with_registry(|registry| registry.owner(group).is_some());
         let events: Vec<Event> = processes
             .into_iter()
@@ -393,17 +396,17 @@ impl Twiddler {
             .map(|(group, process)| Event::Shown { group, process })
             .collect();
         if !events.is_empty() {
-            let _ = self.ask(|done| Job::Note(epoch, events, done)).await;
+            let _ = self.request(|done| Job::Note(epoch, events, done)).await;
         }
     }
 
-    /// Has the daemon looked at soon, because a reply speaks against what is known.
+    /// Makes the worker check for losses soon, because a reply contradicts the registry.
     pub fn check_for_losses_soon(&self) {
-        self.doubts.notify_one();
+        self.loss_check.notify_one();
     }
 
-    /// The names of all active groups: those with processes, and empty ones that were added here or
-    /// that the user's files define.
+    /// The names of all active groups, as clients know them: groups with processes, and empty groups that
+    /// were added or that the user's files define.
     ///
     /// # Errors
     /// When the daemon does not answer.
@@ -418,17 +421,17 @@ impl Twiddler {
         queries.extend(candidates.into_iter().map(Query::Group));
         let answers = query(&self.daemon, queries).await?;
         Ok(self.with_registry(|registry| {
-            if reconcile::lacks(registry, &answers) {
+            if reconcile::has_losses(registry, &answers) {
                 self.check_for_losses_soon();
             }
             visible_groups(registry, &answers)
         }))
     }
 
-    /// Makes sure that there is a group of this name for clients.
+    /// Makes sure that clients see a group of this name.
     ///
     /// # Errors
-    /// That there is none, or why the daemon cannot tell.
+    /// When there is no such group, or the daemon does not answer.
     pub async fn require_group(&self, group: &str) -> Result<(), ChangeError> {
         self.current().await?;
         let answers = query(&self.daemon, vec![Query::Group(group.to_owned())]).await?;
@@ -444,38 +447,38 @@ impl Twiddler {
         }
     }
 
-    /// Completes the daemon's list of configurations, whose names are those of clients already.
+    /// Adds the members to the daemon's `getAllConfigInfo` list, whose names are those of clients already.
     ///
     /// # Errors
-    /// When the daemon has to be asked and does not answer.
+    /// When the daemon does not answer.
     pub async fn complete_configs(&self, list: &mut Vec<Value>) -> Result<(), ChangeError> {
         self.with_registry(|registry| self.configs.learn(registry, list));
         if !self.with_registry(|registry| self.configs.missing(registry).is_empty()) {
-            let described = self.ask(Job::DescribeMembers).await;
+            let described = self.request(Job::DescribeMembers).await;
             described.unwrap_or_else(|| Err(shutting_down()))?;
         }
         self.with_registry(|registry| self.configs.complete(registry, list));
         Ok(())
     }
 
-    /// Whether nothing was changed, so that no name can need translation.
+    /// Whether there are no changes, so that no name needs translation.
     pub fn has_no_changes(&self) -> bool {
         let view = self.view();
-        view.adopted && view.registry.is_empty() && view.registry.is_plain()
+        view.adopted && view.registry.is_empty() && view.registry.needs_no_translation()
     }
 
-    /// What the user's files define now. Files that cannot be read define nothing: the daemon says
-    /// what is wrong with them when it reads them itself.
+    /// The groups that the user's files define now. Returns none if the files cannot be read: the daemon
+    /// reports the error when it reads them itself.
     pub fn configured_groups(&self) -> Vec<ConfiguredGroup> {
         conf::configured_groups(&self.conf_file)
     }
 
-    /// Whether these groups, which the user's files define, have something that was added.
+    /// Whether the user's `configured` groups define a group or process that was added.
     pub fn defines_added(&self, configured: &[ConfiguredGroup]) -> bool {
         self.with_registry(|registry| !without_defined(registry, configured).1.is_empty())
     }
 
-    /// Says which names are in use twice: by what was added, and by the user's files.
+    /// Warns about names that are in use twice: added, and in the user's files.
     pub fn warn_of_clashes(&self) {
         let configured = self.configured_groups();
         self.with_registry(|registry| losses::warn_of_clashes(registry, &configured));
@@ -485,15 +488,15 @@ impl Twiddler {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends the worker a job and waits for its answer; none where it has ended.
-    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Option<T> {
+    /// Sends the worker a job and waits for its answer. Returns `None` if the worker has ended.
+    async fn request<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Option<T> {
         let (answer, waiting) = oneshot::channel();
         self.send(job(answer));
         waiting.await.ok()
     }
 
     fn send(&self, job: Job) {
-        // A worker that has ended drops the job, and with it the sender of its answer.
+        // A worker that has ended drops the job with the sender of its answer.
         let _ = self.jobs.send(job);
     }
 }
@@ -502,7 +505,7 @@ fn shutting_down() -> ChangeError {
     ChangeError::Unreachable("the proxy is shutting down".to_owned())
 }
 
-/// A name of its own for each proxy.
+/// Returns a marker name that is unique to this proxy.
 fn fresh_marker() -> String {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -517,10 +520,10 @@ fn visible_groups(registry: &Registry, answers: &Answers) -> Vec<String> {
         .filter(|(_, active)| **active)
         .map(|(name, _)| name.clone())
         .collect();
-    names.extend(answers.processes.values().map(|found| {
+    names.extend(answers.processes.values().map(|info| {
         registry
-            .owner(&found.group)
-            .unwrap_or(&found.group)
+            .owner(&info.group)
+            .unwrap_or(&info.group)
             .to_owned()
     }));
     let mut names: Vec<String> = names.into_iter().collect();

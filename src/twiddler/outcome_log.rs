@@ -1,43 +1,47 @@
-//! What each change came to, in the proxy's own log.
+//! The outcome of each change, in the proxy's log.
 
 use super::model::change::{Change, ChangeError, Outcome};
 use crate::audit::{Record, log_text, reason};
 use crate::registry::losses::listed;
 
-/// Says what a change came to, and whose it was. Never with a value.
+/// Logs the outcome of a change and its caller. Logs no option values.
 pub(super) fn log_outcome(change: &Change, record: &Record, outcome: &Outcome) {
-    let (done, undone, subject) = in_words(change);
+    let (past, infinitive, subject) = words(change);
     let (user, ms) = (record.user(), record.millis());
     let peer = record.peer();
     match outcome {
         Ok(()) => {
-            tracing::info!(%peer, user, ms, "{done} {subject}");
+            tracing::info!(%peer, user, ms, "{past} {subject}");
             warn_of_misspelt(change, &subject);
         }
-        // The caller is asked for credentials, and tries again.
-        Err(ChangeError::Status(status)) => tracing::debug!(%peer, %status, "{undone} {subject}"),
+        // The reply asks the caller for credentials, and the caller tries again.
+        Err(ChangeError::Status(status)) => {
+            tracing::debug!(%peer, %status, "{infinitive} {subject}")
+        }
         Err(ChangeError::Unreachable(reason)) => {
-            tracing::warn!(%peer, user, ms, "could not {undone} {subject}: {reason}");
+            tracing::warn!(%peer, user, ms, "could not {infinitive} {subject}: {reason}");
         }
         Err(error) => {
             let reason = error.fault().as_ref().map(reason).unwrap_or_default();
-            tracing::info!(%peer, user, ms, "did not {undone} {subject}: {reason}");
+            tracing::info!(%peer, user, ms, "did not {infinitive} {subject}: {reason}");
         }
     }
 }
 
-/// Names options that supervisord takes and ignores. Never with a value.
+/// Warns about options that supervisord accepts and ignores. Logs no option values.
 fn warn_of_misspelt(change: &Change, subject: &str) {
     if let Change::AddProgram(program) = change {
-        for (option, meant) in program.misspelt_options() {
+        for (option, suggestion) in program.misspelt_options() {
             let option = log_text(option);
-            tracing::warn!("{subject}: supervisord ignores the option {option}; write {meant}");
+            tracing::warn!(
+                "{subject}: supervisord ignores the option {option}; write {suggestion}"
+            );
         }
     }
 }
 
-/// What was done, what was not, and to what.
-fn in_words(change: &Change) -> (&'static str, &'static str, String) {
+/// The verb for a success, the verb for a failure, and the object.
+fn words(change: &Change) -> (&'static str, &'static str, String) {
     let member = |group: &str, name: &str| format!("{}:{}", log_text(group), log_text(name));
     match change {
         Change::AddGroup { name, .. } => {

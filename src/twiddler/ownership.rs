@@ -1,4 +1,4 @@
-//! The ownership in front of the daemon, which one proxy has at a time.
+//! The lock on the include directory, which one proxy holds at a time.
 
 use std::io;
 use std::path::Path;
@@ -10,31 +10,31 @@ use super::engine::Engine;
 use crate::daemon::conf;
 use crate::include_dir::{DirLock, IncludeDir};
 
-/// What shows that the ownership is this proxy's.
+/// The lock, and the channel on which its loss is announced.
 pub(super) struct Ownership {
     pub(super) lock: Arc<Mutex<DirLock>>,
-    /// Is told why it is another one's by now.
-    pub(super) lost: watch::Sender<Option<String>>,
+    /// Receives the reason when another proxy holds the lock.
+    pub(super) loss: watch::Sender<Option<String>>,
 }
 
 impl Ownership {
-    /// Whether it is still this proxy's. A lock that somebody has removed is made again, unless
-    /// another proxy has come meanwhile.
-    pub(super) fn is_ours(&self, engine: &Engine) -> bool {
-        match self.hold(engine) {
+    /// Returns whether this proxy holds the lock. If somebody removed the lock file, it is created again,
+    /// unless another proxy has taken the lock.
+    pub(super) fn ensure(&self, engine: &Engine) -> bool {
+        match self.retake(engine) {
             Ok(()) => true,
             Err(error) => {
                 let why =
                     format!("somebody removed the lock of this twiddler, which ends: {error}");
-                self.lost.send_replace(Some(why));
+                self.loss.send_replace(Some(why));
                 false
             }
         }
     }
 
-    fn hold(&self, engine: &Engine) -> io::Result<()> {
+    fn retake(&self, engine: &Engine) -> io::Result<()> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if lock.hold()? {
+        if lock.retake()? {
             ensure_alone(&engine.include, &engine.conf_file)?;
             let dir = engine.include.path().display();
             tracing::warn!("somebody removed the lock in {dir}: made it again");
@@ -43,10 +43,12 @@ impl Ownership {
     }
 }
 
-/// Makes sure that no other proxy is in front of the same daemon, with another of the directories that
-/// it includes. One that was written into the command line of this proxy alone is not seen.
+/// Makes sure that no other proxy uses another of the daemon's include directories. A directory that only
+/// this proxy's command line names is not checked.
 pub(super) fn ensure_alone(include: &IncludeDir, conf_file: &Path) -> io::Result<()> {
-    let found = conf::inspect(conf_file, &conf::process_environment);
-    let patterns = found.map(|found| found.conf.include).unwrap_or_default();
+    let inspected = conf::inspect(conf_file, &conf::process_environment);
+    let patterns = inspected
+        .map(|inspected| inspected.conf.include)
+        .unwrap_or_default();
     include.ensure_alone(patterns.into_iter().map(|pattern| pattern.dir))
 }

@@ -1,4 +1,4 @@
-//! Questions to the daemon: files that it reads beside the user's, and from which nobody adds anything.
+//! Probes: sections that the daemon reads beside the user's files, and of which nobody adds a group.
 
 use std::sync::Arc;
 
@@ -11,20 +11,20 @@ use crate::fault::{FAILED, fault};
 use crate::include_dir::{Delivery, IncludeDir, unwritable};
 use crate::xmlrpc::{Fault, Value};
 
-/// A pause in which questions may be put. Changes wait until it is dropped, and so must whoever holds
-/// it not wait for the worker. An intent is open as long as it lasts: a daemon that starts meanwhile has
-/// met a question, and what it has of that is removed.
+/// A pause in which the holder can send probes. Changes wait until it is dropped, so the holder must not
+/// wait for the worker. An intent is open during the pause: if the daemon restarts and reads a probe,
+/// recovery removes its groups.
 #[must_use]
 pub struct ProbePause {
-    pub(super) _held: oneshot::Sender<()>,
+    pub(super) _guard: oneshot::Sender<()>,
     pub(super) daemon: Arc<Daemon>,
     pub(super) include: Arc<IncludeDir>,
     pub(super) delivery: Delivery,
 }
 
 impl ProbePause {
-    /// Lets the daemon read `text` beside its files, or its files alone, and makes `calls` while that is
-    /// what it has read last. The first result is that of `reloadConfig`.
+    /// Lets the daemon read `text`, if any, beside its files, and then makes `calls`, in one multicall.
+    /// Returns all results, that of `reloadConfig` first.
     ///
     /// # Errors
     /// When the daemon does not answer, or the file cannot be written.

@@ -1,4 +1,4 @@
-//! Queries to the daemon, all of them in one round trip, as calls and from results.
+//! Translates queries into the calls of one multicall, and the results into answers.
 
 use super::model::answers::{Answers, Query};
 use super::model::script::{Call, CallResult};
@@ -6,16 +6,17 @@ use crate::daemon::{CallError, Daemon, ProcessInfo};
 use crate::fault::BAD_NAME;
 use crate::xmlrpc::{Fault, Value};
 
-/// Puts queries to the daemon for somebody who only reads.
+/// Sends queries to the daemon in one multicall and returns its answers.
 pub(super) async fn query(daemon: &Daemon, queries: Vec<Query>) -> Result<Answers, CallError> {
     let results = daemon.multicall(&calls(&queries)).await?;
     Ok(answers(queries, results)?)
 }
 
-/// The calls that answer queries.
+/// The calls that answer `queries`, in the same order.
 pub(super) fn calls(queries: &[Query]) -> Vec<Call> {
     let call = |query: &Query| match query {
-        // A signal without a name reaches nobody and tells whether the group is active.
+        // The daemon sends no signal without a name, and its fault tells whether the group is active
+        // (`supervisor/rpcinterface.py`, `signalProcessGroup`).
         Query::Group(name) => (
             "supervisor.signalProcessGroup",
             vec![name.as_str().into(), "".into()],
@@ -29,10 +30,10 @@ pub(super) fn calls(queries: &[Query]) -> Vec<Call> {
     queries.iter().map(call).collect()
 }
 
-/// What the results of these calls say.
+/// The answers that `results` contain.
 ///
 /// # Errors
-/// The first fault that says something else than that there is nobody of that name.
+/// The first fault other than `BAD_NAME`, which means that there is no such group or process.
 pub(super) fn answers(queries: Vec<Query>, results: Vec<CallResult>) -> Result<Answers, Fault> {
     let mut answers = Answers::default();
     for (query, result) in queries.into_iter().zip(results) {

@@ -1,7 +1,7 @@
-//! Recovery: asks the daemon, reconciles what it has with what is known, and applies what follows.
+//! Recovery: queries the daemon, compares its state with the registry, and applies the reconciliation.
 //!
-//! It runs after a start of the proxy, a restart of the daemon and a change that was cut short. What is
-//! cut short itself is begun again, because reconciling finds nothing where nothing differs.
+//! It runs after a start of the proxy, after a restart of the daemon, and after an interrupted change. An
+//! interrupted recovery starts again from the beginning, because it is idempotent.
 
 use std::collections::BTreeSet;
 
@@ -20,18 +20,18 @@ use crate::registry::losses::{self, Cause};
 use crate::registry::without_defined;
 use crate::registry::{Event, Registry};
 
-/// Makes what is known current again, if it is not.
+/// Makes the view current, if it is not.
 ///
 /// # Errors
-/// Why the daemon cannot tell.
+/// When the daemon does not answer, or recovery fails.
 pub(super) async fn recover(engine: &mut Engine) -> Result<(), ChangeError> {
-    if engine.status() != Status::Unknown && engine.link.is_unbroken() {
+    if engine.status() != Status::Unknown && engine.liveness.is_unbroken() {
         return Ok(());
     }
     engine.set_status(Status::Unknown);
-    // What is asked after this is about the epoch that is watched.
+    // The liveness connection comes first, so that all later answers belong to the epoch that it watches.
     engine.watch().await?;
-    let recovered = take_stock(engine).await;
+    let recovered = recover_view(engine).await;
     match recovered {
         Ok(status) => {
             engine.set_status(status);
@@ -39,82 +39,85 @@ pub(super) async fn recover(engine: &mut Engine) -> Result<(), ChangeError> {
         }
         Err(error) => {
             engine.set_status(Status::Unknown);
-            engine.link.forget();
+            engine.liveness.forget();
             Err(error)
         }
     }
 }
 
-/// Before a change: adds again what could not be added before.
+/// Adds the groups and processes that an earlier recovery could not add. The worker calls it before each
+/// change.
 ///
 /// # Errors
-/// When that is still so.
+/// When they still cannot be added.
 pub(super) async fn catch_up(engine: &mut Engine) -> Result<(), ChangeError> {
     if engine.status() != Status::Behind {
         return Ok(());
     }
     if engine.journal.intent().is_empty() {
-        put_right(engine, Mode::NewEpochPersistent).await?;
+        apply_reconciliation(engine, Mode::NewEpochPersistent).await?;
         engine.mark().await?;
     } else {
-        close(engine).await?;
+        close_open_intent(engine).await?;
     }
     engine.set_status(Status::Current);
     Ok(())
 }
 
-/// Looks for what is gone although nobody asked this proxy for it: it is said by name, and forgotten.
+/// Checks whether groups or processes were removed without this proxy. Logs them by name, and removes them
+/// from the registry.
 ///
 /// # Errors
 /// When the daemon does not answer.
-pub(super) async fn look_for_losses(engine: &mut Engine) -> Result<(), ChangeError> {
+pub(super) async fn check_for_losses(engine: &mut Engine) -> Result<(), ChangeError> {
     let is_settled = engine.status() == Status::Current && engine.journal.intent().is_empty();
-    if !is_settled || engine.look(Registry::is_empty) {
+    if !is_settled || engine.with_registry(Registry::is_empty) {
         return Ok(());
     }
-    let (mut answers, mut found) = ask(engine, Mode::SameEpoch).await?;
+    let (mut answers, mut reconciliation) = query_and_reconcile(engine, Mode::SameEpoch).await?;
     engine.confirm_epoch().await?;
-    if std::mem::take(&mut engine.was_withheld) && !found.events.is_empty() {
+    if std::mem::take(&mut engine.was_withheld) && !reconciliation.events.is_empty() {
         add_withheld(engine).await?;
-        (answers, found) = ask(engine, Mode::SameEpoch).await?;
+        (answers, reconciliation) = query_and_reconcile(engine, Mode::SameEpoch).await?;
         engine.confirm_epoch().await?;
     }
-    if !found.events.is_empty() {
-        engine.say_gone(&found.events, Cause::Removed);
-        engine.note(found.events);
+    if !reconciliation.events.is_empty() {
+        engine.log_losses(&reconciliation.events, Cause::Removed);
+        engine.note(reconciliation.events);
         engine.write_persist_file();
     }
-    engine.held = engine.look(|registry| reconcile::held(registry, &answers));
-    let lacks_marker = engine.look(|registry| {
+    engine.foreign_groups =
+        engine.with_registry(|registry| reconcile::foreign_groups(registry, &answers));
+    let marker_is_missing = engine.with_registry(|registry| {
         registry
             .marker()
             .is_some_and(|name| !answers.is_active(name))
     });
-    match engine.look(Registry::has_no_entries) {
-        _ if !lacks_marker => Ok(()),
+    match engine.with_registry(Registry::has_no_entries) {
+        _ if !marker_is_missing => Ok(()),
         true => {
-            forget_all(engine);
+            clear_registry(engine);
             Ok(())
         }
         false => engine.mark_if_possible().await,
     }
 }
 
-/// Somebody's update straight on supervisord may have met a moment in which the persist file was
-/// withheld, and taken what is in it for gone: it is added again.
+/// A `supervisorctl update` directly on the daemon, while the persist file was withheld, removes the groups
+/// of that file. This adds them again.
 async fn add_withheld(engine: &mut Engine) -> Result<(), ChangeError> {
     let reloaded = engine.call("supervisor.reloadConfig").await?;
     let reloaded = ReloadResult::read(&reloaded);
-    let mut lacking = engine.look(real_groups);
-    lacking.retain(|name| reloaded.added.contains(name));
-    if lacking.is_empty() {
+    let mut missing = engine.with_registry(real_groups);
+    missing.retain(|name| reloaded.added.contains(name));
+    if missing.is_empty() {
         return Ok(());
     }
-    tracing::warn!(groups = ?lacking, "adding again what was removed straight on supervisord just when the persist file was withheld for a change: remove it through twiddler if it is to go");
-    add_groups(engine, &lacking).await
+    tracing::warn!(groups = ?missing, "adding again what was removed straight on supervisord just when the persist file was withheld for a change: remove it through twiddler if it is to go");
+    add_groups(engine, &missing).await
 }
 
-async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
+async fn recover_view(engine: &mut Engine) -> Result<Status, ChangeError> {
     let is_first = !engine.has_adopted();
     let mode = mode(engine, is_first).await?;
     let is_new = mode != Mode::SameEpoch;
@@ -123,21 +126,23 @@ async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
     }
     let mut status = Status::Current;
     match mode {
-        Mode::NewEpoch => forget(engine, is_first).await?,
+        Mode::NewEpoch => begin_new_epoch(engine, is_first).await?,
         Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
             warn_of_defined(engine);
             if is_first {
-                // What marks its epoch may also have been removed.
-                tracing::info!("taking up what supervisord has of what was kept")
+                // The daemon may not have restarted: a client may have removed the marker.
+                tracing::info!(
+                    "adopting the groups and processes of the persist file that supervisord has"
+                )
             } else {
                 tracing::info!("supervisord was started again with what was kept")
             }
-            status = take_up(engine, mode).await?;
+            status = recover_persisted(engine, mode).await?;
         }
         _ => {}
     }
     if !engine.journal.intent().is_empty() {
-        status = match close(engine).await {
+        status = match close_open_intent(engine).await {
             Ok(()) => status,
             Err(error) if is_about_files(&error) => Status::Behind,
             Err(error) => return Err(error),
@@ -151,27 +156,27 @@ async fn take_stock(engine: &mut Engine) -> Result<Status, ChangeError> {
     }
     if is_first || is_new {
         let configured = engine.configured();
-        engine.look(|registry| losses::warn_of_clashes(registry, &configured));
+        engine.with_registry(|registry| losses::warn_of_clashes(registry, &configured));
     }
     Ok(status)
 }
 
-/// Which epoch the daemon is in, and what it has read.
+/// Determines whether the daemon is in a new epoch, and whether it has read the persist file.
 async fn mode(engine: &mut Engine, is_first: bool) -> Result<Mode, ChangeError> {
-    // The option may have been switched off after the daemon read what was kept, or on after it read
-    // nothing.
-    let is_kept = if is_first {
-        engine.kept_before.is_some()
+    // The user may have switched `--persist` off after the daemon read the persist file, or on after it
+    // started without one.
+    let has_persist_file = if is_first {
+        engine.persist_file_at_start.is_some()
     } else {
         engine.persists()
     };
-    let goes_on = if engine.look(Registry::is_empty) {
-        // Nothing of ours tells one epoch from the next, so a change cut short is trusted to.
-        is_first || is_kept || engine.journal.intent().is_empty()
+    let is_same_epoch = if engine.with_registry(Registry::is_empty) {
+        // No group tells this epoch from the next. With an open intent, the epoch is taken for a new one.
+        is_first || has_persist_file || engine.journal.intent().is_empty()
     } else {
-        goes_on(engine, is_kept).await?
+        is_same_epoch(engine, has_persist_file).await?
     };
-    Ok(match (goes_on, is_kept, engine.persists()) {
+    Ok(match (is_same_epoch, has_persist_file, engine.persists()) {
         (true, ..) => Mode::SameEpoch,
         (false, false, _) => Mode::NewEpoch,
         (false, true, false) => Mode::NewEpochPersisted,
@@ -179,91 +184,101 @@ async fn mode(engine: &mut Engine, is_first: bool) -> Result<Mode, ChangeError> 
     })
 }
 
-/// Whether anything that shows the epoch is still in the daemon.
-async fn goes_on(engine: &mut Engine, is_kept: bool) -> Result<bool, ChangeError> {
+/// Returns whether the daemon still has a group that shows that the epoch is the same.
+async fn is_same_epoch(engine: &mut Engine, has_persist_file: bool) -> Result<bool, ChangeError> {
     let configured = engine.configured();
-    let signs = engine.look(|registry| reconcile::signs(registry, &configured, is_kept));
+    let signs =
+        engine.with_registry(|registry| reconcile::signs(registry, &configured, has_persist_file));
     let queries = signs.iter().cloned().map(Query::Group).collect();
     let answers = engine.query(queries).await?;
     if !signs.iter().any(|name| answers.is_active(name)) {
         return Ok(false);
     }
-    let is_real = |name: &String| engine.look(|registry| registry.owner(name).is_some());
-    if is_kept
+    let is_real = |name: &String| engine.with_registry(|registry| registry.owner(name).is_some());
+    if has_persist_file
         || signs
             .iter()
             .any(|name| answers.is_active(name) && !is_real(name))
     {
         return Ok(true);
     }
-    let gone = engine.look(|registry| reconcile::vanished(registry, &answers));
-    engine.say_gone(&gone, Cause::Unknown);
-    engine.note(gone);
+    let losses =
+        engine.with_registry(|registry| reconcile::lost_placed_members(registry, &answers));
+    engine.log_losses(&losses, Cause::Unknown);
+    engine.note(losses);
     if engine.journal.intent().is_empty() {
         engine.mark_if_possible().await?;
     }
     Ok(true)
 }
 
-/// A daemon that started again has nothing of ours, but what it read by accident: a file that was there
-/// for its former epoch.
-async fn forget(engine: &mut Engine, is_first: bool) -> Result<(), ChangeError> {
+/// Empties the registry for a new epoch. A restarted daemon has none of the proxy's groups, except those of
+/// a generated file that was in place when it started: these are removed.
+async fn begin_new_epoch(engine: &mut Engine, is_first: bool) -> Result<(), ChangeError> {
     let cause = if is_first {
         Cause::Unknown
     } else {
         Cause::Restarted
     };
-    let everything = engine.look(losses::everything);
-    match everything.is_empty() {
-        false => engine.say_gone(&everything, cause),
+    let removals = engine.with_registry(losses::removal_of_all);
+    match removals.is_empty() {
+        false => engine.log_losses(&removals, cause),
         true if !is_first => {
             tracing::info!("supervisord was started again: only its configuration files count now");
         }
         true => {}
     }
-    // What an earlier proxy had begun may have been there for it to read; anything else of that is not
-    // there any more.
+    // The daemon may have read a generated file of an earlier proxy's open intent. It has nothing else of
+    // that proxy.
     if !is_first || !engine.journal.intent().is_empty() {
-        let (_, found) = ask(engine, Mode::NewEpoch).await?;
-        engine.remove(&strays(&found), &BTreeSet::new()).await?;
-        engine.remove(&found.anew, &found.anew).await?;
+        let (_, reconciliation) = query_and_reconcile(engine, Mode::NewEpoch).await?;
+        engine
+            .remove(&without_recreated(&reconciliation), &BTreeSet::new())
+            .await?;
+        engine
+            .remove(&reconciliation.recreate, &reconciliation.recreate)
+            .await?;
     }
-    forget_all(engine);
+    clear_registry(engine);
     Ok(())
 }
 
-/// Generated groups that go; the user's own are removed after them.
-fn strays(found: &Reconciliation) -> BTreeSet<String> {
-    found.remove.difference(&found.anew).cloned().collect()
+/// Groups to remove for good. The user's own groups are recreated separately.
+fn without_recreated(reconciliation: &Reconciliation) -> BTreeSet<String> {
+    reconciliation
+        .remove
+        .difference(&reconciliation.recreate)
+        .cloned()
+        .collect()
 }
 
-/// Says what was added and is the files' from now on.
+/// Warns about added groups and processes that the user's files define now.
 fn warn_of_defined(engine: &Engine) {
     let configured = engine.configured();
-    let defined = engine.look(|registry| without_defined(registry, &configured).1);
-    if !defined.is_empty() {
+    let names = engine.with_registry(|registry| without_defined(registry, &configured).1);
+    if !names.is_empty() {
         tracing::warn!(
             "{}: was added, and supervisord's files define it now: there is only theirs from now on",
-            defined.join(", ")
+            names.join(", ")
         );
     }
 }
 
-fn forget_all(engine: &mut Engine) {
-    let mut registry = engine.look(Registry::clone);
+fn clear_registry(engine: &mut Engine) {
+    let mut registry = engine.with_registry(Registry::clone);
     registry.clear();
     engine.replace(registry);
 }
 
-/// The daemon started again and read what was kept. What it has is made to be what was answered, and no
-/// more and no less than that: it may have read a file that a change had not reached yet, or that
-/// somebody has put there.
-async fn take_up(engine: &mut Engine, mode: Mode) -> Result<Status, ChangeError> {
+/// Handles a restart of the daemon after which it has read the persist file. Makes the daemon have exactly
+/// the groups and processes that clients got replies about. The file may be older than the last change, or
+/// somebody may have replaced it.
+async fn recover_persisted(engine: &mut Engine, mode: Mode) -> Result<Status, ChangeError> {
     let intent = match mode {
         Mode::NewEpochPersisted => engine.journal.intent().to_vec(),
         _ => Vec::new(),
     };
-    let status = match put_right(engine, mode).await {
+    let status = match apply_reconciliation(engine, mode).await {
         Ok(()) => {
             if engine.journal.intent().is_empty() {
                 engine.mark_if_possible().await?;
@@ -271,55 +286,57 @@ async fn take_up(engine: &mut Engine, mode: Mode) -> Result<Status, ChangeError>
             Status::Current
         }
         Err(error) if is_about_files(&error) => {
-            tracing::error!(reason = %error, "supervisord lacks what it did not read when it started: it is added again before the next change");
+            tracing::error!(reason = %error, "supervisord lacks groups that it did not read when it started: they are added again before the next change");
             Status::Behind
         }
         Err(error) => return Err(error),
     };
     if !intent.is_empty() {
-        // What was under way may have been kept before it happened.
+        // The persist file may contain steps of the open intent that were not executed.
         let _reopened = engine.intend(intent, false)?;
-        close(engine).await?;
+        close_open_intent(engine).await?;
     }
     Ok(status)
 }
 
-/// Makes the daemon have of ours what it is to have, and takes note of that. A member that it does not
-/// take any more is forgotten.
-async fn put_right(engine: &mut Engine, mode: Mode) -> Result<(), ChangeError> {
-    let (_, found) = ask(engine, mode).await?;
-    // What was removed, and a file has started again.
-    engine.stop(found.stop.iter()).await?;
-    let mut now = found.registry;
-    let made = match mode {
+/// Applies the reconciliation to the daemon and the registry. Removes a member from the registry if the
+/// daemon rejects its section.
+async fn apply_reconciliation(engine: &mut Engine, mode: Mode) -> Result<(), ChangeError> {
+    let (_, reconciliation) = query_and_reconcile(engine, mode).await?;
+    // These processes were removed, and an older file has started them again.
+    engine.stop(reconciliation.stop.iter()).await?;
+    let mut registry = reconciliation.registry;
+    let result = match mode {
         Mode::NewEpochPersistent => {
-            engine.remove(&found.remove, &BTreeSet::new()).await?;
-            make(engine, &mut now).await
+            engine
+                .remove(&reconciliation.remove, &BTreeSet::new())
+                .await?;
+            restore_registry(engine, &mut registry).await
         }
         _ => Ok(()),
     };
-    match &made {
+    match &result {
         Err(error) if !is_about_files(error) => {}
-        _ => engine.replace(now),
+        _ => engine.replace(registry),
     }
-    made
+    result
 }
 
-/// Keeps what `now` says, and lets the daemon add what it has not of it.
-async fn make(engine: &mut Engine, now: &mut Registry) -> Result<(), ChangeError> {
-    // Each time without one member.
-    for _ in 0..=now.members().count() {
-        let written = engine.write_persist_file_of(now);
+/// Writes `registry` to the persist file, and adds the groups that the daemon lacks.
+async fn restore_registry(engine: &mut Engine, registry: &mut Registry) -> Result<(), ChangeError> {
+    // Each round drops one member.
+    for _ in 0..=registry.members().count() {
+        let written = engine.write_persist_file_of(registry);
         written.map_err(|error| engine.cannot_write(&error))?;
-        match add_kept(engine, now).await {
-            Err(ChangeError::Fault(told)) if told.code == CANT_REREAD => {
-                let event = persist::refused_member(now, &told.text).ok_or(told.clone())?;
+        match add_from_persist_file(engine, registry).await {
+            Err(ChangeError::Fault(fault)) if fault.code == CANT_REREAD => {
+                let event = persist::refused_member(registry, &fault.text).ok_or(fault.clone())?;
                 tracing::error!(
-                    fault = reason(&told),
+                    fault = reason(&fault),
                     ?event,
-                    "it cannot be added again, and is forgotten"
+                    "the process cannot be added again, and is forgotten"
                 );
-                now.apply(event);
+                registry.apply(event);
             }
             other => return other,
         }
@@ -327,63 +344,70 @@ async fn make(engine: &mut Engine, now: &mut Registry) -> Result<(), ChangeError
     Err(engine.not_read().await.into())
 }
 
-/// Lets the daemon read what is kept, and adds what it has not or has otherwise.
-async fn add_kept(engine: &mut Engine, now: &Registry) -> Result<(), ChangeError> {
+/// Lets the daemon read the persist file, and adds the groups that the daemon lacks or has in another form.
+async fn add_from_persist_file(
+    engine: &mut Engine,
+    registry: &Registry,
+) -> Result<(), ChangeError> {
     let reloaded = engine.call("supervisor.reloadConfig").await?;
     let reloaded = ReloadResult::read(&reloaded);
-    let ours = real_groups(now);
-    // Real groups bear a number that no other program has had.
+    let real_groups = real_groups(registry);
+    // The number of a real group is unique, so a changed real group comes from an older persist file.
     let is_changed =
-        |name: &String| reloaded.changed.contains(name) && now.added_group(name).is_some();
-    let changed: BTreeSet<String> = ours
+        |name: &String| reloaded.changed.contains(name) && registry.added_group(name).is_some();
+    let changed: BTreeSet<String> = real_groups
         .iter()
         .filter(|name| is_changed(name))
         .cloned()
         .collect();
-    let is_lacking = |name: &String| reloaded.added.contains(name) || changed.contains(name);
-    let lacking: BTreeSet<String> = ours.into_iter().filter(is_lacking).collect();
-    if lacking.is_empty() {
+    let is_missing = |name: &String| reloaded.added.contains(name) || changed.contains(name);
+    let missing: BTreeSet<String> = real_groups.into_iter().filter(is_missing).collect();
+    if missing.is_empty() {
         return Ok(());
     }
-    tracing::warn!(groups = ?lacking, "adding what supervisord did not read when it started");
+    tracing::warn!(groups = ?missing, "adding groups that supervisord did not read when it started");
     engine.stop_and_remove(&changed).await?;
-    add_groups(engine, &lacking).await
+    add_groups(engine, &missing).await
 }
 
-/// Lets the daemon add groups as it has read them. What it refuses is said.
+/// Adds groups as the daemon has read them. Logs each group that it refuses.
 async fn add_groups(engine: &mut Engine, groups: &BTreeSet<String>) -> Result<(), ChangeError> {
     let add = |name: &String| -> Call { (ADD, vec![name.as_str().into()]) };
     let calls: Vec<Call> = groups.iter().map(add).collect();
     for (group, added) in groups.iter().zip(engine.multicall(&calls).await?) {
-        if let Err(told) = added {
-            tracing::error!(group, fault = reason(&told), "it cannot be added again");
+        if let Err(fault) = added {
+            tracing::error!(
+                group,
+                fault = reason(&fault),
+                "the group cannot be added again"
+            );
         }
     }
     Ok(())
 }
 
-/// Closes the open intent: asks the daemon which of its steps it made.
+/// Closes the open intent with the steps that the daemon has executed.
 ///
 /// # Errors
-/// When groups that it lost cannot be added again yet; the intent stays open then.
-async fn close(engine: &mut Engine) -> Result<(), ChangeError> {
-    let (_, found) = ask(engine, Mode::SameEpoch).await?;
-    if !found.events.is_empty() {
+/// When groups that the change removed cannot be added again yet. The intent stays open then.
+async fn close_open_intent(engine: &mut Engine) -> Result<(), ChangeError> {
+    let (_, reconciliation) = query_and_reconcile(engine, Mode::SameEpoch).await?;
+    if !reconciliation.events.is_empty() {
         tracing::info!(
-            steps = found.events.len(),
-            "supervisord made a change that was cut short here"
+            steps = reconciliation.events.len(),
+            "supervisord has executed steps of a change that twiddler did not finish"
         );
     }
-    if let Err(error) = restore(engine, &found.restore).await {
-        tracing::error!(reason = %error, groups = ?found.restore, "groups were lost in a change that was cut short, and cannot be added again yet");
-        engine.note(found.events);
+    if let Err(error) = restore_groups(engine, &reconciliation.restore).await {
+        tracing::error!(reason = %error, groups = ?reconciliation.restore, "groups were lost in an interrupted change, and cannot be added again yet");
+        engine.note(reconciliation.events);
         return Err(error);
     }
-    engine.close_intent(found.events);
+    engine.close_intent(reconciliation.events);
     Ok(())
 }
 
-async fn restore(engine: &mut Engine, groups: &[(String, i64)]) -> Result<(), ChangeError> {
+async fn restore_groups(engine: &mut Engine, groups: &[(String, i64)]) -> Result<(), ChangeError> {
     if groups.is_empty() {
         return Ok(());
     }
@@ -392,68 +416,72 @@ async fn restore(engine: &mut Engine, groups: &[(String, i64)]) -> Result<(), Ch
         .map(|(name, priority)| program::render_group(name, *priority, &[]))
         .collect();
     let names: Vec<String> = groups.iter().map(|(name, _)| name.clone()).collect();
-    tracing::warn!(groups = ?names, "adding groups again that were lost in a change that was cut short");
+    tracing::warn!(groups = ?names, "adding groups again that were lost in an interrupted change");
     engine.add_read(&text, &names).await
 }
 
-/// Takes up groups that the daemon has of ours and nobody remembers.
+/// Adopts the generated groups of the daemon that the journal does not have.
 async fn adopt(engine: &mut Engine) -> Result<(), ChangeError> {
-    let (_, found) = ask(engine, Mode::FirstStart).await?;
+    let (_, reconciliation) = query_and_reconcile(engine, Mode::FirstStart).await?;
     let joined = |event: &&Event| matches!(event, Event::Joined(_));
     let is_number = |event: &Event| matches!(event, Event::Next(_));
-    let processes = match found.events.iter().filter(joined).count() {
+    let processes = match reconciliation.events.iter().filter(joined).count() {
         1 => "1 process".to_owned(),
         many => format!("{many} processes"),
     };
-    if !found.events.iter().all(is_number) {
+    if !reconciliation.events.iter().all(is_number) {
         tracing::warn!("recovered {processes} from supervisord that the journal does not have");
     }
-    engine.note(found.events);
+    engine.note(reconciliation.events);
     Ok(())
 }
 
-/// Asks what must be known, and reconciles.
-async fn ask(engine: &mut Engine, mode: Mode) -> Result<(Answers, Reconciliation), Interrupted> {
+/// Queries the daemon, and reconciles its answers with the registry.
+async fn query_and_reconcile(
+    engine: &mut Engine,
+    mode: Mode,
+) -> Result<(Answers, Reconciliation), Interrupted> {
     let intent = engine.journal.intent().to_vec();
-    // While the daemon goes on, nothing is decided by files.
-    let (configured, kept) = match mode {
+    // Within one epoch, the user's files and the persist file do not matter.
+    let (configured, persist_file) = match mode {
         Mode::SameEpoch => Default::default(),
-        _ => (engine.configured(), kept(engine, mode)),
+        _ => (engine.configured(), persist_file_contents(engine, mode)),
     };
     let own = engine.own_groups();
     let registry = match mode {
         Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
-            engine.look(|registry| without_defined(registry, &configured).0.into_owned())
+            engine.with_registry(|registry| without_defined(registry, &configured).0.into_owned())
         }
-        _ => engine.look(Registry::clone),
+        _ => engine.with_registry(Registry::clone),
     };
     let known = Known {
         registry: &registry,
         intent: &intent,
-        kept: &kept,
+        persist_file: &persist_file,
         configured: &configured,
         own: &own,
     };
     let answers = engine.query(reconcile::queries(known, mode)).await?;
-    let found = reconcile(known, &answers, mode);
-    Ok((answers, found))
+    let reconciliation = reconcile(known, &answers, mode);
+    Ok((answers, reconciliation))
 }
 
-/// What the daemon may have read of what was kept, now or when this proxy started.
-fn kept(engine: &Engine, mode: Mode) -> Contents {
-    let before = engine.kept_before.as_deref().unwrap_or_default();
-    let mut kept = Contents::read(before);
+/// The contents of the persist files that the daemon may have read: the one of this proxy's start, and the
+/// present one.
+fn persist_file_contents(engine: &Engine, mode: Mode) -> Contents {
+    let at_start = engine.persist_file_at_start.as_deref().unwrap_or_default();
+    let mut contents = Contents::read(at_start);
     if mode == Mode::NewEpochPersistent
-        && let Some(now) = engine.persist.as_ref().and_then(|persist| persist.read())
+        && let Some(text) = engine.persist.as_ref().and_then(|persist| persist.read())
     {
-        kept.groups.extend(Contents::read(&now).groups);
+        contents.groups.extend(Contents::read(&text).groups);
     }
-    kept
+    contents
 }
 
-/// Whether the user's files or the disk are what is in the way.
+/// Returns whether the user's files or the disk caused the error, rather than the daemon's state.
 fn is_about_files(error: &ChangeError) -> bool {
     error
         .fault()
-        .is_some_and(|told| told.code != SHUTDOWN_STATE)
+        .is_some_and(|fault| fault.code != SHUTDOWN_STATE)
 }

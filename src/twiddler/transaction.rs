@@ -1,9 +1,10 @@
-//! One batch of changes that do not concern each other, from the questions to the outcomes.
+//! One batch of independent changes, from the queries to the outcomes.
 //!
-//! It plans on the answers that it expects, lets the daemon answer and read what that takes in one
-//! round trip, and plans on the real answers. What one plan did wrong is taken out and the others are
-//! read again. Then all that is right is done in one multicall, while the file is still there: whoever
-//! else lets the daemon read its files reads the same.
+//! The transaction plans with the answers that it expects. The daemon then answers the queries and reads
+//! the resulting sections in one round trip, and the transaction plans again with the real answers. A plan
+//! that the daemon rejects is taken out, and the daemon reads the rest again. One multicall then executes
+//! all remaining plans while the generated file is still in place, so that another client's `reloadConfig`
+//! reads the same sections.
 
 use super::engine::{Engine, Executed, Interrupted, Reading, empty_group};
 use super::model::answers::{Answers, Query};
@@ -22,79 +23,86 @@ use crate::registry::losses::Cause;
 use crate::registry::{DEFAULT_PRIORITY, Event, Registry};
 use crate::xmlrpc::Fault;
 
-/// Carries out `changes`. The view is current.
+/// Carries out `changes`. The view must be current.
 pub(super) async fn carry_out(engine: &mut Engine, changes: &[Change]) -> Batch {
     let configured = engine.configured();
     let batch = match prepare(engine, changes, &configured).await {
         Ok((transaction, ahead)) => transaction.run(engine, ahead).await,
         Err(error) => Batch {
             outcomes: changes.iter().map(|_| Err(error.clone())).collect(),
-            is_doubtful: false,
+            has_losses: false,
         },
     };
     engine.leave_to_recovery();
     batch
 }
 
-/// What a batch came to.
+/// The result of a batch.
 pub(super) struct Batch {
-    /// One for each change.
+    /// One outcome for each change.
     pub(super) outcomes: Vec<Outcome>,
-    /// Something else was gone than was known.
-    pub(super) is_doubtful: bool,
+    /// Whether the daemon lacks something that the registry has.
+    pub(super) has_losses: bool,
 }
 
-/// Plans on their way through the daemon.
+/// The plans of one batch while the daemon reads and executes them.
 struct Transaction<'a> {
     configured: &'a [ConfiguredGroup],
     plans: Vec<Option<Plan>>,
     outcomes: Vec<Outcome>,
-    /// The daemon has read something last that was not added after all.
+    /// Whether the daemon's last `reloadConfig` read sections that were not added.
     is_stale: bool,
-    is_doubtful: bool,
+    has_losses: bool,
 }
 
-/// Asks what must be known and decides what to do for each change. On the way the daemon reads what
-/// it will have to if it answers as expected: reading alone changes nothing in it.
+/// Queries the daemon and plans each change. In the same round trip, the daemon reads the sections that the
+/// expected plans need: a `reloadConfig` alone changes nothing in the daemon.
 async fn prepare<'a>(
     engine: &mut Engine,
     changes: &[Change],
     configured: &'a [ConfiguredGroup],
 ) -> Result<(Transaction<'a>, Option<Reading>), ChangeError> {
     let names = process_names(engine, changes).await;
-    let known: Vec<Vec<String>> = names
+    let known_names: Vec<Vec<String>> = names
         .iter()
         .map(|names| names.clone().unwrap_or_default())
         .collect();
     let persists = engine.persists();
-    let first = engine.look(Registry::next);
-    let held = engine.held.clone();
+    let first = engine.with_registry(Registry::next);
+    let foreign_groups = engine.foreign_groups.clone();
     let draft = |registry: &Registry, answers: &Answers| {
-        let planner = Planner::new(registry, configured, answers, first, persists, &held);
+        let planner = Planner::new(
+            registry,
+            configured,
+            answers,
+            first,
+            persists,
+            &foreign_groups,
+        );
         Draft::new(planner, changes, &names)
     };
-    let (queries, guess) = engine.look(|registry| {
-        let queries = plan::queries(registry, changes, &known);
+    let (queries, expected_draft) = engine.with_registry(|registry| {
+        let queries = plan::queries(registry, changes, &known_names);
         let expected = Answers::expected(registry, configured, &queries);
-        let guess = draft(registry, &expected);
-        (queries, guess)
+        let expected_draft = draft(registry, &expected);
+        (queries, expected_draft)
     });
-    engine.reserve_numbers(guess.next);
-    let (answers, ahead) = read_ahead(engine, queries, guess.plans).await?;
+    engine.reserve_numbers(expected_draft.next);
+    let (answers, ahead) = read_ahead(engine, queries, expected_draft.plans).await?;
     let Draft {
         plans,
         corrections,
         next,
-    } = engine.look(|registry| draft(registry, &answers));
+    } = engine.with_registry(|registry| draft(registry, &answers));
     if !corrections.is_empty() {
-        // What a daemon lacks that has just started again is no news.
+        // A daemon that has just restarted lacks these too. That is not a loss to report.
         engine.confirm_epoch().await?;
-        engine.say_gone(&corrections, Cause::Removed);
+        engine.log_losses(&corrections, Cause::Removed);
         engine.note(corrections);
     }
     engine.reserve_numbers(next);
-    let lacks = |name: &str| answers.groups.get(name) == Some(&false);
-    let is_doubtful = engine.look(|registry| registry.added_groups().any(lacks));
+    let is_missing = |name: &str| answers.groups.get(name) == Some(&false);
+    let has_losses = engine.with_registry(|registry| registry.added_groups().any(is_missing));
     let (plans, outcomes) = plans
         .into_iter()
         .map(|plan| match plan {
@@ -107,21 +115,21 @@ async fn prepare<'a>(
         plans,
         outcomes,
         is_stale: ahead.is_some(),
-        is_doubtful,
+        has_losses,
     };
     Ok((transaction, ahead))
 }
 
-/// Asks, and lets the daemon read on the way what `guess` takes. Where that cannot be written, only
-/// asks.
+/// Sends the queries, and in the same round trip lets the daemon read the sections that the `expected`
+/// plans need. Only sends the queries if the generated file cannot be written.
 async fn read_ahead(
     engine: &mut Engine,
     queries: Vec<Query>,
-    guess: Vec<Result<Plan, ChangeError>>,
+    expected: Vec<Result<Plan, ChangeError>>,
 ) -> Result<(Answers, Option<Reading>), Interrupted> {
-    let plans: Vec<Plan> = guess.into_iter().flatten().collect();
-    // Of a group that is looked into first, no member is read yet.
-    let members = plan::events(plans.iter().filter(|plan| plan.look().is_none()));
+    let plans: Vec<Plan> = expected.into_iter().flatten().collect();
+    // A group that is probed first is read without its members.
+    let members = plan::events(plans.iter().filter(|plan| plan.probe_section().is_none()));
     if let Some(text) = text_ahead(engine, &plans)
         && let Ok(intent) = engine.intend(members, engine.needs_marker())
         && let Ok(staged) = engine.stage(intent, text).await
@@ -134,7 +142,7 @@ async fn read_ahead(
 
 impl Transaction<'_> {
     async fn run(mut self, engine: &mut Engine, ahead: Option<Reading>) -> Batch {
-        let starts = match self.make(engine, ahead).await {
+        let starts = match self.execute_plans(engine, ahead).await {
             Ok(starts) => starts,
             Err(error) => {
                 self.refuse_rest(&error);
@@ -144,30 +152,30 @@ impl Transaction<'_> {
         if self.is_stale {
             refresh(engine).await;
         } else if starts {
-            take_turn(engine).await;
+            wait_for_start(engine).await;
         }
         Batch {
             outcomes: self.outcomes,
-            is_doubtful: self.is_doubtful,
+            has_losses: self.has_losses,
         }
     }
 
-    /// Whether the daemon starts something of it by itself.
-    async fn make(
+    /// Executes the plans. Returns whether the daemon starts a process by itself afterwards.
+    async fn execute_plans(
         &mut self,
         engine: &mut Engine,
         ahead: Option<Reading>,
     ) -> Result<bool, ChangeError> {
-        self.refuse_those_that_start(engine).await?;
-        let ahead = self.look_into_groups(engine, ahead).await?;
+        self.refuse_starting(engine).await?;
+        let ahead = self.probe_groups(engine, ahead).await?;
         let reading = self.read(engine, ahead).await?;
         self.act(engine, reading).await
     }
 
-    /// A process that may start by itself must not be hidden: by the next turn of the daemon's loop it
-    /// has started, or never will.
-    async fn refuse_those_that_start(&mut self, engine: &mut Engine) -> Result<(), Interrupted> {
-        let doubtful: Vec<(usize, String, String, i64)> = self
+    /// Refuses to hide a process that the daemon may start by itself. The daemon has started such a process
+    /// by the next turn of its loop, or never does.
+    async fn refuse_starting(&mut self, engine: &mut Engine) -> Result<(), Interrupted> {
+        let candidates: Vec<(usize, String, String, i64)> = self
             .pending()
             .filter_map(|(index, plan)| match plan {
                 Plan::Hide {
@@ -179,15 +187,15 @@ impl Transaction<'_> {
                 _ => None,
             })
             .collect();
-        if doubtful.is_empty() {
+        if candidates.is_empty() {
             return Ok(());
         }
         let query = |(_, real, process, _): &(usize, String, String, i64)| Query::Process {
             real: real.clone(),
             process: process.clone(),
         };
-        let answers = engine.query(doubtful.iter().map(query).collect()).await?;
-        for (index, real, process, start) in doubtful {
+        let answers = engine.query(candidates.iter().map(query).collect()).await?;
+        for (index, real, process, start) in candidates {
             match answers.process(&real, &process) {
                 Some(info) if info.state.is_stopped() && info.start == start => {}
                 Some(_) => self.refuse(index, ChangeError::StillRunning(process)),
@@ -197,37 +205,38 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Before a group is filled, it must be known to be empty, and one that the files define may not be. No
-    /// call says so; but the daemon finds it changed by an empty section when it is not. That section was
-    /// read ahead.
-    async fn look_into_groups(
+    /// Probes the groups that are to be filled, because only an empty group can be. A group that the files
+    /// define may contain processes, and no call of the daemon tells. So the daemon reads an empty section
+    /// for the group: if `reloadConfig` reports the group as changed, it is not empty. The read-ahead
+    /// contains that section already.
+    async fn probe_groups(
         &mut self,
         engine: &mut Engine,
         ahead: Option<Reading>,
     ) -> Result<Option<Reading>, ChangeError> {
         let mut ahead = ahead;
         loop {
-            let looks = looks(self.pending().map(|(_, plan)| plan));
-            if looks.is_empty() {
+            let sections = probe_sections(self.pending().map(|(_, plan)| plan));
+            if sections.is_empty() {
                 return Ok(ahead);
             }
-            let ahead = usable(engine, ahead.take(), |text| text.ends_with(&looks));
+            let ahead = usable_or_discard(engine, ahead.take(), |text| text.ends_with(&sections));
             let read = Read {
-                text: looks,
+                text: sections,
                 events: Vec::new(),
-                marks: false,
+                adds_marker: false,
             };
             if let Some(reading) = self.read_unless(engine, ahead, read).await? {
-                if let Ok(different) = &reading.reloaded {
-                    self.place_where_not_empty(engine, different);
+                if let Ok(reloaded) = &reading.reloaded {
+                    self.place_where_not_empty(engine, reloaded);
                 }
                 return Ok(Some(reading));
             }
         }
     }
 
-    /// Lets the daemon read, unless that is what it has read ahead. None where it does not take it: a plan
-    /// is refused then.
+    /// Lets the daemon read the sections, unless the read-ahead contains them. Returns `None` if the daemon
+    /// rejects them: one or more plans are refused then.
     async fn read_unless(
         &mut self,
         engine: &mut Engine,
@@ -237,25 +246,25 @@ impl Transaction<'_> {
         let reading = match ahead {
             Some(ahead) => ahead,
             None => {
-                let intent = engine.intend(read.events, read.marks)?;
+                let intent = engine.intend(read.events, read.adds_marker)?;
                 let staged = engine.stage(intent, read.text).await?;
                 self.is_stale = true;
                 engine.read(staged, Vec::new()).await?.1
             }
         };
-        if let Err(told) = &reading.reloaded {
-            let told = told.clone();
+        if let Err(fault) = &reading.reloaded {
+            let fault = fault.clone();
             engine.abandon(reading.staged.into_intent());
-            self.blame(engine, &told);
+            self.refuse_by_fault(engine, &fault);
             return Ok(None);
         }
         Ok(Some(reading))
     }
 
-    fn place_where_not_empty(&mut self, engine: &mut Engine, different: &ReloadResult) {
+    fn place_where_not_empty(&mut self, engine: &mut Engine, reloaded: &ReloadResult) {
         for plan in &mut self.plans {
             if let Some(Plan::Fill { group, .. }) = plan
-                && (different.changed.contains(group) || different.added.contains(group))
+                && (reloaded.changed.contains(group) || reloaded.added.contains(group))
             {
                 *plan = plan
                     .take()
@@ -264,8 +273,8 @@ impl Transaction<'_> {
         }
     }
 
-    /// Lets the daemon read all that is pending, and refuses what it does not take. The file is to
-    /// stay until the daemon has taken from it. Each time without one plan.
+    /// Lets the daemon read the sections of all pending plans, and refuses the plans that it rejects. Each
+    /// round has at least one plan less. The file stays in place until the daemon has executed the script.
     async fn read(
         &mut self,
         engine: &mut Engine,
@@ -274,15 +283,15 @@ impl Transaction<'_> {
         loop {
             let plans = || self.pending().map(|(_, plan)| plan);
             let Some(text) = text(engine, plans()) else {
-                drop_reading(engine, ahead);
+                discard(engine, ahead);
                 return Ok(None);
             };
             let events = plan::events(plans());
-            let ahead = usable(engine, ahead.take(), |ahead| ahead == text);
+            let ahead = usable_or_discard(engine, ahead.take(), |ahead| ahead == text);
             let read = Read {
                 text,
                 events,
-                marks: engine.needs_marker(),
+                adds_marker: engine.needs_marker(),
             };
             if let Some(reading) = self.read_unless(engine, ahead, read).await? {
                 if let Ok(reloaded) = &reading.reloaded {
@@ -308,15 +317,15 @@ impl Transaction<'_> {
         }
     }
 
-    /// The daemon names one section that it does not take: its change is refused. A complaint about
-    /// something else refuses all that need to be read.
-    fn blame(&mut self, engine: &Engine, told: &Fault) {
-        let guilty = self.pending().find_map(|(index, plan)| {
+    /// Refuses the plan whose section the fault names. If the fault is about something else, all plans that
+    /// need a reload are refused.
+    fn refuse_by_fault(&mut self, engine: &Engine, fault: &Fault) {
+        let blamed = self.pending().find_map(|(index, plan)| {
             let (program, section) = plan.program()?;
-            let fault = reread_fault(engine, told, program, section)?;
+            let fault = reread_fault(engine, fault, program, section)?;
             Some((index, fault))
         });
-        if let Some((index, fault)) = guilty {
+        if let Some((index, fault)) = blamed {
             return self.refuse(index, fault);
         }
         let needs_marker = engine.needs_marker();
@@ -327,12 +336,12 @@ impl Transaction<'_> {
             .map(|(index, _)| index)
             .collect();
         for index in unread {
-            self.refuse(index, told.clone());
+            self.refuse(index, fault.clone());
         }
     }
 
-    /// Does all that is pending, while the file is there that it is read from. Whether the daemon
-    /// starts something of it by itself.
+    /// Executes all pending plans while the staged file is in place. Returns whether the daemon starts a
+    /// process by itself afterwards.
     async fn act(
         &mut self,
         engine: &mut Engine,
@@ -340,22 +349,22 @@ impl Transaction<'_> {
     ) -> Result<bool, ChangeError> {
         let events = plan::events(self.pending().map(|(_, plan)| plan));
         if self.pending().next().is_none() {
-            drop_reading(engine, reading);
+            discard(engine, reading);
             return Ok(false);
         }
-        let marks = engine.needs_marker() && reading.is_some();
-        let marker = marks.then(|| engine.marker.clone());
+        let adds_marker = engine.needs_marker() && reading.is_some();
+        let marker = adds_marker.then(|| engine.marker.clone());
         let script = Script::compose(marker, self.pending());
         let is_read = reading.is_some();
         let (intent, file) = match reading {
             Some(reading) => reading.staged.into_parts(),
             None => (engine.intend(events.clone(), false)?, None),
         };
-        // What was read for may have been refused since, or be less than what is done.
+        // Plans may have been refused since the reading, or the reading may have had more plans.
         let intent = if intent.events == events {
             Ok(intent)
         } else {
-            engine.intend(events.clone(), marks)
+            engine.intend(events.clone(), adds_marker)
         };
         let intent = match intent {
             Ok(intent) => intent,
@@ -373,7 +382,7 @@ impl Transaction<'_> {
             Err(error) => {
                 drop(file);
                 engine.abandon(intent);
-                // What was to go may be out of it already.
+                // The preparation may have removed processes from the file already.
                 engine.write_persist_file();
                 return Err(error);
             }
@@ -389,13 +398,13 @@ impl Transaction<'_> {
         let (executed, ()) = tokio::join!(executing, sync);
         let executed = executed?;
         self.is_stale &= !is_read;
-        let verdict =
-            engine.look(|registry| script.interpret(&self.plans, &executed.results, registry));
+        let verdict = engine
+            .with_registry(|registry| script.interpret(&self.plans, &executed.results, registry));
         Ok(self.conclude(engine, verdict, executed, prepared).await)
     }
 
-    /// Tells each plan what became of it, puts right what was made half, and writes down what happened.
-    /// Whether the daemon starts something of it by itself.
+    /// Records the outcome of each plan, repairs changes that the daemon made only in part, and commits.
+    /// Returns whether the daemon starts a process by itself afterwards.
     async fn conclude(
         &mut self,
         engine: &mut Engine,
@@ -403,8 +412,8 @@ impl Transaction<'_> {
         executed: Executed,
         prepared: Option<Prepared>,
     ) -> bool {
-        engine.say_gone(&verdict.gone, Cause::Removed);
-        self.is_doubtful |= !verdict.gone.is_empty();
+        engine.log_losses(&verdict.losses, Cause::Removed);
+        self.has_losses |= !verdict.losses.is_empty();
         let Verdict {
             events,
             outcomes,
@@ -415,8 +424,9 @@ impl Transaction<'_> {
         } = verdict;
         for (index, outcome) in outcomes {
             if let (Some(Plan::Fill { group, .. }), Err(_)) = (&self.plans[index], &outcome) {
-                // It may hold what somebody else has put there: the next call asks before.
-                engine.held.insert(group.clone());
+                // The group may contain processes that this proxy did not add. The next call checks that
+                // first.
+                engine.foreign_groups.insert(group.clone());
             }
             self.plans[index] = None;
             self.outcomes[index] = outcome;
@@ -438,7 +448,7 @@ impl Transaction<'_> {
         starts
     }
 
-    /// Puts the daemon right after a change that it made half.
+    /// Repairs a change that the daemon made only in part.
     async fn repair(
         &mut self,
         engine: &mut Engine,
@@ -449,7 +459,7 @@ impl Transaction<'_> {
             Repair::StopHidden { real } => self.stop_hidden(engine, index, &real).await,
             Repair::AddBack { reals } => {
                 let proxy = engine.proxy_url();
-                let texts: Vec<(String, String)> = engine.look(|registry| {
+                let texts: Vec<(String, String)> = engine.with_registry(|registry| {
                     let text = |real: &String| {
                         let configured = self.configured;
                         persist::stopped_group(registry, configured, real, proxy)
@@ -469,8 +479,8 @@ impl Transaction<'_> {
         }
     }
 
-    /// What keeps the daemon from removing a real group may be a hidden process that somebody has
-    /// started straight on the daemon: it is told to stop, and named.
+    /// Stops hidden processes that keep the daemon from removing a real group, because a client started
+    /// them directly on the daemon. The outcome names the first of them.
     async fn stop_hidden(
         &mut self,
         engine: &mut Engine,
@@ -481,7 +491,7 @@ impl Transaction<'_> {
             real: real.to_owned(),
             process: process.to_owned(),
         };
-        let queries: Vec<Query> = engine.look(|registry| {
+        let queries: Vec<Query> = engine.with_registry(|registry| {
             let hidden = registry.hidden().filter(|(held, _, _)| *held == real);
             hidden.map(|(_, process, _)| query(process)).collect()
         });
@@ -524,38 +534,38 @@ impl Transaction<'_> {
     }
 }
 
-/// What the daemon is to read, and the intent with which it does.
+/// The sections that the daemon is to read, and the steps of the intent.
 struct Read {
     text: String,
     events: Vec<Event>,
-    /// The epoch's marker is among it.
-    marks: bool,
+    /// Whether the epoch marker is among the sections.
+    adds_marker: bool,
 }
 
-/// What was read ahead, where its text serves; what does not is taken away.
-fn usable(
+/// Returns the read-ahead if its text meets `is_usable`, and discards it otherwise.
+fn usable_or_discard(
     engine: &mut Engine,
     ahead: Option<Reading>,
-    serves: impl Fn(&str) -> bool,
+    is_usable: impl Fn(&str) -> bool,
 ) -> Option<Reading> {
     match ahead {
-        Some(ahead) if serves(&ahead.staged.text) => Some(ahead),
+        Some(ahead) if is_usable(&ahead.staged.text) => Some(ahead),
         other => {
-            drop_reading(engine, other);
+            discard(engine, other);
             None
         }
     }
 }
 
-/// Takes away what was read and is not acted on.
-fn drop_reading(engine: &mut Engine, reading: Option<Reading>) {
+/// Removes the file of a reading that is not executed.
+fn discard(engine: &mut Engine, reading: Option<Reading>) {
     if let Some(reading) = reading {
         engine.abandon(reading.staged.into_intent());
     }
 }
 
-/// Lets the daemon read its files without what was refused: it lists what it read last, and would add
-/// it for anybody.
+/// Lets the daemon read its files without the refused sections. The daemon lists what it read last, and
+/// would add such a section for any client that asks.
 async fn refresh(engine: &mut Engine) {
     let _withheld = engine.withhold();
     if let Err(error) = engine.query_and_reload(Vec::new()).await {
@@ -563,36 +573,37 @@ async fn refresh(engine: &mut Engine) {
     }
 }
 
-/// The daemon starts what was added in the next turn of its loop (`supervisor/supervisord.py`,
-/// `runforever`). Whoever asks after this small call is answered after that.
-async fn take_turn(engine: &mut Engine) {
+/// Makes one short call. The daemon starts added processes in the next turn of its loop
+/// (`supervisor/supervisord.py`, `runforever`), so a client that calls after this request sees the started
+/// processes.
+async fn wait_for_start(engine: &mut Engine) {
     if let Err(error) = engine.call("supervisor.getState").await {
         tracing::debug!(%error, "what was added may not have been started yet");
     }
 }
 
-/// Empty sections of the groups that are to be filled.
-fn looks<'p>(plans: impl Iterator<Item = &'p Plan>) -> String {
-    plans.filter_map(Plan::look).collect()
+/// The probe sections of the groups that are to be filled.
+fn probe_sections<'p>(plans: impl Iterator<Item = &'p Plan>) -> String {
+    plans.filter_map(Plan::probe_section).collect()
 }
 
-/// What the daemon has to read for these plans, where that may be before it is known for sure that
-/// they are right.
+/// The sections to read ahead for these plans, before the daemon has answered the queries. `None` if
+/// nothing can be read ahead.
 fn text_ahead(engine: &Engine, plans: &[Plan]) -> Option<String> {
-    // What is hidden in an intent is hidden by recovery, so it must be right.
+    // Recovery hides each process that an open intent hides, so such an intent must be certain.
     if plans.iter().any(|plan| matches!(plan, Plan::Hide { .. })) {
         return None;
     }
-    let looks = looks(plans.iter());
-    let others = plans.iter().filter(|plan| plan.look().is_none());
+    let probes = probe_sections(plans.iter());
+    let others = plans.iter().filter(|plan| plan.probe_section().is_none());
     match text(engine, others) {
-        Some(text) => Some(text + &looks),
-        None if looks.is_empty() => None,
-        None => Some(looks),
+        Some(text) => Some(text + &probes),
+        None if probes.is_empty() => None,
+        None => Some(probes),
     }
 }
 
-/// What the daemon has to read for these plans, if anything.
+/// The sections that the daemon has to read for these plans, if any.
 fn text<'p>(engine: &Engine, plans: impl Iterator<Item = &'p Plan>) -> Option<String> {
     let mut needs_marker = false;
     let needs = |plan: &&Plan| {
@@ -612,7 +623,7 @@ fn text<'p>(engine: &Engine, plans: impl Iterator<Item = &'p Plan>) -> Option<St
     (!text.is_empty()).then_some(text)
 }
 
-/// The names of the processes of each program; empty for other changes.
+/// The process names of each program. Empty for other changes.
 async fn process_names(
     engine: &mut Engine,
     changes: &[Change],
@@ -635,8 +646,8 @@ async fn names_of(engine: &mut Engine, program: &Program) -> Result<Vec<String>,
     }
 }
 
-/// Lets the daemon expand a `process_name` that speaks of things only it knows: each process in a
-/// group of its own, because the daemon's list does not keep their order.
+/// Lets the daemon expand a `process_name` with expressions that only the daemon can expand. Each process
+/// is in a group of its own, because the daemon's list does not keep their order.
 async fn names_from_daemon(
     engine: &mut Engine,
     program: &Program,
@@ -651,11 +662,11 @@ async fn names_from_daemon(
         })
         .collect();
     let (reloaded, configs) = engine.read_and_list(text).await?;
-    if let Err(told) = reloaded {
+    if let Err(fault) = reloaded {
         let blamed = sections
             .iter()
-            .find_map(|section| reread_fault(engine, &told, program, section));
-        return Err(blamed.unwrap_or(told).into());
+            .find_map(|section| reread_fault(engine, &fault, program, section));
+        return Err(blamed.unwrap_or(fault).into());
     }
     let configs = ConfigInfo::read_all(&configs?);
     let name_in = |section: &String| {
@@ -672,17 +683,22 @@ async fn names_from_daemon(
     Ok(names)
 }
 
-/// The daemon's complaint about this `section` of its configuration, in words about what the client
-/// sent; none where it complains about something else.
-fn reread_fault(engine: &Engine, told: &Fault, program: &Program, section: &str) -> Option<Fault> {
-    if !names_section(&told.text, section) {
+/// Rewords the daemon's fault about this `section` so that it refers to the options that the client sent.
+/// Returns `None` if the fault is about something else.
+fn reread_fault(
+    engine: &Engine,
+    complaint: &Fault,
+    program: &Program,
+    section: &str,
+) -> Option<Fault> {
+    if !names_section(&complaint.text, section) {
         return None;
     }
-    if told.code != CANT_REREAD {
-        return Some(told.clone());
+    if complaint.code != CANT_REREAD {
+        return Some(complaint.clone());
     }
-    let text = told.text.strip_prefix("CANT_REREAD: ");
-    let reason = text.unwrap_or(&told.text);
+    let text = complaint.text.strip_prefix("CANT_REREAD: ");
+    let reason = text.unwrap_or(&complaint.text);
     let main_file = engine.conf_file.display().to_string();
     let words = program.in_client_words(reason, section, &main_file);
     Some(fault(INCORRECT_PARAMETERS, words))

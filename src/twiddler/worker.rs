@@ -1,6 +1,7 @@
-//! The one loop that owns the core: changes, a daemon that started again, and what others ask of it.
+//! The worker: one loop that owns the engine. It executes changes, recovers after a restart of the daemon,
+//! and handles the other jobs.
 //!
-//! Changes that wait together are carried out as one batch, as far as they do not concern each other.
+//! Independent changes that wait together are carried out as one batch.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -20,90 +21,92 @@ use super::{describe, recovery, transaction};
 use crate::audit::Record;
 use crate::registry::Event;
 
-/// How long those are waited for who were answered together and are likely to come back together. A
-/// change takes the daemon longer than this, and one for all takes it hardly more than one for each.
-const GATHERING: Duration = Duration::from_millis(1);
-/// How often a daemon is asked that is away. Whoever calls asks anyway.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// The same for one that does not take the proxy's credentials, until a caller brings some.
-const ASK_WITHOUT_CREDENTIALS: Duration = Duration::from_secs(5);
-/// How often the daemon is asked what is still there, where no reply has told.
-const LOOK_AROUND: Duration = Duration::from_secs(10);
-/// A look takes a hundredth of the daemon's time at most: with very many processes it is rarer.
-const LOOKS_SHARE: u32 = 100;
-/// The least time between two looks for the sake of a reply.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long the worker waits for further changes before a batch. Clients that got their replies together
+/// are likely to send their next changes together. The daemon takes longer than this for one change, and
+/// hardly longer for a batch.
+const BATCH_WAIT: Duration = Duration::from_millis(1);
+/// The interval between two recoveries while the daemon does not answer. A client's call triggers one too.
+const RECOVER_INTERVAL: Duration = Duration::from_millis(500);
+/// The same interval for a daemon that rejects the proxy's credentials. A caller's accepted credentials
+/// trigger a recovery earlier.
+const RECOVER_INTERVAL_UNAUTHORIZED: Duration = Duration::from_secs(5);
+/// The interval between two checks for losses, if no reply indicates one.
+const LOSS_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// A check takes at most one hundredth of the daemon's time: with many processes, checks are rarer.
+const LOSS_CHECK_SHARE: u32 = 100;
+/// The minimum interval between two checks that replies trigger.
+const LOSS_CHECK_MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Something that the worker is asked to do.
+/// A request to the worker.
 pub(super) enum Job {
-    /// Make changes, together where they go together.
+    /// Carry out changes, as one batch if they are independent.
     Changes(Vec<ChangeJob>),
     /// Make sure that the view is current.
     Recover(oneshot::Sender<Result<(), ChangeError>>),
-    /// Leave the daemon's files alone until the guard is dropped.
+    /// Carry out no changes until the guard is dropped.
     PauseReloads(oneshot::Sender<ReloadPause>),
-    /// The same, and let questions be put meanwhile.
+    /// The same with an open intent, so that the caller can send probes.
     PauseForProbes(oneshot::Sender<Result<ProbePause, ChangeError>>),
-    /// Learn what `getAllConfigInfo` says of members of which that is not known.
+    /// Read the `getAllConfigInfo` entries of members without a known entry.
     DescribeMembers(oneshot::Sender<Result<(), ChangeError>>),
-    /// Take note that something happened in this epoch.
+    /// Record events that happened in this epoch.
     Note(Epoch, Vec<Event>, oneshot::Sender<()>),
     /// Write the persist file again.
     Persist(oneshot::Sender<()>),
-    /// Placed processes call supervisord here; the watch begins.
+    /// Placed processes call supervisord at this URL. The worker begins to watch the daemon.
     Listen(Option<String>),
-    /// End.
+    /// Stop the worker.
     Stop(oneshot::Sender<()>),
 }
 
-/// A change on its way to the worker.
+/// A change in the worker's queue.
 pub(super) struct ChangeJob {
     pub(super) change: Change,
     pub(super) authorized: Authorized,
-    /// Whose change it is.
+    /// The caller, for the log.
     pub(super) record: Record,
     pub(super) outcome: oneshot::Sender<Outcome>,
 }
 
-/// Keeps changes off until it is dropped. Whoever holds it must not wait for the worker.
+/// Holds off changes until it is dropped. The holder must not send a job to the worker and wait for it.
 #[derive(Debug)]
 #[must_use]
 pub struct ReloadPause {
-    _held: oneshot::Sender<()>,
+    _guard: oneshot::Sender<()>,
 }
 
-/// The loop and what waits for it.
+/// The loop and its queues.
 pub(super) struct Worker {
     engine: Engine,
     jobs: mpsc::UnboundedReceiver<Job>,
     changes: VecDeque<ChangeJob>,
-    others: VecDeque<Job>,
-    /// A reply spoke against what is known.
-    doubts: Arc<Notify>,
+    other_jobs: VecDeque<Job>,
+    /// Notified when a reply contradicts the registry.
+    loss_check: Arc<Notify>,
     ownership: Ownership,
-    /// So many changes were carried out together last. One client by himself waits for nobody.
+    /// The size of the last batch. With 1, the worker does not wait for further changes.
     batch_size: usize,
     watches: bool,
     is_away: bool,
     recover_at: Instant,
-    look_at: Instant,
-    look_for_doubt_at: Instant,
+    check_at: Instant,
+    reply_check_at: Instant,
 }
 
-/// What comes next.
+/// The next event of the loop.
 enum Next {
     Queued(Option<Job>),
     Batch,
     Recover,
-    Look { for_doubt: bool },
-    Again,
+    CheckLosses { by_reply: bool },
+    Continue,
 }
 
 impl Worker {
     pub(super) fn new(
         engine: Engine,
         jobs: mpsc::UnboundedReceiver<Job>,
-        doubts: Arc<Notify>,
+        loss_check: Arc<Notify>,
         ownership: Ownership,
     ) -> Self {
         let now = Instant::now();
@@ -111,23 +114,23 @@ impl Worker {
             engine,
             jobs,
             changes: VecDeque::new(),
-            others: VecDeque::new(),
-            doubts,
+            other_jobs: VecDeque::new(),
+            loss_check,
             ownership,
             batch_size: 1,
             watches: false,
             is_away: false,
             recover_at: now,
-            look_at: now + LOOK_AROUND,
-            look_for_doubt_at: now,
+            check_at: now + LOSS_CHECK_INTERVAL,
+            reply_check_at: now,
         }
     }
 
-    /// Works until it is told to stop, or nobody can ask for anything any more.
+    /// Runs until a stop job arrives, or until no sender of jobs is left.
     pub(super) async fn run(mut self) {
         loop {
-            if let Some(job) = self.others.pop_front() {
-                if self.ownership.is_ours(&self.engine) && self.handle(job).await {
+            if let Some(job) = self.other_jobs.pop_front() {
+                if self.ownership.ensure(&self.engine) && self.handle(job).await {
                     continue;
                 }
                 return;
@@ -135,43 +138,46 @@ impl Worker {
             match self.next().await {
                 Next::Queued(None) => return,
                 Next::Queued(Some(job)) => self.queue(job),
-                Next::Again => {}
-                _ if !self.ownership.is_ours(&self.engine) => return,
+                Next::Continue => {}
+                _ if !self.ownership.ensure(&self.engine) => return,
                 Next::Batch => self.batch().await,
                 Next::Recover => self.recover().await,
-                Next::Look { for_doubt } => self.look(for_doubt).await,
+                Next::CheckLosses { by_reply } => self.check_losses(by_reply).await,
             }
         }
     }
 
     async fn next(&mut self) -> Next {
-        let is_known = self.engine.status() != Status::Unknown && self.engine.link.is_unbroken();
-        let (watched, unknown) = (self.watches && is_known, self.watches && !is_known);
+        let is_current =
+            self.engine.status() != Status::Unknown && self.engine.liveness.is_unbroken();
+        let (watches_current, needs_recovery) =
+            (self.watches && is_current, self.watches && !is_current);
         let has_changes = !self.changes.is_empty();
-        let doubt = async {
-            sleep_until(self.look_for_doubt_at).await;
-            self.doubts.notified().await;
+        let contradiction = async {
+            sleep_until(self.reply_check_at).await;
+            self.loss_check.notified().await;
         };
         tokio::select! {
             biased;
-            () = doubt, if watched => Next::Look { for_doubt: true },
-            // Due once in ten seconds at most, also where changes never end.
-            () = sleep_until(self.look_at), if watched => Next::Look { for_doubt: false },
+            () = contradiction, if watches_current => Next::CheckLosses { by_reply: true },
+            // Before the batches, so that a steady stream of changes cannot delay it. It is due at most
+            // once in ten seconds.
+            () = sleep_until(self.check_at), if watches_current => Next::CheckLosses { by_reply: false },
             () = std::future::ready(()), if has_changes => Next::Batch,
             job = self.jobs.recv() => Next::Queued(job),
-            () = sleep_until(self.recover_at), if unknown => Next::Recover,
-            () = self.engine.link.broken(), if watched => Next::Again,
+            () = sleep_until(self.recover_at), if needs_recovery => Next::Recover,
+            () = self.engine.liveness.broken(), if watches_current => Next::Continue,
         }
     }
 
     fn queue(&mut self, job: Job) {
         match job {
             Job::Changes(changes) => self.changes.extend(changes),
-            other => self.others.push_back(other),
+            other => self.other_jobs.push_back(other),
         }
     }
 
-    /// Whether the worker goes on. Whoever asked may have hung up.
+    /// Handles a job. Returns whether the worker continues. The client may have disconnected already.
     async fn handle(&mut self, job: Job) -> bool {
         match job {
             Job::Changes(changes) => self.changes.extend(changes),
@@ -179,8 +185,8 @@ impl Worker {
                 let _ = done.send(self.make_current().await);
             }
             Job::PauseReloads(pause) => {
-                let (held, dropped) = oneshot::channel();
-                if pause.send(ReloadPause { _held: held }).is_ok() {
+                let (guard, dropped) = oneshot::channel();
+                if pause.send(ReloadPause { _guard: guard }).is_ok() {
                     let _ = dropped.await;
                 }
             }
@@ -189,7 +195,8 @@ impl Worker {
                 let _ = done.send(describe::describe(&mut self.engine).await);
             }
             Job::Note(epoch, events, done) => {
-                // In another epoch the files have started what was hidden, and nobody else has.
+                // In another epoch, the daemon has started the hidden processes from its files, and no
+                // client has.
                 if self.engine.epoch() == epoch && self.engine.status() != Status::Unknown {
                     self.engine.note(events);
                 }
@@ -213,33 +220,32 @@ impl Worker {
         true
     }
 
-    /// Finds out what the daemon has of ours, as soon as it answers, and again whenever it has broken
-    /// the connection by which its epoch is known.
+    /// Recovers as soon as the daemon answers, and again after each break of the liveness connection.
     async fn recover(&mut self) {
         let pause = match self.make_current().await {
             Ok(()) => {
                 if std::mem::take(&mut self.is_away) {
                     tracing::info!("supervisord answers");
                 }
-                // Nothing is gained by asking a daemon all the time that breaks all connections.
-                ASK_AGAIN
+                // A daemon that closes every connection needs no immediate recovery.
+                RECOVER_INTERVAL
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_away, true) {
-                    self.say_away(&error);
+                    self.log_away(&error);
                 }
                 match error {
-                    ChangeError::Status(_) => ASK_WITHOUT_CREDENTIALS,
-                    _ => ASK_AGAIN,
+                    ChangeError::Status(_) => RECOVER_INTERVAL_UNAUTHORIZED,
+                    _ => RECOVER_INTERVAL,
                 }
             }
         };
         self.recover_at = Instant::now() + pause;
     }
 
-    /// A daemon that judges each caller, because the proxy has nothing to present, is not away: what it
-    /// lacks is said at the start.
-    fn say_away(&self, error: &ChangeError) {
+    /// Logs why the daemon is not available. A daemon that checks each caller's credentials, because the
+    /// proxy has none of its own, is not reported as away: a warning at the start covers that.
+    fn log_away(&self, error: &ChangeError) {
         let presents = self.engine.daemon.own_authorization().is_some();
         match error {
             ChangeError::Status(_) if !presents => {
@@ -249,20 +255,20 @@ impl Worker {
         }
     }
 
-    /// Looks for what is gone.
-    async fn look(&mut self, for_doubt: bool) {
-        let began = Instant::now();
-        if let Err(error) = recovery::look_for_losses(&mut self.engine).await {
-            tracing::debug!(reason = %error, "cannot look for what is gone");
+    /// Checks for losses.
+    async fn check_losses(&mut self, by_reply: bool) {
+        let start = Instant::now();
+        if let Err(error) = recovery::check_for_losses(&mut self.engine).await {
+            tracing::debug!(reason = %error, "cannot check for losses");
         }
         let now = Instant::now();
-        self.look_at = now + LOOK_AROUND.max((now - began) * LOOKS_SHARE);
-        if for_doubt {
-            self.look_for_doubt_at = now + PAUSE;
+        self.check_at = now + LOSS_CHECK_INTERVAL.max((now - start) * LOSS_CHECK_SHARE);
+        if by_reply {
+            self.reply_check_at = now + LOSS_CHECK_MIN_INTERVAL;
         }
     }
 
-    /// Waits while questions are put, with an intent open.
+    /// Opens an intent and waits until the caller has sent its probes.
     async fn pause_for_probes(&mut self, pause: oneshot::Sender<Result<ProbePause, ChangeError>>) {
         let opened = match self.make_current().await {
             Ok(()) => self.engine.open_probe_intent().await,
@@ -272,33 +278,33 @@ impl Worker {
             Ok(opened) => opened,
             Err(error) => return drop(pause.send(Err(error))),
         };
-        let (held, dropped) = oneshot::channel();
-        let questions = ProbePause {
-            _held: held,
+        let (guard, dropped) = oneshot::channel();
+        let probe_pause = ProbePause {
+            _guard: guard,
             daemon: self.engine.daemon.clone(),
             include: self.engine.include.clone(),
             delivery,
         };
-        if pause.send(Ok(questions)).is_ok() {
+        if pause.send(Ok(probe_pause)).is_ok() {
             let _ = dropped.await;
         }
-        // A daemon that has started meanwhile may have read one: what comes next finds that out.
-        if self.engine.link.is_unbroken() {
+        // A daemon that restarted in between may have read a probe. Recovery removes its groups.
+        if self.engine.liveness.is_unbroken() {
             self.engine.abandon(intent)
         } else {
             self.engine.set_status(Status::Unknown)
         }
     }
 
-    /// Carries out what is waiting, as much of it at once as goes together.
+    /// Carries out the waiting changes that are independent.
     async fn batch(&mut self) {
         self.collect_batch().await;
-        let jobs = take_together(&mut self.changes);
+        let jobs = take_batch(&mut self.changes);
         let presented = jobs.first().and_then(|job| job.authorized.presented());
         let (changes, answers): (Vec<_>, Vec<_>) = jobs
             .into_iter()
             .filter_map(|job| self.admit(job))
-            .map(|job| (self.with_address(job.change), (job.record, job.outcome)))
+            .map(|job| (self.with_proxy_url(job.change), (job.record, job.outcome)))
             .unzip();
         self.batch_size = changes.len();
         let daemon = self.engine.daemon.clone();
@@ -307,14 +313,14 @@ impl Worker {
             .await;
         for ((change, (record, answer)), outcome) in changes.iter().zip(answers).zip(outcomes) {
             log_outcome(change, &record, &outcome);
-            // The client may have hung up; the change holds all the same.
+            // The client may have disconnected. The change stays valid.
             let _ = answer.send(outcome);
         }
     }
 
-    /// Waits for as many as were carried out together before, and takes along whatever else has come.
+    /// Waits for as many changes as the last batch had, and takes all that have arrived.
     async fn collect_batch(&mut self) {
-        let deadline = Instant::now() + GATHERING;
+        let deadline = Instant::now() + BATCH_WAIT;
         while self.changes.len() < self.batch_size
             && let Ok(Some(job)) = timeout_at(deadline, self.jobs.recv()).await
         {
@@ -325,13 +331,13 @@ impl Worker {
         }
     }
 
-    /// Makes what is known current again. A change that was cut short may have taken something away
-    /// that it does not speak of.
+    /// Makes the view current. An interrupted change may have removed groups that its intent does not
+    /// contain, so a check for losses follows.
     async fn make_current(&mut self) -> Result<(), ChangeError> {
-        let was_cut = !self.engine.journal.intent().is_empty();
+        let was_interrupted = !self.engine.journal.intent().is_empty();
         let recovered = recovery::recover(&mut self.engine).await;
-        if was_cut && recovered.is_ok() {
-            self.doubts.notify_one();
+        if was_interrupted && recovered.is_ok() {
+            self.loss_check.notify_one();
         }
         recovered
     }
@@ -345,13 +351,14 @@ impl Worker {
             return changes.iter().map(|_| Err(error.clone())).collect();
         }
         let batch = transaction::carry_out(&mut self.engine, changes).await;
-        if batch.is_doubtful {
-            self.doubts.notify_one();
+        if batch.has_losses {
+            self.loss_check.notify_one();
         }
         batch.outcomes
     }
 
-    /// Turns away a change that nobody judged once it is known that the daemon judges.
+    /// Rejects a change whose credentials were not checked, if the daemon is known to check credentials by
+    /// now.
     fn admit(&self, job: ChangeJob) -> Option<ChangeJob> {
         if matches!(job.authorized, Authorized::Checked(_)) || self.engine.daemon.is_open() {
             return Some(job);
@@ -362,8 +369,8 @@ impl Worker {
         None
     }
 
-    /// What is added while processes can be told where the proxy is.
-    fn with_address(&self, change: Change) -> Change {
+    /// Makes an added program call the proxy, if the proxy has a URL.
+    fn with_proxy_url(&self, change: Change) -> Change {
         match change {
             Change::AddProgram(program) if self.engine.proxy_url.is_some() => {
                 Change::AddProgram(Box::new(program.calling_proxy()))
@@ -373,63 +380,65 @@ impl Worker {
     }
 }
 
-/// Takes changes from the front that do not concern each other: of one group only additions of
-/// different processes, or only removals of different processes. What stays keeps its order, and so
-/// does whatever is not made with the credentials of the first.
-fn take_together(waiting: &mut VecDeque<ChangeJob>) -> Vec<ChangeJob> {
-    let mut touched: HashMap<String, Touched> = HashMap::new();
+/// Takes independent changes from the front of the queue. A batch has, for one group, only additions of
+/// different processes or only removals of different processes, and all its changes have the same
+/// credentials. The other changes keep their order.
+fn take_batch(waiting: &mut VecDeque<ChangeJob>) -> Vec<ChangeJob> {
+    let mut effects: HashMap<String, GroupEffect> = HashMap::new();
     let authorized = waiting.front().map(|job| job.authorized.clone());
-    let (taken, kept): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|job| {
-        let presents_the_same = authorized.as_ref() == Some(&job.authorized);
-        let touch = if presents_the_same {
-            Touched::by(&job.change)
+    let (batch, rest): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|job| {
+        let same_credentials = authorized.as_ref() == Some(&job.authorized);
+        let effect = if same_credentials {
+            GroupEffect::of(&job.change)
         } else {
-            Touched::Alone
+            GroupEffect::Alone
         };
-        match touched.entry(job.change.group().to_owned()) {
+        match effects.entry(job.change.group().to_owned()) {
             Entry::Vacant(entry) => {
-                entry.insert(touch);
-                presents_the_same
+                entry.insert(effect);
+                same_credentials
             }
-            Entry::Occupied(mut entry) => entry.get_mut().admit(touch),
+            Entry::Occupied(mut entry) => entry.get_mut().merge(effect),
         }
     });
-    waiting.extend(kept);
-    taken
+    waiting.extend(rest);
+    batch
 }
 
-/// What the changes of one batch do to one group.
+/// The effect of a batch on one group.
 #[derive(Debug)]
-enum Touched {
+enum GroupEffect {
     /// Processes of these names are added.
     Added(HashSet<String>),
     /// Processes of these names are removed.
     Removed(HashSet<String>),
-    /// Nothing else may come along.
+    /// No other change of this group may be in the batch.
     Alone,
 }
 
-impl Touched {
-    fn by(change: &Change) -> Self {
+impl GroupEffect {
+    fn of(change: &Change) -> Self {
         match change {
-            // Programs whose process names only the daemon can tell may collide with any other.
+            // If only the daemon knows the process names of a program, they may collide with those of any
+            // other change.
             Change::AddProgram(program) => {
-                program.process_names().map_or(Touched::Alone, |names| {
-                    Touched::Added(names.into_iter().collect())
+                program.process_names().map_or(GroupEffect::Alone, |names| {
+                    GroupEffect::Added(names.into_iter().collect())
                 })
             }
-            Change::RemoveProcess { process, .. } => Touched::Removed([process.clone()].into()),
+            Change::RemoveProcess { process, .. } => GroupEffect::Removed([process.clone()].into()),
             Change::AddGroup { .. } | Change::RemovePlaced { .. } | Change::RemoveGroup { .. } => {
-                Touched::Alone
+                GroupEffect::Alone
             }
         }
     }
 
-    /// Takes `other` along if it goes with what is there; nothing later does once one did not.
-    fn admit(&mut self, other: Touched) -> bool {
-        let admitted = match (&mut *self, other) {
-            (Touched::Added(names), Touched::Added(more))
-            | (Touched::Removed(names), Touched::Removed(more))
+    /// Merges `other` if it is independent. After one dependent change, no later change of the group is
+    /// merged.
+    fn merge(&mut self, other: GroupEffect) -> bool {
+        let merged = match (&mut *self, other) {
+            (GroupEffect::Added(names), GroupEffect::Added(more))
+            | (GroupEffect::Removed(names), GroupEffect::Removed(more))
                 if names.is_disjoint(&more) =>
             {
                 names.extend(more);
@@ -437,9 +446,9 @@ impl Touched {
             }
             _ => false,
         };
-        if !admitted {
-            *self = Touched::Alone;
+        if !merged {
+            *self = GroupEffect::Alone;
         }
-        admitted
+        merged
     }
 }

@@ -181,7 +181,7 @@ fn what_is_left_where_nobody_can_clean_up_keeps_the_daemon_from_nothing() -> Res
     sidecar.socket_client().call("twiddler.getGroupNames", ())?;
     ensure_clean(&daemon)?;
     let log = sidecar.stderr_text();
-    ensure!(log.contains("took away a generated file"), "{log}");
+    ensure!(log.contains("removed a generated file"), "{log}");
     Ok(())
 }
 

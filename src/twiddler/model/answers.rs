@@ -1,4 +1,4 @@
-//! Questions that only the daemon can answer, and its answers.
+//! Queries that only the daemon can answer, and its answers.
 
 use std::collections::HashMap;
 
@@ -6,44 +6,45 @@ use crate::daemon::ProcessInfo;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::registry::Registry;
 
-/// Something that only the daemon knows.
+/// A question about the daemon's state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Query {
-    /// Is there an active group of this name?
+    /// Whether there is an active group of this name.
     Group(String),
-    /// What state is the process of this real group in?
+    /// The state of a process of this group of the daemon.
     Process { real: String, process: String },
-    /// What processes are there at all?
+    /// All processes.
     AllProcesses,
 }
 
-/// What the daemon answered.
+/// The daemon's answers.
 #[derive(Debug, Default)]
 pub struct Answers {
-    /// Whether a group is active.
+    /// Whether each group is active.
     pub groups: HashMap<String, bool>,
-    /// Processes that are there, by real group and name.
+    /// The processes that the daemon has, by its group and name.
     pub processes: HashMap<(String, String), ProcessInfo>,
 }
 
 impl Answers {
-    /// The process of this real name, where it is there.
+    /// The process of this real name, if the daemon has it.
     pub fn process(&self, real: &str, process: &str) -> Option<&ProcessInfo> {
         self.processes.get(&(real.to_owned(), process.to_owned()))
     }
 
-    /// Whether the daemon said that a group is active.
+    /// Whether the daemon answered that the group is active. `false` for a group that was not in the
+    /// queries.
     pub fn is_active(&self, group: &str) -> bool {
         self.groups.get(group).copied().unwrap_or(false)
     }
 
-    /// Takes note of a process.
+    /// Adds a process.
     pub fn insert(&mut self, info: ProcessInfo) {
         let key = (info.group.clone(), info.name.clone());
         self.processes.insert(key, info);
     }
 
-    /// What the daemon will answer if nobody but us has changed anything.
+    /// The answers to expect if only this proxy has changed the daemon.
     pub fn expected(
         registry: &Registry,
         configured: &[ConfiguredGroup],
@@ -59,10 +60,10 @@ impl Answers {
                 }
                 Query::Process { real, process } => {
                     let hidden = registry.hidden_start(real, process);
-                    let joined = registry
+                    let is_member = registry
                         .members_in(real)
                         .any(|member| member.process == *process);
-                    if joined || hidden.is_some() {
+                    if is_member || hidden.is_some() {
                         let start = hidden.unwrap_or_default();
                         answers.insert(ProcessInfo::stopped(real, process, start));
                     }

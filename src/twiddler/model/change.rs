@@ -1,4 +1,4 @@
-//! Changes that clients want, and why one is not made.
+//! Changes that clients request, and why a change fails.
 
 use http::{HeaderValue, StatusCode};
 
@@ -7,19 +7,19 @@ use crate::fault::{BAD_NAME, FAILED, STILL_RUNNING, fault};
 use crate::program::{Name, Program};
 use crate::xmlrpc::Fault;
 
-/// Whether the daemon let the one in who wants a change, and so what the change presents to the
-/// daemon from its first call to its last, whatever other callers bring meanwhile.
+/// The caller's authorization. It fixes the credentials that the change presents to the daemon in all its
+/// calls, independent of what other callers present in the meantime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Authorized {
-    /// It did, with these credentials. The header is marked as sensitive.
+    /// The daemon accepted these credentials. The header is marked as sensitive.
     Checked(Option<HeaderValue>),
-    /// It was not asked, because it asks nobody for credentials as far as is known. The change
+    /// The credentials were not checked, because the daemon is not known to require any. The change
     /// presents none.
     NotRequired,
 }
 
 impl Authorized {
-    /// What the change presents to the daemon.
+    /// The `Authorization` header that the change presents to the daemon.
     pub fn presented(&self) -> Option<HeaderValue> {
         match self {
             Authorized::Checked(presented) => presented.clone(),
@@ -28,26 +28,26 @@ impl Authorized {
     }
 }
 
-/// Something that a client wants changed.
+/// A change that a client requests.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A new, empty group.
+    /// Add an empty group.
     AddGroup {
-        /// What it is to be called.
+        /// The group's name.
         name: Name,
-        /// Its place among the groups.
+        /// The group's priority.
         priority: i64,
     },
-    /// The processes of a program join its group.
+    /// Add the processes of a program to its group.
     AddProgram(Box<Program>),
-    /// A stopped process leaves its group.
+    /// Remove a stopped process from its group.
     RemoveProcess {
         /// The group that clients know.
         group: String,
         /// The process's name.
         process: String,
     },
-    /// All members that one real group holds leave together; they have stopped.
+    /// Remove all members of one real group. Their processes have stopped.
     RemovePlaced {
         /// The group that clients know.
         group: String,
@@ -56,15 +56,15 @@ pub enum Change {
         /// Its members, for the log.
         processes: Vec<String>,
     },
-    /// A group goes, with its stopped processes.
+    /// Remove a group with its stopped processes.
     RemoveGroup {
         /// The group that clients know.
         name: String,
     },
 }
 
-/// Why a change was not made. The texts are those of the daemon's faults, as the `twiddler` namespace
-/// tells them.
+/// Why a change failed. The texts are those of the daemon's faults, as the `twiddler` namespace returns
+/// them.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ChangeError {
     /// There is no group of this name.
@@ -79,20 +79,19 @@ pub enum ChangeError {
     /// This process is not stopped.
     #[error("STILL_RUNNING: {0}")]
     StillRunning(String),
-    /// The daemon refused it, or would.
+    /// The daemon refused the change, or would refuse it.
     #[error(transparent)]
     Fault(#[from] Fault),
-    /// The daemon did not take the credentials.
+    /// The daemon rejected the credentials.
     #[error("supervisord answered HTTP {0}")]
     Status(StatusCode),
-    /// The daemon is away.
+    /// The daemon does not answer.
     #[error("{0}")]
     Unreachable(String),
 }
 
 impl ChangeError {
-    /// The fault that a client is told in the `twiddler` namespace; none where the daemon gave no
-    /// answer.
+    /// The fault for the client in the `twiddler` namespace. `None` if the daemon gave no answer.
     pub fn fault(&self) -> Option<Fault> {
         Some(match self {
             ChangeError::UnknownGroup(group) => fault(BAD_NAME, format!("group: {group}")),
@@ -106,7 +105,7 @@ impl ChangeError {
     }
 }
 
-/// What a change came to.
+/// The result of a change.
 pub type Outcome = Result<(), ChangeError>;
 
 impl From<CallError> for ChangeError {
@@ -121,7 +120,7 @@ impl From<CallError> for ChangeError {
 }
 
 impl Change {
-    /// The group that is concerned.
+    /// The group that the change affects.
     pub fn group(&self) -> &str {
         match self {
             Change::AddGroup { name, .. } => name.as_str(),

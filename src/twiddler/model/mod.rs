@@ -1,4 +1,4 @@
-//! What is known and what follows from it: pure and synchronous, tested in tables.
+//! The pure and synchronous part of the core, tested in tables.
 
 pub(super) mod answers;
 pub(super) mod change;

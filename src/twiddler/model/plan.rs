@@ -1,6 +1,6 @@
-//! Decides what to do for a change, from what is known and what the daemon answered.
+//! Plans changes, from the registry and the daemon's answers.
 //!
-//! Pure: the queries go out and the answers come in as values. Placement is decided here.
+//! Pure: it returns the queries and takes the answers as values. Placement is decided here.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -14,12 +14,13 @@ use crate::registry::Rendered;
 use crate::registry::real_name;
 use crate::registry::{Event, Member, Place, Registry, is_still_hidden};
 
-/// Whether a stopped process is started by the daemon in the next turn of its loop, where `program`
-/// is what it was made from (`supervisor/process.py`, `transition`). None where that is not known.
-fn will_start(found: &ProcessInfo, program: Option<&Program>) -> Option<bool> {
-    match found.state {
-        ProcessState::Exited => program?.restarts(found.exit_status),
-        ProcessState::Stopped if found.start == 0 => {
+/// Returns whether the daemon starts a stopped process in the next turn of its loop
+/// (`supervisor/process.py`, `transition`). `program` is the process's definition. Returns `None` if that
+/// is unknown.
+fn will_start(info: &ProcessInfo, program: Option<&Program>) -> Option<bool> {
+    match info.state {
+        ProcessState::Exited => program?.restarts(info.exit_status),
+        ProcessState::Stopped if info.start == 0 => {
             if program?.autostarts() {
                 None
             } else {
@@ -30,55 +31,55 @@ fn will_start(found: &ProcessInfo, program: Option<&Program>) -> Option<bool> {
     }
 }
 
-/// What is to be done for one change.
+/// The steps for one change.
 #[derive(Clone, Debug)]
 pub enum Plan {
     /// Add an empty group.
     Create { group: String, priority: i64 },
-    /// Put a program into a group that has no process: its processes bear their own names.
+    /// Add a program to a group without processes. The processes keep their own names in the daemon.
     Fill {
         group: String,
         priority: i64,
         section: String,
         program: Box<Program>,
         members: Vec<Member>,
-        /// The user's files define the group, or somebody has put something into it: it may not be empty.
+        /// The user's files define the group, or somebody has added a process to it: it may not be empty.
         may_hold: bool,
     },
-    /// Put a program into a real group.
+    /// Add a program in a real group.
     Place {
         real: String,
         priority: i64,
         program: Box<Program>,
         members: Vec<Member>,
     },
-    /// Take a real group away: its last members leave.
+    /// Remove a real group with its last members.
     Drop {
         group: String,
         processes: Vec<String>,
         real: String,
     },
-    /// The daemon keeps the process, stopped; nobody sees it any more.
+    /// Hide a process: the daemon keeps it, stopped, and clients do not see it any more.
     Hide {
         /// The daemon's group.
         real: String,
         process: String,
         start: i64,
-        /// It may be about to start by itself.
+        /// The daemon may start it by itself in the next turn of its loop.
         may_start: bool,
     },
-    /// The last process of a real group leaves: make that group empty again.
+    /// Remove the last process of a group that clients know: make the group empty again.
     Reset {
         group: String,
         priority: i64,
         process: String,
     },
-    /// A whole group goes.
+    /// Remove a group with all its real groups.
     Dissolve { group: String, reals: Vec<String> },
 }
 
 impl Plan {
-    /// What will have happened when all goes well.
+    /// The events if all steps succeed.
     pub fn events(&self) -> Vec<Event> {
         match self {
             Plan::Create { group, priority } => {
@@ -95,9 +96,9 @@ impl Plan {
                 group, processes, ..
             } => processes
                 .iter()
-                .map(|process| left(group, process))
+                .map(|process| left_event(group, process))
                 .collect(),
-            Plan::Reset { group, process, .. } => vec![left(group, process)],
+            Plan::Reset { group, process, .. } => vec![left_event(group, process)],
             Plan::Hide {
                 real,
                 process,
@@ -114,7 +115,7 @@ impl Plan {
         }
     }
 
-    /// The sections that the daemon must read for it. What is placed calls `proxy`, as in
+    /// The sections that the daemon must read for the plan. Placed processes call `proxy`, as in
     /// [`Program::render_with_proxy_url`].
     pub fn sections(&self, proxy: Option<&str>) -> String {
         match self {
@@ -142,7 +143,7 @@ impl Plan {
         }
     }
 
-    /// The program that it adds, and the section under which the daemon would complain about it.
+    /// The program that the plan adds, and the section that a fault of the daemon about it names.
     pub fn program(&self) -> Option<(&Program, &str)> {
         match self {
             Plan::Fill {
@@ -153,9 +154,9 @@ impl Plan {
         }
     }
 
-    /// An empty section by which the daemon tells whether the group that is filled is empty, where that
-    /// is not known.
-    pub fn look(&self) -> Option<String> {
+    /// An empty section for the group to be filled, if it may have processes. `reloadConfig` lists the
+    /// group as changed if it has any.
+    pub fn probe_section(&self) -> Option<String> {
         match self {
             Plan::Fill {
                 group,
@@ -167,7 +168,7 @@ impl Plan {
         }
     }
 
-    /// Whether the daemon starts a process by itself because of it.
+    /// Whether the daemon starts a process of the plan by itself.
     pub fn autostarts(&self) -> bool {
         match self {
             Plan::Fill { program, .. } | Plan::Place { program, .. } => program.autostarts(),
@@ -175,7 +176,7 @@ impl Plan {
         }
     }
 
-    /// Whether the daemon has to read a file for it.
+    /// Whether the daemon has to read sections for the plan.
     pub fn needs_reload(&self) -> bool {
         !matches!(
             self,
@@ -183,13 +184,14 @@ impl Plan {
         )
     }
 
-    /// Whether something is known of the daemon's epoch after it.
+    /// Whether the registry has an entry about the daemon's epoch after the plan.
     pub fn needs_marker(&self) -> bool {
         self.needs_reload() || matches!(self, Plan::Hide { .. })
     }
 
-    /// The group whose real one is made anew, together with what it must be if that fails half way.
-    pub fn recreates(&self) -> Option<(&str, String)> {
+    /// The group that the plan removes and adds again, and the section that restores it as an empty group
+    /// if the addition fails.
+    pub fn recreated_group(&self) -> Option<(&str, String)> {
         match self {
             Plan::Fill {
                 group, priority, ..
@@ -201,7 +203,7 @@ impl Plan {
         }
     }
 
-    /// Whether the daemon has read all that it is to take for this.
+    /// Whether the daemon has read all sections of the plan.
     pub fn is_read(&self, reloaded: &ReloadResult) -> bool {
         match self {
             Plan::Create { group, .. } => reloaded.added.contains(group),
@@ -214,24 +216,24 @@ impl Plan {
     }
 }
 
-/// What will have happened when all of these go well.
+/// The events if all steps of all `plans` succeed.
 pub fn events<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Vec<Event> {
     plans.into_iter().flat_map(Plan::events).collect()
 }
 
-fn left(group: &str, process: &str) -> Event {
+fn left_event(group: &str, process: &str) -> Event {
     Event::Left {
         group: group.to_owned(),
         process: process.to_owned(),
     }
 }
 
-/// What must be asked before `changes` can be planned. `names` are the process names of each
-/// change that adds a program.
+/// The queries whose answers are needed to plan `changes`. `names` has the process names of each change
+/// that adds a program.
 pub fn queries(registry: &Registry, changes: &[Change], names: &[Vec<String>]) -> Vec<Query> {
     let mut queries = Vec::new();
     let mut seen = HashSet::new();
-    let mut ask = |query: Query| {
+    let mut add = |query: Query| {
         if seen.insert(query.clone()) {
             queries.push(query);
         }
@@ -240,31 +242,31 @@ pub fn queries(registry: &Registry, changes: &[Change], names: &[Vec<String>]) -
         if let Change::RemoveProcess { group, process } = change
             && let Some(member) = placed(registry, group, process)
         {
-            // Where a real group goes, the daemon answers to the removal itself.
+            // If the whole real group is removed, the removal itself tells whether the process has stopped.
             if registry.members_in(&member.real).nth(1).is_some() {
-                ask(locate(registry, group, process));
+                add(locate(registry, group, process));
             }
             continue;
         }
         if let Change::RemovePlaced { .. } = change {
             continue;
         }
-        ask(Query::Group(change.group().to_owned()));
+        add(Query::Group(change.group().to_owned()));
         match change {
             Change::AddGroup { .. } | Change::RemovePlaced { .. } => {}
             Change::AddProgram(program) => {
                 names
                     .iter()
                     .filter(|name| may_be_there(registry, program.group(), name))
-                    .for_each(|name| ask(locate(registry, program.group(), name)));
+                    .for_each(|name| add(locate(registry, program.group(), name)));
             }
-            Change::RemoveProcess { group, process } => ask(locate(registry, group, process)),
+            Change::RemoveProcess { group, process } => add(locate(registry, group, process)),
             Change::RemoveGroup { name, .. } if registry.added_group(name).is_some() => {
                 registry
                     .members_of(name)
-                    .for_each(|member| ask(locate(registry, name, &member.process)));
+                    .for_each(|member| add(locate(registry, name, &member.process)));
             }
-            Change::RemoveGroup { .. } => ask(Query::AllProcesses),
+            Change::RemoveGroup { .. } => add(Query::AllProcesses),
         }
     }
     queries
@@ -275,7 +277,8 @@ fn placed<'r>(registry: &'r Registry, group: &str, process: &str) -> Option<&'r 
     member.filter(|member| member.is_placed())
 }
 
-/// In a group that was added here, nobody else adds processes.
+/// Returns whether the daemon may have a process of this name. Only this proxy adds processes to an added
+/// group.
 fn may_be_there(registry: &Registry, group: &str, process: &str) -> bool {
     registry.added_group(group).is_none()
         || registry.member(group, process).is_some()
@@ -292,19 +295,19 @@ fn locate(registry: &Registry, group: &str, process: &str) -> Query {
     }
 }
 
-/// What is to be done if the daemon answers like this.
+/// The plans that follow from the daemon's answers.
 pub struct Draft {
-    /// One for each change.
+    /// One plan for each change, or why it fails.
     pub plans: Vec<Result<Plan, ChangeError>>,
-    /// What turned out not to be as it was known.
+    /// Events that correct the registry according to the answers.
     pub corrections: Vec<Event>,
-    /// The first number that is free after it.
+    /// The first number that is free after these plans.
     pub next: u64,
 }
 
 impl Draft {
-    /// Plans all `changes`; `names` are the process names of each that adds a program, or why it is
-    /// refused.
+    /// Plans all `changes`. `names` has the process names of each change that adds a program, or the error
+    /// with which the change fails.
     pub fn new(
         mut planner: Planner<'_>,
         changes: &[Change],
@@ -330,28 +333,27 @@ pub struct Planner<'a> {
     answers: &'a Answers,
     next: u64,
     persists: bool,
-    /// Groups that were added, and hold processes of somebody else's.
-    held: &'a BTreeSet<String>,
-    /// Groups that get their first process in this transaction.
+    /// Added groups that contain processes which this proxy did not add.
+    foreign_groups: &'a BTreeSet<String>,
+    /// Groups that a plan of this transaction fills.
     filled: HashSet<String>,
-    /// Members that leave in this transaction, by the daemon's group.
+    /// The members that plans of this transaction hide, by the daemon's group.
     leaving: HashMap<String, BTreeSet<String>>,
-    /// What turned out not to be as it was known.
+    /// Events that correct the registry according to the answers.
     corrections: Vec<Event>,
 }
 
 impl<'a> Planner<'a> {
-    /// Plans on what `registry` knows, `configured` groups of the user's files, and the daemon's
-    /// `answers` to [`queries`]; `next` is the first free number of real groups;
-    /// what `persists` is on disk for as long as it is in the daemon. Groups in `held` are not taken for
-    /// empty without asking.
+    /// Creates a planner. `configured` are the groups of the user's files, `answers` the daemon's answers
+    /// to [`queries`], and `next` is the first free number of real groups. With `persists`, additions are
+    /// also in the persist file. Groups in `foreign_groups` are probed before they are filled.
     pub fn new(
         registry: &'a Registry,
         configured: &'a [ConfiguredGroup],
         answers: &'a Answers,
         next: u64,
         persists: bool,
-        held: &'a BTreeSet<String>,
+        foreign_groups: &'a BTreeSet<String>,
     ) -> Self {
         Planner {
             registry,
@@ -359,31 +361,33 @@ impl<'a> Planner<'a> {
             answers,
             next,
             persists,
-            held,
+            foreign_groups,
             filled: HashSet::new(),
             leaving: HashMap::new(),
             corrections: Vec::new(),
         }
     }
 
-    /// Decides for one change; `names` are the process names of a program to be added.
+    /// Plans one change. `names` has the process names if it adds a program.
     ///
     /// # Errors
-    /// Why it is not made.
+    /// Why the change fails.
     pub fn plan(&mut self, change: &Change, names: &[String]) -> Result<Plan, ChangeError> {
         match change {
-            Change::AddGroup { name, priority } => self.create(name.as_str(), *priority),
-            Change::AddProgram(program) => self.add(program, names),
-            Change::RemoveProcess { group, process } => self.remove(group, process),
-            Change::RemovePlaced { group, real, .. } => self.remove_placed(group, real),
-            Change::RemoveGroup { name } => self.dissolve(name),
+            Change::AddGroup { name, priority } => self.plan_group(name.as_str(), *priority),
+            Change::AddProgram(program) => self.plan_program(program, names),
+            Change::RemoveProcess { group, process } => self.plan_removal(group, process),
+            Change::RemovePlaced { group, real, .. } => {
+                self.plan_removal_of_real_group(group, real)
+            }
+            Change::RemoveGroup { name } => self.plan_removal_of_group(name),
         }
     }
 
-    fn create(&self, group: &str, priority: i64) -> Result<Plan, ChangeError> {
-        // A group that the user's files define is theirs even while it is not active: a section of
-        // ours would take its place.
-        if self.is_configured(group) || self.is_there(group) {
+    fn plan_group(&self, group: &str, priority: i64) -> Result<Plan, ChangeError> {
+        // A group of the user's files is reserved even while it is inactive: a generated section would
+        // replace its section.
+        if self.is_configured(group) || self.has_group(group) {
             return Err(ChangeError::NameTaken(group.to_owned()));
         }
         Ok(Plan::Create {
@@ -392,9 +396,9 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn add(&mut self, program: &Program, names: &[String]) -> Result<Plan, ChangeError> {
+    fn plan_program(&mut self, program: &Program, names: &[String]) -> Result<Plan, ChangeError> {
         let group = program.group();
-        self.require(group)?;
+        self.require_group(group)?;
         for name in names {
             if self.visible(group, name).is_some() {
                 return Err(ChangeError::NameTaken(name.clone()));
@@ -404,7 +408,7 @@ impl<'a> Planner<'a> {
         let program = Box::new(program.clone());
         if self.can_fill(group, names.len()) {
             self.filled.insert(group.to_owned());
-            let section = self.number(group);
+            let section = self.take_name(group);
             let members = self.members(&program, names, group);
             return Ok(Plan::Fill {
                 group: group.to_owned(),
@@ -412,10 +416,10 @@ impl<'a> Planner<'a> {
                 section,
                 program,
                 members,
-                may_hold: self.is_configured(group) || self.held.contains(group),
+                may_hold: self.is_configured(group) || self.foreign_groups.contains(group),
             });
         }
-        let real = self.number(group);
+        let real = self.take_name(group);
         let members = self.members(&program, names, &real);
         Ok(Plan::Place {
             real,
@@ -425,8 +429,8 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// What to do instead of filling a group that turned out to have processes after all.
-    pub fn place_instead(plan: Plan, number: impl FnOnce(&str) -> String) -> Plan {
+    /// Turns the plan to fill a group, which is not empty after all, into a plan to place the program.
+    pub fn place_instead(plan: Plan, name: impl FnOnce(&str) -> String) -> Plan {
         match plan {
             Plan::Fill {
                 group,
@@ -435,7 +439,7 @@ impl<'a> Planner<'a> {
                 mut members,
                 ..
             } => {
-                let real = number(&group);
+                let real = name(&group);
                 for member in &mut members {
                     member.real.clone_from(&real);
                 }
@@ -450,20 +454,20 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn remove(&mut self, group: &str, process: &str) -> Result<Plan, ChangeError> {
+    fn plan_removal(&mut self, group: &str, process: &str) -> Result<Plan, ChangeError> {
         match placed(self.registry, group, process) {
-            Some(member) if self.leaves_none(&member.real, process) => Ok(Plan::Drop {
+            Some(member) if self.is_last_member(&member.real, process) => Ok(Plan::Drop {
                 real: member.real.clone(),
                 group: group.to_owned(),
                 processes: vec![process.to_owned()],
             }),
-            Some(member) => self.hide(&member.real, group, process),
-            None => self.remove_own(group, process),
+            Some(member) => self.plan_hiding(&member.real, group, process),
+            None => self.plan_removal_of_own(group, process),
         }
     }
 
-    /// The daemon answers to the removal itself, as where the last member leaves.
-    fn remove_placed(&self, group: &str, real: &str) -> Result<Plan, ChangeError> {
+    /// The removal itself tells whether the processes have stopped.
+    fn plan_removal_of_real_group(&self, group: &str, real: &str) -> Result<Plan, ChangeError> {
         let members = self.registry.members_in(real);
         let members = members.filter(|member| member.is_placed() && member.group == group);
         let processes: Vec<String> = members.map(|member| member.process.clone()).collect();
@@ -478,25 +482,25 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Removes a process that bears its own name in the daemon.
-    fn remove_own(&mut self, group: &str, process: &str) -> Result<Plan, ChangeError> {
-        self.require(group)?;
-        self.stopped(group, process)?;
+    /// Plans the removal of a process that has its own name in the daemon.
+    fn plan_removal_of_own(&mut self, group: &str, process: &str) -> Result<Plan, ChangeError> {
+        self.require_group(group)?;
+        self.require_stopped(group, process)?;
         let is_member = self.registry.member(group, process).is_some();
-        if is_member && self.leaves_none(group, process) {
+        if is_member && self.is_last_member(group, process) {
             return Ok(Plan::Reset {
                 priority: self.registry.priority(self.configured, group),
                 group: group.to_owned(),
                 process: process.to_owned(),
             });
         }
-        self.hide(group, group, process)
+        self.plan_hiding(group, group, process)
     }
 
-    fn hide(&mut self, real: &str, group: &str, process: &str) -> Result<Plan, ChangeError> {
-        let found = self.stopped(group, process)?;
+    fn plan_hiding(&mut self, real: &str, group: &str, process: &str) -> Result<Plan, ChangeError> {
+        let info = self.require_stopped(group, process)?;
         let member = self.registry.member(group, process);
-        let will_start = will_start(found, member.and_then(|member| member.program.as_ref()));
+        let will_start = will_start(info, member.and_then(|member| member.program.as_ref()));
         if will_start == Some(true) {
             return Err(ChangeError::StillRunning(process.to_owned()));
         }
@@ -505,25 +509,29 @@ impl<'a> Planner<'a> {
         Ok(Plan::Hide {
             real: real.to_owned(),
             process: process.to_owned(),
-            start: found.start,
+            start: info.start,
             may_start: will_start.is_none(),
         })
     }
 
-    /// The process that clients see under this name, which is to be stopped.
-    fn stopped(&mut self, group: &str, process: &str) -> Result<&'a ProcessInfo, ChangeError> {
-        let found = self
+    /// Returns the process that clients see under this name. Fails unless it has stopped.
+    fn require_stopped(
+        &mut self,
+        group: &str,
+        process: &str,
+    ) -> Result<&'a ProcessInfo, ChangeError> {
+        let info = self
             .visible(group, process)
             .ok_or_else(|| ChangeError::UnknownProcess(process.to_owned()))?;
-        if found.state.is_stopped() {
-            Ok(found)
+        if info.state.is_stopped() {
+            Ok(info)
         } else {
             Err(ChangeError::StillRunning(process.to_owned()))
         }
     }
 
-    /// Whether no member is left in the daemon's group `real` when `process` leaves it.
-    fn leaves_none(&self, real: &str, process: &str) -> bool {
+    /// Returns whether the daemon's group `real` has no member left without `process`.
+    fn is_last_member(&self, real: &str, process: &str) -> bool {
         let leaving = self.leaving.get(real);
         self.registry
             .members_in(real)
@@ -531,9 +539,9 @@ impl<'a> Planner<'a> {
             .all(|member| leaving.is_some_and(|leaving| leaving.contains(&member.process)))
     }
 
-    fn dissolve(&mut self, group: &str) -> Result<Plan, ChangeError> {
-        self.require(group)?;
-        if let Some(process) = self.first_unstopped(group) {
+    fn plan_removal_of_group(&mut self, group: &str) -> Result<Plan, ChangeError> {
+        self.require_group(group)?;
+        if let Some(process) = self.first_running(group) {
             return Err(ChangeError::StillRunning(process));
         }
         let placed = self.registry.members_of(group);
@@ -549,15 +557,13 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn first_unstopped(&self, group: &str) -> Option<String> {
+    fn first_running(&self, group: &str) -> Option<String> {
         self.answers
             .processes
             .values()
-            .filter(|found| {
-                found.group == group || self.registry.owner(&found.group) == Some(group)
-            })
-            .filter(|found| !found.state.is_stopped())
-            .map(|found| found.name.clone())
+            .filter(|info| info.group == group || self.registry.owner(&info.group) == Some(group))
+            .filter(|info| !info.state.is_stopped())
+            .map(|info| info.name.clone())
             .min()
     }
 
@@ -566,51 +572,53 @@ impl<'a> Planner<'a> {
         groups.any(|configured| configured.name == group)
     }
 
-    /// The group may be missing in the daemon while placed members of it are there.
-    fn is_there(&self, group: &str) -> bool {
+    /// Returns whether clients see the group. It may be missing in the daemon while it has placed members.
+    fn has_group(&self, group: &str) -> bool {
         self.answers.is_active(group) && self.registry.owner(group).is_none()
             || self.registry.members_of(group).any(Member::is_placed)
     }
 
-    fn require(&self, group: &str) -> Result<(), ChangeError> {
-        if self.is_there(group) {
+    fn require_group(&self, group: &str) -> Result<(), ChangeError> {
+        if self.has_group(group) {
             Ok(())
         } else {
             Err(ChangeError::UnknownGroup(group.to_owned()))
         }
     }
 
-    /// The process that clients see under this name, if there is one.
+    /// Returns the process that clients see under this name, if any. Records a correction if the registry
+    /// differs from the answers.
     fn visible(&mut self, group: &str, process: &str) -> Option<&'a ProcessInfo> {
         let place = self.registry.place(group, process);
         let real = match place {
             Place::Placed(member) => &member.real,
             Place::Ordinary | Place::Hidden(_) => group,
         };
-        let found = self.answers.process(real, process);
+        let info = self.answers.process(real, process);
         let name = || (group.to_owned(), process.to_owned());
-        match (place, found) {
-            (Place::Hidden(start), Some(found))
-                if is_still_hidden(start, found.state, found.start) =>
+        match (place, info) {
+            (Place::Hidden(start), Some(info))
+                if is_still_hidden(start, info.state, info.start) =>
             {
                 None
             }
-            (Place::Hidden(_), found) => {
+            (Place::Hidden(_), info) => {
                 let (group, process) = name();
                 self.corrections.push(Event::Shown { group, process });
-                found
+                info
             }
             (_, None) if self.registry.member(group, process).is_some() => {
                 let (group, process) = name();
                 self.corrections.push(Event::Left { group, process });
                 None
             }
-            (_, found) => found,
+            (_, info) => info,
         }
     }
 
-    /// Whether the real group has no process and is known well enough to be made anew. What
-    /// persists must not stand in the place of a section of the user's, and leave one by one.
+    /// Returns whether the group has no process and can be removed and added again with the program. With
+    /// `persists`, a configured group cannot: its section in the persist file would replace the user's
+    /// section. Nor can a program of several processes, because they are removed one by one.
     fn can_fill(&self, group: &str, processes: usize) -> bool {
         let added = self.registry.added_group(group).is_some();
         let configured_empty = || {
@@ -630,8 +638,8 @@ impl<'a> Planner<'a> {
             && !self.filled.contains(group)
     }
 
-    /// The next name for a real group. Names that the user's files use are skipped.
-    fn number(&mut self, group: &str) -> String {
+    /// The next name for a real group. It skips names that the user's files use.
+    fn take_name(&mut self, group: &str) -> String {
         loop {
             let name = real_name(group, self.next);
             self.next += 1;
@@ -694,7 +702,7 @@ pub mod tests {
         }
     }
 
-    /// What the daemon holds: each process's state and when it last started.
+    /// The processes of each group in the daemon, with their states and start times.
     #[derive(Clone, Default)]
     struct Held(HashMap<String, BTreeMap<String, (ProcessState, i64)>>);
 
@@ -711,9 +719,9 @@ pub mod tests {
                         if let Some((state, start)) =
                             self.0.get(real).and_then(|group| group.get(process))
                         {
-                            let mut found = ProcessInfo::stopped(real, process, *start);
-                            found.state = *state;
-                            answers.insert(found);
+                            let mut info = ProcessInfo::stopped(real, process, *start);
+                            info.state = *state;
+                            answers.insert(info);
                         }
                     }
                     Query::AllProcesses => unreachable!("no group is removed"),
@@ -741,7 +749,7 @@ pub mod tests {
         }
     }
 
-    fn planned(
+    fn plan_changes(
         registry: &Registry,
         held: &Held,
         changes: &[Change],
@@ -749,14 +757,14 @@ pub mod tests {
     ) -> (Vec<Result<Plan, ChangeError>>, u64) {
         let names: Vec<Vec<String>> = changes.iter().map(names).collect();
         let answers = held.answer(&queries(registry, changes, &names));
-        let nobody = BTreeSet::new();
-        let planner = Planner::new(registry, &[], &answers, next, false, &nobody);
+        let no_groups = BTreeSet::new();
+        let planner = Planner::new(registry, &[], &answers, next, false, &no_groups);
         let names: Vec<_> = names.into_iter().map(Ok).collect();
         let draft = Draft::new(planner, changes, &names);
         (draft.plans, draft.next)
     }
 
-    /// What is planned in short.
+    /// A plan in a few words.
     fn short(plan: &Result<Plan, ChangeError>) -> String {
         match plan {
             Ok(Plan::Place { real, members, .. }) => format!("place {} in {real}", members.len()),
@@ -776,7 +784,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_process_of_several_is_hidden_and_the_last_takes_the_real_group_away() {
+    fn removing_one_of_several_processes_hides_it_and_removing_the_last_removes_the_real_group() {
         let other = joined("web", "c", "web~000002", 0);
         let known = registry(&[two(), vec![hidden("web~000002", "a"), other]].concat());
         let held = |a: (ProcessState, i64), b: (ProcessState, i64)| {
@@ -812,13 +820,13 @@ pub mod tests {
                 &["hide web~000001:a if it stays"],
             ),
             (held(running, stopped), &["a"], &["STILL_RUNNING: a"]),
-            // Who does not leave is not counted among those that do.
+            // A process whose removal is refused counts as a member.
             (
                 held(running, stopped),
                 &["a", "b"],
                 &["STILL_RUNNING: a", "hide web~000001:b"],
             ),
-            // The daemon itself says whether the last one runs.
+            // The daemon's removal tells whether the last process runs.
             (
                 held(stopped, running),
                 &["a", "b"],
@@ -829,17 +837,17 @@ pub mod tests {
         ];
         for (held, processes, expected) in table {
             let changes: Vec<Change> = processes.iter().map(|name| removal("web", name)).collect();
-            let (plans, _) = planned(&known, &held, &changes, 3);
+            let (plans, _) = plan_changes(&known, &held, &changes, 3);
             let plans: Vec<String> = plans.iter().map(short).collect();
             assert_eq!(plans, expected, "{processes:?}");
         }
     }
 
     #[test]
-    fn a_program_is_placed_whole_and_hidden_names_are_free() {
+    fn a_program_is_placed_in_one_section_and_hidden_names_can_be_used_again() {
         let known = registry(&[two(), vec![hidden("web~000001", "w_0")]].concat());
         let held = Held(HashMap::from([("web".to_owned(), BTreeMap::new())]));
-        let (plans, next) = planned(&known, &held, &[program("web", "w", 3)], 3);
+        let (plans, next) = plan_changes(&known, &held, &[program("web", "w", 3)], 3);
         assert_eq!(short(&plans[0]), "place 3 in web~000003");
         assert_eq!(next, 4);
         let sections = plans[0].as_ref().unwrap().sections(None);
@@ -851,7 +859,7 @@ pub mod tests {
         );
     }
 
-    /// A small generator: which change comes next is the same in each run.
+    /// A small random number generator. Each run yields the same numbers.
     pub struct Dice(pub u64);
 
     impl Dice {
@@ -865,7 +873,7 @@ pub mod tests {
     }
 
     #[test]
-    fn nothing_is_left_after_thousands_of_additions_and_removals() {
+    fn no_real_group_or_hidden_process_remains_after_random_changes() {
         const CHANGES: usize = 10_000;
         let mut dice = Dice(1);
         let mut known = Registry::default();
@@ -874,9 +882,9 @@ pub mod tests {
         let mut shown: BTreeSet<String> = BTreeSet::new();
         let mut hides = 0;
         for serial in 0..CHANGES {
-            let comes = shown.len() < 2 || shown.len() < 40 && dice.roll(2) == 0;
-            let changes: Vec<Change> = if comes {
-                // A name may come again while a process of that name is hidden.
+            let adds = shown.len() < 2 || shown.len() < 40 && dice.roll(2) == 0;
+            let changes: Vec<Change> = if adds {
+                // A name may be added again while a process of that name is hidden.
                 let name = format!("p{}", serial % 50);
                 vec![program("web", &name, 1 + dice.roll(5))]
             } else {
@@ -885,11 +893,11 @@ pub mod tests {
                 let leave = shown.iter().skip(first).take(count);
                 leave.map(|name| removal("web", name)).collect()
             };
-            let (plans, after) = planned(&known, &held, &changes, next);
+            let (plans, after) = plan_changes(&known, &held, &changes, next);
             next = after;
             for (change, plan) in changes.iter().zip(plans) {
                 let taken = names(change).iter().any(|name| shown.contains(name));
-                assert_eq!(plan.is_err(), comes && taken, "{plan:?}");
+                assert_eq!(plan.is_err(), adds && taken, "{plan:?}");
                 let Ok(plan) = plan else { continue };
                 hides += usize::from(matches!(plan, Plan::Hide { .. }));
                 held.make(&plan);

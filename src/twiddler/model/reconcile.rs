@@ -1,7 +1,8 @@
-//! What is to be known, and done, when what is known and what the daemon has may differ.
+//! Reconciliation: compares the registry with the daemon's state, and decides what the registry must be and
+//! what the daemon must do.
 //!
-//! One pure function for a start of the proxy, a restart of the daemon, a change that was cut short and
-//! a change that somebody else made. It is idempotent: of what it has put right it finds nothing more.
+//! One pure function handles a start of the proxy, a restart of the daemon, an interrupted change, and a
+//! change by another client. It is idempotent: after its result was applied, it finds no difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,60 +15,63 @@ use crate::registry::Rendered;
 use crate::registry::{Event, Member, Registry};
 use crate::registry::{group_of_real_name, is_generated, number_of_real_name, real_name};
 
-/// What is known of the daemon's epoch.
+/// The situation of a reconciliation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// The proxy has started: groups that nobody remembers are adopted.
+    /// The proxy has started: it adopts generated groups that the journal does not have.
     FirstStart,
-    /// The daemon goes on.
+    /// The daemon is in the same epoch.
     SameEpoch,
-    /// The daemon started again, and has nothing of ours but what it read by accident.
+    /// The daemon restarted without a persist file. It has none of the proxy's groups, except those of a
+    /// generated file that was in place when it started.
     NewEpoch,
-    /// The daemon started again and read the persist file; nothing is to persist any more.
+    /// The daemon restarted and read the persist file, and `--persist` is off now.
     NewEpochPersisted,
-    /// The daemon started again and read the persist file: it is to have all that clients were told.
+    /// The daemon restarted and read the persist file. It must have all additions that clients got replies
+    /// about.
     NewEpochPersistent,
 }
 
-/// What is to be known and done.
+/// The result of a reconciliation.
 #[derive(Debug, Default)]
 pub struct Reconciliation {
-    /// What is known from now on.
+    /// The new registry.
     pub registry: Registry,
-    /// The steps from what was known, where the epoch goes on.
+    /// The events that lead from the old registry to the new one, if the epoch is the same.
     pub events: Vec<Event>,
-    /// Processes that are told to stop.
+    /// The processes to stop.
     pub stop: Vec<ProcessInfo>,
-    /// Groups that are stopped and removed.
+    /// The groups to stop and remove.
     pub remove: BTreeSet<String>,
-    /// Of these, the user's own: they are added again as his files have them.
-    pub anew: BTreeSet<String>,
-    /// Empty groups that a change has lost, with their priorities.
+    /// The user's own groups among `remove`. They are added again as the user's files define them.
+    pub recreate: BTreeSet<String>,
+    /// The groups to add again as empty groups, with their priorities, because an interrupted change
+    /// removed them.
     pub restore: Vec<(String, i64)>,
 }
 
-/// What is known, as [`reconcile`] takes it.
+/// The inputs of [`reconcile`] besides the daemon's answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
-    /// What clients were told.
+    /// The changes that clients got replies about.
     pub registry: &'a Registry,
-    /// The steps that were under way.
+    /// The steps of the open intent.
     pub intent: &'a [Event],
-    /// What the persist file has, and had when the proxy started.
-    pub kept: &'a Contents,
-    /// What the user's files define.
+    /// The contents of the persist file, now and when the proxy started.
+    pub persist_file: &'a Contents,
+    /// The groups that the user's files define.
     pub configured: &'a [ConfiguredGroup],
-    /// Groups of the proxy's own: its marker, and one that it has the daemon read to try how.
+    /// The proxy's own groups: the epoch marker, and the group that tests the delivery.
     pub own: &'a [String],
 }
 
-/// What must be asked before [`reconcile`].
+/// The queries whose answers [`reconcile`] needs.
 pub fn queries(known: Known<'_>, mode: Mode) -> Vec<Query> {
     let registry = known.registry;
     let mut groups: BTreeSet<String> = BTreeSet::new();
     let mut queries = vec![Query::AllProcesses];
     match mode {
-        Mode::FirstStart => groups.extend(known.kept_groups()),
+        Mode::FirstStart => groups.extend(known.unregistered_persisted_groups()),
         Mode::SameEpoch if known.intent.is_empty() => {
             let names = registry.added_groups().chain(registry.marker());
             groups.extend(names.map(str::to_owned));
@@ -78,65 +82,67 @@ pub fn queries(known: Known<'_>, mode: Mode) -> Vec<Query> {
                 .flat_map(|event| queries_about(registry, event))
                 .collect();
         }
-        Mode::NewEpoch => groups.extend(known.names()),
+        Mode::NewEpoch => groups.extend(known.all_names()),
         Mode::NewEpochPersisted => groups.extend(registry.added_groups().map(str::to_owned)),
         Mode::NewEpochPersistent => {
-            groups.extend(known.names());
-            groups.extend(known.kept.groups.keys().cloned());
+            groups.extend(known.all_names());
+            groups.extend(known.persist_file.groups.keys().cloned());
         }
     }
     queries.extend(groups.into_iter().map(Query::Group));
     queries
 }
 
-/// Decides what is to be known and done, from what is `known` and what the daemon has `answered`.
+/// Reconciles what is `known` with the daemon's `answers`.
 pub fn reconcile(known: Known<'_>, answers: &Answers, mode: Mode) -> Reconciliation {
     let registry = known.registry;
     match mode {
         Mode::FirstStart => {
-            let mut events = known.strays(answers);
+            let mut events = known.unregistered(answers);
             let numbers = answers.processes.keys();
             let numbers = numbers.filter_map(|(real, _)| number_of_real_name(real));
             let next = numbers.max().map(|highest| highest + 1);
             events.extend(next.filter(|next| *next > registry.next()).map(Event::Next));
-            going_on(registry, events)
+            in_same_epoch(registry, events)
         }
-        Mode::SameEpoch if known.intent.is_empty() => going_on(registry, lost(registry, answers)),
+        Mode::SameEpoch if known.intent.is_empty() => {
+            in_same_epoch(registry, losses(registry, answers))
+        }
         Mode::SameEpoch => Reconciliation {
-            restore: lost_groups(known, answers),
-            ..going_on(registry, happened(known, answers))
+            restore: groups_to_restore(known, answers),
+            ..in_same_epoch(registry, executed_steps(known, answers))
         },
         Mode::NewEpoch => {
             let filled = known.filled(answers);
-            let mut remove = known.surplus(answers, known.names(), &BTreeSet::new());
+            let mut remove = known.surplus(answers, known.all_names(), &BTreeSet::new());
             remove.extend(filled.iter().cloned());
             let mut empty = registry.clone();
             empty.clear();
             Reconciliation {
                 registry: empty,
                 remove,
-                anew: filled,
+                recreate: filled,
                 ..Reconciliation::default()
             }
         }
         Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
             let persists = mode == Mode::NewEpochPersistent;
-            let now = in_new_epoch(known, answers, persists);
-            let hidden = now.hidden();
+            let new_registry = in_new_epoch(known, answers, persists);
+            let hidden = new_registry.hidden();
             let stop = hidden
                 .filter_map(|(real, process, _)| answers.process(real, process))
                 .filter(|info| !info.state.is_stopped())
                 .cloned()
                 .collect();
             let remove = if persists {
-                let mut ours: BTreeSet<String> = known.names();
-                ours.extend(known.kept.groups.keys().cloned());
-                known.surplus(answers, ours, &real_groups(&now))
+                let mut names: BTreeSet<String> = known.all_names();
+                names.extend(known.persist_file.groups.keys().cloned());
+                known.surplus(answers, names, &real_groups(&new_registry))
             } else {
                 BTreeSet::new()
             };
             Reconciliation {
-                registry: now,
+                registry: new_registry,
                 stop,
                 remove,
                 ..Reconciliation::default()
@@ -145,15 +151,15 @@ pub fn reconcile(known: Known<'_>, answers: &Answers, mode: Mode) -> Reconciliat
     }
 }
 
-/// Groups whose presence shows that the epoch goes on. Real groups are known by their numbers, which
-/// no two epochs share unless they persist, so one of them is as good a sign as the marker.
+/// The groups whose presence shows that the epoch is the same. Without a persist file, no two epochs have a
+/// real group of the same number, so a real group is as good a sign as the marker.
 pub fn signs(registry: &Registry, configured: &[ConfiguredGroup], persists: bool) -> Vec<String> {
     let mut signs: Vec<String> = registry.marker().map(str::to_owned).into_iter().collect();
     if persists {
         return signs;
     }
     if signs.is_empty() {
-        // The marker's line of the journal was lost.
+        // The journal has lost the line about the marker.
         let is_ours = |name: &&str| configured.iter().all(|group| group.name != **name);
         signs.extend(registry.added_groups().filter(is_ours).map(str::to_owned));
     }
@@ -163,35 +169,35 @@ pub fn signs(registry: &Registry, configured: &[ConfiguredGroup], persists: bool
     signs
 }
 
-/// Whether something is gone from the daemon, according to its answers about all processes and about the
-/// groups that were added.
-pub fn lacks(registry: &Registry, answers: &Answers) -> bool {
-    !lost(registry, answers).is_empty()
+/// Returns whether the daemon lacks something that the registry has, according to its answers about all
+/// processes and about the added groups.
+pub fn has_losses(registry: &Registry, answers: &Answers) -> bool {
+    !losses(registry, answers).is_empty()
 }
 
-/// Groups that were added, and hold processes that nobody has added: somebody has made them anew straight
-/// on the daemon.
-pub fn held(registry: &Registry, answers: &Answers) -> BTreeSet<String> {
+/// Returns the added groups that contain processes which this proxy did not add. Somebody has recreated
+/// them directly on the daemon.
+pub fn foreign_groups(registry: &Registry, answers: &Answers) -> BTreeSet<String> {
     let processes = answers.processes.values();
-    let is_strange = |info: &&ProcessInfo| {
+    let is_foreign = |info: &&ProcessInfo| {
         registry.added_group(&info.group).is_some()
             && registry.member(&info.group, &info.name).is_none()
             && registry.hidden_start(&info.group, &info.name).is_none()
     };
-    let strange = processes.filter(is_strange);
-    strange.map(|info| info.group.clone()).collect()
+    let foreign = processes.filter(is_foreign);
+    foreign.map(|info| info.group.clone()).collect()
 }
 
-/// Placed members whose real groups are gone.
-pub fn vanished(registry: &Registry, answers: &Answers) -> Vec<Event> {
+/// Returns the events for placed members whose real groups the daemon does not have any more.
+pub fn lost_placed_members(registry: &Registry, answers: &Answers) -> Vec<Event> {
     let placed = registry.members().filter(|member| member.is_placed());
     placed
         .filter(|member| !answers.is_active(&member.real))
-        .map(Member::leaving)
+        .map(Member::removal)
         .collect()
 }
 
-fn going_on(registry: &Registry, events: Vec<Event>) -> Reconciliation {
+fn in_same_epoch(registry: &Registry, events: Vec<Event>) -> Reconciliation {
     let mut registry = registry.clone();
     for event in &events {
         registry.apply(event.clone());
@@ -208,7 +214,7 @@ impl Known<'_> {
         self.configured.iter().any(|group| group.name == name)
     }
 
-    /// Whether this member was about to leave.
+    /// Whether the open intent removes this member.
     fn is_leaving(&self, member: &Member) -> bool {
         self.intent.iter().any(|event| match event {
             Event::Left { group, process } => (group, process) == (&member.group, &member.process),
@@ -219,37 +225,41 @@ impl Known<'_> {
         })
     }
 
-    /// The names of all groups that were added, are being added or help to add.
-    fn names(&self) -> BTreeSet<String> {
+    /// The names of all groups that are in the registry, in the open intent, or the proxy's own.
+    fn all_names(&self) -> BTreeSet<String> {
         let reals = self.registry.members().map(|member| member.real.clone());
-        let coming = self.intent.iter().filter_map(|event| match event {
+        let added_by_intent = self.intent.iter().filter_map(|event| match event {
             Event::Group { name, .. } => Some(name.clone()),
             Event::Joined(member) => Some(member.real.clone()),
             _ => None,
         });
         let added = self.registry.added_groups().map(str::to_owned);
         let own = self.own.iter().cloned();
-        added.chain(reals).chain(coming).chain(own).collect()
-    }
-
-    /// What the daemon has of `ours`, and of all that bears a name that only we give, and is not one
-    /// of `wanted`.
-    fn surplus(
-        &self,
-        answers: &Answers,
-        ours: BTreeSet<String>,
-        wanted: &BTreeSet<String>,
-    ) -> BTreeSet<String> {
-        let generated = answers.processes.keys().map(|(real, _)| real);
-        let generated = generated.filter(|real| is_generated(real)).cloned();
-        let active = ours.into_iter().filter(|name| answers.is_active(name));
-        generated
-            .chain(active)
-            .filter(|name| !wanted.contains(name) && !self.is_configured(name))
+        added
+            .chain(reals)
+            .chain(added_by_intent)
+            .chain(own)
             .collect()
     }
 
-    /// Of the user's own groups, those that are empty by his file and were made to hold something.
+    /// The groups to remove: those in `names` or with a generated name that the daemon has, except those in
+    /// `expected`.
+    fn surplus(
+        &self,
+        answers: &Answers,
+        names: BTreeSet<String>,
+        expected_groups: &BTreeSet<String>,
+    ) -> BTreeSet<String> {
+        let generated = answers.processes.keys().map(|(real, _)| real);
+        let generated = generated.filter(|real| is_generated(real)).cloned();
+        let active = names.into_iter().filter(|name| answers.is_active(name));
+        generated
+            .chain(active)
+            .filter(|name| !expected_groups.contains(name) && !self.is_configured(name))
+            .collect()
+    }
+
+    /// The user's groups that are empty by the files, and that the open intent has filled.
     fn filled(&self, answers: &Answers) -> BTreeSet<String> {
         let is_filled = |name: &str| {
             self.intent.iter().any(|event| {
@@ -262,35 +272,36 @@ impl Known<'_> {
         filled.map(|group| group.name.clone()).collect()
     }
 
-    /// Groups of the persist file that nobody remembers.
-    fn kept_groups(&self) -> impl Iterator<Item = String> {
-        let kept = self.kept.groups.keys();
-        kept.filter(|name| !self.is_configured(name) && self.registry.added_group(name).is_none())
+    /// Groups of the persist file that the registry does not have.
+    fn unregistered_persisted_groups(&self) -> impl Iterator<Item = String> {
+        let persist_file = self.persist_file.groups.keys();
+        persist_file
+            .filter(|name| !self.is_configured(name) && self.registry.added_group(name).is_none())
             .cloned()
     }
 
-    /// What the daemon has of ours and nobody remembers.
-    fn strays(&self, answers: &Answers) -> Vec<Event> {
-        let mut strays = strays(
+    /// The groups and processes of this proxy that the daemon has and the registry does not.
+    fn unregistered(&self, answers: &Answers) -> Vec<Event> {
+        let mut unregistered = unregistered(
             self.registry,
             |name| self.is_configured(name),
-            self.kept,
+            self.persist_file,
             answers,
         );
-        let groups: BTreeSet<String> = self.kept_groups().collect();
-        strays.extend(self.added_strays(&groups, answers));
-        strays
+        let groups: BTreeSet<String> = self.unregistered_persisted_groups().collect();
+        unregistered.extend(self.unregistered_groups(&groups, answers));
+        unregistered
     }
 
-    /// Those of these groups that the daemon has, with the processes that they hold themselves.
-    fn added_strays(&self, groups: &BTreeSet<String>, answers: &Answers) -> Vec<Event> {
-        let is_there = |name: &String| groups.contains(name) && answers.is_active(name);
-        let mut strays = Vec::new();
-        for (name, priority) in &self.kept.groups {
-            if !is_there(name) {
+    /// The events for those of `groups` that the daemon has, with the processes that live in them.
+    fn unregistered_groups(&self, groups: &BTreeSet<String>, answers: &Answers) -> Vec<Event> {
+        let daemon_has = |name: &String| groups.contains(name) && answers.is_active(name);
+        let mut unregistered = Vec::new();
+        for (name, priority) in &self.persist_file.groups {
+            if !daemon_has(name) {
                 continue;
             }
-            strays.push(Event::Group {
+            unregistered.push(Event::Group {
                 name: name.clone(),
                 priority: *priority,
             });
@@ -301,11 +312,11 @@ impl Known<'_> {
                 .filter(|info| self.registry.hidden_start(name, &info.name).is_none())
                 .map(|info| &info.name)
                 .collect();
-            // One process is in one section; several in a section each, in the same order, or all
-            // in one that cannot be taken apart without its program.
+            // A single process has one section. Several have one each, in the same order, or share one that
+            // cannot be divided without the program.
             for (number, process) in processes.into_iter().enumerate() {
-                let section = self.kept.own_section(name, number);
-                strays.push(Event::Joined(Arc::new(Member {
+                let section = self.persist_file.own_section(name, number);
+                unregistered.push(Event::Joined(Arc::new(Member {
                     group: name.clone(),
                     process: process.clone(),
                     real: name.clone(),
@@ -316,7 +327,7 @@ impl Known<'_> {
                 })));
             }
         }
-        strays
+        unregistered
     }
 }
 
@@ -351,10 +362,11 @@ fn queries_about(registry: &Registry, event: &Event) -> Vec<Query> {
     }
 }
 
-/// Which steps of the intent the daemon has made.
-fn happened(known: Known<'_>, answers: &Answers) -> Vec<Event> {
+/// The events for the steps of the intent that the daemon has executed.
+fn executed_steps(known: Known<'_>, answers: &Answers) -> Vec<Event> {
     let is_addition = |event: &Event| matches!(event, Event::Group { .. } | Event::Joined(_));
-    // A marker goes with additions: without it, what bears their names is somebody else's.
+    // The marker is added together with the other groups. If the daemon lacks it, a group of the same name
+    // is somebody else's.
     let is_unread = known
         .intent
         .iter()
@@ -362,58 +374,58 @@ fn happened(known: Known<'_>, answers: &Answers) -> Vec<Event> {
     let steps = known.intent.iter();
     steps
         .filter(|event| !(is_unread && is_addition(event)))
-        .flat_map(|event| what_happened(known.registry, event, answers))
+        .flat_map(|event| executed_events(known.registry, event, answers))
         .collect()
 }
 
-/// What came of a step that was about to be made.
-fn what_happened(registry: &Registry, event: &Event, answers: &Answers) -> Vec<Event> {
-    let is_there = |real: &str, process: &str| answers.process(real, process).is_some();
-    let is_made = match event {
+/// The events for one step of the intent.
+fn executed_events(registry: &Registry, event: &Event, answers: &Answers) -> Vec<Event> {
+    let daemon_has = |real: &str, process: &str| answers.process(real, process).is_some();
+    let is_executed = match event {
         Event::Marker(name) | Event::Group { name, .. } => answers.is_active(name),
         Event::GroupGone { name } => {
             let placed = registry
                 .members_of(name)
                 .filter(|member| member.is_placed());
-            let (there, gone): (Vec<_>, Vec<_>) =
+            let (present, missing): (Vec<_>, Vec<_>) =
                 placed.partition(|member| answers.is_active(&member.real));
-            if answers.is_active(name) || !there.is_empty() {
-                return gone.into_iter().map(Member::leaving).collect();
+            if answers.is_active(name) || !present.is_empty() {
+                return missing.into_iter().map(Member::removal).collect();
             }
             true
         }
-        Event::Joined(member) => is_there(&member.real, &member.process),
-        Event::Left { group, process } => !is_there(registry.real_group(group, process), process),
-        // Needs nothing of the daemon.
+        Event::Joined(member) => daemon_has(&member.real, &member.process),
+        Event::Left { group, process } => !daemon_has(registry.real_group(group, process), process),
+        // Hiding requires no call to the daemon.
         Event::Hidden { .. } => true,
         Event::Shown { .. } | Event::Next(_) => false,
     };
-    if is_made {
+    if is_executed {
         vec![event.clone()]
     } else {
         Vec::new()
     }
 }
 
-/// Groups that were taken away to be made anew, and were not: when the proxy died, the daemon had
-/// not read yet what they were to be.
-fn lost_groups(known: Known<'_>, answers: &Answers) -> Vec<(String, i64)> {
-    let touched = known.intent.iter().filter_map(|event| match event {
+/// The groups that were removed to be recreated, and were not added again: the daemon had not read their
+/// sections when the proxy died.
+fn groups_to_restore(known: Known<'_>, answers: &Answers) -> Vec<(String, i64)> {
+    let affected = known.intent.iter().filter_map(|event| match event {
         Event::Joined(member) if !member.is_placed() => Some(&member.group),
         Event::Left { group, .. } => Some(group),
         _ => None,
     });
-    let touched: BTreeSet<&String> = touched.filter(|group| !answers.is_active(group)).collect();
+    let affected: BTreeSet<&String> = affected.filter(|group| !answers.is_active(group)).collect();
     let added = |group: &String| Some((group.clone(), known.registry.added_group(group)?));
-    touched.into_iter().filter_map(added).collect()
+    affected.into_iter().filter_map(added).collect()
 }
 
-/// Takes up real groups that the daemon runs and nobody remembers: their names say whose members they
-/// hold. `is_configured` tells the groups of the user's files.
-fn strays(
+/// Adopts real groups that the daemon has and the registry does not. Their names tell which group their
+/// members belong to. `is_configured` returns whether the user's files define a group.
+fn unregistered(
     registry: &Registry,
     is_configured: impl Fn(&str) -> bool,
-    kept: &Contents,
+    persist_file: &Contents,
     answers: &Answers,
 ) -> Vec<Event> {
     let mut found: Vec<&ProcessInfo> = answers
@@ -422,21 +434,21 @@ fn strays(
         .filter(|found| registry.owner(&found.group).is_none())
         .filter(|found| !is_configured(&found.group))
         .collect();
-    // Of two processes with one name the former was hidden when the latter came.
+    // Of two processes with the same name, the older was hidden before the newer was added.
     found.sort_by_key(|found| (number_of_real_name(&found.group), &found.name));
     let mut hidden = Vec::new();
     let mut joined = Vec::new();
-    let mut taken = BTreeSet::new();
+    let mut used_names = BTreeSet::new();
     let mut indices: BTreeMap<&str, u32> = BTreeMap::new();
     for found in found.into_iter().rev() {
         let Some(group) = group_of_real_name(&found.group) else {
             continue;
         };
-        let section = kept.placed_section(&found.group, &found.name);
-        let has_left = section.is_none() && kept.has_real_group(&found.group);
-        let is_taken =
-            registry.member(group, &found.name).is_some() || !taken.insert((group, &found.name));
-        if has_left || is_taken {
+        let section = persist_file.placed_section(&found.group, &found.name);
+        let was_removed = section.is_none() && persist_file.has_real_group(&found.group);
+        let is_used = registry.member(group, &found.name).is_some()
+            || !used_names.insert((group, &found.name));
+        if was_removed || is_used {
             hidden.push(hide(found));
             continue;
         }
@@ -452,72 +464,74 @@ fn strays(
         })));
         *index += 1;
     }
-    // Before those that joined: one of them may bear the name of a hidden one.
-    let mut strays = hidden;
-    strays.extend(joined);
-    strays
+    // Hidden processes come first, because a member may have the name of a hidden process.
+    let mut unregistered = hidden;
+    unregistered.extend(joined);
+    unregistered
 }
 
-/// What is known of a daemon that started again, according to its answers about all processes and
-/// about the groups that were added. Where what was added `persists`, what it lacks is still to be, but
-/// for what was about to leave: that is kept no longer.
+/// The registry for a new epoch in which the daemon read the persist file, according to its answers about
+/// all processes and about the added groups. With `persists`, it has also the additions that the daemon
+/// lacks, except members that the open intent removes: these are not in the persist file any more.
 fn in_new_epoch(known: Known<'_>, answers: &Answers, persists: bool) -> Registry {
-    let before = known.registry;
-    let mut next = before.next();
+    let old_registry = known.registry;
+    let mut next = old_registry.next();
     let mut number = |group: &str| {
         next += 1;
         real_name(group, next - 1)
     };
     let mut events = Vec::new();
-    for name in before.added_groups() {
+    for name in old_registry.added_groups() {
         if (persists || answers.is_active(name))
-            && let Some(priority) = before.added_group(name)
+            && let Some(priority) = old_registry.added_group(name)
         {
             let name = name.to_owned();
             events.push(Event::Group { name, priority });
         }
     }
-    // Before those that joined: one of them may bear the name of a hidden one.
-    events.extend(hidden_in_new_epoch(before, answers, persists));
-    let mut anew: BTreeMap<String, String> = BTreeMap::new();
-    for member in before.members() {
-        let there = answers.process(&member.real, &member.process).is_some();
-        let is_to_be = persists && !known.is_leaving(member);
-        let can_be_made = is_to_be && member.is_reproducible() && !member.is_in_files();
-        if !there && !can_be_made {
+    // Hidden processes come first, because a member may have the name of a hidden process.
+    events.extend(hidden_in_new_epoch(old_registry, answers, persists));
+    let mut recreate: BTreeMap<String, String> = BTreeMap::new();
+    for member in old_registry.members() {
+        let present = answers.process(&member.real, &member.process).is_some();
+        let should_exist = persists && !known.is_leaving(member);
+        let can_be_added = should_exist && member.is_reproducible() && !member.is_in_files();
+        if !present && !can_be_added {
             continue;
         }
-        // A group of the user's is as his file says; what it held itself was one program. A real group
-        // that is there is as it was read.
-        let has_no_place = if member.is_placed() {
+        // The user's files define the groups of the user, and such a group was filled with one program
+        // only. A real group that the daemon has cannot get further members.
+        let needs_new_group = if member.is_placed() {
             answers.is_active(&member.real)
         } else {
-            before.added_group(&member.group).is_none()
+            old_registry.added_group(&member.group).is_none()
         };
         let mut member = member.clone();
-        if !there && has_no_place {
-            let real = anew.entry(member.real.clone());
+        if !present && needs_new_group {
+            let real = recreate.entry(member.real.clone());
             let real = real.or_insert_with(|| number(&member.group));
             member.real.clone_from(real);
         }
         events.push(Event::Joined(Arc::new(member)));
     }
-    let mut now = Registry::default();
-    now.apply(Event::Next(next));
-    events.into_iter().for_each(|event| now.apply(event));
-    now
+    let mut new_registry = Registry::default();
+    new_registry.apply(Event::Next(next));
+    events
+        .into_iter()
+        .for_each(|event| new_registry.apply(event));
+    new_registry
 }
 
-/// What clients are not to see of what the daemon has: what was hidden before, and what else is in
-/// real groups, because the daemon read an older file. Added groups that differ are made anew where
-/// they persist.
-fn hidden_in_new_epoch(before: &Registry, answers: &Answers, persists: bool) -> Vec<Event> {
-    let hidden = before
+/// The processes of the daemon that clients must not see: those that were hidden before, and further
+/// processes in real groups, because the daemon read an older file. With `persists`, added groups that
+/// differ are recreated instead.
+fn hidden_in_new_epoch(old_registry: &Registry, answers: &Answers, persists: bool) -> Vec<Event> {
+    let hidden = old_registry
         .hidden()
-        .filter(|(real, _, _)| !persists || before.added_group(real).is_none())
+        .filter(|(real, _, _)| !persists || old_registry.added_group(real).is_none())
         .filter_map(|(real, process, _)| answers.process(real, process));
     let is_surplus = |found: &&ProcessInfo| {
-        let mut members = before.members_in(&found.group).peekable();
+        let mut members = old_registry.members_in(&found.group).peekable();
         let is_real = members.peek().is_some_and(|member| member.is_placed());
         is_real && members.all(|member| member.process != found.name)
     };
@@ -525,18 +539,18 @@ fn hidden_in_new_epoch(before: &Registry, answers: &Answers, persists: bool) -> 
     hidden.chain(surplus).map(hide).collect()
 }
 
-/// What is gone from a daemon that goes on, according to its answers about all processes and about the
-/// groups that were added.
-fn lost(known: &Registry, answers: &Answers) -> Vec<Event> {
-    let is_there = |real: &str, process: &str| answers.process(real, process).is_some();
+/// The events for groups and processes that the daemon does not have any more in the same epoch, according
+/// to its answers about all processes and about the added groups.
+fn losses(known: &Registry, answers: &Answers) -> Vec<Event> {
+    let daemon_has = |real: &str, process: &str| answers.process(real, process).is_some();
     let members = known
         .members()
-        .filter(|member| !is_there(&member.real, &member.process))
-        .map(Member::leaving);
-    // A group stays as long as somebody of it is there.
+        .filter(|member| !daemon_has(&member.real, &member.process))
+        .map(Member::removal);
+    // A group stays as long as the daemon has one of its members.
     let has_members = |name: &str| {
         let mut members = known.members_of(name);
-        members.any(|member| is_there(&member.real, &member.process))
+        members.any(|member| daemon_has(&member.real, &member.process))
     };
     let groups = known
         .added_groups()
@@ -546,7 +560,7 @@ fn lost(known: &Registry, answers: &Answers) -> Vec<Event> {
         });
     let hidden = known
         .hidden()
-        .filter(|(real, process, _)| !is_there(real, process))
+        .filter(|(real, process, _)| !daemon_has(real, process))
         .map(|(real, process, _)| Event::Shown {
             group: real.to_owned(),
             process: process.to_owned(),
@@ -582,8 +596,8 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_remembers_is_known_by_its_name_and_by_the_file() {
-        let kept = "; web:a\n[program:web~000001~0]\ncommand=x\n\n; web:b\n\
+    fn unregistered_processes_are_adopted_by_group_name_and_persist_file() {
+        let persist_file = "; web:a\n[program:web~000001~0]\ncommand=x\n\n; web:b\n\
                     [program:web~000001~1]\ncommand=y\n";
         let with_section = |process: &str, index: u32, section: &str| {
             let Event::Joined(mut member) = joined("web", process, "web~000001", index) else {
@@ -603,7 +617,7 @@ mod tests {
                     joined("web", "a", "web~000001", 1),
                 ],
             ),
-            // One left, and its name was taken again.
+            // A process was removed, and its name was used again.
             (
                 "",
                 &[
@@ -617,9 +631,9 @@ mod tests {
                     joined("web", "b", "web~000001", 0),
                 ],
             ),
-            // The file speaks of the group, and not of `c`.
+            // The file has the group, but not `c`.
             (
-                kept,
+                persist_file,
                 &[
                     ("web~000001", "a"),
                     ("web~000001", "b"),
@@ -631,39 +645,45 @@ mod tests {
                     with_section("a", 1, "command=x\n"),
                 ],
             ),
-            // The file does not speak of the group.
+            // The file does not have the group.
             (
-                kept,
+                persist_file,
                 &[("web~000003", "c")],
                 vec![joined("web", "c", "web~000003", 0)],
             ),
-            // The user's own group bears such a name.
+            // The user's own group has such a name.
             ("", &[("user~000001", "a")], vec![]),
         ];
-        for (kept, processes, expected) in table {
-            let kept = Contents::read(kept);
+        for (persist_file, processes, expected) in table {
+            let persist_file = Contents::read(persist_file);
             let is_configured = |name: &str| name.starts_with("user");
             let answers = answers(processes, &[]);
-            let strays = strays(&Registry::default(), is_configured, &kept, &answers);
-            assert_eq!(strays, expected, "{processes:?}");
-            let again = super::strays(&registry(&strays), is_configured, &kept, &answers);
+            let unregistered =
+                unregistered(&Registry::default(), is_configured, &persist_file, &answers);
+            assert_eq!(unregistered, expected, "{processes:?}");
+            let again = super::unregistered(
+                &registry(&unregistered),
+                is_configured,
+                &persist_file,
+                &answers,
+            );
             assert!(again.is_empty(), "{again:?}");
         }
     }
 
     #[test]
-    fn a_daemon_that_started_again_has_what_its_files_say() {
+    fn after_a_restart_the_registry_has_what_the_daemon_read_from_its_files() {
         let group = Event::Group {
             name: "own".to_owned(),
             priority: 5,
         };
-        let before = [
+        let old_registry = [
             vec![group, hidden("web~000001", "gone"), hidden("pool", "p")],
             two(),
             vec![joined("own", "first", "own", 0)],
         ];
-        let before = registry(&before.concat());
-        let there = |registry: &Registry| -> Vec<String> {
+        let old_registry = registry(&old_registry.concat());
+        let present = |registry: &Registry| -> Vec<String> {
             registry.members().map(Member::real_namespec).collect()
         };
         let covered = |registry: &Registry| -> Vec<String> {
@@ -674,7 +694,7 @@ mod tests {
         };
         type Row<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
         let table: [Row<'_>; 5] = [
-            // Nothing of ours, and what was removed of the user's.
+            // No added group, and a removed process of the user's.
             (&[("pool", "p")], &[], &["pool:p"]),
             (&[("own", "first")], &["own:first"], &[]),
             (
@@ -682,7 +702,7 @@ mod tests {
                 &["web~000001:a", "web~000001:b"],
                 &[],
             ),
-            // An older file had more in the real group.
+            // An older file had further processes in the real group.
             (
                 &[
                     ("web~000001", "a"),
@@ -697,26 +717,34 @@ mod tests {
         ];
         for (processes, members, hidden) in table {
             let answers = answers(processes, &["own"]);
-            let kept = Contents::default();
-            let now = in_new_epoch(known(&before, &[], &kept, &[]), &answers, false);
-            assert_eq!(there(&now), members, "{processes:?}");
-            let mut covered = covered(&now);
+            let persist_file = Contents::default();
+            let new_registry = in_new_epoch(
+                known(&old_registry, &[], &persist_file, &[]),
+                &answers,
+                false,
+            );
+            assert_eq!(present(&new_registry), members, "{processes:?}");
+            let mut covered = covered(&new_registry);
             covered.sort();
             assert_eq!(covered, hidden, "{processes:?}");
-            assert_eq!(now.added_group("own"), Some(5));
-            let again = in_new_epoch(known(&now, &[], &kept, &[]), &answers, false);
-            assert_eq!(again.snapshot(), now.snapshot(), "{processes:?}");
+            assert_eq!(new_registry.added_group("own"), Some(5));
+            let again = in_new_epoch(
+                known(&new_registry, &[], &persist_file, &[]),
+                &answers,
+                false,
+            );
+            assert_eq!(again.snapshot(), new_registry.snapshot(), "{processes:?}");
         }
     }
 
     #[test]
-    fn what_a_daemon_that_goes_on_has_no_more_is_lost() {
+    fn within_an_epoch_whatever_the_daemon_lacks_is_a_loss() {
         use crate::registry::tests::left;
         let own = |name: &str| Event::Group {
             name: name.to_owned(),
             priority: 5,
         };
-        let gone = |name: &str| Event::GroupGone {
+        let group_gone = |name: &str| Event::GroupGone {
             name: name.to_owned(),
         };
         let uncovered = |real: &str, process: &str| Event::Shown {
@@ -741,8 +769,8 @@ mod tests {
             ("own", "first"),
             ("own~000002", "more"),
         ];
-        let without = |gone: &[&str]| -> Vec<(&str, &str)> {
-            let left = all.iter().filter(|(real, _)| !gone.contains(real));
+        let without = |groups: &[&str]| -> Vec<(&str, &str)> {
+            let left = all.iter().filter(|(real, _)| !groups.contains(real));
             left.copied().collect()
         };
         type Row<'a> = (&'a [&'a str], &'a [&'a str], Vec<Event>);
@@ -764,24 +792,24 @@ mod tests {
                 vec![
                     left("own", "first"),
                     left("own", "more"),
-                    gone("empty"),
-                    gone("own"),
+                    group_gone("empty"),
+                    group_gone("own"),
                 ],
             ),
             (&["pool"], &["empty", "own"], vec![uncovered("pool", "p")]),
         ];
         for (groups, active, expected) in table {
             let answers = answers(&without(groups), active);
-            let found = lost(&known, &answers);
+            let found = losses(&known, &answers);
             assert_eq!(found, expected, "{groups:?}");
             let mut after = known.clone();
             found.into_iter().for_each(|event| after.apply(event));
-            assert!(lost(&after, &answers).is_empty(), "{groups:?}");
+            assert!(losses(&after, &answers).is_empty(), "{groups:?}");
         }
     }
 
     #[test]
-    fn what_persists_and_is_lacking_is_still_to_be() {
+    fn persisted_members_that_the_daemon_lacks_stay_in_the_registry() {
         use crate::registry::tests::left;
         let with_section = |event: Event| match event {
             Event::Joined(mut member) => {
@@ -800,15 +828,20 @@ mod tests {
         let mut events: Vec<Event> = own.into_iter().map(with_section).collect();
         events.extend(two());
         events.push(Event::Next(8));
-        let before = registry(&events);
-        let there = |answers: &Answers, intent: &[Event]| -> Vec<String> {
-            let kept = Contents::default();
-            let now = in_new_epoch(known(&before, intent, &kept, &[]), answers, true);
-            now.members().map(Member::real_namespec).collect()
+        let old_registry = registry(&events);
+        let present = |answers: &Answers, intent: &[Event]| -> Vec<String> {
+            let persist_file = Contents::default();
+            let new_registry = in_new_epoch(
+                known(&old_registry, intent, &persist_file, &[]),
+                answers,
+                true,
+            );
+            new_registry.members().map(Member::real_namespec).collect()
         };
-        // Both of the user's empty group move to one real group; nobody knows how to make the two.
+        // Both members of the user's empty group move to one real group. Two members have no known
+        // definition.
         assert_eq!(
-            there(&answers(&[], &[]), &[]),
+            present(&answers(&[], &[]), &[]),
             [
                 "empty~000008:a",
                 "empty~000008:b",
@@ -818,10 +851,10 @@ mod tests {
             ]
         );
         let part = answers(&[("part~000004", "d")], &["part~000004"]);
-        // A group that is there takes nobody in.
-        assert!(there(&part, &[]).contains(&"part~000009:e".to_owned()));
+        // An active group cannot get a member.
+        assert!(present(&part, &[]).contains(&"part~000009:e".to_owned()));
         for leaves in [left("part", "e"), hidden("part~000004", "e")] {
-            let left = there(&part, &[leaves]);
+            let left = present(&part, &[leaves]);
             assert!(left.contains(&"part~000004:d".to_owned()), "{left:?}");
             assert!(left.iter().all(|name| !name.ends_with(":e")), "{left:?}");
         }
@@ -830,13 +863,13 @@ mod tests {
     fn known<'a>(
         registry: &'a Registry,
         intent: &'a [Event],
-        kept: &'a Contents,
+        persist_file: &'a Contents,
         configured: &'a [ConfiguredGroup],
     ) -> Known<'a> {
         Known {
             registry,
             intent,
-            kept,
+            persist_file,
             configured,
             own: &[],
         }
@@ -850,14 +883,14 @@ mod tests {
     }
 
     #[test]
-    fn an_intent_is_closed_by_what_the_daemon_has() {
+    fn an_intent_is_closed_with_the_steps_that_the_daemon_has_executed() {
         use crate::registry::tests::left;
         let marker = || Event::Marker("m".to_owned());
-        let gone = |name: &str| Event::GroupGone {
+        let group_gone = |name: &str| Event::GroupGone {
             name: name.to_owned(),
         };
-        let before = [two(), vec![own("own"), joined("own", "p", "own", 0)]];
-        let before = registry(&before.concat());
+        let old_registry = [two(), vec![own("own"), joined("own", "p", "own", 0)]];
+        let old_registry = registry(&old_registry.concat());
         let comes = || joined("web", "c", "web~000002", 0);
         type Row<'a> = (
             Vec<Event>,
@@ -879,7 +912,7 @@ mod tests {
                 &[],
             ),
             (vec![comes()], &[], &["web"], vec![], &[]),
-            // Without its marker, what bears the name is somebody else's.
+            // Without the marker, a group of that name is somebody else's.
             (
                 vec![marker(), comes()],
                 &[("web~000002", "c")],
@@ -910,7 +943,7 @@ mod tests {
                 vec![],
                 &[],
             ),
-            // A group that was to be made anew, and is not.
+            // A group that was removed and not added again.
             (
                 vec![left("own", "p")],
                 &[],
@@ -932,7 +965,7 @@ mod tests {
                 vec![],
                 &["own"],
             ),
-            // Hiding asks nothing of the daemon.
+            // Hiding requires no call to the daemon.
             (
                 vec![hidden("web~000001", "a")],
                 &[],
@@ -940,17 +973,29 @@ mod tests {
                 vec![hidden("web~000001", "a")],
                 &[],
             ),
-            (vec![gone("web")], &[], &[], vec![gone("web")], &[]),
             (
-                vec![gone("web")],
+                vec![group_gone("web")],
+                &[],
+                &[],
+                vec![group_gone("web")],
+                &[],
+            ),
+            (
+                vec![group_gone("web")],
                 &[],
                 &["web"],
                 vec![left("web", "a"), left("web", "b")],
                 &[],
             ),
-            (vec![gone("web")], &[], &["web", "web~000001"], vec![], &[]),
+            (
+                vec![group_gone("web")],
+                &[],
+                &["web", "web~000001"],
+                vec![],
+                &[],
+            ),
         ];
-        let kept = Contents::default();
+        let persist_file = Contents::default();
         for (intent, processes, active, expected, restored) in table {
             let intent = if intent.is_empty() {
                 vec![Event::Next(1)]
@@ -958,7 +1003,7 @@ mod tests {
                 intent
             };
             let answers = answers(processes, active);
-            let known = known(&before, &intent, &kept, &[]);
+            let known = known(&old_registry, &intent, &persist_file, &[]);
             let found = reconcile(known, &answers, Mode::SameEpoch);
             assert_eq!(found.events, expected, "{intent:?}");
             let names: Vec<&str> = found
@@ -971,7 +1016,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_new_epoch_nothing_is_known_and_nothing_of_ours_stays() {
+    fn a_new_epoch_empties_the_registry_and_removes_generated_groups() {
         let empty = |name: &str| ConfiguredGroup {
             name: name.to_owned(),
             priority: 999,
@@ -979,8 +1024,8 @@ mod tests {
             processes: Vec::new(),
         };
         let configured = [empty("pool"), empty("user~000001")];
-        let before = [two(), vec![own("own"), Event::Next(4)]];
-        let before = registry(&before.concat());
+        let old_registry = [two(), vec![own("own"), Event::Next(4)]];
+        let old_registry = registry(&old_registry.concat());
         let intent = [joined("pool", "p", "pool", 0), own("soon")];
         type Row<'a> = (
             &'a [(&'a str, &'a str)],
@@ -997,7 +1042,7 @@ mod tests {
                 &["web~000001"],
                 &[],
             ),
-            // Its name is only given by us, whoever remembers it.
+            // Only this proxy generates such a name.
             (&[("other~000009", "a")], &[], &["other~000009"], &[]),
             (&[("user~000001", "a")], &[], &[], &[]),
             (&[], &["own"], &["own"], &[]),
@@ -1005,21 +1050,21 @@ mod tests {
             (&[("pool", "p")], &[], &["pool"], &["pool"]),
             (&[("pool", "other")], &[], &[], &[]),
         ];
-        let kept = Contents::default();
-        for (processes, active, removed, anew) in table {
+        let persist_file = Contents::default();
+        for (processes, active, removed, recreate) in table {
             let answers = answers(processes, active);
-            let known = known(&before, &intent, &kept, &configured);
+            let known = known(&old_registry, &intent, &persist_file, &configured);
             let found = reconcile(known, &answers, Mode::NewEpoch);
             let names: Vec<&str> = found.remove.iter().map(String::as_str).collect();
             assert_eq!(names, removed, "{processes:?} {active:?}");
-            let names: Vec<&str> = found.anew.iter().map(String::as_str).collect();
-            assert_eq!(names, anew, "{processes:?} {active:?}");
+            let names: Vec<&str> = found.recreate.iter().map(String::as_str).collect();
+            assert_eq!(names, recreate, "{processes:?} {active:?}");
             assert_eq!(found.registry.snapshot(), [Event::Next(4)]);
         }
     }
 
     #[test]
-    fn of_a_new_epoch_that_persists_all_is_known_and_what_else_is_ours_goes() {
+    fn a_new_persistent_epoch_keeps_all_members_and_removes_other_generated_groups() {
         let with_section = |event: Event| match event {
             Event::Joined(mut member) => {
                 Arc::make_mut(&mut member).section = Some("command=x\n".to_owned());
@@ -1029,8 +1074,8 @@ mod tests {
         };
         let mut events: Vec<Event> = two().into_iter().map(with_section).collect();
         events.extend([own("own"), hidden("pool", "p")]);
-        let before = registry(&events);
-        let kept = Contents::read("[group:forgotten]\npriority=3\nprograms=\n");
+        let old_registry = registry(&events);
+        let persist_file = Contents::read("[group:forgotten]\npriority=3\nprograms=\n");
         type Row<'a> = (
             &'a [(&'a str, &'a str)],
             &'a [&'a str],
@@ -1053,7 +1098,7 @@ mod tests {
         for (processes, active, removed, stopped) in table {
             let answers = answers(processes, active);
             let found = reconcile(
-                known(&before, &[], &kept, &[]),
+                known(&old_registry, &[], &persist_file, &[]),
                 &answers,
                 Mode::NewEpochPersistent,
             );
@@ -1065,14 +1110,14 @@ mod tests {
                 .collect();
             assert_eq!(stop, stopped, "{processes:?}");
             assert_eq!(found.registry.members().count(), 2);
-            let again = known(&found.registry, &[], &kept, &[]);
+            let again = known(&found.registry, &[], &persist_file, &[]);
             let again = reconcile(again, &answers, Mode::NewEpochPersistent);
             assert_eq!(again.registry.snapshot(), found.registry.snapshot());
         }
     }
 
     #[test]
-    fn groups_that_somebody_has_filled_are_known_by_strange_processes() {
+    fn groups_with_processes_of_somebody_else_are_found() {
         let own = joined("own", "p", "own", 0);
         let known = registry(&[two(), vec![added("own"), own, hidden("own", "left")]].concat());
         type Row<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
@@ -1080,13 +1125,16 @@ mod tests {
             (&[], &[]),
             (&[("own", "p"), ("own", "left")], &[]),
             (&[("own", "p"), ("own", "strange")], &["own"]),
-            // The user's own group, and a real one.
+            // The user's own group, and a real group.
             (&[("web", "strange")], &[]),
             (&[("web~000001", "strange")], &[]),
         ];
         for (processes, expected) in table {
-            let held = held(&known, &answers(processes, &[]));
-            assert!(held.iter().eq(expected), "{processes:?}: {held:?}");
+            let foreign_groups = foreign_groups(&known, &answers(processes, &[]));
+            assert!(
+                foreign_groups.iter().eq(expected),
+                "{processes:?}: {foreign_groups:?}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the daemon is asked to do for plans, all in one multicall, and what its answers mean.
+//! The calls that execute plans, in one multicall, and the interpretation of their results.
 
 use std::ops::Range;
 
@@ -12,52 +12,54 @@ pub const ADD: &str = "supervisor.addProcessGroup";
 
 pub const REMOVE: &str = "supervisor.removeProcessGroup";
 
-/// What the daemon answered to one call of a multicall.
+/// The daemon's result of one call of a multicall.
 pub type CallResult = Result<Value, Fault>;
 
-/// A call of the daemon: its method and parameters.
+/// A call to the daemon: its method and parameters.
 pub type Call = (&'static str, Vec<Value>);
 
-/// The calls of one multicall, and whose they are.
+/// The calls of one multicall, and the plans that they belong to.
 #[derive(Default)]
 pub struct Script {
     pub calls: Vec<Call>,
-    /// The group that marks the daemon's epoch, which the first call adds.
+    /// The epoch marker, which the first call adds.
     marker: Option<String>,
-    /// Each plan's number, and which calls are made for it.
+    /// The index of each plan, and the range of its calls.
     steps: Vec<(usize, Range<usize>)>,
 }
 
-/// What the daemon's answers to a script come to.
+/// The interpretation of the results of a script.
 #[derive(Default)]
 pub struct Verdict {
-    /// What happened.
+    /// The events that happened.
     pub events: Vec<Event>,
-    /// What became of each plan.
+    /// The outcome of each plan, by its index.
     pub outcomes: Vec<(usize, Outcome)>,
-    /// What must be done before anybody is told.
+    /// The repairs that must be done before clients are answered, by the index of the plan.
     pub repairs: Vec<(usize, Repair)>,
-    /// Hidings that cannot be known again, because the marker was not added.
+    /// The plans to hide a process whose epoch has no marker, because the daemon did not add it. They are
+    /// refused.
     pub unmarked: Vec<usize>,
-    /// What was gone already.
-    pub gone: Vec<Event>,
-    /// The daemon starts something that was added, by itself.
+    /// Events about members that the daemon did not have any more.
+    pub losses: Vec<Event>,
+    /// Whether the daemon starts an added process by itself.
     pub starts: bool,
 }
 
-/// What puts the daemon right after a change that it made half.
+/// A step that repairs the daemon after a change that it made only in part.
 #[derive(Debug, PartialEq)]
 pub enum Repair {
-    /// Something hidden in this real group may be what keeps it from being removed.
+    /// A hidden process may keep this real group from being removed. Stop it.
     StopHidden { real: String },
-    /// These groups were removed, and the change is refused.
+    /// These groups were removed, and the change failed. Add them again.
     AddBack { reals: Vec<String> },
-    /// This group was removed, and its process not added.
+    /// This group was removed, and its process was not added. Add it again as an empty group.
     AddEmpty { group: String, text: String },
 }
 
 impl Script {
-    /// The calls for these plans, by their numbers. `marker` is added with them.
+    /// Composes the calls for these plans with their indexes. The first call adds `marker`, if there is
+    /// one.
     pub fn compose<'p>(
         marker: Option<String>,
         plans: impl Iterator<Item = (usize, &'p Plan)>,
@@ -97,7 +99,7 @@ impl Script {
         self.steps.push((index, first..self.calls.len()));
     }
 
-    /// What the daemon's `results` mean for `plans`, which it was composed of.
+    /// Interprets the daemon's `results` for the `plans` that the script was composed of.
     pub fn interpret(
         &self,
         plans: &[Option<Plan>],
@@ -107,7 +109,7 @@ impl Script {
         let mut verdict = Verdict::default();
         let mut is_marked = true;
         if let Some(marker) = &self.marker {
-            is_marked = results.first().is_some_and(is_there);
+            is_marked = results.first().is_some_and(is_added);
             if is_marked {
                 verdict.events.push(Event::Marker(marker.clone()));
             }
@@ -127,30 +129,30 @@ impl Script {
 impl Verdict {
     fn add(&mut self, index: usize, plan: &Plan, results: &[CallResult], registry: &Registry) {
         match plan {
-            Plan::Hide { .. } => self.made(index, plan.events()),
+            Plan::Hide { .. } => self.succeed(index, plan.events()),
             Plan::Drop {
                 processes, real, ..
             } => {
                 let first = processes.first().unwrap_or(real);
-                self.dropped(index, plan, first, real, results.first());
+                self.interpret_drop(index, plan, first, real, results.first());
             }
             Plan::Dissolve { group, reals } => {
-                self.dissolved(index, group, reals, results, registry);
+                self.interpret_dissolve(index, group, reals, results, registry);
             }
-            _ => self.added(index, plan, results, registry),
+            _ => self.interpret_addition(index, plan, results, registry),
         }
     }
 
-    fn made(&mut self, index: usize, events: Vec<Event>) {
+    fn succeed(&mut self, index: usize, events: Vec<Event>) {
         self.events.extend(events);
         self.outcomes.push((index, Ok(())));
     }
 
-    fn refused(&mut self, index: usize, error: impl Into<ChangeError>) {
+    fn fail(&mut self, index: usize, error: impl Into<ChangeError>) {
         self.outcomes.push((index, Err(error.into())));
     }
 
-    fn dropped(
+    fn interpret_drop(
         &mut self,
         index: usize,
         plan: &Plan,
@@ -162,19 +164,19 @@ impl Verdict {
             Some(Err(fault)) if fault.code == STILL_RUNNING => {
                 let real = real.to_owned();
                 self.repairs.push((index, Repair::StopHidden { real }));
-                self.refused(index, ChangeError::StillRunning(process.to_owned()));
+                self.fail(index, ChangeError::StillRunning(process.to_owned()));
             }
             Some(Err(fault)) if fault.code == BAD_NAME => {
-                self.gone.extend(plan.events());
+                self.losses.extend(plan.events());
                 self.events.extend(plan.events());
-                self.refused(index, ChangeError::UnknownProcess(process.to_owned()));
+                self.fail(index, ChangeError::UnknownProcess(process.to_owned()));
             }
-            Some(Err(fault)) => self.refused(index, fault.clone()),
-            _ => self.made(index, plan.events()),
+            Some(Err(fault)) => self.fail(index, fault.clone()),
+            _ => self.succeed(index, plan.events()),
         }
     }
 
-    fn dissolved(
+    fn interpret_dissolve(
         &mut self,
         index: usize,
         group: &str,
@@ -182,45 +184,52 @@ impl Verdict {
         results: &[CallResult],
         registry: &Registry,
     ) {
-        let is_kept = |result: &CallResult| matches!(result, Err(fault) if fault.code != BAD_NAME);
-        let (kept, gone): (Vec<_>, Vec<_>) = reals
+        let is_refused =
+            |result: &CallResult| matches!(result, Err(fault) if fault.code != BAD_NAME);
+        let (remaining, removed): (Vec<_>, Vec<_>) = reals
             .iter()
             .zip(results)
-            .partition(|(_, result)| is_kept(result));
-        let Some((first, _)) = kept.first() else {
+            .partition(|(_, result)| is_refused(result));
+        let Some((first, _)) = remaining.first() else {
             let name = group.to_owned();
-            return self.made(index, vec![Event::GroupGone { name }]);
+            return self.succeed(index, vec![Event::GroupGone { name }]);
         };
-        let reals: Vec<String> = gone.into_iter().map(|(real, _)| real.clone()).collect();
-        let lost = reals
+        let reals: Vec<String> = removed.into_iter().map(|(real, _)| real.clone()).collect();
+        let losses = reals
             .iter()
-            .flat_map(|real| registry.lost_if_made_anew(real));
-        self.events.extend(lost);
+            .flat_map(|real| registry.losses_if_recreated(real));
+        self.events.extend(losses);
         self.repairs.push((index, Repair::AddBack { reals }));
-        let held = registry.members_in(first).next();
-        let process = held.map_or_else(|| (*first).clone(), |member| member.process.clone());
-        self.refused(index, ChangeError::StillRunning(process));
+        let member = registry.members_in(first).next();
+        let process = member.map_or_else(|| (*first).clone(), |member| member.process.clone());
+        self.fail(index, ChangeError::StillRunning(process));
     }
 
-    fn added(&mut self, index: usize, plan: &Plan, results: &[CallResult], registry: &Registry) {
-        let recreated = plan.recreates();
+    fn interpret_addition(
+        &mut self,
+        index: usize,
+        plan: &Plan,
+        results: &[CallResult],
+        registry: &Registry,
+    ) {
+        let recreated = plan.recreated_group();
         let added = match recreated {
             Some(_) => results.get(1..).unwrap_or_default(),
             None => results,
         };
         let failed = added.iter().find(|added| match plan {
-            // Whoever else read the file meanwhile may have added what is in it.
-            Plan::Place { .. } => !is_there(added),
+            // Another client whose `reloadConfig` read the staged file may have added the group.
+            Plan::Place { .. } => !is_added(added),
             _ => added.is_err(),
         });
         let Some(Err(failed)) = failed else {
             self.starts |= plan.autostarts();
-            let uncovered = recreated.iter();
-            let uncovered = uncovered.flat_map(|(group, _)| registry.uncovered(group));
-            return self.made(index, plan.events().into_iter().chain(uncovered).collect());
+            let shown = recreated.iter();
+            let shown = shown.flat_map(|(group, _)| registry.unhide_events(group));
+            return self.succeed(index, plan.events().into_iter().chain(shown).collect());
         };
-        let first = results.first();
-        let is_cleared = recreated.is_some() && matches!(first, Some(Ok(_)));
+        let removal = results.first();
+        let is_cleared = recreated.is_some() && matches!(removal, Some(Ok(_)));
         if let Some((group, text)) = recreated
             && is_cleared
         {
@@ -228,26 +237,26 @@ impl Verdict {
             self.repairs.push((index, Repair::AddEmpty { group, text }));
         }
         match plan {
-            // It is made anew, and empty, which is what was wanted.
-            Plan::Reset { .. } if is_cleared => self.made(index, plan.events()),
-            _ => self.refused(index, addition_error(plan, failed, first)),
+            // The group was added again and is empty, which was the goal.
+            Plan::Reset { .. } if is_cleared => self.succeed(index, plan.events()),
+            _ => self.fail(index, addition_error(plan, failed, removal)),
         }
     }
 }
 
-/// Whether a group that was to be added is there now.
-fn is_there(result: &CallResult) -> bool {
+/// Returns whether the daemon has the group that the call was to add.
+fn is_added(result: &CallResult) -> bool {
     match result {
         Ok(_) => true,
         Err(fault) => fault.code == ALREADY_ADDED,
     }
 }
 
-/// Why a group was not added although the daemon has read it; `first` is what it said before that,
-/// where the group was to be made anew.
-fn addition_error(plan: &Plan, failed: &Fault, first: Option<&CallResult>) -> ChangeError {
+/// The error of a group that was not added although the daemon has read it. `removal` is the result of the
+/// removal before it, if the plan has one.
+fn addition_error(plan: &Plan, failed: &Fault, removal: Option<&CallResult>) -> ChangeError {
     match plan {
-        Plan::Reset { process, .. } if matches!(first, Some(Err(first)) if first.code == STILL_RUNNING) => {
+        Plan::Reset { process, .. } if matches!(removal, Some(Err(removal)) if removal.code == STILL_RUNNING) => {
             ChangeError::StillRunning(process.clone())
         }
         Plan::Create { group, .. } if failed.code == ALREADY_ADDED => {
@@ -269,9 +278,9 @@ mod tests {
     use crate::registry::Member;
     use crate::registry::tests::{hidden, joined, registry, two};
 
-    const FINE: CallResult = Ok(Value::Bool(true));
+    const DONE: CallResult = Ok(Value::Bool(true));
 
-    fn no(code: i32) -> CallResult {
+    fn refusal(code: i32) -> CallResult {
         Err(fault(code, "x"))
     }
 
@@ -348,7 +357,7 @@ mod tests {
         }
     }
 
-    /// The outcome in short: what a client is told, and what is done about it.
+    /// An outcome in a few words: the client's reply and the repair.
     fn short(verdict: &Verdict) -> String {
         let outcome = match verdict.outcomes.as_slice() {
             [(0, Ok(()))] => "made".to_owned(),
@@ -362,16 +371,16 @@ mod tests {
             [(0, Repair::AddEmpty { .. })] => ", add empty",
             _ => ", ?",
         };
-        let gone = if verdict.gone.is_empty() {
+        let loss = if verdict.losses.is_empty() {
             ""
         } else {
             ", gone"
         };
-        format!("{outcome}{repair}{gone} +{}", verdict.events.len())
+        format!("{outcome}{repair}{loss} +{}", verdict.events.len())
     }
 
     #[test]
-    fn each_answer_of_the_daemon_has_one_meaning() {
+    fn each_result_of_the_daemon_gives_one_verdict() {
         let known = registry(
             &[
                 two(),
@@ -383,80 +392,96 @@ mod tests {
         let changed = format!("FAILED: the group changed meanwhile, {again}");
         let lacking = "FAILED: the group changed meanwhile, call again (BAD_NAME: x)";
         let table: [(Plan, Vec<CallResult>, &str); 32] = [
-            (create(), vec![FINE], "made +1"),
-            (create(), vec![no(ALREADY_ADDED)], "BAD_NAME: own +0"),
-            (create(), vec![no(BAD_NAME)], &format!("{lacking} +0")),
-            (create(), vec![no(SHUTDOWN_STATE)], "SHUTDOWN_STATE: x +0"),
-            // What was hidden in a group that is made anew is not there any more.
-            (fill(), vec![FINE, FINE], "made +2"),
+            (create(), vec![DONE], "made +1"),
+            (create(), vec![refusal(ALREADY_ADDED)], "BAD_NAME: own +0"),
+            (create(), vec![refusal(BAD_NAME)], &format!("{lacking} +0")),
+            (
+                create(),
+                vec![refusal(SHUTDOWN_STATE)],
+                "SHUTDOWN_STATE: x +0",
+            ),
+            // A recreated group has no hidden processes.
+            (fill(), vec![DONE, DONE], "made +2"),
             (
                 fill(),
-                vec![FINE, no(BAD_NAME)],
+                vec![DONE, refusal(BAD_NAME)],
                 &format!("{lacking}, add empty +0"),
             ),
             (
                 fill(),
-                vec![FINE, no(SHUTDOWN_STATE)],
+                vec![DONE, refusal(SHUTDOWN_STATE)],
                 "SHUTDOWN_STATE: x, add empty +0",
             ),
             (
                 fill(),
-                vec![no(STILL_RUNNING), no(ALREADY_ADDED)],
+                vec![refusal(STILL_RUNNING), refusal(ALREADY_ADDED)],
                 &format!("{changed} +0"),
             ),
-            (fill(), vec![no(BAD_NAME), FINE], "made +2"),
+            (fill(), vec![refusal(BAD_NAME), DONE], "made +2"),
             (
                 fill(),
-                vec![no(BAD_NAME), no(BAD_NAME)],
+                vec![refusal(BAD_NAME), refusal(BAD_NAME)],
                 &format!("{lacking} +0"),
             ),
-            (place(), vec![FINE], "made +1"),
-            // Whoever else let the daemon read may have added it.
-            (place(), vec![no(ALREADY_ADDED)], "made +1"),
-            (place(), vec![no(BAD_NAME)], &format!("{lacking} +0")),
-            (place(), vec![no(SHUTDOWN_STATE)], "SHUTDOWN_STATE: x +0"),
-            (drop_b(), vec![FINE], "made +1"),
+            (place(), vec![DONE], "made +1"),
+            // Another client may have added it after its own `reloadConfig`.
+            (place(), vec![refusal(ALREADY_ADDED)], "made +1"),
+            (place(), vec![refusal(BAD_NAME)], &format!("{lacking} +0")),
+            (
+                place(),
+                vec![refusal(SHUTDOWN_STATE)],
+                "SHUTDOWN_STATE: x +0",
+            ),
+            (drop_b(), vec![DONE], "made +1"),
             (
                 drop_b(),
-                vec![no(STILL_RUNNING)],
+                vec![refusal(STILL_RUNNING)],
                 "STILL_RUNNING: b, stop hidden +0",
             ),
-            (drop_b(), vec![no(BAD_NAME)], "BAD_NAME: b, gone +1"),
-            (drop_b(), vec![no(FAILED)], "FAILED: x +0"),
-            (drop_b(), vec![no(SHUTDOWN_STATE)], "SHUTDOWN_STATE: x +0"),
+            (drop_b(), vec![refusal(BAD_NAME)], "BAD_NAME: b, gone +1"),
+            (drop_b(), vec![refusal(FAILED)], "FAILED: x +0"),
+            (
+                drop_b(),
+                vec![refusal(SHUTDOWN_STATE)],
+                "SHUTDOWN_STATE: x +0",
+            ),
             (hide(), vec![], "made +1"),
-            (reset(), vec![FINE, FINE], "made +2"),
-            // It is empty, which was wanted.
-            (reset(), vec![FINE, no(BAD_NAME)], "made, add empty +1"),
-            (reset(), vec![FINE, no(FAILED)], "made, add empty +1"),
+            (reset(), vec![DONE, DONE], "made +2"),
+            // The group is empty, which was the goal.
+            (reset(), vec![DONE, refusal(BAD_NAME)], "made, add empty +1"),
+            (reset(), vec![DONE, refusal(FAILED)], "made, add empty +1"),
             (
                 reset(),
-                vec![no(STILL_RUNNING), no(ALREADY_ADDED)],
+                vec![refusal(STILL_RUNNING), refusal(ALREADY_ADDED)],
                 "STILL_RUNNING: p +0",
             ),
             (
                 reset(),
-                vec![no(BAD_NAME), no(BAD_NAME)],
+                vec![refusal(BAD_NAME), refusal(BAD_NAME)],
                 &format!("{lacking} +0"),
             ),
-            (reset(), vec![no(BAD_NAME), FINE], "made +2"),
-            (dissolve(), vec![FINE, FINE], "made +1"),
-            (dissolve(), vec![no(BAD_NAME), FINE], "made +1"),
-            (dissolve(), vec![no(BAD_NAME), no(BAD_NAME)], "made +1"),
+            (reset(), vec![refusal(BAD_NAME), DONE], "made +2"),
+            (dissolve(), vec![DONE, DONE], "made +1"),
+            (dissolve(), vec![refusal(BAD_NAME), DONE], "made +1"),
             (
                 dissolve(),
-                vec![no(STILL_RUNNING), FINE],
+                vec![refusal(BAD_NAME), refusal(BAD_NAME)],
+                "made +1",
+            ),
+            (
+                dissolve(),
+                vec![refusal(STILL_RUNNING), DONE],
                 "STILL_RUNNING: a, add back +0",
             ),
-            // Nobody knows how to make the two that were only found in the daemon.
+            // The two members were found in the daemon, and their definitions are unknown.
             (
                 dissolve(),
-                vec![FINE, no(STILL_RUNNING)],
+                vec![DONE, refusal(STILL_RUNNING)],
                 "STILL_RUNNING: web, add back +2",
             ),
             (
                 dissolve(),
-                vec![no(STILL_RUNNING), no(STILL_RUNNING)],
+                vec![refusal(STILL_RUNNING), refusal(STILL_RUNNING)],
                 "STILL_RUNNING: a, add back +0",
             ),
         ];
@@ -471,30 +496,30 @@ mod tests {
     }
 
     #[test]
-    fn the_marker_comes_first_and_is_known_once_it_is_there() {
+    fn the_marker_is_the_first_call_and_an_event_once_the_daemon_has_it() {
         let marker = Event::Marker("m".to_owned());
         for (result, is_known) in [
-            (FINE, true),
-            (no(ALREADY_ADDED), true),
-            (no(BAD_NAME), false),
-            (no(SHUTDOWN_STATE), false),
+            (DONE, true),
+            (refusal(ALREADY_ADDED), true),
+            (refusal(BAD_NAME), false),
+            (refusal(SHUTDOWN_STATE), false),
         ] {
             let plans = [Some(place())];
             let pending = plans.iter().flatten().map(|plan| (0, plan));
             let script = Script::compose(Some("m".to_owned()), pending);
             assert_eq!(script.calls[0], (ADD, vec!["m".into()]));
-            let verdict = script.interpret(&plans, &[result, FINE], &Registry::default());
+            let verdict = script.interpret(&plans, &[result, DONE], &Registry::default());
             assert_eq!(verdict.events.contains(&marker), is_known);
             assert!(matches!(verdict.outcomes[0], (0, Ok(()))));
         }
     }
 
     #[test]
-    fn nothing_is_hidden_where_the_marker_is_not_there() {
+    fn no_process_is_hidden_without_the_marker() {
         for (result, is_made) in [
-            (FINE, true),
-            (no(ALREADY_ADDED), true),
-            (no(BAD_NAME), false),
+            (DONE, true),
+            (refusal(ALREADY_ADDED), true),
+            (refusal(BAD_NAME), false),
         ] {
             let plans = [Some(hide())];
             let pending = plans.iter().flatten().map(|plan| (0, plan));

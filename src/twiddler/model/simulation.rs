@@ -1,5 +1,6 @@
-//! A model check: changes, crashes of the proxy, restarts of the daemon and what others do straight on
-//! the daemon, at random, on a model of the daemon. What clients were told holds after each step.
+//! A model check: random changes, crashes of the proxy, restarts of the daemon and actions of other clients
+//! directly on the daemon, against a model of the daemon. After each step, the daemon must have all members
+//! that clients got replies about.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,16 +23,16 @@ const STEPS: usize = 100_000;
 const GROUPS: [&str; 4] = ["web", "pool", "own", "more"];
 const MARKER: &str = "twiddler~1-1";
 /// The member of the user's own group.
-const USERS: &str = "x";
+const USER_PROCESS: &str = "x";
 
-/// What a group of the daemon holds: each process's state and when it last started.
+/// The processes of a group of the daemon, with their states and start times.
 type Held = BTreeMap<String, (ProcessState, i64)>;
 
-/// The daemon: its groups, and what it reads.
+/// A model of the daemon: its active groups, and those that it has read.
 #[derive(Default)]
 struct Daemon {
     active: BTreeMap<String, Held>,
-    read: BTreeMap<String, Held>,
+    last_read: BTreeMap<String, Held>,
 }
 
 fn stopped<'a>(names: impl Iterator<Item = &'a str>) -> Held {
@@ -40,7 +41,7 @@ fn stopped<'a>(names: impl Iterator<Item = &'a str>) -> Held {
         .collect()
 }
 
-/// What the user's files define: one group with a process, and one without.
+/// The groups of the user's files: one with a process, and one without.
 fn configured() -> Vec<ConfiguredGroup> {
     let group = |name: &str, processes: &[&str]| ConfiguredGroup {
         name: name.to_owned(),
@@ -48,26 +49,26 @@ fn configured() -> Vec<ConfiguredGroup> {
         empty: processes.is_empty(),
         processes: processes.iter().map(|name| (*name).to_owned()).collect(),
     };
-    vec![group("web", &[USERS]), group("pool", &[])]
+    vec![group("web", &[USER_PROCESS]), group("pool", &[])]
 }
 
 impl Daemon {
     fn start() -> Self {
         let mut daemon = Daemon::default();
         daemon.reload(&[]);
-        daemon.active = daemon.read.clone();
+        daemon.active = daemon.last_read.clone();
         daemon
     }
 
-    /// Reads the user's files and what is staged for `plans`.
+    /// Reads the user's files and the sections that are staged for `plans`.
     fn reload(&mut self, plans: &[Option<Plan>]) {
         let groups = configured().into_iter();
         let groups = groups.map(|group| {
             let processes = stopped(group.processes.iter().map(String::as_str));
             (group.name, processes)
         });
-        self.read = groups.collect();
-        self.read.insert(MARKER.to_owned(), Held::new());
+        self.last_read = groups.collect();
+        self.last_read.insert(MARKER.to_owned(), Held::new());
         for plan in plans.iter().flatten() {
             let (name, held) = match plan {
                 Plan::Create { group, .. } | Plan::Reset { group, .. } => (group, Held::new()),
@@ -86,7 +87,7 @@ impl Daemon {
                 ),
                 _ => continue,
             };
-            self.read.insert(name.clone(), held);
+            self.last_read.insert(name.clone(), held);
         }
     }
 
@@ -95,7 +96,10 @@ impl Daemon {
         match *method {
             ADD if self.active.contains_key(name) => return Err(fault(ALREADY_ADDED, name)),
             ADD => {
-                let held = self.read.get(name).ok_or_else(|| fault(BAD_NAME, name))?;
+                let held = self
+                    .last_read
+                    .get(name)
+                    .ok_or_else(|| fault(BAD_NAME, name))?;
                 self.active.insert(name.to_owned(), held.clone());
             }
             REMOVE => {
@@ -140,20 +144,20 @@ impl Daemon {
     }
 }
 
-/// The daemon, what the journal has, and what clients were told.
+/// The daemon, the proxy's state, and what clients know.
 struct World {
     daemon: Daemon,
     registry: Registry,
     intent: Vec<Event>,
     clock: i64,
-    /// Members that clients were told are there.
-    told: BTreeSet<(String, String)>,
+    /// The members that clients got replies about.
+    expected_members: BTreeSet<(String, String)>,
     numbers: BTreeSet<u64>,
     configured: Vec<ConfiguredGroup>,
-    kept: Contents,
+    persist_file: Contents,
     programs: Vec<Change>,
     counts: BTreeMap<&'static str, usize>,
-    /// Groups that somebody has removed straight on the daemon.
+    /// Groups that another client has removed directly on the daemon.
     removed: BTreeSet<String>,
 }
 
@@ -170,18 +174,18 @@ impl World {
             registry: Registry::default(),
             intent: Vec::new(),
             clock: 0,
-            told: BTreeSet::new(),
+            expected_members: BTreeSet::new(),
             numbers: BTreeSet::new(),
             configured: configured(),
-            kept: Contents::default(),
+            persist_file: Contents::default(),
             programs,
             counts: BTreeMap::new(),
             removed: BTreeSet::new(),
         }
     }
 
-    fn count(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
+    fn count(&mut self, case: &'static str) {
+        *self.counts.entry(case).or_default() += 1;
     }
 
     fn apply(&mut self, events: Vec<Event>) {
@@ -206,7 +210,7 @@ impl World {
             _ => {
                 let members: Vec<_> = self.registry.members().collect();
                 if members.is_empty() || dice.roll(8) == 0 {
-                    removal("web", USERS)
+                    removal("web", USER_PROCESS)
                 } else {
                     let member = members[dice.roll(members.len())];
                     if member.is_placed() && dice.roll(4) == 0 {
@@ -223,7 +227,7 @@ impl World {
         }
     }
 
-    /// One change, which may be cut short before the daemon acts, or before its answers are known.
+    /// Makes one random change. It may be interrupted before the daemon acts, or before its results arrive.
     fn change(&mut self, dice: &mut Dice) {
         let changes = [self.random_change(dice)];
         let names = match &changes[0] {
@@ -264,18 +268,18 @@ impl World {
         let plans = [Some(plan)];
         match dice.roll(12) {
             0 => {
-                self.count("cut before");
-                return self.cut();
+                self.count("interrupted before the calls");
+                return self.interrupt();
             }
             1 => {
                 self.count("restarted while the file was there");
                 self.daemon = Daemon::default();
                 self.daemon.reload(&plans);
                 if !needs_marker {
-                    self.daemon.read.remove(MARKER);
+                    self.daemon.last_read.remove(MARKER);
                 }
-                self.daemon.active = self.daemon.read.clone();
-                return self.restarted();
+                self.daemon.active = self.daemon.last_read.clone();
+                return self.handle_restart();
             }
             _ => {}
         }
@@ -288,8 +292,8 @@ impl World {
             .map(|call| self.daemon.call(call))
             .collect();
         if dice.roll(12) == 0 {
-            self.count("cut after");
-            return self.cut();
+            self.count("interrupted after the calls");
+            return self.interrupt();
         }
         let verdict = script.interpret(&plans, &results, &self.registry);
         for (_, repair) in verdict.repairs {
@@ -298,10 +302,10 @@ impl World {
         self.apply(verdict.events);
         self.intent.clear();
         self.count(match verdict.outcomes[0].1 {
-            Ok(()) => "made",
+            Ok(()) => "succeeded",
             Err(_) => "refused by the daemon",
         });
-        self.told = self.members();
+        self.expected_members = self.members();
     }
 
     fn repair(&mut self, repair: Repair) {
@@ -310,7 +314,7 @@ impl World {
             Repair::StopHidden { real } => {
                 let hidden: Vec<String> = self
                     .registry
-                    .uncovered(&real)
+                    .unhide_events(&real)
                     .into_iter()
                     .filter_map(|event| match event {
                         Event::Shown { process, .. } => Some(process),
@@ -341,7 +345,7 @@ impl World {
         let known = Known {
             registry: &self.registry,
             intent: &self.intent,
-            kept: &self.kept,
+            persist_file: &self.persist_file,
             configured: &self.configured,
             own: &[MARKER.to_owned()],
         };
@@ -349,48 +353,52 @@ impl World {
         reconcile(known, &answers, mode)
     }
 
-    /// What the engine does about a reconciliation.
+    /// Applies a reconciliation as the engine does.
     fn recover(&mut self, mode: Mode) {
-        let found = self.reconcile(mode);
-        for name in &found.remove {
+        let reconciliation = self.reconcile(mode);
+        for name in &reconciliation.remove {
             self.daemon.active.remove(name);
         }
-        for name in &found.anew {
+        for name in &reconciliation.recreate {
             let held = configured().into_iter().find(|group| group.name == *name);
             let held = held.unwrap();
             let processes = stopped(held.processes.iter().map(String::as_str));
             self.daemon.active.insert(name.clone(), processes);
         }
-        for (name, _) in &found.restore {
+        for (name, _) in &reconciliation.restore {
             self.daemon.active.insert(name.clone(), Held::new());
         }
-        self.registry = found.registry;
+        self.registry = reconciliation.registry;
         self.intent.clear();
-        self.told = self.members();
+        self.expected_members = self.members();
     }
 
-    /// A change was cut short: its intent is closed, and what is gone is looked for.
-    fn cut(&mut self) {
+    /// Interrupts the change: recovery closes the intent, and a check for losses follows.
+    fn interrupt(&mut self) {
         self.recover(Mode::SameEpoch);
         self.recover(Mode::SameEpoch);
     }
 
-    /// The daemon started again: nothing of ours may be left.
-    fn restarted(&mut self) {
+    /// Handles a restart of the daemon. It must not have any group of the proxy afterwards.
+    fn handle_restart(&mut self) {
         self.count("restarted");
         self.recover(Mode::NewEpoch);
-        let ours = |name: &String| is_generated(name) || ["own", "more"].contains(&name.as_str());
-        let left: Vec<_> = self
+        let is_generated_or_added =
+            |name: &String| is_generated(name) || ["own", "more"].contains(&name.as_str());
+        let remaining: Vec<_> = self
             .daemon
             .active
             .keys()
-            .filter(|name| ours(name))
+            .filter(|name| is_generated_or_added(name))
             .collect();
-        assert!(left.is_empty(), "{left:?} is left of the former epoch");
+        assert!(
+            remaining.is_empty(),
+            "{remaining:?} remains of the former epoch"
+        );
     }
 
-    /// Somebody acts straight on the daemon.
-    fn others_act(&mut self, dice: &mut Dice) {
+    /// Another client acts directly on the daemon.
+    fn act_as_other_client(&mut self, dice: &mut Dice) {
         let names: Vec<String> = self.daemon.active.keys().cloned().collect();
         if names.is_empty() {
             return;
@@ -415,12 +423,12 @@ impl World {
                 };
             }
         }
-        self.show_started();
+        self.unhide_started();
         self.recover(Mode::SameEpoch);
     }
 
-    /// Readers show a hidden process of the user's that somebody started.
-    fn show_started(&mut self) {
+    /// Unhides processes of the user's groups that another client started, as calls that list processes do.
+    fn unhide_started(&mut self) {
         let hidden = self.registry.hidden();
         let started = hidden.filter(|(real, process, start)| {
             let held = self
@@ -440,8 +448,8 @@ impl World {
         self.apply(events);
     }
 
-    /// The look that is taken every few seconds: what is gone was removed by somebody.
-    fn look(&mut self) {
+    /// The regular check for losses. It may only find groups that another client has removed.
+    fn check_losses(&mut self) {
         for event in self.reconcile(Mode::SameEpoch).events {
             match &event {
                 Event::GroupGone { name } => {
@@ -479,9 +487,9 @@ impl World {
                 && self.registry.members_in(real).next().is_some();
             assert_eq!(is_generated(real), is_ours, "{real} is nobody's");
         }
-        assert_eq!(self.told, self.members());
+        assert_eq!(self.expected_members, self.members());
         assert!(self.intent.is_empty());
-        // What is hidden alone may be forgotten with the epoch: nobody was told of it.
+        // Hidden processes alone need no marker: no client expects them.
         let holds = self.registry.members().next().is_some()
             || self.registry.added_groups().next().is_some();
         assert!(
@@ -494,7 +502,7 @@ impl World {
 }
 
 #[test]
-fn what_clients_were_told_holds_whatever_happens() {
+fn members_survive_random_changes_crashes_and_restarts() {
     let mut dice = Dice(7);
     let mut world = World::new();
     for _ in 0..STEPS {
@@ -502,26 +510,26 @@ fn what_clients_were_told_holds_whatever_happens() {
             0 => {
                 world.daemon = Daemon::start();
                 world.daemon.active.remove(MARKER);
-                world.restarted();
+                world.handle_restart();
             }
-            1..=8 => world.others_act(&mut dice),
+            1..=8 => world.act_as_other_client(&mut dice),
             _ => world.change(&mut dice),
         }
-        world.look();
+        world.check_losses();
         world.ensure_invariants();
     }
-    for what in [
-        "made",
+    for case in [
+        "succeeded",
         "refused",
         "refused by the daemon",
         "repaired",
-        "cut before",
-        "cut after",
+        "interrupted before the calls",
+        "interrupted after the calls",
         "restarted",
         "restarted while the file was there",
         "somebody removed a group",
     ] {
-        let count = world.counts.get(what).copied().unwrap_or_default();
-        assert!(count > 20, "{what}: {count} of {STEPS}");
+        let count = world.counts.get(case).copied().unwrap_or_default();
+        assert!(count > 20, "{case}: {count} of {STEPS}");
     }
 }

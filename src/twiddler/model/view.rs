@@ -1,41 +1,41 @@
-//! What the worker publishes and everybody else reads.
+//! The view, which the worker publishes and all other code reads.
 
 use crate::registry::Registry;
 
-/// One run of the daemon, from its start to its end. Each that is noticed has another number.
+/// The number of an epoch: the time from one start of the daemon to the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Epoch(u64);
 
 impl Epoch {
-    /// The one after this.
+    /// The next epoch.
     #[must_use]
     pub fn next(self) -> Self {
         Epoch(self.0 + 1)
     }
 }
 
-/// How far the registry can be trusted.
+/// Whether the registry describes the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Status {
-    /// The daemon may have started again, or a change was cut short: recovery comes first.
+    /// The daemon may have restarted, or a change was interrupted: recovery comes first.
     #[default]
     Unknown,
-    /// The registry describes the epoch that the connection belongs to.
+    /// The registry describes the epoch of the liveness connection.
     Current,
-    /// The same, but something that clients were told is there could not be added again yet. It is
-    /// before the next change.
+    /// As `Current`, but recovery could not add a group or process again that clients know. The worker
+    /// tries again before the next change.
     Behind,
 }
 
-/// The registry, the epoch that it describes and how far that is so; read together.
+/// The registry, the epoch that it describes, and its status, for reading them together.
 #[derive(Clone, Debug, Default)]
 pub struct View {
-    /// What was changed.
+    /// The changes of the epoch.
     pub registry: Registry,
-    /// In this run of the daemon.
+    /// The epoch.
     pub epoch: Epoch,
-    /// How far that can be trusted.
+    /// Whether the registry describes the daemon.
     pub status: Status,
-    /// Groups that the daemon has of an earlier proxy were looked for.
+    /// Whether this proxy has adopted the groups of an earlier proxy.
     pub adopted: bool,
 }
