@@ -1,6 +1,6 @@
-//! What a client sees right after an addition is what the in-process original shows.
+//! Right after an addition, a client sees the same as with the original extension.
 //!
-//! `TEST_EFFORT` multiplies how many programs are added in each way.
+//! `TEST_EFFORT` multiplies the number of added programs.
 
 use std::thread;
 
@@ -13,7 +13,8 @@ use crate::common::{
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
 
-/// Without the turn of the daemon's loop that each waits for, a third of them are seen too early.
+/// If additions did not wait for a turn of the daemon's loop, a client would see a third of these processes
+/// too early.
 const ADDITIONS: usize = 24;
 const ADD: &str = "twiddler.addProgramToGroup";
 
@@ -26,7 +27,7 @@ command = /bin/sleep 600
 autostart = false
 ";
 
-/// Takes a minute to be up.
+/// A program that is STARTING for a minute.
 fn starter() -> Value {
     options(&[("command", "/bin/sleep 600"), ("startsecs", "60")])
 }
@@ -47,8 +48,9 @@ fn ensure_starting(client: &Client, namespec: &str) -> Result<()> {
     Ok(())
 }
 
-/// In turn: a member that joins others, the first one of a group, a program of two processes.
-fn add_and_look(client: &Client, prefix: &str, count: usize) -> Result<()> {
+/// Adds, in turn, a member of a group with others, the first one of a group, and a program of two
+/// processes. Checks each after its addition.
+fn ensure_additions_are_starting(client: &Client, prefix: &str, count: usize) -> Result<()> {
     for number in 0..count {
         let name = format!("{prefix}{number}");
         let namespec = match number % 3 {
@@ -82,20 +84,22 @@ fn add_and_look(client: &Client, prefix: &str, count: usize) -> Result<()> {
 }
 
 #[test]
-fn nobody_sees_a_process_before_the_daemon_has_started_it() -> Result<()> {
+fn no_client_sees_a_process_before_the_daemon_has_started_it() -> Result<()> {
     let additions = times(ADDITIONS)?;
     for arguments in [&[][..], &["--persist"]] {
         let daemon = Daemon::start(USER)?;
         let sidecar = Sidecar::start_with(&daemon, arguments)?;
-        add_and_look(&sidecar.socket_client().kept_alive(), "one", additions)?;
-        // From several clients, whose additions are made together.
+        ensure_additions_are_starting(&sidecar.socket_client().kept_alive(), "one", additions)?;
+        // Several clients, whose additions are batched.
         let clients = 4;
         thread::scope(|scope| -> Result<()> {
             let looking: Vec<_> = (0..clients)
                 .map(|number| {
                     let client = sidecar.socket_client();
                     let prefix = format!("many{number}-");
-                    scope.spawn(move || add_and_look(&client, &prefix, additions / clients))
+                    scope.spawn(move || {
+                        ensure_additions_are_starting(&client, &prefix, additions / clients)
+                    })
                 })
                 .collect();
             looking
@@ -109,7 +113,7 @@ fn nobody_sees_a_process_before_the_daemon_has_started_it() -> Result<()> {
 #[test]
 fn one_multicall_may_add_and_start() -> Result<()> {
     let pair = Pair::start(USER)?;
-    let given = |command: &str| {
+    let program = |command: &str| {
         options(&[
             ("command", command),
             ("startsecs", "1"),
@@ -124,7 +128,7 @@ fn one_multicall_may_add_and_start() -> Result<()> {
     ];
     for (name, command, more) in kinds {
         let calls = [
-            (ADD, params!["web", name, given(command)]),
+            (ADD, params!["web", name, program(command)]),
             (
                 "supervisor.startProcess",
                 [params![format!("web:{name}")], more].concat(),
@@ -139,18 +143,21 @@ fn one_multicall_may_add_and_start() -> Result<()> {
             let fault = |value| fault_in(value).map(|(code, text)| (code, text.to_owned()));
             Ok(results.iter().map(fault).collect())
         };
-        let mut theirs = results(&pair.oracle.client())?;
-        let mut ours = results(&pair.sidecar.client())?;
+        let mut expected = results(&pair.oracle.client())?;
+        let mut actual = results(&pair.sidecar.client())?;
         if name == "ends" {
-            // Between the calls the daemon may give the process up, after which it starts once more.
-            theirs.truncate(2);
-            ours.truncate(2);
+            // Between the calls, the daemon may give up on the process and then start it once more.
+            expected.truncate(2);
+            actual.truncate(2);
         }
-        ensure!(theirs == ours, "{name}: there {theirs:?}, here {ours:?}");
+        ensure!(
+            expected == actual,
+            "{name}: there {expected:?}, here {actual:?}"
+        );
     }
-    // Who is there already is not started again by an addition that is refused.
+    // A refused addition does not start the existing process again.
     let calls = [
-        (ADD, params!["web", "up", given("/bin/cat")]),
+        (ADD, params!["web", "up", program("/bin/cat")]),
         ("supervisor.startProcess", params!["web:up"]),
     ];
     for client in [pair.oracle.client(), pair.sidecar.client()] {
@@ -164,7 +171,7 @@ fn one_multicall_may_add_and_start() -> Result<()> {
     Ok(())
 }
 
-/// What became of each process, in an order that is the same in both.
+/// The status of each process, sorted.
 fn statuses(result: &Value) -> Result<Vec<(String, String, i64, String)>> {
     let word = |status: &Value, name: &str| {
         Ok::<_, anyhow::Error>(text(member(status, name)?)?.to_owned())
@@ -187,7 +194,7 @@ fn statuses(result: &Value) -> Result<Vec<(String, String, i64, String)>> {
 #[test]
 fn one_multicall_may_add_and_start_the_group() -> Result<()> {
     let pair = Pair::start(&format!("{USER}[group:fresh]\nprograms =\n"))?;
-    let given = |command: &str, startsecs: &str| {
+    let program = |command: &str, startsecs: &str| {
         options(&[
             ("command", command),
             ("startsecs", startsecs),
@@ -216,30 +223,31 @@ fn one_multicall_may_add_and_start_the_group() -> Result<()> {
                     _ => params![],
                 };
                 let calls = [
-                    (ADD, params![group, &name, given(command, startsecs)]),
+                    (ADD, params![group, &name, program(command, startsecs)]),
                     (method, whole.clone()),
                 ];
                 let of_new = |client: &Client| -> Result<Vec<_>> {
                     let results = client.multicall(&calls)?;
                     ensure!(results[0] == Value::Bool(true), "{results:?}");
-                    // Those of before may end at any time, and are started again then.
+                    // Processes of earlier rounds may end at any time, and are started again then.
                     let all = statuses(&results[1])?.into_iter();
                     Ok(all
                         .filter(|status| status.0 == group && status.1 == name)
                         .collect())
                 };
-                let theirs = of_new(&pair.oracle.client().with_limit(LIMIT))?;
-                let ours = of_new(&pair.sidecar.client().with_limit(LIMIT))?;
+                let expected = of_new(&pair.oracle.client().with_limit(LIMIT))?;
+                let actual = of_new(&pair.sidecar.client().with_limit(LIMIT))?;
                 ensure!(
-                    theirs == ours && ours.len() == 1,
-                    "{method} {group}:{name}: there {theirs:?}, here {ours:?}"
+                    expected == actual && actual.len() == 1,
+                    "{method} {group}:{name}: there {expected:?}, here {actual:?}"
                 );
             }
         }
     }
-    // A call on another group lets the daemon start it, and then it is no news.
+    // A call on another group gives the daemon time to start the process. Then the second call does not
+    // list it.
     let calls = [
-        (ADD, params!["web", "last", given("/bin/sleep 600", "0")]),
+        (ADD, params!["web", "last", program("/bin/sleep 600", "0")]),
         ("supervisor.startProcessGroup", params!["fresh", false]),
         ("supervisor.startProcessGroup", params!["web", false]),
     ];
@@ -251,7 +259,7 @@ fn one_multicall_may_add_and_start_the_group() -> Result<()> {
     Ok(())
 }
 
-/// How many requests the daemon has answered, by its own log.
+/// The number of requests in the daemon's log.
 fn requests(daemon: &Daemon) -> usize {
     daemon.log().matches("XML-RPC method called: ").count()
 }
@@ -267,9 +275,9 @@ fn the_first_process_of_an_empty_group_takes_no_more_requests_than_the_next() ->
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.socket_client();
     let idle = || options(&[("command", "/bin/sleep 600"), ("autostart", "false")]);
-    // How the proxy's files reach the daemon is tried with the first of all.
+    // The first addition also tests how generated files reach the daemon.
     client.call(ADD, ("web", "b", idle()))?;
-    // What the proxy asks by itself now and then may fall into one of several.
+    // The proxy's own queries may be counted in some of the rounds.
     let mut fewest = [usize::MAX; 2];
     for number in 0..4 {
         let group = format!("g{number}");

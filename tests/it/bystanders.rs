@@ -1,7 +1,7 @@
-//! Changes to groups full of running, stopped, exited and failed processes, under traffic: nobody
-//! but those that are named notices.
+//! Changes to groups with running, stopped, exited and failed processes, during other calls, affect only
+//! the processes that they name.
 //!
-//! The changes are the same in every run. `BYSTANDER_CHANGES` asks for more, `BYSTANDER_SEED` for
+//! The changes are the same in every run. `TEST_EFFORT` multiplies their number, and `TEST_SEED` selects
 //! others.
 
 use std::collections::BTreeMap;
@@ -20,14 +20,14 @@ use supervisor_twiddler::xmlrpc::Value;
 const CHANGES: usize = 200;
 const TRAFFIC: usize = 3;
 
-/// In each group one that runs, one that never ran, one that exited and one that failed.
+/// Each group has a running, a never started, an exited and a failed process.
 fn user() -> String {
     let mut conf = String::new();
     for group in ["one", "two", "three"] {
         let names = ["runs", "never", "exited", "failed"].map(|name| format!("{group}-{name}"));
         conf += &format!("[group:{group}]\nprograms = {}\n", names.join(","));
         let [runs, never, exited, failed] = &names;
-        let say = |then: &str| format!("/bin/sh -c 'echo {group} says; {then}'");
+        let say = |next: &str| format!("/bin/sh -c 'echo {group} says; {next}'");
         conf += &format!(
             "[program:{runs}]\ncommand = {}\nstartsecs = 0\n",
             say("exec sleep 600")
@@ -48,24 +48,24 @@ fn user() -> String {
 
 const GROUPS: [&str; 6] = ["one", "two", "three", "lone", "ears", "added"];
 
-/// What a bystander is: all that the daemon says of it, and what it has written.
+/// Each process that no change names: the daemon's information about it, and its log.
 type Bystanders = BTreeMap<String, (Row, String)>;
 
-/// The processes that no change names.
+/// Reads the processes that no change names.
 fn bystanders(daemon: &Daemon) -> Result<Bystanders> {
-    let mut found = Bystanders::new();
+    let mut bystanders = Bystanders::new();
     for row in rows(&daemon.client())? {
         let is_users = row.name.contains('-') || row.name == "lone" || row.name == "ears";
         if is_users || row.name == "stays" {
             let log = fs::read_to_string(&row.logfile)
                 .with_context(|| format!("the log of {}", row.namespec()))?;
-            found.insert(row.name.clone() + "@" + &row.group, (row, log));
+            bystanders.insert(row.name.clone() + "@" + &row.group, (row, log));
         }
     }
-    Ok(found)
+    Ok(bystanders)
 }
 
-fn settled(daemon: &Daemon) -> Result<()> {
+fn wait_until_settled(daemon: &Daemon) -> Result<()> {
     for group in ["one", "two", "three"] {
         daemon.wait_for_state(&format!("{group}:{group}-runs"), "RUNNING")?;
         daemon.wait_for_state(&format!("{group}:{group}-exited"), "EXITED")?;
@@ -93,39 +93,39 @@ fn program(dice: &mut Dice) -> Value {
     ])
 }
 
-/// Names that come and go; whether a call works depends on what went before.
+/// Makes a random change or call. Whether it succeeds depends on the earlier ones.
 fn change(client: &Client, dice: &mut Dice) -> Result<bool> {
     let group = dice.pick(&GROUPS[..]);
     let name = dice.pick(&["p", "q", "r", "s", "t", "u", "v", "w"]);
     let mut added = rows(client)?;
     added.retain(|row| row.name.contains('_'));
-    // About as many go as come.
-    let crowded = added.len() > 20;
-    let done = match (dice.roll(12), dice.choose(&added)) {
+    // About as many removals as additions.
+    let has_many = added.len() > 20;
+    let result = match (dice.roll(12), dice.choose(&added)) {
         (0, _) => {
             let wrong = options(&[("command", "x %(nope)s")]);
             client.call("twiddler.addProcessToGroup", (group, name, wrong))
         }
         (1, Some(row)) => client.call("supervisor.startProcess", (row.namespec(),)),
         (2, Some(row)) => client.call("supervisor.signalProcess", (row.namespec(), "KILL")),
-        (roll, Some(row)) if crowded || roll < 7 => {
-            // Without waiting now and then, so that some are to be removed while they stop.
+        (roll, Some(row)) if has_many || roll < 7 => {
+            // Sometimes without waiting, so that some are removed while they stop.
             let _ = client.call("supervisor.stopProcess", (row.namespec(), !dice.one_in(4)));
             client.call("twiddler.removeProcessFromGroup", (&row.group, &row.name))
         }
         _ => client.call("twiddler.addProcessToGroup", (group, name, program(dice))),
     };
-    match done {
+    match result {
         Ok(_) => Ok(true),
         Err(error) if error.fault().is_some() => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// What others do meanwhile: they look, and touch only what is not there.
-fn traffic(client: &Client, number: usize, goes_on: &AtomicBool) -> Result<usize> {
+/// The calls of the other clients, which change nothing.
+fn traffic(client: &Client, number: usize, is_running: &AtomicBool) -> Result<usize> {
     let mut calls = 0;
-    while goes_on.load(Ordering::Relaxed) {
+    while is_running.load(Ordering::Relaxed) {
         match (number + calls) % 5 {
             0 => drop(client.call("supervisor.getAllProcessInfo", ())?),
             1 => drop(client.call("supervisor.getProcessInfo", ("one:one-runs",))?),
@@ -139,15 +139,15 @@ fn traffic(client: &Client, number: usize, goes_on: &AtomicBool) -> Result<usize
 }
 
 #[test]
-fn nobody_notices_random_changes_to_full_groups() -> Result<()> {
+fn random_changes_to_full_groups_do_not_affect_other_processes() -> Result<()> {
     let changes: usize = times(CHANGES)?;
     let seed: u64 = seed(1)?;
     let daemon = Daemon::start(&user())?;
-    settled(&daemon)?;
+    wait_until_settled(&daemon)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client().kept_alive();
     client.call("twiddler.addGroup", ("added", 3))?;
-    // Some that were added are bystanders as well.
+    // Some added processes are not named by any change either.
     for group in ["added", "one", "ears"] {
         let given = options(&[
             ("command", "/bin/sh -c 'echo added; exec sleep 600'"),
@@ -165,41 +165,41 @@ fn nobody_notices_random_changes_to_full_groups() -> Result<()> {
         Ok(now)
     })?;
 
-    let goes_on = AtomicBool::new(true);
+    let is_running = AtomicBool::new(true);
     let calls = AtomicUsize::new(0);
-    let made = thread::scope(|scope| -> Result<usize> {
+    let successes = thread::scope(|scope| -> Result<usize> {
         let others: Vec<_> = (0..TRAFFIC)
             .map(|number| {
-                let (sidecar, goes_on, calls) = (&sidecar, &goes_on, &calls);
+                let (sidecar, is_running, calls) = (&sidecar, &is_running, &calls);
                 scope.spawn(move || -> Result<()> {
                     let client = sidecar.client();
-                    calls.fetch_add(traffic(&client, number, goes_on)?, Ordering::Relaxed);
+                    calls.fetch_add(traffic(&client, number, is_running)?, Ordering::Relaxed);
                     Ok(())
                 })
             })
             .collect();
-        let made = changes_in_turn(&client, &daemon, seed, changes, &before);
-        goes_on.store(false, Ordering::Relaxed);
+        let successes = changes_in_turn(&client, &daemon, seed, changes, &before);
+        is_running.store(false, Ordering::Relaxed);
         for other in others {
             other
                 .join()
-                .map_err(|_| anyhow!("somebody stopped looking"))??;
+                .map_err(|_| anyhow!("a reading client panicked"))??;
         }
-        made
+        successes
     })?;
     let calls = calls.into_inner();
-    println!("{made} of {changes} changes were made beside {calls} calls of others");
+    println!("{successes} of {changes} changes were made beside {calls} calls of others");
     ensure!(
-        made > changes / 4,
-        "only {made} of {changes} changes were made"
+        successes > changes / 4,
+        "only {successes} of {changes} changes were made"
     );
     ensure!(
         calls > changes / 4,
-        "only {calls} calls were made meanwhile"
+        "only {calls} calls were made beside them"
     );
     ensure_include_holds(&daemon, &[])?;
 
-    // And what others see of them through the sidecar is the same.
+    // Clients of the sidecar see the same.
     let seen = client.call("supervisor.getAllProcessInfo", ())?;
     for (row, _) in before.values() {
         let name = row.group.split('~').next().unwrap_or_default();
@@ -207,10 +207,10 @@ fn nobody_notices_random_changes_to_full_groups() -> Result<()> {
             group: name.to_owned(),
             ..row.clone()
         };
-        let found = items(&seen)?
+        let is_visible = items(&seen)?
             .iter()
             .any(|info| Row::read(info).is_ok_and(|row| row == shown));
-        ensure!(found, "{shown:?} is not to be seen");
+        ensure!(is_visible, "{shown:?} is not visible");
     }
     Ok(())
 }
@@ -223,19 +223,19 @@ fn changes_in_turn(
     before: &Bystanders,
 ) -> Result<usize> {
     let mut dice = Dice::new(seed);
-    let mut made = 0;
+    let mut successes = 0;
     for number in 0..changes {
-        made += usize::from(change(client, &mut dice)?);
+        successes += usize::from(change(client, &mut dice)?);
         if number % 10 == 9 || number + 1 == changes {
             let now = bystanders(daemon)?;
-            for (name, then) in before {
+            for (name, earlier) in before {
                 ensure!(
-                    now.get(name) == Some(then),
-                    "seed {seed}, change {number}: {name} was\n{then:?}\nand is\n{:?}",
+                    now.get(name) == Some(earlier),
+                    "seed {seed}, change {number}: {name} was\n{earlier:?}\nand is\n{:?}",
                     now.get(name)
                 );
             }
         }
     }
-    Ok(made)
+    Ok(successes)
 }

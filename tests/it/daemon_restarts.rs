@@ -1,5 +1,5 @@
-//! The daemon starts again, or is away: what was changed lasts as long as its life, and nobody is
-//! told anything else, nor has his call repeated.
+//! The daemon restarts or is away: changes last for its epoch, clients get correct replies, and no call is
+//! repeated.
 //!
 //! `TEST_EFFORT` multiplies how often the daemon is restarted in each way.
 
@@ -12,7 +12,7 @@ use crate::common::{
 use anyhow::{Context, Result, bail, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
-/// Enough for every pull; 50 say more.
+/// Few enough for each pull request. 50 give more confidence.
 const RESTARTS: usize = 8;
 
 fn sleeper() -> Value {
@@ -24,9 +24,9 @@ fn group_names(client: &Client) -> Result<Vec<String>> {
     Ok(texts(&names)?.into_iter().map(str::to_owned).collect())
 }
 
-/// Restarts the daemon under changes, again and again; each time it is as its file says, for the
-/// first caller already.
-fn restarts_leave_nothing(restart: Restart) -> Result<()> {
+/// Restarts the daemon during changes, several times. Each time, the first call already shows what its file
+/// defines.
+fn ensure_restarts_remove_changes(restart: Restart) -> Result<()> {
     let restarts = times(RESTARTS)?;
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
@@ -45,18 +45,18 @@ fn restarts_leave_nothing(restart: Restart) -> Result<()> {
 }
 
 #[test]
-fn a_restart_by_call_leaves_what_the_file_says() -> Result<()> {
-    restarts_leave_nothing(Restart::Call)
+fn after_a_restart_by_call_the_daemon_has_what_its_file_defines() -> Result<()> {
+    ensure_restarts_remove_changes(Restart::Call)
 }
 
 #[test]
-fn a_restart_by_hangup_leaves_what_the_file_says() -> Result<()> {
-    restarts_leave_nothing(Restart::Hangup)
+fn after_a_restart_by_hangup_the_daemon_has_what_its_file_defines() -> Result<()> {
+    ensure_restarts_remove_changes(Restart::Hangup)
 }
 
 #[test]
-fn another_start_after_a_kill_leaves_what_the_file_says() -> Result<()> {
-    restarts_leave_nothing(Restart::Kill)
+fn after_a_kill_and_a_start_the_daemon_has_what_its_file_defines() -> Result<()> {
+    ensure_restarts_remove_changes(Restart::Kill)
 }
 
 #[test]
@@ -67,12 +67,12 @@ fn a_restart_is_noticed_while_nobody_calls() -> Result<()> {
     for (number, restart) in (1..).zip(Restart::ALL) {
         client.call("twiddler.addProgramToGroup", ("web", "placed", sleeper()))?;
         client.call("twiddler.removeProcessFromGroup", ("pool", "p0"))?;
-        // Straight on the daemon, so that the proxy hears of it from nobody.
+        // Directly on the daemon, so that the proxy does not see the call.
         restart.make(&daemon, &daemon.client())?;
         eventually(LIMIT, || {
             let log = sidecar.stderr_text();
-            let noticed = log.matches("supervisord was started again").count();
-            ensure!(noticed == number, "noticed {noticed} of {number} restarts");
+            let count = log.matches("supervisord was started again").count();
+            ensure!(count == number, "noticed {count} of {number} restarts");
             Ok(())
         })
         .with_context(|| format!("{restart:?}"))?;
@@ -80,7 +80,7 @@ fn a_restart_is_noticed_while_nobody_calls() -> Result<()> {
     Ok(())
 }
 
-/// What may be the first call after the daemon is back.
+/// Calls that may come first after a restart of the daemon.
 fn calls() -> Vec<(&'static str, Vec<Value>)> {
     vec![
         ("supervisor.getState", vec![]),
@@ -111,12 +111,12 @@ fn ensure_away(client: &Client) -> Result<()> {
 }
 
 #[test]
-fn while_the_daemon_is_away_all_is_refused_and_then_the_first_call_works() -> Result<()> {
+fn calls_fail_while_the_daemon_is_away_and_the_first_one_after_that_works() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     for client in [sidecar.client(), sidecar.client().kept_alive()] {
         for (method, params) in calls() {
-            // Names that have to be translated, so that the proxy has something to be wrong about.
+            // A placed process, so that the proxy has a registry that becomes outdated.
             client.call("twiddler.addProgramToGroup", ("web", "placed", sleeper()))?;
             daemon.kill()?;
             ensure_away(&client)?;
@@ -136,7 +136,7 @@ fn while_the_daemon_is_away_all_is_refused_and_then_the_first_call_works() -> Re
 }
 
 #[test]
-fn a_proxy_that_was_there_first_listens_and_serves_when_the_daemon_comes() -> Result<()> {
+fn a_proxy_that_started_first_serves_as_soon_as_the_daemon_starts() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: USER,
         tcp: true,
@@ -157,7 +157,7 @@ fn a_proxy_that_was_there_first_listens_and_serves_when_the_daemon_comes() -> Re
 }
 
 #[test]
-fn a_call_in_flight_when_the_daemon_dies_is_an_error_and_never_made_again() -> Result<()> {
+fn a_call_in_flight_when_the_daemon_dies_fails_and_is_not_repeated() -> Result<()> {
     let daemon = Daemon::start(
         "[program:cat]\ncommand = /bin/cat\nstartsecs = 0\nstdout_logfile = cat.log\n\
          [group:web]\nprograms = idle\n\
@@ -187,7 +187,7 @@ fn a_call_in_flight_when_the_daemon_dies_is_an_error_and_never_made_again() -> R
             &[],
             Some(&write::call(method, &params)),
         ))?;
-        // The proxy answers this by itself, and later than it has sent on what came before.
+        // The proxy answers this by itself, after it has forwarded the call before it.
         let nonsense = client.raw(b"nonsense\r\n\r\n", Until::Reply)?;
         ensure!(Reply::parse(&nonsense)?.status == 400);
         daemon.kill_and_start_again()?;

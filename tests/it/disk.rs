@@ -1,5 +1,5 @@
-//! The include directory fails the proxy: full, read-only, gone, in the way; the journal is cut
-//! short or edited. What the daemon has is not lost, and what is refused has changed nothing.
+//! Failures of the include directory: full, read-only, missing, obstructed; and a truncated or edited
+//! journal. No process in the daemon is lost, and a refused change changes nothing.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -39,7 +39,7 @@ fn sleeper() -> Value {
     options(&[("command", "/bin/sleep 600"), ("autostart", "false")])
 }
 
-/// Makes a change that must be refused because of the disk, in words that say so.
+/// Makes a change that must fail because of the disk, with a fault that names the directory.
 fn ensure_refused(
     client: &Client,
     daemon: &Daemon,
@@ -48,12 +48,12 @@ fn ensure_refused(
 ) -> Result<()> {
     let fault = client.expect_fault(method, params)?;
     let dir = daemon.include_dir().to_string_lossy().into_owned();
-    let said = fault.code == FAILED && fault.text.contains(&dir);
-    ensure!(said, "{method}: fault {}: {}", fault.code, fault.text);
+    let is_clear = fault.code == FAILED && fault.text.contains(&dir);
+    ensure!(is_clear, "{method}: fault {}: {}", fault.code, fault.text);
     Ok(())
 }
 
-/// One refused change of each kind that needs the disk.
+/// Makes one change of each kind that needs the disk. All must be refused.
 fn ensure_all_refused(client: &Client, daemon: &Daemon) -> Result<()> {
     let before = rows(&daemon.client())?;
     for (method, params) in [
@@ -82,7 +82,7 @@ fn ensure_all_refused(client: &Client, daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-/// The same changes, which all must work.
+/// Makes the same changes, which must all succeed.
 fn ensure_all_work(client: &Client) -> Result<()> {
     client.call("twiddler.addGroup", ("another", 1))?;
     client.call("twiddler.removeGroup", ("another",))?;
@@ -93,9 +93,9 @@ fn ensure_all_work(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Makes changes while files may grow to this or that size, so that now one write fails and now
-/// another; each change is made and known, or refused and not made. Then the proxy is killed.
-fn every_write_may_fail(arguments: &[&str]) -> Result<()> {
+/// Makes changes under different limits on the file size, so that different writes fail. Each change must
+/// succeed and be visible, or be refused without effect. Then the proxy is killed.
+fn ensure_any_write_may_fail(arguments: &[&str]) -> Result<()> {
     let (daemon, sidecar) = front(arguments)?;
     let mut model = Model::new();
     let mut dice = Dice::new(8);
@@ -103,7 +103,7 @@ fn every_write_may_fail(arguments: &[&str]) -> Result<()> {
     let journal = daemon.include_dir().join(JOURNAL);
     for round in 0..40 {
         let client = sidecar.socket_client();
-        // About as much as the journal has, so that it is full in the middle of a change.
+        // About the journal's size, so that a write fails in the middle of a change.
         let size = journal.metadata().map_or(0, |found| found.len());
         let room = [0, 40, 120, 200, 300, 450, 700, 1000][round % 8];
         let limit = if round % 3 == 0 { room } else { size + room };
@@ -134,10 +134,10 @@ fn every_write_may_fail(arguments: &[&str]) -> Result<()> {
             .and_then(|()| ensure_daemon_matches(&model, &daemon.client(), &[]))
             .with_context(|| format!("round {round}, limit {limit}"))?;
         let names = daemon.include_files()?;
-        let left = names
+        let remaining = names
             .iter()
             .any(|name| name.starts_with(".zz-") || name == GENERATED);
-        ensure!(!left, "{names:?}");
+        ensure!(!remaining, "{names:?}");
     }
     ensure!(made > 10 && refused > 10, "{made} made, {refused} refused");
     Ok(())
@@ -145,16 +145,16 @@ fn every_write_may_fail(arguments: &[&str]) -> Result<()> {
 
 #[test]
 fn on_a_full_disk_changes_are_made_or_refused() -> Result<()> {
-    every_write_may_fail(&[])
+    ensure_any_write_may_fail(&[])
 }
 
 #[test]
 fn on_a_full_disk_changes_that_persist_are_made_or_refused() -> Result<()> {
-    every_write_may_fail(&["--persist"])
+    ensure_any_write_may_fail(&["--persist"])
 }
 
 #[test]
-fn a_directory_that_may_not_be_written_refuses_changes_until_it_may() -> Result<()> {
+fn a_read_only_directory_refuses_changes_until_it_is_writable() -> Result<()> {
     for arguments in [&[][..], &["--persist"]] {
         let (daemon, sidecar) = front(arguments)?;
         let client = sidecar.client();
@@ -162,7 +162,7 @@ fn a_directory_that_may_not_be_written_refuses_changes_until_it_may() -> Result<
         client.call("twiddler.addProgramToGroup", ("web", "placed", sleeper()))?;
         set_mode(daemon.include_dir(), 0o555)?;
         ensure_all_refused(&client, &daemon)?;
-        // What needs no disk goes on.
+        // Calls that need no disk still work.
         client.call("supervisor.startProcess", ("web:placed",))?;
         client.call("supervisor.stopProcess", ("web:placed",))?;
         set_mode(daemon.include_dir(), 0o755)?;
@@ -172,7 +172,7 @@ fn a_directory_that_may_not_be_written_refuses_changes_until_it_may() -> Result<
 }
 
 #[test]
-fn a_directory_that_is_not_there_refuses_changes_until_it_is_again() -> Result<()> {
+fn a_missing_directory_refuses_changes_until_it_exists_again() -> Result<()> {
     let (daemon, sidecar) = front(&[])?;
     let client = sidecar.client();
     client.call("twiddler.addGroup", ("own", 1))?;
@@ -181,7 +181,7 @@ fn a_directory_that_is_not_there_refuses_changes_until_it_is_again() -> Result<(
     ensure_all_refused(&client, &daemon)?;
     fs::rename(&elsewhere, dir)?;
     ensure_all_work(&client)?;
-    // Another one in its place, as after a volume was mounted.
+    // Another directory in its place, as after a volume was mounted.
     fs::rename(dir, &elsewhere)?;
     fs::create_dir(dir)?;
     ensure_all_work(&client)?;
@@ -191,15 +191,15 @@ fn a_directory_that_is_not_there_refuses_changes_until_it_is_again() -> Result<(
     Ok(())
 }
 
-/// Lets the proxy see the daemon's files as the systemd unit does: it may write to the include directory
-/// that is there when it starts.
+/// A script that starts the proxy with the permissions of the systemd unit: it may write only to the
+/// include directory that exists when it starts.
 const AS_THE_UNIT: &str = r#"
     mount --bind "$0" "$0" && mount --bind "$0/conf.d" "$0/conf.d" || exit
     mount -o remount,ro,bind "$0" && exec "$@"
 "#;
 
 #[test]
-fn a_directory_that_was_made_anew_below_the_unit_needs_a_restart_and_says_so() -> Result<()> {
+fn a_recreated_directory_under_the_unit_needs_a_restart_and_the_fault_says_so() -> Result<()> {
     if fs::metadata("/proc/self")?.uid() != 0 {
         ensure!(std::env::var_os("TEST_ALL").is_none(), "needs root");
         eprintln!("left out: only root can mount");
@@ -218,8 +218,8 @@ fn a_directory_that_was_made_anew_below_the_unit_needs_a_restart_and_says_so() -
     client.call("twiddler.addGroup", ("one", 1))?;
     let refused = |advice: &str| -> Result<()> {
         let fault = client.expect_fault("twiddler.addGroup", ("two", 1))?;
-        let said = fault.code == FAILED && fault.text.contains(advice);
-        ensure!(said, "no {advice}: {fault:?}");
+        let is_clear = fault.code == FAILED && fault.text.contains(advice);
+        ensure!(is_clear, "no {advice}: {fault:?}");
         sidecar.wait_for_stderr(advice)?;
         Ok(())
     };
@@ -229,7 +229,7 @@ fn a_directory_that_was_made_anew_below_the_unit_needs_a_restart_and_says_so() -
     ))?;
     fs::create_dir(daemon.include_dir())?;
     refused("restart twiddler (systemctl restart twiddler)")?;
-    // As it says. What was added is read from the daemon.
+    // The advice works. The proxy reads the additions from the daemon.
     sidecar.stop()?;
     sidecar.start_again()?;
     let client = sidecar.client();
@@ -239,7 +239,7 @@ fn a_directory_that_was_made_anew_below_the_unit_needs_a_restart_and_says_so() -
 }
 
 #[test]
-fn something_in_the_way_refuses_changes_until_it_is_gone() -> Result<()> {
+fn an_obstacle_refuses_changes_until_it_is_removed() -> Result<()> {
     let (daemon, sidecar) = front(&[])?;
     let client = sidecar.client();
     client.call("twiddler.addGroup", ("own", 1))?;
@@ -256,7 +256,7 @@ fn something_in_the_way_refuses_changes_until_it_is_gone() -> Result<()> {
 }
 
 #[test]
-fn a_file_that_cannot_be_taken_away_is_said_and_goes_later() -> Result<()> {
+fn a_file_that_cannot_be_removed_is_logged_and_removed_later() -> Result<()> {
     let daemon = Daemon::start(&(slow_sections() + USER))?;
     let sidecar = Sidecar::start_options(
         &daemon,
@@ -276,7 +276,7 @@ fn a_file_that_cannot_be_taken_away_is_said_and_goes_later() -> Result<()> {
     ensure!(reply.text().contains("<boolean>1</boolean>"), "{reply:?}");
     sidecar.wait_for_stderr("a generated file cannot be taken away")?;
     set_mode(daemon.include_dir(), 0o755)?;
-    // The next file takes its place.
+    // The next generated file replaces it.
     client.call("twiddler.addProgramToGroup", ("web", "another", sleeper()))?;
     ensure_include_holds(&daemon, &[])?;
     client.call("twiddler.removeGroup", (format!("late{attempt}"),))?;
@@ -290,7 +290,7 @@ fn a_file_that_cannot_be_taken_away_is_said_and_goes_later() -> Result<()> {
 }
 
 #[test]
-fn without_a_directory_to_write_to_it_does_not_start() -> Result<()> {
+fn the_proxy_does_not_start_without_a_writable_directory() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let dir = daemon.include_dir();
     let conf = daemon.conf().to_string_lossy().into_owned();
@@ -310,15 +310,15 @@ fn without_a_directory_to_write_to_it_does_not_start() -> Result<()> {
             .arg(env!("CARGO_BIN_EXE_twiddler"))
             .args(serve);
         let ended = run(&mut command)?;
-        let said = stderr_text(&ended);
-        // Started again, it would say the same: a service manager is told so by the code.
+        let stderr = stderr_text(&ended);
+        // Exit code 2 tells a service manager that a restart would fail too.
         ensure!(
             ended.status.code() == Some(2),
-            "{what}: {}: {said}",
+            "{what}: {}: {stderr}",
             ended.status
         );
-        let named = said.contains(&*dir.to_string_lossy()) && said.contains(wanted);
-        ensure!(named, "{what}: {said}");
+        let named = stderr.contains(&*dir.to_string_lossy()) && stderr.contains(wanted);
+        ensure!(named, "{what}: {stderr}");
         Ok(())
     };
     set_mode(dir, 0o555)?;
@@ -333,7 +333,7 @@ fn without_a_directory_to_write_to_it_does_not_start() -> Result<()> {
     Ok(())
 }
 
-/// Group and name of each process that is shown.
+/// The group and name of each visible process.
 fn shown(client: &Client) -> Result<BTreeSet<(String, String)>> {
     Ok(rows(client)?
         .into_iter()
@@ -341,8 +341,8 @@ fn shown(client: &Client) -> Result<BTreeSet<(String, String)>> {
         .collect())
 }
 
-/// Ways to spoil a journal.
-fn spoilt(text: &[u8]) -> Vec<(String, Vec<u8>)> {
+/// Damaged versions of a journal, with descriptions.
+fn damaged(text: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<(String, Vec<u8>)> = Vec::new();
     for part in 0..16 {
         let length = text.len() * part / 16;
@@ -373,7 +373,7 @@ fn spoilt(text: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_spoilt_journal_loses_nothing_that_the_daemon_runs() -> Result<()> {
+fn a_damaged_journal_loses_nothing_that_the_daemon_runs() -> Result<()> {
     let (daemon, sidecar) = front(&[])?;
     let client = sidecar.socket_client();
     client.call("twiddler.addGroup", ("own", 1))?;
@@ -389,8 +389,8 @@ fn a_spoilt_journal_loses_nothing_that_the_daemon_runs() -> Result<()> {
     let groups = client.call("twiddler.getGroupNames", ())?;
     sidecar.kill()?;
     let path: PathBuf = daemon.include_dir().join(JOURNAL);
-    let whole = fs::read(&path)?;
-    for (number, (how, text)) in spoilt(&whole).into_iter().enumerate() {
+    let journal = fs::read(&path)?;
+    for (number, (how, text)) in damaged(&journal).into_iter().enumerate() {
         fs::write(&path, &text)?;
         sidecar.start_again().with_context(|| how.clone())?;
         let now = shown(&client)?;
@@ -399,7 +399,7 @@ fn a_spoilt_journal_loses_nothing_that_the_daemon_runs() -> Result<()> {
             client.call("twiddler.getGroupNames", ())? == groups,
             "{how}"
         );
-        // And it can be worked with.
+        // Further changes work.
         let name = format!("more{number}");
         for group in ["own", "web", "dynamic_procs"] {
             let added = client.call("twiddler.addProgramToGroup", (group, &name, sleeper()));
@@ -424,7 +424,7 @@ fn a_spoilt_journal_loses_nothing_that_the_daemon_runs() -> Result<()> {
 }
 
 #[test]
-fn a_line_that_was_cut_short_is_passed_over_with_a_warning() -> Result<()> {
+fn a_truncated_line_is_skipped_with_a_warning() -> Result<()> {
     let (daemon, sidecar) = front(&[])?;
     sidecar.client().call("twiddler.addGroup", ("own", 1))?;
     sidecar

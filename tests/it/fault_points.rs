@@ -1,6 +1,6 @@
-//! Every point of a change at which something can go wrong, hit once on purpose.
+//! Failures at each step of a change, each provoked once.
 //!
-//! One call of changes, which are one transaction, is stopped at each point of it. Then
+//! One multicall of changes, which are one transaction, is stopped at each failpoint. Then
 //!
 //! | what goes wrong there | test |
 //! | --- | --- |
@@ -9,7 +9,7 @@
 //! | the client hangs up, so that the reply is lost | `the_client_hangs_up_at_each_point` |
 //! | the disk is full, or not to be written to | `the_disk_fails_at_each_point` |
 //!
-//! and at each call that the daemon gets for it:
+//! and at each call that the daemon receives for it:
 //!
 //! | what goes wrong there | test |
 //! | --- | --- |
@@ -17,11 +17,11 @@
 //! | the daemon refuses the call | `the_daemon_refuses_each_call` |
 //! | the daemon dies | `the_daemon_dies_at_each_call` |
 //!
-//! A removal that needs nothing of the daemon has points of its own:
+//! A removal without a call to the daemon has failpoints of its own:
 //! `the_proxy_dies_at_each_point_of_hiding`.
 //!
-//! The proxy is stopped by itself, in builds that carry `src/failpoint.rs`; the daemon by an extension of
-//! its own kind (`[rpcinterface:…]`).
+//! The proxy suspends itself, in builds with `src/failpoint.rs`. An extension in the daemon
+//! (`[rpcinterface:…]`) does the same there.
 
 use std::fs;
 use std::time::Duration;
@@ -38,8 +38,8 @@ use crate::common::{
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, read, write};
 
-/// The points of `src/failpoint.rs` that a change passes, in this order. The first few are before the
-/// daemon is asked.
+/// The failpoints of `src/failpoint.rs` that a change passes, in this order. The first few come before the
+/// calls to the daemon.
 const POINTS: [&str; 11] = [
     "planned",
     "begun",
@@ -53,30 +53,35 @@ const POINTS: [&str; 11] = [
     "taken away",
     "done",
 ];
-const PERSISTS_ALONE: [&str; 1] = ["kept without"];
-/// After this one, the daemon has made the change.
-const ASKED: &str = "prepared";
-/// Points between which the disk or the daemon changes hands: elsewhere nothing more is to be seen
-/// of a daemon that starts again.
-const TURNS: [&str; 5] = ["staged", "kept without", ASKED, "answered", "done"];
+const ONLY_WITH_PERSIST: [&str; 1] = ["kept without"];
+/// The last failpoint before the daemon executes the change.
+const LAST_BEFORE_CALLS: &str = "prepared";
+/// The failpoints between which the disk or the daemon changes. At the others, a restart of the daemon has
+/// the same result.
+const STATE_CHANGES: [&str; 5] = [
+    "staged",
+    "kept without",
+    LAST_BEFORE_CALLS,
+    "answered",
+    "done",
+];
 
 /// A group of the user's files without a process.
 const EMPTY: &str = "dynamic_procs";
 
-/// A second, on a machine that is not busy with anything else.
+/// Long enough for the clean-up process, which takes a second on an idle machine.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A daemon that fails on demand, the proxy in front of it that stops on demand, and what must be
-/// there.
+/// A daemon that fails on demand, a proxy that stops on demand, and the model of the expected state.
 struct Stage {
     daemon: Daemon,
     sidecar: Sidecar,
     model: Model,
     persists: bool,
-    /// Whether groups get their first processes. Where the user's own does, the daemon is asked before
-    /// whether it is empty, and reads nothing ahead.
+    /// Whether the changes fill empty groups. For an empty group of the user's files, the proxy probes
+    /// first and reads nothing ahead.
     fills: bool,
-    /// Names are not used twice.
+    /// A number that makes the names of each round unique.
     serial: usize,
 }
 
@@ -114,14 +119,14 @@ impl Stage {
         self.sidecar.socket_client()
     }
 
-    /// The points that a change passes here.
+    /// The failpoints that a change passes with these options.
     fn points(&self) -> impl Iterator<Item = &'static str> + use<> {
         let persists = self.persists;
-        let passed = move |point: &&str| persists || !PERSISTS_ALONE.contains(point);
+        let passed = move |point: &&str| persists || !ONLY_WITH_PERSIST.contains(point);
         POINTS.into_iter().filter(passed)
     }
 
-    /// Makes changes, all in one call, that must work.
+    /// Makes changes in one call, which must succeed.
     fn make(&mut self, changes: &[Change]) -> Result<()> {
         if changes.is_empty() {
             return Ok(());
@@ -133,9 +138,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Makes ready for changes that are one transaction, and hands them over: each kind that
-    /// asks something of the daemon.
-    fn rehearse(&mut self) -> Result<Vec<Change>> {
+    /// Prepares the groups for one transaction, and returns its changes: one of each kind that needs a call
+    /// to the daemon.
+    fn prepare_changes(&mut self) -> Result<Vec<Change>> {
         self.clear()?;
         self.serial += 1;
         let serial = self.serial;
@@ -163,7 +168,7 @@ impl Stage {
         Ok(changes)
     }
 
-    /// Removes what was added before.
+    /// Removes the additions of earlier rounds.
     fn clear(&mut self) -> Result<()> {
         let groups: Vec<String> = self.model.groups().map(str::to_owned).collect();
         let added = groups.into_iter().filter(|group| group.contains('-'));
@@ -193,7 +198,7 @@ impl Stage {
         Ok(connection)
     }
 
-    /// Sends the changes, and waits until the proxy has stopped at the point.
+    /// Sends the changes, and waits until the proxy has stopped at the failpoint.
     fn stop_proxy_at(&self, point: &str, changes: &[Change]) -> Result<Connection> {
         let file = self.daemon.dir().join("stop-at");
         fs::write(&file, point)?;
@@ -202,11 +207,11 @@ impl Stage {
         Ok(connection)
     }
 
-    fn go_on(&self) -> Result<()> {
+    fn resume_proxy(&self) -> Result<()> {
         self.sidecar.signal("CONT")
     }
 
-    /// Starts the daemon again, after which it has what it is to have.
+    /// Restarts the daemon, and updates the model.
     fn start_daemon_again(&mut self) -> Result<()> {
         if self.daemon.is_alive() {
             self.daemon.kill()?;
@@ -220,8 +225,8 @@ impl Stage {
         Ok(())
     }
 
-    /// The lines of what is kept, but for where the proxy listens.
-    fn kept(&self) -> Result<Vec<String>> {
+    /// The lines of the persist file, without the proxy's URL.
+    fn persist_lines(&self) -> Result<Vec<String>> {
         let text = if self.persists {
             self.daemon.read("conf.d/zz-twiddler-persist.conf")?
         } else {
@@ -234,50 +239,54 @@ impl Stage {
     fn start_proxy_again(&self) -> Result<()> {
         if self.sidecar.is_alive() {
             self.sidecar.kill()?;
-            // Somebody is left to clean up, and is about to.
+            // The clean-up process removes the files.
             eventually(SOON, || self.ensure_clean())?;
         }
         self.sidecar.start_again()
     }
 
-    /// Fails unless all of these changes hold, or none, or each by itself, and nothing else does.
-    fn ensure(&mut self, changes: &[Change], held: Held) -> Result<()> {
+    /// Fails unless the daemon has all of these changes, none, or each completely or not at all, as
+    /// `expected` says, and nothing else.
+    fn ensure(&mut self, changes: &[Change], expected: Expected) -> Result<()> {
         let view = View::of(&self.client())?;
-        match held {
-            Held::All => changes.iter().for_each(|change| self.model.apply(change)),
-            Held::None => {}
-            Held::Each => self.model.apply_those_seen(changes, &view)?,
+        match expected {
+            Expected::All => changes.iter().for_each(|change| self.model.apply(change)),
+            Expected::None => {}
+            Expected::Each => self.model.apply_those_seen(changes, &view)?,
         }
         self.model.ensure_shown_by(&view)?;
         ensure_daemon_matches(&self.model, &self.daemon.client(), changes)
     }
 
-    /// Fails if anything of a change lies in the include directory.
+    /// Fails if the include directory has a file of a change.
     fn ensure_clean(&self) -> Result<()> {
         let files = self.daemon.include_files()?;
-        let left = |name: &&String| name.starts_with(".zz-") || *name == GENERATED;
-        ensure!(files.iter().find(left).is_none(), "left behind: {files:?}");
+        let is_leftover = |name: &&String| name.starts_with(".zz-") || *name == GENERATED;
+        ensure!(
+            files.iter().find(is_leftover).is_none(),
+            "not removed: {files:?}"
+        );
         Ok(())
     }
 }
 
-/// What is expected of changes that something went wrong with.
+/// Which of the changes must have happened after a failure.
 #[derive(Clone, Copy, Debug)]
-enum Held {
+enum Expected {
     All,
     None,
-    /// Each whole or not at all.
+    /// Each one completely or not at all.
     Each,
 }
 
-impl Held {
-    /// All of those that were stopped at this point, if the daemon was asked before it.
-    fn beyond(point: &str) -> Held {
+impl Expected {
+    /// All changes if the failpoint comes after the calls to the daemon, and none otherwise.
+    fn at_point(point: &str) -> Expected {
         let place = |wanted: &str| POINTS.iter().position(|point| *point == wanted);
-        if place(point) > place(ASKED) {
-            Held::All
+        if place(point) > place(LAST_BEFORE_CALLS) {
+            Expected::All
         } else {
-            Held::None
+            Expected::None
         }
     }
 }
@@ -296,8 +305,8 @@ fn program(group: &str, name: &str, processes: usize) -> Change {
         command: format!("/bin/echo {group} {name}"),
     }
 }
-/// What the client was told of each change: whether it was made.
-fn answers(connection: &mut Connection) -> Result<Vec<bool>> {
+/// Reads the reply: whether each change succeeded.
+fn read_results(connection: &mut Connection) -> Result<Vec<bool>> {
     let reply = connection.read_reply()?;
     let answer = read::response(&reply.content())?.with_context(|| reply.text())?;
     Ok(items(&answer)?
@@ -306,8 +315,8 @@ fn answers(connection: &mut Connection) -> Result<Vec<bool>> {
         .collect())
 }
 
-/// Runs the case at each point, with and without `--persist`, where a group is filled and where the
-/// daemon reads ahead.
+/// Runs the case at each failpoint, with and without `--persist`, for changes that fill groups and for
+/// others.
 fn at_each_point(case: impl Fn(&mut Stage, &str) -> Result<()>) -> Result<()> {
     for persists in [false, true] {
         let mut stage = Stage::set(persists)?;
@@ -323,7 +332,8 @@ fn at_each_point(case: impl Fn(&mut Stage, &str) -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// Runs the case at each call that the daemon gets for a change, until it says that it came to none.
+/// Runs the case at each call that the daemon receives for a change, until the case returns that there was
+/// no such call.
 fn at_each_call(
     with_and_without: &[bool],
     case: impl Fn(&mut Stage, &[Change], usize) -> Result<bool>,
@@ -333,14 +343,14 @@ fn at_each_call(
         let mut stage = Stage::set(persists)?;
         let mut calls = 0;
         for call in 1..ENOUGH {
-            let changes = stage.rehearse()?;
+            let changes = stage.prepare_changes()?;
             let context = || format!("call {call}, --persist: {persists}");
             if !case(&mut stage, &changes, call).with_context(context)? {
                 break;
             }
             calls = call;
         }
-        // Two readings, three groups that go, two that are made anew or new, two members' own.
+        // Two readings, three removed groups, two recreated or new ones, and two real groups.
         ensure!((9..ENOUGH - 1).contains(&calls), "{calls} calls");
     }
     Ok(())
@@ -349,10 +359,10 @@ fn at_each_call(
 #[test]
 fn the_proxy_dies_at_each_point() -> Result<()> {
     at_each_point(|stage, point| {
-        let changes = stage.rehearse()?;
+        let changes = stage.prepare_changes()?;
         stage.stop_proxy_at(point, &changes)?;
         stage.start_proxy_again()?;
-        stage.ensure(&changes, Held::beyond(point))?;
+        stage.ensure(&changes, Expected::at_point(point))?;
         stage.ensure_clean()
     })
 }
@@ -360,14 +370,14 @@ fn the_proxy_dies_at_each_point() -> Result<()> {
 #[test]
 fn the_client_hangs_up_at_each_point() -> Result<()> {
     at_each_point(|stage, point| {
-        let changes = stage.rehearse()?;
+        let changes = stage.prepare_changes()?;
         drop(stage.stop_proxy_at(point, &changes)?);
-        stage.go_on()?;
-        // Changes are made one after another: this one comes after those.
+        stage.resume_proxy()?;
+        // The worker makes this change after those.
         stage.make(&[Change::AddGroup {
             group: format!("after-{point}").replace(' ', "-"),
         }])?;
-        stage.ensure(&changes, Held::All)?;
+        stage.ensure(&changes, Expected::All)?;
         stage.ensure_clean()
     })
 }
@@ -375,31 +385,31 @@ fn the_client_hangs_up_at_each_point() -> Result<()> {
 #[test]
 fn the_daemon_starts_again_at_each_point() -> Result<()> {
     at_each_point(|stage, point| {
-        let proxy_lives = if TURNS.contains(&point) {
+        let proxy_lives = if STATE_CHANGES.contains(&point) {
             &[true, false][..]
         } else {
             &[true]
         };
         for proxy_lives in proxy_lives.iter().copied() {
-            let changes = stage.rehearse()?;
+            let changes = stage.prepare_changes()?;
             let mut connection = stage.stop_proxy_at(point, &changes)?;
             stage.start_daemon_again()?;
-            let mut held = if stage.persists {
-                Held::Each
+            let mut expected = if stage.persists {
+                Expected::Each
             } else {
-                Held::None
+                Expected::None
             };
             if proxy_lives {
-                stage.go_on()?;
+                stage.resume_proxy()?;
                 let reply = connection.read_reply()?;
                 if stage.persists && reply.status == 200 {
-                    held = Held::All;
+                    expected = Expected::All;
                 }
             } else {
                 stage.start_proxy_again()?;
             }
             stage
-                .ensure(&changes, held)
+                .ensure(&changes, expected)
                 .and_then(|()| stage.ensure_clean())
                 .with_context(|| format!("the proxy lives: {proxy_lives}"))?;
         }
@@ -410,39 +420,41 @@ fn the_daemon_starts_again_at_each_point() -> Result<()> {
 #[test]
 fn the_disk_fails_at_each_point() -> Result<()> {
     at_each_point(|stage, point| {
-        for full in [true, false] {
-            let changes = stage.rehearse()?;
+        for is_full in [true, false] {
+            let changes = stage.prepare_changes()?;
             let mut connection = stage.stop_proxy_at(point, &changes)?;
             let dir = stage.daemon.include_dir().to_owned();
-            if full {
+            if is_full {
                 limit_files(&stage.sidecar, Some(0))?
             } else {
                 set_mode(&dir, 0o555)?
             }
-            stage.go_on()?;
-            let told = answers(&mut connection)?;
-            if full {
+            stage.resume_proxy()?;
+            let results = read_results(&mut connection)?;
+            if is_full {
                 limit_files(&stage.sidecar, None)?
             } else {
                 set_mode(&dir, 0o755)?
             }
-            let made = told.iter().filter(|made| **made).count();
-            let whole = made == 0 || made == told.len();
-            ensure!(whole, "full: {full}: {told:?}");
-            let held = match made {
-                0 => Held::None,
-                _ => Held::All,
+            let made = results.iter().filter(|made| **made).count();
+            let whole = made == 0 || made == results.len();
+            ensure!(whole, "full: {is_full}: {results:?}");
+            let expected = match made {
+                0 => Expected::None,
+                _ => Expected::All,
             };
             stage
-                .ensure(&changes, held)
+                .ensure(&changes, expected)
                 .and_then(|()| stage.start_proxy_again())
-                .and_then(|()| stage.ensure(&[], Held::None))
+                .and_then(|()| stage.ensure(&[], Expected::None))
                 .and_then(|()| stage.ensure_clean())
-                .with_context(|| format!("full: {full}"))?;
+                .with_context(|| format!("full: {is_full}"))?;
         }
-        if stage.persists && TURNS.contains(&point) {
+        if stage.persists && STATE_CHANGES.contains(&point) {
             stage.start_daemon_again()?;
-            stage.ensure(&[], Held::None).context("in another life")?;
+            stage
+                .ensure(&[], Expected::None)
+                .context("in the next epoch")?;
         }
         Ok(())
     })
@@ -465,8 +477,12 @@ fn the_proxy_dies_at_each_call_of_the_daemon() -> Result<()> {
             stage.daemon.signal("CONT")?;
             stage.sidecar.start_again()?;
         }
-        let held = if stopped { Held::Each } else { Held::All };
-        stage.ensure(changes, held)?;
+        let expected = if stopped {
+            Expected::Each
+        } else {
+            Expected::All
+        };
+        stage.ensure(changes, expected)?;
         faults::call_off(&stage.daemon);
         Ok(stopped)
     })
@@ -476,7 +492,7 @@ fn the_proxy_dies_at_each_call_of_the_daemon() -> Result<()> {
 fn the_daemon_refuses_each_call() -> Result<()> {
     at_each_call(&[false, true], |stage, changes, call| {
         faults::strike(&stage.daemon, call, "REFUSE")?;
-        let reply = answers(&mut stage.send(changes)?)?;
+        let reply = read_results(&mut stage.send(changes)?)?;
         let struck = !faults::is_pending(&stage.daemon);
         faults::call_off(&stage.daemon);
         let made: Vec<Change> = changes
@@ -487,20 +503,23 @@ fn the_daemon_refuses_each_call() -> Result<()> {
             .collect();
         ensure!(struck || made.len() == changes.len(), "{reply:?}");
         stage
-            .ensure(&made, Held::All)
+            .ensure(&made, Expected::All)
             .with_context(|| format!("{reply:?}"))?;
-        let kept = stage.kept()?;
+        let persist_lines = stage.persist_lines()?;
         stage.start_proxy_again()?;
-        stage.ensure(&[], Held::None)?;
-        // A start writes it from what is known.
-        ensure!(kept == stage.kept()?, "{kept:#?}");
+        stage.ensure(&[], Expected::None)?;
+        // A start writes the file from the registry.
+        ensure!(
+            persist_lines == stage.persist_lines()?,
+            "{persist_lines:#?}"
+        );
         Ok(struck)
     })
 }
 
 #[test]
 fn the_daemon_dies_at_each_call() -> Result<()> {
-    // Without --persist nothing is left then.
+    // Without `--persist`, no change survives the daemon.
     at_each_call(&[true], |stage, changes, call| {
         faults::strike(&stage.daemon, call, "KILL")?;
         let reply = stage.send(changes)?.read_reply()?;
@@ -510,8 +529,8 @@ fn the_daemon_dies_at_each_call() -> Result<()> {
         if died {
             stage.start_daemon_again()?;
         }
-        let held = if died { Held::Each } else { Held::All };
-        stage.ensure(changes, held)?;
+        let expected = if died { Expected::Each } else { Expected::All };
+        stage.ensure(changes, expected)?;
         Ok(died)
     })
 }
@@ -520,7 +539,7 @@ fn the_daemon_dies_at_each_call() -> Result<()> {
 fn the_proxy_dies_at_each_point_of_hiding() -> Result<()> {
     let mut stage = Stage::set(false)?;
     stage.make(&[Change::AddGroup {
-        group: "marks-the-life".to_owned(),
+        group: "needs-a-marker".to_owned(),
     }])?;
     for (point, process) in [("hiding", "p0"), ("done", "p1")] {
         let hide = [Change::RemoveProcess {
@@ -529,9 +548,9 @@ fn the_proxy_dies_at_each_point_of_hiding() -> Result<()> {
         }];
         stage.stop_proxy_at(point, &hide)?;
         stage.start_proxy_again()?;
-        // It needs nothing of the daemon, so what was begun is made.
+        // Hiding needs no call to the daemon, so recovery completes it.
         stage
-            .ensure(&hide, Held::All)
+            .ensure(&hide, Expected::All)
             .with_context(|| point.to_owned())?;
     }
     Ok(())

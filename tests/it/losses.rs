@@ -1,4 +1,4 @@
-//! What is lost is said at once, by name, and does not come back by itself.
+//! Losses are logged at once, by name, and do not come back by themselves.
 
 use crate::common::changes::Restart;
 use crate::common::{
@@ -22,7 +22,7 @@ fn sleeper() -> Value {
     options(&[("command", "/bin/sleep 600"), ("startsecs", "0")])
 }
 
-/// A group with a process, and a member of the user's.
+/// Adds a group with a process, and a member of a user's group.
 fn change(client: &Client) -> Result<()> {
     client.call("twiddler.addGroup", ("dyn", 5))?;
     client.call(ADD, ("dyn", "a", sleeper()))?;
@@ -39,31 +39,31 @@ fn shown(client: &Client) -> Result<Vec<String>> {
         .collect())
 }
 
-/// The warnings that it has logged so far.
+/// The warnings that the proxy has logged so far.
 fn warnings(sidecar: &Sidecar) -> Vec<String> {
     let log = sidecar.stderr_text();
     let warnings = log.lines().filter(|line| line.contains(" WARN "));
     warnings.map(str::to_owned).collect()
 }
 
-fn wait_for_warnings(sidecar: &Sidecar, wanted: &str, count: usize) -> Result<()> {
+fn wait_for_warnings(sidecar: &Sidecar, text: &str, count: usize) -> Result<()> {
     eventually(LIMIT, || {
         let warnings = warnings(sidecar);
-        let found = warnings.iter().filter(|line| line.contains(wanted)).count();
+        let matches = warnings.iter().filter(|line| line.contains(text)).count();
         ensure!(
-            found == count,
-            "{found} and not {count} of {wanted:?} in {warnings:#?}"
+            matches == count,
+            "{matches} and not {count} of {text:?} in {warnings:#?}"
         );
         Ok(())
     })
 }
 
 #[test]
-fn what_an_update_straight_on_the_daemon_takes_away_is_said_by_whatever_shows_it() -> Result<()> {
+fn each_call_that_shows_a_loss_makes_the_proxy_log_it() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
-    let looks: [(&str, Vec<Value>); 6] = [
+    let calls: [(&str, Vec<Value>); 6] = [
         ("supervisor.getAllProcessInfo", params![]),
         ("supervisor.getProcessInfo", params!["web:c"]),
         ("twiddler.getGroupNames", params![]),
@@ -71,10 +71,10 @@ fn what_an_update_straight_on_the_daemon_takes_away_is_said_by_whatever_shows_it
         ("twiddler.removeProcessFromGroup", params!["web", "c"]),
         ("twiddler.addProgramToGroup", params!["dyn", "b", sleeper()]),
     ];
-    for (number, (method, params)) in (1..).zip(looks) {
+    for (number, (method, params)) in (1..).zip(calls) {
         change(&client)?;
-        let said = stdout_text(&daemon.supervisorctl(&["update"])?);
-        ensure!(said.contains("dyn: removed process group"), "{said}");
+        let output = stdout_text(&daemon.supervisorctl(&["update"])?);
+        ensure!(output.contains("dyn: removed process group"), "{output}");
         drop(client.call(method, params));
         wait_for_warnings(&sidecar, "dyn:a", number)
             .and_then(|()| wait_for_warnings(&sidecar, "web:c", number))
@@ -84,8 +84,7 @@ fn what_an_update_straight_on_the_daemon_takes_away_is_said_by_whatever_shows_it
     }
     ensure!(!sidecar.stderr_text().contains("started again"));
     wait_for_warnings(&sidecar, "ran supervisorctl update or remove", 7)?;
-    // All of it can be added again, and nothing of it comes back by itself, also not where what is
-    // added persists.
+    // All of them can be added again, and none comes back by itself, with `--persist` either.
     change(&client)?;
     daemon.supervisorctl(&["update"])?;
     client.call("supervisor.getAllProcessInfo", ())?;
@@ -103,7 +102,7 @@ fn what_an_update_straight_on_the_daemon_takes_away_is_said_by_whatever_shows_it
 }
 
 #[test]
-fn what_is_gone_is_said_while_nobody_calls() -> Result<()> {
+fn losses_are_logged_without_a_call() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     change(&sidecar.client())?;
@@ -112,7 +111,7 @@ fn what_is_gone_is_said_while_nobody_calls() -> Result<()> {
 }
 
 #[test]
-fn a_single_process_that_vanishes_is_said_while_nobody_calls() -> Result<()> {
+fn the_loss_of_one_process_is_logged_without_a_call() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     change(&sidecar.client())?;
@@ -126,7 +125,7 @@ fn a_single_process_that_vanishes_is_said_while_nobody_calls() -> Result<()> {
 }
 
 #[test]
-fn a_single_process_that_vanishes_is_said_and_the_others_stay() -> Result<()> {
+fn the_loss_of_one_process_is_logged_and_the_others_stay() -> Result<()> {
     for arguments in [&[][..], &["--persist"]] {
         let daemon = Daemon::start(USER)?;
         let sidecar = Sidecar::start_with(&daemon, arguments)?;
@@ -140,7 +139,7 @@ fn a_single_process_that_vanishes_is_said_and_the_others_stay() -> Result<()> {
         }
         ensure!(shown(&client)? == ["dyn:a", "web:a"]);
         wait_for_warnings(&sidecar, "1 program (web:c): gone", 1)?;
-        // It stays away when the daemon starts again.
+        // It does not come back after a restart of the daemon.
         daemon.kill_and_start_again()?;
         let mut expected = vec!["web:a"];
         if !arguments.is_empty() {
@@ -153,7 +152,7 @@ fn a_single_process_that_vanishes_is_said_and_the_others_stay() -> Result<()> {
 }
 
 #[test]
-fn a_restart_without_persist_says_what_is_gone() -> Result<()> {
+fn a_restart_without_persist_logs_the_losses() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
@@ -167,7 +166,7 @@ fn a_restart_without_persist_says_what_is_gone() -> Result<()> {
 }
 
 #[test]
-fn a_start_says_what_is_known_and_what_is_gone_since() -> Result<()> {
+fn a_start_logs_what_is_known_and_the_losses_since() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     change(&sidecar.client())?;
@@ -176,7 +175,7 @@ fn a_start_says_what_is_known_and_what_is_gone_since() -> Result<()> {
     sidecar.wait_for_stderr(&format!("known from before: {ALL}"))?;
     ensure!(shown(&sidecar.client())?.len() == 3);
     wait_for_warnings(&sidecar, "gone", 0)?;
-    // Whether it was an update or a restart cannot be told.
+    // The proxy cannot distinguish an update from a restart.
     for restarts in [false, true] {
         change(&sidecar.client()).ok();
         sidecar.kill()?;
@@ -201,7 +200,7 @@ fn a_start_says_what_is_known_and_what_is_gone_since() -> Result<()> {
 }
 
 #[test]
-fn what_persists_and_is_still_there_is_not_said_to_be_gone_or_restarted() -> Result<()> {
+fn persisted_programs_are_not_reported_as_lost_or_restarted() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
     change(&sidecar.client())?;
@@ -210,14 +209,14 @@ fn what_persists_and_is_still_there_is_not_said_to_be_gone_or_restarted() -> Res
         if !proxy_is_up {
             sidecar.kill()?;
         }
-        let said = stdout_text(&daemon.supervisorctl(&["update"])?);
-        ensure!(said.contains("twiddler~"), "{said}");
+        let output = stdout_text(&daemon.supervisorctl(&["update"])?);
+        ensure!(output.contains("twiddler~"), "{output}");
         if !proxy_is_up {
             sidecar.start_again()?;
         }
         let client = sidecar.client();
         client.call("supervisor.reloadConfig", ())?;
-        // What marks this life is there again.
+        // The epoch marker is there again.
         eventually(LIMIT, || {
             let reread = stdout_text(&daemon.supervisorctl(&["reread"])?);
             ensure!(reread.contains("twiddler~"), "{reread}");
@@ -234,7 +233,7 @@ fn what_persists_and_is_still_there_is_not_said_to_be_gone_or_restarted() -> Res
 }
 
 #[test]
-fn names_that_the_files_define_too_are_said() -> Result<()> {
+fn names_that_the_files_define_too_are_logged() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     let client = sidecar.client();
@@ -251,7 +250,7 @@ fn names_that_the_files_define_too_are_said() -> Result<()> {
         1,
     )?;
     wait_for_warnings(&sidecar, "the group dyn was added", 1)?;
-    // What is advised works.
+    // The advice works.
     for name in ["dyn:a", "web:c"] {
         client.call("supervisor.stopProcess", (name,))?;
     }
@@ -260,7 +259,7 @@ fn names_that_the_files_define_too_are_said() -> Result<()> {
     daemon.supervisorctl_at(&["update"], sidecar.tcp_addr())?;
     let there = shown(&client)?;
     ensure!(there == ["dyn:y", "web:a", "web:c"], "{there:?}");
-    // Once for each of the two, at the first reading, and not at the later ones.
+    // One warning for each of the two, at the first `reloadConfig` only.
     client.call("supervisor.reloadConfig", ())?;
     wait_for_warnings(&sidecar, "files define it now", 2)
 }

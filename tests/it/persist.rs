@@ -1,4 +1,4 @@
-//! `--persist`: what was added comes back with the daemon, out of one file that it reads itself.
+//! `--persist`: additions come back with the daemon, from one file that it reads itself.
 //!
 //! `TEST_EFFORT` multiplies how often the daemon is restarted under changes in each way.
 
@@ -17,10 +17,10 @@ use crate::common::{
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
-/// Enough for every pull; 50 say more.
+/// Few enough for each pull request. 50 give more confidence.
 const RESTARTS: usize = 5;
-/// The one file.
-const KEPT: &str = "zz-twiddler-persist.conf";
+/// The name of the persist file.
+const PERSIST_FILE: &str = "zz-twiddler-persist.conf";
 
 fn front() -> Result<(Daemon, Sidecar, Client)> {
     let daemon = Daemon::start(USER)?;
@@ -29,15 +29,15 @@ fn front() -> Result<(Daemon, Sidecar, Client)> {
     Ok((daemon, sidecar, client))
 }
 
-fn kept_path(daemon: &Daemon) -> PathBuf {
-    daemon.include_dir().join(KEPT)
+fn persist_path(daemon: &Daemon) -> PathBuf {
+    daemon.include_dir().join(PERSIST_FILE)
 }
 
-fn kept(daemon: &Daemon) -> Result<String> {
-    fs::read_to_string(kept_path(daemon)).context("reading what is kept")
+fn persist_file(daemon: &Daemon) -> Result<String> {
+    fs::read_to_string(persist_path(daemon)).context("reading the persist file")
 }
 
-/// The file's groups, in whatever order.
+/// The groups of the file, without their order.
 fn groups(text: &str) -> BTreeSet<&str> {
     let groups = text.split("\n\n").map(|group| group.trim_matches('\n'));
     groups.filter(|group| !group.is_empty()).collect()
@@ -56,8 +56,8 @@ fn several() -> Value {
     ])
 }
 
-/// A group of our own with one process and further ones, members of the user's groups, an empty
-/// group, and a process of the user's that is removed.
+/// Makes changes of each kind: an added group with one process and further ones, members of the user's
+/// groups, an empty group, and the removal of a user's process.
 fn change_all(client: &Client) -> Result<()> {
     client.call("twiddler.addGroup", ("own", 5))?;
     client.call("twiddler.addProgramToGroup", ("own", "first", sleeper()))?;
@@ -73,7 +73,7 @@ fn change_all(client: &Client) -> Result<()> {
     ensure_all(client)
 }
 
-/// Fails unless all of [`change_all`] holds, and runs.
+/// Fails unless the daemon has the changes of [`change_all`] and runs the programs.
 fn ensure_all(client: &Client) -> Result<()> {
     let running = [
         "dynamic_procs:ls_0",
@@ -104,7 +104,7 @@ fn ensure_all(client: &Client) -> Result<()> {
     Ok(())
 }
 
-fn restarts_keep_all(restart: Restart) -> Result<()> {
+fn ensure_restarts_keep_all(restart: Restart) -> Result<()> {
     let restarts = times(RESTARTS)?;
     let (daemon, sidecar, _) = front()?;
     let mut dice = Dice::new(seed(21)?);
@@ -127,17 +127,17 @@ fn restarts_keep_all(restart: Restart) -> Result<()> {
 
 #[test]
 fn restarts_by_call_keep_all() -> Result<()> {
-    restarts_keep_all(Restart::Call)
+    ensure_restarts_keep_all(Restart::Call)
 }
 
 #[test]
 fn restarts_by_hangup_keep_all() -> Result<()> {
-    restarts_keep_all(Restart::Hangup)
+    ensure_restarts_keep_all(Restart::Hangup)
 }
 
 #[test]
 fn starts_after_a_kill_keep_all() -> Result<()> {
-    restarts_keep_all(Restart::Kill)
+    ensure_restarts_keep_all(Restart::Kill)
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn the_proxy_may_be_down_while_the_daemon_restarts() -> Result<()> {
             sidecar.stop()?;
         }
         restart.make(&daemon, &daemon.client())?;
-        // The daemon has them by itself.
+        // The daemon starts them by itself.
         daemon.wait_for_state("own:first", "RUNNING")?;
         let count = rows(&daemon.client())?.len();
         ensure!(count == 10 + 4, "{count} processes after {restart:?}");
@@ -177,8 +177,8 @@ fn a_removed_process_that_the_file_starts_is_stopped_again_while_nobody_calls() 
 }
 
 #[test]
-fn a_removed_process_that_takes_long_to_stop_again_is_not_seen_meanwhile() -> Result<()> {
-    // `sleep` does not heed this signal, so the daemon waits before it kills.
+fn a_removed_process_stays_invisible_while_it_takes_long_to_stop_again() -> Result<()> {
+    // `sleep` ignores this signal, so the daemon waits before it kills the process.
     let daemon = Daemon::start(
         "[program:stubborn]\ncommand=/bin/sleep 600\nstartsecs=0\nstopsignal=CHLD\nstopwaitsecs=2\n",
     )?;
@@ -204,24 +204,24 @@ fn a_removed_process_that_takes_long_to_stop_again_is_not_seen_meanwhile() -> Re
 fn additions_are_written_at_the_end_of_the_persist_file() -> Result<()> {
     let (daemon, _sidecar, client) = front()?;
     let add = |name: &str| client.call("twiddler.addProgramToGroup", ("web", name, sleeper()));
-    let inode = || Ok::<_, anyhow::Error>(fs::metadata(kept_path(&daemon))?.ino());
+    let inode = || Ok::<_, anyhow::Error>(fs::metadata(persist_path(&daemon))?.ino());
     add("first")?;
     let file = inode()?;
-    // More than a page of them.
+    // More than a page of text.
     for number in 0..30 {
-        let before = kept(&daemon)?;
+        let before = persist_file(&daemon)?;
         add(&format!("p{number}"))?;
         ensure!(inode()? == file, "p{number}: it was written anew");
-        ensure!(kept(&daemon)?.starts_with(&before), "p{number}");
+        ensure!(persist_file(&daemon)?.starts_with(&before), "p{number}");
     }
     client.call("supervisor.stopProcess", ("web:p3",))?;
     client.call("twiddler.removeProcessFromGroup", ("web", "p3"))?;
-    ensure!(!kept(&daemon)?.contains("web:p3\n"));
+    ensure!(!persist_file(&daemon)?.contains("web:p3\n"));
     let file = inode()?;
     add("p3")?;
     ensure!(inode()? == file, "it was written anew after a removal");
-    // Edits are lost, and nothing else is.
-    fs::write(kept_path(&daemon), "; nothing\n")?;
+    // Edits of the file are lost, and nothing else.
+    fs::write(persist_path(&daemon), "; nothing\n")?;
     add("last")?;
     daemon.kill_and_start_again()?;
     eventually(LIMIT, || {
@@ -235,7 +235,7 @@ fn additions_are_written_at_the_end_of_the_persist_file() -> Result<()> {
 }
 
 #[test]
-fn a_proxy_that_dies_while_the_persist_file_grows_has_spoilt_nothing() -> Result<()> {
+fn a_proxy_that_dies_while_appending_does_not_damage_the_persist_file() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
     let sidecar = Sidecar::start_options(
@@ -258,7 +258,7 @@ fn a_proxy_that_dies_while_the_persist_file_grows_has_spoilt_nothing() -> Result
         let client = sidecar.socket_client();
         let mut connection = client.connect()?;
         connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
-        // It stops only where a page is full.
+        // The proxy stops only at the end of a page.
         let has_stopped = eventually(LIMIT, || {
             stopped_or_answered(sidecar.pid(), &mut connection)?.context("no answer")
         })?;
@@ -283,14 +283,14 @@ fn a_proxy_that_dies_while_the_persist_file_grows_has_spoilt_nothing() -> Result
 }
 
 #[test]
-fn what_is_kept_is_one_file_that_a_person_can_read() -> Result<()> {
+fn additions_are_in_one_file_that_a_person_can_read() -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     change_all(&client)?;
-    crate::common::view::ensure_include_holds(&daemon, &[KEPT])?;
-    let kept = kept(&daemon)?;
+    crate::common::view::ensure_include_holds(&daemon, &[PERSIST_FILE])?;
+    let persist_file = persist_file(&daemon)?;
     ensure!(
-        kept.starts_with("; Groups and programs that were added"),
-        "{kept}"
+        persist_file.starts_with("; Groups and programs that were added"),
+        "{persist_file}"
     );
     for line in [
         "[group:own]",
@@ -300,26 +300,26 @@ fn what_is_kept_is_one_file_that_a_person_can_read() -> Result<()> {
         "priority=5",
     ] {
         ensure!(
-            kept.lines().any(|there| there == line),
-            "no {line} in\n{kept}"
+            persist_file.lines().any(|there| there == line),
+            "no {line} in\n{persist_file}"
         );
     }
     ensure!(
-        kept.matches("command=/bin/sleep 600").count() == 8,
-        "{kept}"
+        persist_file.matches("command=/bin/sleep 600").count() == 8,
+        "{persist_file}"
     );
-    let mode = fs::metadata(kept_path(&daemon))?.permissions().mode();
-    ensure!(mode & 0o007 == 0, "everybody may read it: {mode:o}");
-    // The next proxy has nothing to say about it.
+    let mode = fs::metadata(persist_path(&daemon))?.permissions().mode();
+    ensure!(mode & 0o007 == 0, "all accounts may read it: {mode:o}");
+    // The next proxy does not change the file.
     sidecar.stop()?;
     sidecar.start_again()?;
     ensure_all(&sidecar.socket_client())?;
-    ensure!(self::kept(&daemon)? == kept);
+    ensure!(self::persist_file(&daemon)? == persist_file);
     Ok(())
 }
 
 #[test]
-fn an_update_straight_on_the_daemon_leaves_it_alone() -> Result<()> {
+fn an_update_on_the_daemon_changes_no_addition() -> Result<()> {
     let (daemon, _sidecar, client) = front()?;
     change_all(&client)?;
     for restarted in [false, true] {
@@ -332,11 +332,11 @@ fn an_update_straight_on_the_daemon_leaves_it_alone() -> Result<()> {
             "conf.d/new.conf",
             "[program:new]\ncommand = /bin/cat\nstartsecs = 0\n",
         )?;
-        let said = stdout_text(&daemon.supervisorctl(&["update"])?);
-        ensure!(said.contains("new: added process group"), "{said}");
+        let output = stdout_text(&daemon.supervisorctl(&["update"])?);
+        ensure!(output.contains("new: added process group"), "{output}");
         for name in ["own", "nothing", "web", "dynamic_procs"] {
-            let touched = said.lines().any(|line| line.starts_with(name));
-            ensure!(!touched, "after a restart: {restarted}: {said}");
+            let is_affected = output.lines().any(|line| line.starts_with(name));
+            ensure!(!is_affected, "after a restart: {restarted}: {output}");
         }
         fs::remove_file(daemon.dir().join("conf.d/new.conf"))?;
         daemon.supervisorctl(&["update"])?;
@@ -351,7 +351,7 @@ fn an_update_straight_on_the_daemon_leaves_it_alone() -> Result<()> {
 }
 
 #[test]
-fn what_was_removed_does_not_come_back() -> Result<()> {
+fn removed_programs_do_not_come_back() -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     change_all(&client)?;
     client.call("supervisor.stopAllProcesses", ())?;
@@ -398,10 +398,10 @@ fn what_was_removed_does_not_come_back() -> Result<()> {
 }
 
 #[test]
-fn what_the_daemon_refuses_is_never_written() -> Result<()> {
+fn a_refused_program_is_never_written() -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     change_all(&client)?;
-    let before = kept(&daemon)?;
+    let before = persist_file(&daemon)?;
     let refused = options(&[("command", "/bin/cat"), ("user", "nobody-of-this-name")]);
     for group in ["own", "web", "nothing", "dynamic_procs"] {
         let fault = client.expect_fault(
@@ -409,9 +409,9 @@ fn what_the_daemon_refuses_is_never_written() -> Result<()> {
             (group, "bad", refused.clone()),
         )?;
         ensure!(fault.code == 2, "{fault:?}");
-        ensure!(kept(&daemon)? == before);
+        ensure!(persist_file(&daemon)? == before);
     }
-    // Also not beside others that it takes.
+    // Nor beside programs that the daemon accepts.
     let calls = [
         (
             "twiddler.addProgramToGroup",
@@ -424,7 +424,7 @@ fn what_the_daemon_refuses_is_never_written() -> Result<()> {
         fault_in(&results[0]).is_none() && fault_in(&results[1]).is_some(),
         "{results:?}"
     );
-    let after = kept(&daemon)?;
+    let after = persist_file(&daemon)?;
     ensure!(
         after.contains("nothing") && !after.contains("nobody-of-this-name"),
         "{after}"
@@ -439,10 +439,10 @@ fn the_option_may_be_switched_off_and_on_between_starts() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let fresh = Model::new();
     let with = |arguments: &[&str]| Sidecar::start_with(&daemon, arguments);
-    // On: what was added before is kept from now on.
+    // On: earlier additions are in the file from now on.
     let off = with(&[])?;
     change_all(&off.client())?;
-    ensure!(!kept_path(&daemon).exists());
+    ensure!(!persist_path(&daemon).exists());
     off.stop()?;
     let on = with(&["--persist"])?;
     ensure_all(&on.client())?;
@@ -451,11 +451,11 @@ fn the_option_may_be_switched_off_and_on_between_starts() -> Result<()> {
     let on = with(&["--persist"])?;
     ensure_all(&on.client())?;
     on.stop()?;
-    // Off, although the daemon has read it in the meantime: it goes with the daemon's life.
+    // Off, although the daemon has read the file in between: the additions end with the epoch.
     daemon.restart_by_signal()?;
     let off = with(&[])?;
     ensure_all(&off.client()).context("switched off")?;
-    ensure!(!kept_path(&daemon).exists());
+    ensure!(!persist_path(&daemon).exists());
     off.kill()?;
     off.start_again()?;
     ensure_all(&off.client()).context("and started again")?;
@@ -465,7 +465,7 @@ fn the_option_may_be_switched_off_and_on_between_starts() -> Result<()> {
 }
 
 #[test]
-fn what_is_kept_is_set_aside_when_the_option_goes_and_taken_up_if_nothing_has_changed() -> Result<()>
+fn the_persist_file_is_put_aside_without_the_option_and_used_again_if_nothing_changed() -> Result<()>
 {
     let daemon = Daemon::start(USER)?;
     let with = |arguments: &[&str]| Sidecar::start_with(&daemon, arguments);
@@ -473,29 +473,32 @@ fn what_is_kept_is_set_aside_when_the_option_goes_and_taken_up_if_nothing_has_ch
     let on = with(&["--persist"])?;
     change_all(&on.client())?;
     on.stop()?;
-    let kept = fs::read(kept_path(&daemon))?;
-    // Also while the daemon is away.
+    let persist_file = fs::read(persist_path(&daemon))?;
+    // This works while the daemon is away too.
     daemon.kill()?;
     let off = with(&[])?;
-    ensure!(!kept_path(&daemon).exists());
-    ensure!(fs::read(&aside)? == kept, "it was changed");
+    ensure!(!persist_path(&daemon).exists());
+    ensure!(fs::read(&aside)? == persist_file, "it was changed");
     let log = off.wait_for_stderr("persist is off")?;
     let line = log
         .lines()
         .find(|line| line.contains("persist is off"))
         .unwrap_or_default();
-    let told = line.contains(" WARN ") && line.contains(&*aside.to_string_lossy());
-    ensure!(told && line.contains("programs="), "{line}");
+    let is_complete = line.contains(" WARN ") && line.contains(&*aside.to_string_lossy());
+    ensure!(is_complete && line.contains("programs="), "{line}");
     off.stop()?;
-    // Nobody has told anybody that it is gone: it comes back, for the daemon that starts now.
+    // No client got a reply without these programs: they come back, for the daemon that starts now.
     let on = with(&["--persist"])?;
     ensure!(!aside.exists(), "it is still aside");
-    ensure!(fs::read(kept_path(&daemon))? == kept, "it was changed");
+    ensure!(
+        fs::read(persist_path(&daemon))? == persist_file,
+        "it was changed"
+    );
     daemon.start_again()?;
     ensure_all(&on.client())?;
     on.stop()?;
-    // Now clients are told that it is gone, so it stays so. This proxy is at another address.
-    let kept = fs::read(kept_path(&daemon))?;
+    // Now clients get replies without them, so they stay away. This proxy has another address.
+    let persist_file = fs::read(persist_path(&daemon))?;
     let off = with(&[])?;
     ensure_all(&off.client())?;
     daemon.kill_and_start_again()?;
@@ -503,13 +506,13 @@ fn what_is_kept_is_set_aside_when_the_option_goes_and_taken_up_if_nothing_has_ch
     off.stop()?;
     let on = with(&["--persist"])?;
     Model::new().ensure_shown_by(&View::of(&on.client())?)?;
-    ensure!(fs::read(&aside)? == kept, "it was deleted");
+    ensure!(fs::read(&aside)? == persist_file, "it was deleted");
     on.wait_for_stderr("something has changed since")?;
     Ok(())
 }
 
 #[test]
-fn a_new_address_of_the_proxy_is_kept_and_restarts_nobody() -> Result<()> {
+fn a_new_address_of_the_proxy_is_written_and_restarts_no_process() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let options = SidecarOptions {
         arguments: &["--persist", "--listen", "127.0.0.1:0"],
@@ -530,7 +533,7 @@ fn a_new_address_of_the_proxy_is_kept_and_restarts_nobody() -> Result<()> {
     };
     add("one")?;
     let first = address();
-    ensure!(kept(&daemon)?.matches(&first).count() == 3);
+    ensure!(persist_file(&daemon)?.matches(&first).count() == 3);
     daemon.restart_by_signal()?;
     shows_none()?;
     let pids = |names: &[String]| -> Result<Vec<i64>> {
@@ -552,7 +555,7 @@ fn a_new_address_of_the_proxy_is_kept_and_restarts_nobody() -> Result<()> {
     sidecar.start_again()?;
     ensure!(address() != first, "the same port");
     add("two")?;
-    let text = kept(&daemon)?;
+    let text = persist_file(&daemon)?;
     ensure!(
         text.matches(&address()).count() == 6 && !text.contains(&first),
         "{text}"
@@ -564,7 +567,7 @@ fn a_new_address_of_the_proxy_is_kept_and_restarts_nobody() -> Result<()> {
 }
 
 #[test]
-fn a_lost_journal_loses_nothing_that_is_kept() -> Result<()> {
+fn a_lost_journal_loses_no_persisted_program() -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     change_all(&client)?;
     let pids = |client: &Client| -> Result<Vec<i64>> {
@@ -574,7 +577,7 @@ fn a_lost_journal_loses_nothing_that_is_kept() -> Result<()> {
     sidecar.kill()?;
     fs::remove_file(daemon.include_dir().join(".twiddler-journal"))?;
     sidecar.start_again()?;
-    // A removed process of the user's is all that nothing but the journal tells of.
+    // Only the journal has the removal of a user's process.
     let shown: Vec<String> = rows(&client)?.iter().map(Row::namespec).collect();
     ensure!(shown.contains(&"web:back".to_owned()), "{shown:?}");
     client.call("twiddler.removeProcessFromGroup", ("web", "back"))?;
@@ -620,7 +623,7 @@ impl Step {
 
 const SLEEP: &str = "/bin/sleep 600";
 
-/// What there is before the daemon reads for the last time.
+/// The state in the file that the daemon reads.
 const BEFORE: [Step; 15] = [
     Step::Group("other", 1),
     Step::Add("other", "other", SLEEP),
@@ -639,7 +642,7 @@ const BEFORE: [Step; 15] = [
     Step::Group("priority", 5),
 ];
 
-/// What it has not read of: members, a group, a program, a priority that are gone, new or different.
+/// Changes after that: removed, new and different members, groups, programs and priorities.
 const LATE: [Step; 13] = [
     Step::Remove("web", "goes"),
     Step::RemoveGroup("gone"),
@@ -656,8 +659,7 @@ const LATE: [Step; 13] = [
     Step::Several("pool", "join"),
 ];
 
-/// What is seen, what it is made of, and what the daemon has but for those that were removed and are
-/// stopped.
+/// What clients see, and the processes in the daemon, except removed ones that have stopped.
 #[derive(Debug, PartialEq)]
 struct Seen {
     groups: Vec<String>,
@@ -678,7 +680,7 @@ fn seen(daemon: &Daemon, client: &Client) -> Result<Seen> {
     }
     let groups = client.call("twiddler.getGroupNames", ())?;
     let mut there = rows(&daemon.client())?;
-    // On a busy machine a second has not passed yet since it was started.
+    // On a busy machine, a process may still be starting.
     let runs = |row: &Row| ["STARTING", "RUNNING"].contains(&row.state.as_str());
     there.retain(|row| runs(row) || !row.group.contains('~'));
     Ok(Seen {
@@ -689,28 +691,28 @@ fn seen(daemon: &Daemon, client: &Client) -> Result<Seen> {
     })
 }
 
-/// What was answered holds although the daemon starts again with what was kept before, while the
-/// proxy is up or before it starts.
-fn what_was_read_too_early_is_put_right(proxy_is_up: bool) -> Result<()> {
+/// Restarts the daemon with an older persist file, while the proxy runs or before it starts. All answered
+/// changes must be there afterwards.
+fn an_older_file_is_corrected(proxy_is_up: bool) -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     BEFORE.iter().try_for_each(|step| step.make(&client))?;
-    let before = fs::read(kept_path(&daemon))?;
+    let before = fs::read(persist_path(&daemon))?;
     LATE.iter().try_for_each(|step| step.make(&client))?;
-    let (expected, after) = (seen(&daemon, &client)?, kept(&daemon)?);
+    let (expected, after) = (seen(&daemon, &client)?, persist_file(&daemon)?);
     if !proxy_is_up {
         sidecar.kill()?;
     }
     daemon.kill()?;
-    fs::write(kept_path(&daemon), before)?;
+    fs::write(persist_path(&daemon), before)?;
     daemon.start_again()?;
     if !proxy_is_up {
         sidecar.start_again()?;
     }
-    for life in ["put right", "and then read"] {
+    for step in ["corrected", "read again"] {
         let now = seen(&daemon, &client)?;
-        ensure!(now == expected, "{life}: {now:#?} was\n{expected:#?}");
-        let now = kept(&daemon)?;
-        ensure!(groups(&now) == groups(&after), "{life}: {now}");
+        ensure!(now == expected, "{step}: {now:#?} was\n{expected:#?}");
+        let now = persist_file(&daemon)?;
+        ensure!(groups(&now) == groups(&after), "{step}: {now}");
         daemon.wait_for_state("other:other", "RUNNING")?;
         daemon.kill_and_start_again()?;
     }
@@ -718,36 +720,37 @@ fn what_was_read_too_early_is_put_right(proxy_is_up: bool) -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_read_too_early_gets_what_was_answered() -> Result<()> {
-    what_was_read_too_early_is_put_right(true)
+fn a_daemon_that_read_an_older_file_gets_all_answered_changes() -> Result<()> {
+    an_older_file_is_corrected(true)
 }
 
 #[test]
-fn a_daemon_that_read_too_early_gets_what_was_answered_when_the_proxy_comes() -> Result<()> {
-    what_was_read_too_early_is_put_right(false)
+fn a_daemon_that_read_an_older_file_gets_all_answered_changes_when_the_proxy_starts() -> Result<()>
+{
+    an_older_file_is_corrected(false)
 }
 
-/// Restarts the daemon with what was kept before the last changes, while the proxy is down, after
-/// something else has happened meanwhile.
+/// Restarts the daemon with an older persist file while the proxy is down. Calls `meanwhile` before the
+/// proxy starts again.
 fn start_both_with(
     daemon: &Daemon,
     sidecar: &Sidecar,
-    kept: &[u8],
+    persist_file: &[u8],
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     sidecar.kill()?;
     daemon.kill()?;
-    fs::write(kept_path(daemon), kept)?;
+    fs::write(persist_path(daemon), persist_file)?;
     daemon.start_again()?;
     meanwhile()?;
     sidecar.start_again()
 }
 
 #[test]
-fn what_cannot_be_put_right_at_once_is_before_the_next_change() -> Result<()> {
+fn a_failed_correction_is_made_before_the_next_change() -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     client.call("twiddler.addGroup", ("own", 5))?;
-    let before = fs::read(kept_path(&daemon))?;
+    let before = fs::read(persist_path(&daemon))?;
     client.call("twiddler.addProgramToGroup", ("own", "first", sleeper()))?;
     client.call("twiddler.addProgramToGroup", ("web", "joined", sleeper()))?;
     start_both_with(&daemon, &sidecar, &before, || {
@@ -769,14 +772,15 @@ fn what_cannot_be_put_right_at_once_is_before_the_next_change() -> Result<()> {
 }
 
 #[test]
-fn what_the_daemon_takes_no_more_is_forgotten_and_keeps_it_from_nothing() -> Result<()> {
+fn a_program_that_the_daemon_does_not_accept_any_more_is_removed_and_the_others_start() -> Result<()>
+{
     let (daemon, sidecar, client) = front()?;
     let logs = daemon.dir().join("logs");
     fs::create_dir(&logs)?;
     let log = logs.join("out").to_string_lossy().into_owned();
     let logging = options(&[("command", SLEEP), ("stdout_logfile", &log)]);
     client.call("twiddler.addGroup", ("own", 5))?;
-    let before = fs::read(kept_path(&daemon))?;
+    let before = fs::read(persist_path(&daemon))?;
     client.call(
         "twiddler.addProgramToGroup",
         ("own", "logs", logging.clone()),
@@ -797,16 +801,16 @@ fn what_the_daemon_takes_no_more_is_forgotten_and_keeps_it_from_nothing() -> Res
     Ok(())
 }
 
-/// What version 0.1.0 left, which gave each process a real group: that of [`change_all`] without
+/// The files of version 0.1.0, which used a real group for each process, after [`change_all`] without
 /// `own:more_1`.
 const JOURNAL_0_1_0: &str = include_str!("fixtures/0.1.0/journal");
-const KEPT_0_1_0: &str = include_str!("fixtures/0.1.0/persist.conf");
+const PERSIST_FILE_0_1_0: &str = include_str!("fixtures/0.1.0/persist.conf");
 
 #[test]
-fn what_the_first_version_kept_is_taken_up() -> Result<()> {
-    let kept_before = |more: &[(&str, &str)]| -> Result<Daemon> {
-        let file = format!("conf.d/{KEPT}");
-        let files = [&[(file.as_str(), KEPT_0_1_0)], more].concat();
+fn a_persist_file_of_version_0_1_0_is_used() -> Result<()> {
+    let start_daemon = |more: &[(&str, &str)]| -> Result<Daemon> {
+        let file = format!("conf.d/{PERSIST_FILE}");
+        let files = [&[(file.as_str(), PERSIST_FILE_0_1_0)], more].concat();
         Daemon::start_with(crate::common::DaemonOptions {
             body: USER,
             files: &files,
@@ -835,14 +839,14 @@ fn what_the_first_version_kept_is_taken_up() -> Result<()> {
     let without_back: Vec<&str> = expected.to_vec();
     let mut with_back = expected.to_vec();
     with_back.insert(6, "web:back");
-    // In another life of the daemon, in the same one, and with a lost journal.
+    // In a new epoch, in the same one, and with a lost journal.
     let lives = [
         (vec![journal], &without_back),
         (vec![journal, ("conf.d/marker.conf", marker)], &with_back),
         (vec![], &with_back),
     ];
     for (files, expected) in lives {
-        let daemon = kept_before(&files)?;
+        let daemon = start_daemon(&files)?;
         let sidecar = Sidecar::start_with(&daemon, &["--persist"])?;
         let client = sidecar.socket_client();
         ensure_all(&client, expected)?;
@@ -851,7 +855,7 @@ fn what_the_first_version_kept_is_taken_up() -> Result<()> {
             !reread.contains("changed"),
             "the daemon has other ones: {reread}"
         );
-        // One of three leaves, and a program comes.
+        // Remove one of three processes, and add a program.
         client.call("supervisor.stopProcess", ("dynamic_procs:ls_1",))?;
         client.call("twiddler.removeProcessFromGroup", ("dynamic_procs", "ls_1"))?;
         client.call("twiddler.addProgramToGroup", ("web", "new", several()))?;
@@ -860,7 +864,7 @@ fn what_the_first_version_kept_is_taken_up() -> Result<()> {
         expected.extend(["web:new_0", "web:new_1", "web:new_2"]);
         ensure_all(&client, &expected)?;
         daemon.kill_and_start_again()?;
-        ensure_all(&client, &expected).context("in another life")?;
+        ensure_all(&client, &expected).context("in the next epoch")?;
     }
     Ok(())
 }
@@ -870,15 +874,15 @@ fn the_changes_of_one_multicall_are_written_once() -> Result<()> {
     let (daemon, _sidecar, client) = front()?;
     change_all(&client)?;
     let before = neighbours(&daemon.client())?;
-    // What is kept is written once for each time that the journal says what is about to happen.
-    let begun = || -> Result<usize> {
+    // The persist file is written once for each intent in the journal.
+    let intents = || -> Result<usize> {
         let journal = fs::read_to_string(daemon.include_dir().join(".twiddler-journal"))?;
         Ok(journal
             .lines()
             .filter(|line| line.starts_with("{\"Begin\""))
             .count())
     };
-    let begun_before = begun()?;
+    let intents_before = intents()?;
     let calls: Vec<(&str, Vec<Value>)> = (0..20)
         .map(|number| {
             let name = format!("many{number}");
@@ -893,8 +897,12 @@ fn the_changes_of_one_multicall_are_written_once() -> Result<()> {
         results.iter().all(|result| fault_in(result).is_none()),
         "{results:?}"
     );
-    ensure!(begun()? == begun_before + 1, "{}", begun()? - begun_before);
-    ensure!(kept(&daemon)?.contains("; web:many19"));
+    ensure!(
+        intents()? == intents_before + 1,
+        "{}",
+        intents()? - intents_before
+    );
+    ensure!(persist_file(&daemon)?.contains("; web:many19"));
     ensure!(neighbours(&daemon.client())? == before);
     Ok(())
 }

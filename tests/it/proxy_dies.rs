@@ -1,5 +1,5 @@
-//! The proxy ends by SIGKILL in the middle of whatever it does. After its next start what it
-//! answered holds, what it did not answer holds whole or not at all, and nobody else has noticed.
+//! The proxy is killed by SIGKILL at a random moment. After its next start, all answered changes are there,
+//! each unanswered change has happened completely or not at all, and no other process was affected.
 //!
 //! `TEST_EFFORT` multiplies how often the proxy is killed under a stream of changes.
 
@@ -20,11 +20,11 @@ use crate::common::{CallError, Daemon, Dice, LIMIT, Process, Sidecar, eventually
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
 
-/// Enough for every pull, and over in a short time; 200 or more say something.
+/// Few enough for each pull request. At least 200 are needed for confidence.
 const KILLS: usize = 25;
-/// What is called "within a second".
+/// The limit for "within a second".
 const SOON: Duration = Duration::from_secs(1);
-/// What the proxy keeps beside generated files.
+/// The proxy's files besides generated ones.
 const OWN_FILES: [&str; 4] = [
     ".twiddler-baseline",
     ".twiddler-journal",
@@ -33,12 +33,12 @@ const OWN_FILES: [&str; 4] = [
 ];
 
 #[test]
-fn what_was_answered_holds_and_what_was_not_holds_whole_or_not_at_all() -> Result<()> {
+fn answered_changes_survive_and_others_happen_completely_or_not_at_all() -> Result<()> {
     kills_lose_nothing(times(KILLS)?, &[])
 }
 
 #[test]
-fn the_same_holds_for_what_outlives_the_daemon() -> Result<()> {
+fn answered_changes_survive_with_persist_too() -> Result<()> {
     kills_lose_nothing(times(KILLS / 2)?, &["--persist"])
 }
 
@@ -53,7 +53,7 @@ fn kills_lose_nothing(kills: usize, arguments: &[&str]) -> Result<()> {
     let mut model = Model::new();
     let mut made = 0;
     for kill in 0..kills {
-        // Sometimes in the very first change of this life, while all is new to it.
+        // Sometimes during the first change after the start of the proxy.
         let (first, moment) = (dice.roll(12), moment(&mut dice));
         let answered = AtomicUsize::new(0);
         let open = thread::scope(|scope| {
@@ -102,23 +102,23 @@ fn kills_lose_nothing(kills: usize, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Somewhere in the time that two or three changes take.
+/// A random time, within that of two or three changes.
 fn moment(dice: &mut Dice) -> Duration {
     Duration::from_micros(u64::try_from(dice.roll(60_000)).unwrap_or_default())
 }
 
-/// Nothing that the daemon reads, and nothing that is not the proxy's own.
+/// Fails if the include directory has other files than the proxy's own.
 fn ensure_clean(daemon: &Daemon) -> Result<()> {
     let names = daemon.include_files()?;
-    let known = |name: &String| OWN_FILES.contains(&name.as_str());
+    let is_own = |name: &String| OWN_FILES.contains(&name.as_str());
     ensure!(
-        names.iter().all(known),
+        names.iter().all(is_own),
         "in the include directory: {names:?}"
     );
     Ok(())
 }
 
-/// A proxy that is stopped with a file for a program that the daemon refuses.
+/// Suspends a proxy while the generated file of a program is in place that the daemon refuses.
 fn stopped_in_a_change() -> Result<(Daemon, Sidecar)> {
     let daemon = Daemon::start(&(slow_sections() + USER))?;
     let sidecar = Sidecar::start(&daemon)?;
@@ -141,7 +141,7 @@ fn refused() -> Value {
 }
 
 #[test]
-fn what_a_killed_proxy_has_left_is_gone_within_a_second() -> Result<()> {
+fn files_of_a_killed_proxy_are_removed_within_a_second() -> Result<()> {
     let (daemon, sidecar) = stopped_in_a_change()?;
     sidecar.kill()?;
     eventually(SOON, || ensure_clean(&daemon))?;
@@ -153,7 +153,7 @@ fn what_a_killed_proxy_has_left_is_gone_within_a_second() -> Result<()> {
     Ok(())
 }
 
-/// Ends the proxy and all that it has started in one stroke, as the end of a control group does.
+/// Kills the proxy and its children at the same time, as the end of a control group does.
 fn kill_all(sidecar: &Sidecar) -> Result<()> {
     sidecar.signal("STOP")?;
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sidecar.pid()))?;
@@ -169,10 +169,10 @@ fn kill_all(sidecar: &Sidecar) -> Result<()> {
 }
 
 #[test]
-fn what_is_left_where_nobody_can_clean_up_keeps_the_daemon_from_nothing() -> Result<()> {
+fn a_remaining_generated_file_does_not_keep_the_daemon_from_starting() -> Result<()> {
     let (daemon, sidecar) = stopped_in_a_change()?;
     kill_all(&sidecar)?;
-    // Still there, and nothing to read.
+    // The link remains, and leads nowhere.
     let names = daemon.include_files()?;
     ensure!(names.contains(&GENERATED.to_owned()), "{names:?}");
     ensure!(fs::read(daemon.include_dir().join(GENERATED)).is_err());
@@ -185,8 +185,8 @@ fn what_is_left_where_nobody_can_clean_up_keeps_the_daemon_from_nothing() -> Res
     Ok(())
 }
 
-/// Takes a process number as another account, and puts a file of its own at the end of a link that
-/// leads through that process, as far as it can read the link.
+/// A program that gets a given process number under another account, and puts a file of its own at the end
+/// of a link through that process, as far as it can read the link.
 const SQUATTER: &str = r#"
 import os, re, sys, tempfile
 
@@ -242,7 +242,7 @@ print("never", flush=True)
 "#;
 
 #[test]
-fn no_other_account_can_put_a_file_at_the_end_of_a_link_that_is_left() -> Result<()> {
+fn no_other_account_can_put_a_file_at_the_end_of_a_remaining_link() -> Result<()> {
     let (daemon, sidecar) = stopped_in_a_change()?;
     let (pid, link) = (sidecar.pid(), daemon.include_dir().join(GENERATED));
     for dir in [daemon.dir(), daemon.include_dir()] {
@@ -252,16 +252,16 @@ fn no_other_account_can_put_a_file_at_the_end_of_a_link_that_is_left() -> Result
     let mut command = python_command(SQUATTER);
     command.arg(pid.to_string()).arg(&link);
     let squatter = Process::spawn(&mut command)?;
-    let said = eventually(LIMIT, || {
-        let said = squatter.stdout_text();
+    let output = eventually(LIMIT, || {
+        let output = squatter.stdout_text();
         ensure!(
-            said.ends_with('\n'),
+            output.ends_with('\n'),
             "it says nothing: {}",
             squatter.stderr_text()
         );
-        Ok(said)
+        Ok(output)
     })?;
-    if said == "left out\n" {
+    if output == "left out\n" {
         ensure!(
             std::env::var_os("TEST_ALL").is_none(),
             "needs root, and a /proc/sys to write to"
@@ -269,7 +269,7 @@ fn no_other_account_can_put_a_file_at_the_end_of_a_link_that_is_left() -> Result
         eprintln!("left out: only root can take a process number on purpose");
         return Ok(());
     }
-    ensure!(said.starts_with("squatting"), "{said}");
+    ensure!(output.starts_with("squatting"), "{output}");
     ensure!(fs::read(&link).is_err(), "{}", fs::read_to_string(&link)?);
     daemon.signal("CONT")?;
     let reloaded = daemon.call("supervisor.reloadConfig", ())?;
@@ -280,14 +280,14 @@ fn no_other_account_can_put_a_file_at_the_end_of_a_link_that_is_left() -> Result
 }
 
 #[test]
-fn who_cleans_up_is_there_only_while_there_are_changes() -> Result<()> {
+fn the_clean_up_process_runs_only_while_there_are_changes() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start(&daemon)?;
     let children = || -> Result<usize> {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sidecar.pid()))?;
         Ok(children.split_whitespace().count())
     };
-    // At its start the proxy writes down what the files say, once it has asked for that.
+    // At its start, the proxy writes the baseline, after queries to the daemon.
     eventually(LIMIT, || {
         ensure!(children()? == 0, "before any change");
         Ok(())

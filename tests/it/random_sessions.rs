@@ -1,7 +1,7 @@
-//! Random sessions with the sidecar and with the in-process original: the same replies, and the
-//! same processes after each step.
+//! Random sessions with the sidecar and with the original extension in the daemon: the same replies, and
+//! the same processes after each step.
 //!
-//! The sessions are the same in every run. `TEST_EFFORT` asks for longer ones, `TEST_SEED` for
+//! The sessions are the same in every run. `TEST_EFFORT` multiplies their length, and `TEST_SEED` selects
 //! others.
 
 use crate::common::dice::{self, times};
@@ -40,27 +40,27 @@ programs =
 
 const GROUPS: [&str; 4] = ["web", "lone", "empty", "nope"];
 const PROCESSES: [&str; 8] = ["a", "b", "lone", "p", "q", "r0", "r1", "r2"];
-/// Method and parameters.
+/// A method and its parameters.
 type Call = (&'static str, Vec<Value>);
 
 fn program(dice: &mut Dice) -> Value {
-    let mut given = vec![
+    let mut entries = vec![
         ("command", "/bin/cat"),
         ("autostart", "false"),
         ("autorestart", "false"),
         ("startsecs", "0"),
     ];
     match dice.roll(8) {
-        0 => given.push(("numprocs", "3")),
-        1 => given.push(("priority", "7")),
-        2 => given[0].1 = "/no/such/file",
-        3 => given.push(("startretries", "many")),
+        0 => entries.push(("numprocs", "3")),
+        1 => entries.push(("priority", "7")),
+        2 => entries[0].1 = "/no/such/file",
+        3 => entries.push(("startretries", "many")),
         _ => {}
     }
     if dice.roll(8) < 3 {
-        given.push(("process_name", "%(program_name)s%(process_num)d"));
+        entries.push(("process_name", "%(program_name)s%(process_num)d"));
     }
-    options(&given)
+    options(&entries)
 }
 
 fn namespec(dice: &mut Dice) -> String {
@@ -74,7 +74,7 @@ fn namespec(dice: &mut Dice) -> String {
     }
 }
 
-/// Only `cat` runs here: it stays until it is told to end, so nothing depends on time.
+/// Only `cat` runs here. It runs until it is stopped, so nothing depends on time.
 fn call(dice: &mut Dice) -> Call {
     let group = dice.pick(&GROUPS[..]);
     let process = dice.pick(&PROCESSES[..]);
@@ -122,18 +122,18 @@ fn multicall(dice: &mut Dice) -> Call {
     ("system.multicall", vec![Value::Array(entries)])
 }
 
-/// What `cat` repeats reaches its log when it gets round to it.
+/// Whether the result depends on time: `cat` writes its output to the log with a delay.
 fn depends_on_time(method: &str) -> bool {
     method.contains("Log") && !method.contains("clear")
 }
 
 fn step(pair: &Pair, (method, params): &Call) -> Result<()> {
     let compare = || -> Result<()> {
-        let theirs = answers(&pair.oracle_answer(method, params)?, method, params);
-        let ours = answers(&pair.our_answer(method, params)?, method, params);
+        let expected = answers(&pair.oracle_answer(method, params)?, method, params);
+        let actual = answers(&pair.our_answer(method, params)?, method, params);
         ensure!(
-            are_alike(&theirs, &ours),
-            "{method}{params:?}\n  there {theirs:?}\n  here  {ours:?}"
+            are_alike(&expected, &actual),
+            "{method}{params:?}\n  there {expected:?}\n  here  {actual:?}"
         );
         Ok(())
     };
@@ -145,7 +145,7 @@ fn step(pair: &Pair, (method, params): &Call) -> Result<()> {
         .with_context(|| format!("{method}{params:?}"))
 }
 
-/// The answers that a call gets: one, or as many as a multicall has entries.
+/// The answers to a call: one, or one for each entry of a multicall.
 fn answers(answer: &Answer, method: &str, params: &[Value]) -> Vec<Answer> {
     let (Answer::Value(Value::Array(answers)), "system.multicall", Some(Value::Array(entries))) =
         (answer, method, params.first())
@@ -167,17 +167,17 @@ fn answers(answer: &Answer, method: &str, params: &[Value]) -> Vec<Answer> {
     pairs.map(one).collect()
 }
 
-/// The same answers. Of a program whose name is taken and whose options are wrong as well, the
-/// original tells the options first, and the sidecar the name where the daemon would have to be
-/// asked about the options.
-fn are_alike(theirs: &[Answer], ours: &[Answer]) -> bool {
-    let alike = |(theirs, ours): (&Answer, &Answer)| match (theirs, ours) {
-        (Answer::Fault(2, theirs), Answer::Fault(10, ours)) => {
-            theirs.contains(" in section 'program:") && ours.starts_with("BAD_NAME: ")
+/// Returns whether the answers are equivalent. If a program's name is taken and its options are invalid,
+/// the original reports the options, and the sidecar reports the name if it would have to query the daemon
+/// about the options.
+fn are_alike(expected: &[Answer], actual: &[Answer]) -> bool {
+    let alike = |(expected, actual): (&Answer, &Answer)| match (expected, actual) {
+        (Answer::Fault(2, expected), Answer::Fault(10, actual)) => {
+            expected.contains(" in section 'program:") && actual.starts_with("BAD_NAME: ")
         }
-        (theirs, ours) => theirs == ours,
+        (expected, actual) => expected == actual,
     };
-    theirs.len() == ours.len() && theirs.iter().zip(ours).all(alike)
+    expected.len() == actual.len() && expected.iter().zip(actual).all(alike)
 }
 
 fn session(seed: u64) -> Result<()> {
@@ -186,19 +186,19 @@ fn session(seed: u64) -> Result<()> {
     let pair = Pair::start(USER)?;
     pair.both_reach("web:a", "RUNNING")?;
     let mut dice = Dice::new(seed);
-    let mut told = Vec::new();
+    let mut history = Vec::new();
     for number in 0..steps {
         let next = if dice.one_in(6) {
             multicall(&mut dice)
         } else {
             call(&mut dice)
         };
-        told.push(format!("{next:?}"));
+        history.push(format!("{next:?}"));
         step(&pair, &next).with_context(|| {
-            let last = told.len().saturating_sub(12);
+            let last = history.len().saturating_sub(12);
             format!(
                 "seed {seed}, step {number}, after\n{}",
-                told[last..].join("\n")
+                history[last..].join("\n")
             )
         })?;
     }

@@ -1,4 +1,4 @@
-//! The `twiddler` namespace: each method, each fault, and that a call that faults changes nothing.
+//! The `twiddler` namespace: each method, each fault, and that a refused call changes nothing.
 
 mod refusals;
 mod values;
@@ -77,7 +77,7 @@ fn namespecs(client: &Client) -> Result<Vec<String>> {
         .collect())
 }
 
-/// The daemon starts with what is on disk, and has the user's programs alone.
+/// After a restart, the daemon has only the user's programs.
 fn ensure_restarts_cleanly(daemon: &Daemon) -> Result<()> {
     daemon.restart_rpc()?;
     ensure!(namespecs(&daemon.client())? == ["lone:lone", "web:a", "web:b"]);
@@ -97,7 +97,7 @@ fn the_api_version_is_that_of_the_original() -> Result<()> {
 }
 
 #[test]
-fn groups_are_listed_whoever_made_them_and_empty_ones_too() -> Result<()> {
+fn all_groups_are_listed_with_empty_ones() -> Result<()> {
     let (daemon, _sidecar, client) = front()?;
     ensure!(group_names(&client)? == ["empty", "lone", "web"]);
     client.call("twiddler.addGroup", ("added", "7"))?;
@@ -105,7 +105,7 @@ fn groups_are_listed_whoever_made_them_and_empty_ones_too() -> Result<()> {
     client.call("twiddler.addProcessToGroup", ("empty", "c", sleeper()))?;
     ensure!(group_names(&client)? == ["added", "empty", "lone", "web"]);
 
-    // Behind the proxy's back.
+    // Directly on the daemon.
     daemon.call("supervisor.stopProcess", ("lone",))?;
     daemon.call("supervisor.removeProcessGroup", ("lone",))?;
     ensure!(group_names(&client)? == ["added", "empty", "web"]);
@@ -120,7 +120,7 @@ fn groups_are_listed_whoever_made_them_and_empty_ones_too() -> Result<()> {
 }
 
 #[test]
-fn a_program_with_several_processes_joins_and_leaves_piece_by_piece() -> Result<()> {
+fn processes_of_one_program_are_added_together_and_removed_one_by_one() -> Result<()> {
     let (daemon, _sidecar, client) = front()?;
     let program = options(&[
         ("command", value("/bin/sleep 600")),
@@ -145,14 +145,14 @@ fn a_program_with_several_processes_joins_and_leaves_piece_by_piece() -> Result<
         "web:p_09",
     ];
     ensure!(namespecs(&client)? == expected, "{:?}", namespecs(&client)?);
-    let taken = client.expect_fault("twiddler.addProgramToGroup", ("web", "p", &program))?;
-    ensure_fault(&taken, BAD_NAME, "BAD_NAME: p_07")?;
+    let fault = client.expect_fault("twiddler.addProgramToGroup", ("web", "p", &program))?;
+    ensure_fault(&fault, BAD_NAME, "BAD_NAME: p_07")?;
 
     for group in ["g", "web"] {
         for process in ["p_08", "p_07", "p_09"] {
             client.call("twiddler.removeProcessFromGroup", (group, process))?;
-            let gone = client.expect_fault("twiddler.removeProcessFromGroup", (group, process))?;
-            ensure_fault(&gone, BAD_NAME, &format!("BAD_NAME: {process}"))?;
+            let fault = client.expect_fault("twiddler.removeProcessFromGroup", (group, process))?;
+            ensure_fault(&fault, BAD_NAME, &format!("BAD_NAME: {process}"))?;
         }
     }
     ensure!(namespecs(&client)? == ["lone:lone", "web:a", "web:b"]);
@@ -194,8 +194,8 @@ fn a_removed_group_is_gone_and_its_name_is_free() -> Result<()> {
     ensure_fault(&running, STILL_RUNNING, "STILL_RUNNING: q")?;
     client.call("supervisor.stopProcess", ("g:q",))?;
     client.call("twiddler.removeGroup", ("g",))?;
-    let gone = client.expect_fault("twiddler.removeGroup", ("g",))?;
-    ensure_fault(&gone, BAD_NAME, "BAD_NAME: group: g")?;
+    let fault = client.expect_fault("twiddler.removeGroup", ("g",))?;
+    ensure_fault(&fault, BAD_NAME, "BAD_NAME: group: g")?;
     ensure!(namespecs(&daemon.client())? == ["lone:lone", "web:a", "web:b"]);
     ensure!(group_names(&client)? == ["empty", "lone", "web"]);
     client.call("twiddler.addGroup", ("g", 2))?;
@@ -219,7 +219,7 @@ fn a_group_of_the_users_file_can_be_removed_and_added_again() -> Result<()> {
 
 // --- Who may call ---
 
-fn ensure_shut_out(sidecar: &Sidecar, daemon: &Daemon) -> Result<()> {
+fn ensure_strangers_are_rejected(sidecar: &Sidecar, daemon: &Daemon) -> Result<()> {
     let direct = Client::new(daemon.addr());
     let strangers = [
         Client::new(sidecar.tcp_addr()),
@@ -270,7 +270,7 @@ fn ensure_shut_out(sidecar: &Sidecar, daemon: &Daemon) -> Result<()> {
 }
 
 fn ensure_only_known_callers(daemon: &Daemon, sidecar: &Sidecar, password: &str) -> Result<()> {
-    ensure_shut_out(sidecar, daemon)?;
+    ensure_strangers_are_rejected(sidecar, daemon)?;
     let client = Client::new(sidecar.tcp_addr()).with_credentials("user", password);
     client.call("twiddler.addGroup", ("g", 1))?;
     client.call("twiddler.addProcessToGroup", ("web", "c", sleeper()))?;
@@ -280,15 +280,15 @@ fn ensure_only_known_callers(daemon: &Daemon, sidecar: &Sidecar, password: &str)
     client.call("supervisor.stopProcessGroup", ("web",))?;
     let shown = namespecs(&client)?;
     ensure!(shown == ["lone:lone", "web:b", "web:c"], "{shown:?}");
-    // What one caller was let in with is no help for the next.
-    ensure_shut_out(sidecar, daemon)?;
+    // The credentials of one caller do not authorize another.
+    ensure_strangers_are_rejected(sidecar, daemon)?;
     ensure!(group_names(&client)? == ["empty", "g", "lone", "web"]);
     ensure!(namespecs(&client)? == shown);
     ensure_include_holds(daemon, &[])
 }
 
 #[test]
-fn strangers_are_kept_out_where_the_proxy_knows_the_password() -> Result<()> {
+fn strangers_are_rejected_if_the_proxy_knows_the_password() -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: USER,
         credentials: Some(("user", "pass:w%rd")),
@@ -298,8 +298,8 @@ fn strangers_are_kept_out_where_the_proxy_knows_the_password() -> Result<()> {
     ensure_only_known_callers(&daemon, &sidecar, "pass:w%rd")
 }
 
-/// The proxy starts when the file says this of the password, and the daemon has another mind.
-fn only_those_with_the_callers_own_password(in_file_now: &str) -> Result<()> {
+/// The proxy starts with this text about the password in the file, which differs from the daemon's.
+fn ensure_only_callers_with_the_password(in_file_now: &str) -> Result<()> {
     let daemon = Daemon::start_with(DaemonOptions {
         body: USER,
         credentials: Some(("user", "secret")),
@@ -315,16 +315,14 @@ fn only_those_with_the_callers_own_password(in_file_now: &str) -> Result<()> {
 }
 
 #[test]
-fn strangers_are_kept_out_where_the_proxy_knows_of_no_password() -> Result<()> {
-    only_those_with_the_callers_own_password("")
+fn strangers_are_rejected_if_the_proxy_knows_no_password() -> Result<()> {
+    ensure_only_callers_with_the_password("")
 }
 
 #[test]
-fn strangers_are_kept_out_where_the_proxy_knows_the_passwords_hash_alone() -> Result<()> {
+fn strangers_are_rejected_if_the_proxy_knows_only_the_hash_of_the_password() -> Result<()> {
     let hash = "e5e9fa1ba31ecd1ae84f75caaa474f3a663f05f4"; // of `secret`
-    only_those_with_the_callers_own_password(&format!(
-        "username = user\npassword = {{SHA}}{hash}\n"
-    ))
+    ensure_only_callers_with_the_password(&format!("username = user\npassword = {{SHA}}{hash}\n"))
 }
 
 // --- Introspection ---
@@ -352,7 +350,7 @@ fn the_methods_are_listed_and_described_beside_the_daemons() -> Result<()> {
             ensure!(help == daemon.call("system.methodHelp", (name,))?, "{name}");
             continue;
         }
-        // As the daemon reads its own: the types stand in the help.
+        // The daemon reads the types from the help text.
         let help = text(&help)?;
         let kind = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
         let tagged = |tag: &str| -> Vec<String> {
@@ -424,7 +422,7 @@ fn a_multicall_mixes_namespaces_in_order_and_in_the_daemons_forms() -> Result<()
             .with_context(|| format!("no {wanted} {nth}"))?
             .1)
     };
-    let ensure_told = |wanted: &str, nth: usize, code: i64, text: &str| -> Result<()> {
+    let ensure_fault_at = |wanted: &str, nth: usize, code: i64, text: &str| -> Result<()> {
         let result = at(wanted, nth)?;
         ensure!(
             fault_in(result) == Some((code, text)),
@@ -435,10 +433,10 @@ fn a_multicall_mixes_namespaces_in_order_and_in_the_daemons_forms() -> Result<()
     ensure!(*at("twiddler.getAPIVersion", 0)? == value("1.0"));
     ensure!(text(member(at("supervisor.getState", 0)?, "statename")?)? == "RUNNING");
     ensure!(*at("twiddler.addGroup", 0)? == value(true));
-    ensure_told("twiddler.addGroup", 1, 10, "BAD_NAME: g")?;
-    ensure_told("twiddler.nope", 0, 1, "UNKNOWN_METHOD")?;
-    ensure_told("supervisor.nope", 0, 1, "UNKNOWN_METHOD")?;
-    ensure_told(
+    ensure_fault_at("twiddler.addGroup", 1, 10, "BAD_NAME: g")?;
+    ensure_fault_at("twiddler.nope", 0, 1, "UNKNOWN_METHOD")?;
+    ensure_fault_at("supervisor.nope", 0, 1, "UNKNOWN_METHOD")?;
+    ensure_fault_at(
         "system.multicall",
         0,
         2,
@@ -446,26 +444,26 @@ fn a_multicall_mixes_namespaces_in_order_and_in_the_daemons_forms() -> Result<()
     )?;
     ensure!(*at("twiddler.addProcessToGroup", 0)? == value(true));
     ensure!(*at("twiddler.addProcessToGroup", 1)? == value(true));
-    ensure_told("twiddler.addProcessToGroup", 2, 10, "BAD_NAME: p")?;
+    ensure_fault_at("twiddler.addProcessToGroup", 2, 10, "BAD_NAME: p")?;
     ensure!(*at("supervisor.startProcess", 0)? == value(true));
     ensure!(*at("supervisor.startProcess", 1)? == value(true));
-    ensure_told("supervisor.startProcess", 2, 60, "ALREADY_STARTED: web:p")?;
-    ensure_told("twiddler.removeProcessFromGroup", 0, 91, "STILL_RUNNING: p")?;
+    ensure_fault_at("supervisor.startProcess", 2, 60, "ALREADY_STARTED: web:p")?;
+    ensure_fault_at("twiddler.removeProcessFromGroup", 0, 91, "STILL_RUNNING: p")?;
     ensure!(*at("supervisor.stopProcess", 0)? == value(true));
     ensure!(*at("twiddler.removeProcessFromGroup", 1)? == value(true));
-    ensure_told("supervisor.getProcessInfo", 0, 10, "BAD_NAME: web:p")?;
+    ensure_fault_at("supervisor.getProcessInfo", 0, 10, "BAD_NAME: web:p")?;
     ensure!(texts(at("twiddler.getGroupNames", 0)?)? == ["empty", "g", "lone", "web"]);
-    ensure_told("twiddler.removeGroup", 0, 91, "STILL_RUNNING: p")?;
+    ensure_fault_at("twiddler.removeGroup", 0, 91, "STILL_RUNNING: p")?;
     ensure!(column(at("supervisor.stopProcessGroup", 0)?, "name")? == ["p"]);
     ensure!(*at("twiddler.removeGroup", 1)? == value(true));
     ensure!(*at("twiddler.log", 0)? == value(true));
-    ensure_told("twiddler.log", 1, 2, "INCORRECT_PARAMETERS")?;
+    ensure_fault_at("twiddler.log", 1, 2, "INCORRECT_PARAMETERS")?;
     ensure!(texts(at("system.methodSignature", 0)?)? == ["boolean", "string"]);
     ensure!(*at("supervisor.getAPIVersion", 0)? == value("3.0"));
     ensure!(daemon.log().contains(" INFO mixed in\n"));
     ensure!(namespecs(&daemon.client())? == ["lone:lone", "web:a", "web:b"]);
 
-    // A call without a name is told so in the daemon's words, whatever stands beside it.
+    // A call without a name gets the daemon's fault, regardless of the other calls.
     let nameless = value(vec![
         options(&[("methodName", value("twiddler.getAPIVersion"))]),
         options(&[("params", value(Vec::<Value>::new()))]),
@@ -482,7 +480,7 @@ fn a_multicall_mixes_namespaces_in_order_and_in_the_daemons_forms() -> Result<()
 
 // --- The log ---
 
-/// The lines of the daemon's log that hold `wanted`, without their times.
+/// The lines of the daemon's log that contain `wanted`, without their times.
 fn logged(daemon: &Daemon, wanted: &str) -> Vec<String> {
     let log = daemon.log();
     let lines = log.lines().filter(|line| line.contains(wanted));

@@ -1,4 +1,4 @@
-//! Two proxies in front of one daemon by mistake: the second says so and ends, whoever was first.
+//! Two proxies in front of one daemon by mistake: the second reports it and ends.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
@@ -8,7 +8,7 @@ use crate::common::process::{Process, succeeded};
 use crate::common::{Daemon, DaemonOptions, Sidecar, stderr_text, twiddler};
 use anyhow::{Context, Result, ensure};
 
-/// Starts another one, which must not stay, and hands over what it says.
+/// Starts a second proxy, which must refuse to start. Returns its messages.
 fn ensure_refused(daemon: &Daemon, arguments: &[&str]) -> Result<String> {
     let conf = daemon.conf().to_string_lossy().into_owned();
     let mut all = vec![
@@ -21,33 +21,33 @@ fn ensure_refused(daemon: &Daemon, arguments: &[&str]) -> Result<String> {
     ];
     all.extend_from_slice(arguments);
     let ended = twiddler(&all)?;
-    let said = stderr_text(&ended);
-    ensure!(ended.status.code() == Some(2), "{}: {said}", ended.status);
+    let stderr = stderr_text(&ended);
+    ensure!(ended.status.code() == Some(2), "{}: {stderr}", ended.status);
     let dir = daemon.include_dir().to_string_lossy().into_owned();
     ensure!(
-        said.contains("another twiddler") && said.contains(&dir),
-        "{said}"
+        stderr.contains("another twiddler") && stderr.contains(&dir),
+        "{stderr}"
     );
-    ensure!(!said.contains("listening"), "{said}");
-    Ok(said)
+    ensure!(!stderr.contains("listening"), "{stderr}");
+    Ok(stderr)
 }
 
 #[test]
-fn the_second_is_told_which_is_the_first() -> Result<()> {
+fn the_second_names_the_first() -> Result<()> {
     let daemon = Daemon::start("")?;
     let first = Sidecar::start(&daemon)?;
-    let known = format!(
+    let holder = format!(
         "another twiddler (pid {}, http://{}",
         first.pid(),
         first.tcp_addr()
     );
-    let said = ensure_refused(&daemon, &[])?;
-    ensure!(said.contains(&known), "{said}");
+    let stderr = ensure_refused(&daemon, &[])?;
+    ensure!(stderr.contains(&holder), "{stderr}");
     Ok(())
 }
 
 #[test]
-fn a_lock_that_strangers_could_open_is_put_right() -> Result<()> {
+fn the_mode_of_a_lock_that_others_could_open_is_corrected() -> Result<()> {
     let daemon = Daemon::start("")?;
     let path = daemon.include_dir().join(".twiddler-lock");
     let mode = || Ok::<_, anyhow::Error>(path.metadata()?.permissions().mode() & 0o777);
@@ -62,7 +62,7 @@ fn a_lock_that_strangers_could_open_is_put_right() -> Result<()> {
 }
 
 #[test]
-fn the_second_says_so_and_the_first_goes_on() -> Result<()> {
+fn the_second_is_refused_and_the_first_goes_on() -> Result<()> {
     let daemon = Daemon::start("")?;
     let first = Sidecar::start(&daemon)?;
     let client = first.client();
@@ -78,7 +78,7 @@ fn the_second_says_so_and_the_first_goes_on() -> Result<()> {
 }
 
 #[test]
-fn it_is_refused_too_while_the_first_is_ending_or_stopped() -> Result<()> {
+fn the_second_is_refused_while_the_first_is_suspended() -> Result<()> {
     let daemon = Daemon::start("")?;
     let first = Sidecar::start(&daemon)?;
     first.signal("STOP")?;
@@ -89,7 +89,7 @@ fn it_is_refused_too_while_the_first_is_ending_or_stopped() -> Result<()> {
 }
 
 #[test]
-fn the_lock_of_a_dead_one_stops_nobody() -> Result<()> {
+fn the_lock_of_a_dead_proxy_does_not_block() -> Result<()> {
     let daemon = Daemon::start("")?;
     let first = Sidecar::start(&daemon)?;
     first.client().call("twiddler.addGroup", ("one", 1))?;
@@ -109,7 +109,7 @@ fn the_lock_of_a_dead_one_stops_nobody() -> Result<()> {
 }
 
 #[test]
-fn of_several_that_start_together_one_stays() -> Result<()> {
+fn of_several_proxies_that_start_together_one_stays() -> Result<()> {
     let daemon = Daemon::start("")?;
     let conf = daemon.conf();
     let all: Vec<Process> = (0..4)
@@ -144,7 +144,7 @@ fn of_several_that_start_together_one_stays() -> Result<()> {
     Ok(())
 }
 
-/// Cleans up in the include directory as somebody may who does not know what the lock is for.
+/// Removes the lock file, as somebody might who does not know its purpose.
 fn remove_lock(daemon: &Daemon) -> Result<()> {
     Ok(std::fs::remove_file(
         daemon.include_dir().join(".twiddler-lock"),
@@ -152,11 +152,11 @@ fn remove_lock(daemon: &Daemon) -> Result<()> {
 }
 
 #[test]
-fn a_lock_that_somebody_removed_is_made_again() -> Result<()> {
+fn a_removed_lock_is_created_again() -> Result<()> {
     let daemon = Daemon::start("")?;
     let first = Sidecar::start(&daemon)?;
-    let known = format!("pid {}, http://{}", first.pid(), first.tcp_addr());
-    // With the next change, and without one soon.
+    let holder = format!("pid {}, http://{}", first.pid(), first.tcp_addr());
+    // The lock is created again with the next change, and soon without one.
     for changes in [true, false] {
         remove_lock(&daemon)?;
         if changes {
@@ -167,8 +167,8 @@ fn a_lock_that_somebody_removed_is_made_again() -> Result<()> {
             ensure!(names.contains(&".twiddler-lock".to_owned()), "{names:?}");
             Ok(())
         })?;
-        let said = ensure_refused(&daemon, &[])?;
-        ensure!(said.contains(&known), "{said}");
+        let stderr = ensure_refused(&daemon, &[])?;
+        ensure!(stderr.contains(&holder), "{stderr}");
     }
     first.wait_for_stderr("somebody removed the lock in ")?;
     first.client().call("twiddler.removeGroup", ("one",))?;
@@ -176,10 +176,10 @@ fn a_lock_that_somebody_removed_is_made_again() -> Result<()> {
 }
 
 #[test]
-fn where_the_lock_was_removed_and_another_came_the_first_ends_and_says_why() -> Result<()> {
+fn the_first_ends_and_says_why_when_another_takes_the_removed_lock() -> Result<()> {
     for changes in [true, false] {
         let (daemon, other) = with_two_directories()?;
-        // Where the other one has another directory of the same daemon, too.
+        // Also if the other proxy uses another directory of the same daemon.
         let arguments: &[&str] = if changes {
             &[]
         } else {
@@ -194,11 +194,11 @@ fn where_the_lock_was_removed_and_another_came_the_first_ends_and_says_why() -> 
             ensure!(answer.is_err(), "two proxies change one daemon");
         }
         let ended = first.wait()?;
-        let said = first.stderr_text();
-        ensure!(ended.code() == Some(1), "{ended}: {said}");
+        let stderr = first.stderr_text();
+        ensure!(ended.code() == Some(1), "{ended}: {stderr}");
         let holder = format!("another twiddler (pid {}, http://", second.pid());
         for part in ["twiddler: somebody removed the lock", &holder] {
-            ensure!(said.contains(part), "no {part}: {said}");
+            ensure!(stderr.contains(part), "no {part}: {stderr}");
         }
         second.client().call("twiddler.addGroup", ("two", 1))?;
         if changes {
@@ -208,7 +208,7 @@ fn where_the_lock_was_removed_and_another_came_the_first_ends_and_says_why() -> 
     Ok(())
 }
 
-/// Opens a file as nobody, and holds its lock.
+/// A program that opens a file under the account `nobody`, and locks it.
 const STRANGER: &str = r#"
 import fcntl, os, sys
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
@@ -221,7 +221,7 @@ sys.stdin.read()
 "#;
 
 #[test]
-fn a_stranger_cannot_hold_the_lock() -> Result<()> {
+fn another_account_cannot_hold_the_lock() -> Result<()> {
     if std::fs::metadata("/proc/self")?.uid() != 0 {
         ensure!(std::env::var_os("TEST_ALL").is_none(), "needs root");
         eprintln!("left out: only root can act as another account");
@@ -233,7 +233,7 @@ fn a_stranger_cannot_hold_the_lock() -> Result<()> {
         set_mode(dir, 0o755)?;
     }
     let stranger = || -> Result<Process> { Process::spawn(python_command(STRANGER).arg(&path)) };
-    // As an earlier version has left it.
+    // A file of an earlier version.
     std::fs::write(&path, "")?;
     set_mode(&path, 0o644)?;
     let early = stranger()?;
@@ -247,7 +247,7 @@ fn a_stranger_cannot_hold_the_lock() -> Result<()> {
     Ok(())
 }
 
-/// A daemon that includes two directories.
+/// Starts a daemon that includes two directories.
 fn with_two_directories() -> Result<(Daemon, String)> {
     let daemon = Daemon::start_with(DaemonOptions {
         include: "conf.d/*.conf more.d/*.conf",
@@ -259,7 +259,7 @@ fn with_two_directories() -> Result<(Daemon, String)> {
 }
 
 #[test]
-fn another_include_directory_of_the_same_daemon_hides_nobody() -> Result<()> {
+fn a_proxy_in_another_include_directory_of_the_daemon_is_found() -> Result<()> {
     let (daemon, other) = with_two_directories()?;
     let first = Sidecar::start_with(&daemon, &["--include-dir", &other])?;
     let conf = daemon.conf().to_string_lossy().into_owned();
@@ -271,11 +271,14 @@ fn another_include_directory_of_the_same_daemon_hides_nobody() -> Result<()> {
         "127.0.0.1:0",
         "--allow-open",
     ])?;
-    let said = stderr_text(&ended);
-    let known = format!("another twiddler (pid {}", first.pid());
-    ensure!(ended.status.code() == Some(2), "{}: {said}", ended.status);
-    ensure!(said.contains(&known) && said.contains(&other), "{said}");
-    // Nor the other way round. The lock of one that has ended stops nobody.
+    let stderr = stderr_text(&ended);
+    let holder = format!("another twiddler (pid {}", first.pid());
+    ensure!(ended.status.code() == Some(2), "{}: {stderr}", ended.status);
+    ensure!(
+        stderr.contains(&holder) && stderr.contains(&other),
+        "{stderr}"
+    );
+    // The same in the other direction. The lock of an ended proxy does not block.
     first.stop()?;
     let first = Sidecar::start(&daemon)?;
     let second = Sidecar::start_with(&daemon, &["--include-dir", &other]);
@@ -285,7 +288,7 @@ fn another_include_directory_of_the_same_daemon_hides_nobody() -> Result<()> {
 }
 
 #[test]
-fn the_mark_of_a_proxy_with_another_directory_is_told_with_what_to_do() -> Result<()> {
+fn the_marker_of_a_proxy_in_another_directory_is_logged_with_the_remedy() -> Result<()> {
     let (daemon, other) = with_two_directories()?;
     let earlier = Sidecar::start_with(&daemon, &["--include-dir", &other])?;
     earlier.client().call("twiddler.addGroup", ("one", 1))?;
@@ -298,12 +301,12 @@ fn the_mark_of_a_proxy_with_another_directory_is_told_with_what_to_do() -> Resul
         .context("no advice")?
         .1;
     let marker = advice.split_whitespace().next().unwrap_or_default();
-    // The advice works, and for a proxy that starts anew there is nothing to tell.
+    // The advice works, and a restarted proxy logs no further warning.
     succeeded(daemon.supervisorctl(&["remove", marker])?)?;
     sidecar.stop()?;
     sidecar.start_again()?;
     sidecar.client().call("twiddler.addGroup", ("three", 1))?;
-    let told = sidecar.stderr_text().matches("of another twiddler").count();
-    ensure!(told == 1, "told {told} times");
+    let count = sidecar.stderr_text().matches("of another twiddler").count();
+    ensure!(count == 1, "logged {count} times");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `--persist` with much to keep: the file is withheld from the daemon while that reads for a change,
-//! and whatever happens at this moment, what was added is there afterwards.
+//! `--persist` with many programs: the persist file is withheld while the daemon reads the sections of a
+//! change. All additions must survive any failure at that moment.
 
 use std::fs;
 
@@ -11,9 +11,9 @@ use crate::common::{
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
-/// As many as are worth it.
+/// More programs than the threshold for withholding the file.
 const MANY: i64 = 40;
-const KEPT: &str = "zz-twiddler-persist.conf";
+const PERSIST_FILE: &str = "zz-twiddler-persist.conf";
 const WITHHELD: &str = ".twiddler-persist.withheld";
 
 struct Stage {
@@ -22,7 +22,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// A proxy that has added many programs, one of which runs.
+    /// Starts a proxy that has added many programs, one of which runs.
     fn set() -> Result<Stage> {
         let daemon = Daemon::start(USER)?;
         let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
@@ -64,11 +64,11 @@ impl Stage {
         Ok(connection)
     }
 
-    fn is_there(&self, name: &str) -> bool {
+    fn exists(&self, name: &str) -> bool {
         self.daemon.include_dir().join(name).exists()
     }
 
-    /// Fails unless everything that was added is in the daemon, and in the file that it starts with.
+    /// Fails unless the daemon and the persist file have all additions.
     fn ensure_all(&self) -> Result<()> {
         eventually(LIMIT, || {
             let rows = rows(&self.client())?;
@@ -78,10 +78,10 @@ impl Stage {
             ensure!(row.is_some_and(|row| row.state == "RUNNING"), "{row:?}");
             Ok(())
         })?;
-        ensure!(self.is_there(KEPT) && !self.is_there(WITHHELD));
-        let kept = fs::read_to_string(self.daemon.include_dir().join(KEPT))?;
-        let sections = kept.matches("[program:").count() as i64;
-        ensure!(sections > MANY, "{sections} programs are kept");
+        ensure!(self.exists(PERSIST_FILE) && !self.exists(WITHHELD));
+        let persist_file = fs::read_to_string(self.daemon.include_dir().join(PERSIST_FILE))?;
+        let sections = persist_file.matches("[program:").count() as i64;
+        ensure!(sections > MANY, "{sections} programs are in the file");
         Ok(())
     }
 }
@@ -91,14 +91,14 @@ fn runs() -> Value {
 }
 
 #[test]
-fn the_daemon_does_not_read_what_it_has() -> Result<()> {
+fn the_daemon_does_not_read_the_persist_file_again() -> Result<()> {
     let stage = Stage::set()?;
     let mut connection = stage.stop_at("withheld", "more")?;
-    ensure!(!stage.is_there(KEPT) && stage.is_there(WITHHELD));
+    ensure!(!stage.exists(PERSIST_FILE) && stage.exists(WITHHELD));
     stage.daemon.write("stop-at", "read")?;
     stage.sidecar.signal("CONT")?;
     wait_until_stopped(stage.sidecar.pid())?;
-    ensure!(stage.is_there(KEPT) && !stage.is_there(WITHHELD));
+    ensure!(stage.exists(PERSIST_FILE) && !stage.exists(WITHHELD));
     stage.sidecar.signal("CONT")?;
     connection.read_reply()?;
     stage.ensure_all()?;
@@ -108,15 +108,15 @@ fn the_daemon_does_not_read_what_it_has() -> Result<()> {
 }
 
 #[test]
-fn a_proxy_that_dies_then_leaves_it_in_its_place() -> Result<()> {
+fn the_withheld_file_is_put_back_when_the_proxy_dies() -> Result<()> {
     let stage = Stage::set()?;
     let _call = stage.stop_at("withheld", "more")?;
     stage.sidecar.kill()?;
     eventually(LIMIT, || {
-        ensure!(stage.is_there(KEPT) && !stage.is_there(WITHHELD));
+        ensure!(stage.exists(PERSIST_FILE) && !stage.exists(WITHHELD));
         Ok(())
     })?;
-    // The daemon has everything by itself.
+    // The daemon has all programs by itself.
     stage.daemon.kill_and_start_again()?;
     eventually(LIMIT, || {
         let count = rows(&stage.daemon.client())?.len() as i64;
@@ -128,12 +128,12 @@ fn a_proxy_that_dies_then_leaves_it_in_its_place() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_starts_then_gets_it_all_the_same() -> Result<()> {
+fn a_daemon_that_starts_without_the_file_gets_all_programs() -> Result<()> {
     for proxy_dies in [false, true] {
         let stage = Stage::set()?;
         let _call = stage.stop_at("withheld", "more")?;
         stage.daemon.kill_and_start_again()?;
-        ensure!(stage.is_there(WITHHELD));
+        ensure!(stage.exists(WITHHELD));
         if proxy_dies {
             stage.sidecar.kill()?;
             stage.sidecar.start_again()?;
@@ -146,12 +146,12 @@ fn a_daemon_that_starts_then_gets_it_all_the_same() -> Result<()> {
 }
 
 #[test]
-fn what_an_update_straight_on_the_daemon_takes_then_is_added_again() -> Result<()> {
+fn programs_that_an_update_on_the_daemon_removes_are_added_again() -> Result<()> {
     let stage = Stage::set()?;
     let mut connection = stage.stop_at("withheld", "more")?;
-    let said = stage.daemon.supervisorctl(&["update"])?;
-    let said = String::from_utf8(said.stdout)?;
-    ensure!(said.contains("removed process group"), "{said}");
+    let output = stage.daemon.supervisorctl(&["update"])?;
+    let output = String::from_utf8(output.stdout)?;
+    ensure!(output.contains("removed process group"), "{output}");
     stage.sidecar.signal("CONT")?;
     connection.read_reply()?;
     let line = "adding again what was removed straight on supervisord";

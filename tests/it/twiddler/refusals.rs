@@ -1,4 +1,4 @@
-//! Calls that end with a fault change nothing.
+//! Refused calls change nothing.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use crate::common::{
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::{Fault, Value};
 
-/// A call that must fault, and how.
+/// A call that must fail, and its fault.
 struct Refused {
     method: &'static str,
     params: Vec<Value>,
@@ -35,7 +35,7 @@ fn refused(
     }
 }
 
-/// Makes each call, and looks after each whether everything is as it was.
+/// Makes each call, and checks after each that nothing has changed.
 fn ensure_refused(daemon: &Daemon, client: &Client, calls: &[Refused]) -> Result<()> {
     let (before, groups) = (Picture::of(daemon, &USER_GROUPS)?, group_names(client)?);
     for Refused {
@@ -87,7 +87,7 @@ fn wrong_counts_and_types_are_incorrect_parameters() -> Result<()> {
             ));
         }
     }
-    let odd = [
+    let wrong_type = [
         value(5),
         value(true),
         value(1.5),
@@ -95,7 +95,7 @@ fn wrong_counts_and_types_are_incorrect_parameters() -> Result<()> {
         value(vec![value("g")]),
         sleeper(),
     ];
-    for odd in odd {
+    for wrong_type in wrong_type {
         let mut wrong = |method, params| {
             calls.push(refused(
                 method,
@@ -104,12 +104,15 @@ fn wrong_counts_and_types_are_incorrect_parameters() -> Result<()> {
                 "INCORRECT_PARAMETERS",
             ));
         };
-        wrong("twiddler.addGroup", params![&odd, 1]);
-        wrong("twiddler.addProcessToGroup", params!["g", &odd, sleeper()]);
-        wrong("twiddler.removeProcessFromGroup", params![&odd, "p"]);
-        wrong("twiddler.removeProcessFromGroup", params!["g", &odd]);
-        wrong("twiddler.removeGroup", params![&odd]);
-        wrong("twiddler.log", params![&odd]);
+        wrong("twiddler.addGroup", params![&wrong_type, 1]);
+        wrong(
+            "twiddler.addProcessToGroup",
+            params!["g", &wrong_type, sleeper()],
+        );
+        wrong("twiddler.removeProcessFromGroup", params![&wrong_type, "p"]);
+        wrong("twiddler.removeProcessFromGroup", params!["g", &wrong_type]);
+        wrong("twiddler.removeGroup", params![&wrong_type]);
+        wrong("twiddler.log", params![&wrong_type]);
     }
     for priority in [
         value("high"),
@@ -223,7 +226,7 @@ fn names_that_do_not_fit_are_refused() -> Result<()> {
             calls.push(refused(method, params, BAD_NAME, text.clone()));
         };
         unknown("twiddler.addProcessToGroup", params![group, "x", sleeper()]);
-        // An unknown group counts for more than wrong options.
+        // The fault about an unknown group comes before one about invalid options.
         unknown(
             "twiddler.addProcessToGroup",
             params![group, "x", options::<&str>(&[])],
@@ -282,7 +285,7 @@ fn names_that_do_not_fit_are_refused() -> Result<()> {
 }
 
 #[test]
-fn the_daemons_reasons_speak_of_the_clients_program() -> Result<()> {
+fn the_daemons_faults_name_the_clients_program() -> Result<()> {
     let (daemon, _sidecar, client) = front()?;
     client.call("twiddler.addGroup", ("g", 1))?;
     let main_file = daemon.conf().display().to_string();
@@ -342,10 +345,12 @@ fn the_daemons_reasons_speak_of_the_clients_program() -> Result<()> {
         ),
     ];
     let before = Picture::of(&daemon, &USER_GROUPS)?;
-    for (given, reason) in table {
+    for (entries, reason) in table {
         for group in ["g", "web"] {
-            let fault =
-                client.expect_fault("twiddler.addProcessToGroup", (group, "ls", options(given)))?;
+            let fault = client.expect_fault(
+                "twiddler.addProcessToGroup",
+                (group, "ls", options(entries)),
+            )?;
             let text = format!("INCORRECT_PARAMETERS: {reason}");
             let ending = format!(" in section 'program:ls' (file: '{main_file}')");
             let well = fault.code == INCORRECT_PARAMETERS
@@ -354,7 +359,7 @@ fn the_daemons_reasons_speak_of_the_clients_program() -> Result<()> {
                 && !fault.text.contains('~');
             ensure!(
                 well,
-                "{given:?} in {group}: {fault:?}\nand not {text}...{ending}"
+                "{entries:?} in {group}: {fault:?}\nand not {text}...{ending}"
             );
             ensure_include_holds(&daemon, &[])?;
             before.ensure_same(&Picture::of(&daemon, &USER_GROUPS)?)?;
@@ -364,7 +369,7 @@ fn the_daemons_reasons_speak_of_the_clients_program() -> Result<()> {
 }
 
 #[test]
-fn only_what_the_whitelist_names_may_be_called_but_all_is_listed() -> Result<()> {
+fn only_whitelisted_methods_can_be_called_and_all_are_listed() -> Result<()> {
     let daemon = Daemon::start(USER)?;
     let sidecar = Sidecar::start_with(&daemon, &["--whitelist", "getAPIVersion,addGroup"])?;
     let client = sidecar.client();
@@ -395,8 +400,8 @@ fn only_what_the_whitelist_names_may_be_called_but_all_is_listed() -> Result<()>
 }
 
 #[test]
-fn nothing_is_answered_while_the_daemon_shuts_down() -> Result<()> {
-    // It is told to end only once the test has seen what it wants.
+fn every_call_is_refused_while_the_daemon_shuts_down() -> Result<()> {
+    // The process ignores SIGTERM, so the daemon stays in shutdown until the test kills it.
     let stubborn = "[program:stubborn]\n\
                     command = /bin/sh -c 'trap \"\" TERM; echo up; while :; do sleep 0.1; done'\n\
                     startsecs = 0\nstopwaitsecs = 600\n";
@@ -432,15 +437,15 @@ fn nothing_is_answered_while_the_daemon_shuts_down() -> Result<()> {
 }
 
 #[test]
-fn while_the_users_files_are_broken_changes_say_so_and_change_nothing() -> Result<()> {
+fn invalid_user_files_refuse_changes_with_the_daemons_fault() -> Result<()> {
     let (daemon, _sidecar, client) = front()?;
     client.call("twiddler.addGroup", ("g", 1))?;
     client.call("twiddler.addGroup", ("full", 1))?;
     client.call("twiddler.addProcessToGroup", ("full", "own", sleeper()))?;
     let before = Picture::of(&daemon, &USER_GROUPS)?;
     daemon.write("conf.d/broken.conf", "[program:broken]\nautostart = true\n")?;
-    let told: Fault = daemon.expect_fault("supervisor.reloadConfig", ())?;
-    ensure!(told.code == CANT_REREAD, "{told:?}");
+    let expected: Fault = daemon.expect_fault("supervisor.reloadConfig", ())?;
+    ensure!(expected.code == CANT_REREAD, "{expected:?}");
     let changes = [
         ("addGroup", params!["h", 1]),
         ("addProcessToGroup", params!["g", "p", sleeper()]),
@@ -451,14 +456,14 @@ fn while_the_users_files_are_broken_changes_say_so_and_change_nothing() -> Resul
     ];
     for (name, params) in changes {
         let fault = client.expect_fault(&format!("twiddler.{name}"), params)?;
-        ensure_fault(&fault, told.code, &told.text).context(name)?;
+        ensure_fault(&fault, expected.code, &expected.text).context(name)?;
         ensure_include_holds(&daemon, &["broken.conf"])?;
         before
             .ensure_same(&Picture::of(&daemon, &USER_GROUPS)?)
             .context(name)?;
         ensure!(group_names(&client)? == ["empty", "full", "g", "lone", "web"]);
     }
-    // Options that are wrong by themselves are wrong first.
+    // The fault about invalid options comes first.
     let fault = client.expect_fault(
         "twiddler.addProcessToGroup",
         ("g", "p", options::<&str>(&[])),

@@ -1,4 +1,4 @@
-//! Values of options arrive as they were sent.
+//! Option values arrive unchanged.
 
 use std::fs;
 
@@ -65,13 +65,13 @@ fn hostile(dice: &mut Dice, without: &[char]) -> String {
     text
 }
 
-/// What the daemon makes of a text that has no expansions in it.
+/// The daemon's expansion of a text without format expressions.
 fn expanded(text: &str) -> String {
     text.replace("%%", "%")
 }
 
 #[test]
-fn a_thousand_hostile_values_arrive_whole() -> Result<()> {
+fn a_thousand_hostile_values_arrive_unchanged() -> Result<()> {
     const BATCHES: usize = 10;
     const BATCH: usize = 100;
     let (daemon, _sidecar, client) = front()?;
@@ -135,7 +135,7 @@ fn a_thousand_hostile_values_arrive_whole() -> Result<()> {
 }
 
 #[test]
-fn what_a_child_is_given_is_what_was_sent() -> Result<()> {
+fn a_child_gets_the_values_that_were_sent() -> Result<()> {
     const PROGRAMS: usize = 40;
     let (_daemon, _sidecar, client) = front()?;
     client.call("twiddler.addGroup", ("g", 1))?;
@@ -146,7 +146,7 @@ fn what_a_child_is_given_is_what_was_sent() -> Result<()> {
         let arguments: Vec<String> = (0..1 + dice.roll(4))
             .map(|_| hostile(&mut dice, &[]))
             .collect();
-        // Nothing can be escaped in a value of `environment`.
+        // Quotes cannot be escaped in a value of `environment`.
         let variable = hostile(&mut dice, &['"', '\'']);
         let quoted: Vec<String> = arguments
             .iter()
