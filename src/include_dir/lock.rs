@@ -104,7 +104,7 @@ impl DirLock {
         if !addresses.is_empty() {
             text = format!("{text}, {addresses}");
         }
-        text.push_str("\n# locked by twiddler while it runs, so that there is one at a time\n");
+        text.push_str("\n# locked by twiddler while it runs, so that path_file is one at a time\n");
         let written = self
             .file
             .set_len(0)
@@ -188,9 +188,9 @@ fn open(path: &Path, like: Option<&std::fs::Metadata>) -> io::Result<File> {
 
 /// Returns whether `path` still names this open file.
 fn is_at(file: &File, path: &Path) -> bool {
-    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), path.symlink_metadata()) {
-        (Ok(ours), Ok(there)) => place(ours) == place(there),
+        (Ok(open_file), Ok(path_file)) => identity(open_file) == identity(path_file),
         _ => false,
     }
 }
@@ -223,20 +223,20 @@ fn is_held_by_other_account(file: &File) -> bool {
 
 /// The process that holds a lock on this file. `None` if it is not visible from here.
 fn lock_holder(metadata: &std::fs::Metadata) -> Option<i32> {
-    let place = format!(
+    let identity = format!(
         "{:02x}:{:02x}:{}",
         major(metadata.dev()),
         minor(metadata.dev()),
         metadata.ino()
     );
-    holder_in(&std::fs::read_to_string(PROC_LOCKS).ok()?, &place)
+    holder_in(&std::fs::read_to_string(PROC_LOCKS).ok()?, &identity)
 }
 
-fn holder_in(locks: &str, place: &str) -> Option<i32> {
+fn holder_in(locks: &str, identity: &str) -> Option<i32> {
     locks.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
-            [_, "FLOCK", _, _, pid, at, ..] if *at == place => pid.parse().ok(),
+            [_, "FLOCK", _, _, pid, at, ..] if *at == identity => pid.parse().ok(),
             _ => None,
         }
     })

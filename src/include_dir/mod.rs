@@ -236,8 +236,8 @@ impl IncludeDir {
     /// [`io::ErrorKind::ResourceBusy`] when one does.
     pub fn ensure_alone(&self, others: impl Iterator<Item = PathBuf>) -> io::Result<()> {
         let identity = |dir: &Path| Some((dir.metadata().ok()?.dev(), dir.metadata().ok()?.ino()));
-        let ours = identity(&self.dir);
-        for other in others.filter(|other| identity(other) != ours) {
+        let own_dir = identity(&self.dir);
+        for other in others.filter(|other| identity(other) != own_dir) {
             // An unreadable lock does not tell whether a proxy holds it.
             if let Ok(Some(holder)) = lock::holder(&other) {
                 return Err(lock::busy(&other, &holder));
@@ -393,7 +393,7 @@ fn log_unless_missing(path: &Path, closed: io::Result<()>) {
         && error.kind() != io::ErrorKind::NotFound
     {
         let path = path.display();
-        tracing::error!(%error, %path, "a generated file cannot be taken away: supervisord goes on reading it");
+        tracing::error!(%error, %path, "a generated file cannot be removed: supervisord goes on reading it");
     }
 }
 

@@ -143,8 +143,8 @@ impl Journal {
         self.compact_if_long(registry);
     }
 
-    /// Appends a line. Compacts first if the file was replaced or removed. The result has the registry
-    /// before the line, or after it.
+    /// Appends a line. Compacts first if the file was replaced or removed. The compacted file may have the
+    /// events of the line already: applying an event twice changes nothing.
     fn append(&mut self, line: &Line, registry: &Registry) -> io::Result<()> {
         if !self.is_in_place() {
             self.compact(registry)?;
@@ -164,8 +164,9 @@ impl Journal {
     /// Whether the open file is still the one in the directory.
     fn is_in_place(&self) -> bool {
         let is_same = |file: &File| {
-            let (ours, there) = (file.metadata().ok()?, self.path().symlink_metadata().ok()?);
-            Some((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+            let (open_file, path_file) =
+                (file.metadata().ok()?, self.path().symlink_metadata().ok()?);
+            Some((open_file.dev(), open_file.ino()) == (path_file.dev(), path_file.ino()))
         };
         self.file.as_ref().and_then(is_same).unwrap_or(false)
     }
@@ -179,7 +180,7 @@ impl Journal {
         if self.lines > COMPACT_AFTER + 2 * entries
             && let Err(error) = self.compact(registry)
         {
-            tracing::warn!(%error, path = %self.path().display(), "the journal cannot be shortened");
+            tracing::warn!(%error, path = %self.path().display(), "the journal cannot be compacted");
             self.lines = 0;
         }
     }

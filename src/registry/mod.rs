@@ -288,8 +288,8 @@ impl Registry {
     pub fn priority(&self, configured: &[ConfiguredGroup], group: &str) -> i64 {
         let in_files = || {
             let mut groups = configured.iter();
-            let found = groups.find(|configured| configured.name == group);
-            found.map_or(DEFAULT_PRIORITY, |configured| configured.priority)
+            let group = groups.find(|configured| configured.name == group);
+            group.map_or(DEFAULT_PRIORITY, |configured| configured.priority)
         };
         self.added_group(group).unwrap_or_else(in_files)
     }
@@ -369,9 +369,9 @@ impl Registry {
     pub fn losses_if_recreated(&self, real: &str) -> Vec<Event> {
         let members = self.members_in(real);
         let unknown = members.filter(|member| !member.is_reproducible());
-        let mut lost: Vec<Event> = unknown.map(Member::removal).collect();
-        lost.extend(self.unhide_events(real));
-        lost
+        let mut losses: Vec<Event> = unknown.map(Member::removal).collect();
+        losses.extend(self.unhide_events(real));
+        losses
     }
 
     /// All hidden processes: the daemon's group, the process, and its last start.
@@ -443,9 +443,9 @@ impl Registry {
     }
 
     fn hide(&mut self, group: String, process: String, start: i64) {
-        let real_group = self.real.contains_key(&group);
+        let is_real = self.real.contains_key(&group);
         self.leave_real(&group, &process);
-        if real_group && !self.real.contains_key(&group) {
+        if is_real && !self.real.contains_key(&group) {
             return; // it was the last member
         }
         self.hidden.entry(group).or_default().insert(process, start);
@@ -458,8 +458,8 @@ impl Registry {
             .get(real)
             .map(|real_group| real_group.group.clone());
         let group = real_group.unwrap_or_else(|| real.to_owned());
-        let is_there = |member: &Member| member.real == real;
-        if self.member(&group, process).is_some_and(is_there) {
+        let is_in_group = |member: &Member| member.real == real;
+        if self.member(&group, process).is_some_and(is_in_group) {
             self.leave(&group, process);
         }
     }

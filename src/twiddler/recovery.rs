@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::engine::{Engine, Interrupted};
 use super::model::answers::{Answers, Query};
 use super::model::change::ChangeError;
-use super::model::reconcile::{self, Known, Mode, Reconciliation, reconcile};
+use super::model::reconcile::{self, Inputs, Mode, Reconciliation, reconcile};
 use super::model::script::{ADD, Call};
 use super::model::view::Status;
 use crate::audit::reason;
@@ -454,15 +454,15 @@ async fn query_and_reconcile(
         }
         _ => engine.with_registry(Registry::clone),
     };
-    let known = Known {
+    let inputs = Inputs {
         registry: &registry,
         intent: &intent,
         persist_file: &persist_file,
         configured: &configured,
         own: &own,
     };
-    let answers = engine.query(reconcile::queries(known, mode)).await?;
-    let reconciliation = reconcile(known, &answers, mode);
+    let answers = engine.query(reconcile::queries(inputs, mode)).await?;
+    let reconciliation = reconcile(inputs, &answers, mode);
     Ok((answers, reconciliation))
 }
 

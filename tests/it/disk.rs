@@ -274,7 +274,7 @@ fn a_file_that_cannot_be_removed_is_logged_and_removed_later() -> Result<()> {
     daemon.signal("CONT")?;
     let reply = call.read_reply()?;
     ensure!(reply.text().contains("<boolean>1</boolean>"), "{reply:?}");
-    sidecar.wait_for_stderr("a generated file cannot be taken away")?;
+    sidecar.wait_for_stderr("a generated file cannot be removed")?;
     set_mode(daemon.include_dir(), 0o755)?;
     // The next generated file replaces it.
     client.call("twiddler.addProgramToGroup", ("web", "another", sleeper()))?;

@@ -44,7 +44,7 @@ pub enum Plan {
         program: Box<Program>,
         members: Vec<Member>,
         /// The user's files define the group, or somebody has added a process to it: it may not be empty.
-        may_hold: bool,
+        may_have_processes: bool,
     },
     /// Add a program in a real group.
     Place {
@@ -161,7 +161,7 @@ impl Plan {
             Plan::Fill {
                 group,
                 priority,
-                may_hold: true,
+                may_have_processes: true,
                 ..
             } => Some(program::render_group(group, *priority, &[])),
             _ => None,
@@ -416,7 +416,8 @@ impl<'a> Planner<'a> {
                 section,
                 program,
                 members,
-                may_hold: self.is_configured(group) || self.foreign_groups.contains(group),
+                may_have_processes: self.is_configured(group)
+                    || self.foreign_groups.contains(group),
             });
         }
         let real = self.take_name(group);
@@ -704,9 +705,9 @@ pub mod tests {
 
     /// The processes of each group in the daemon, with their states and start times.
     #[derive(Clone, Default)]
-    struct Held(HashMap<String, BTreeMap<String, (ProcessState, i64)>>);
+    struct DaemonState(HashMap<String, BTreeMap<String, (ProcessState, i64)>>);
 
-    impl Held {
+    impl DaemonState {
         fn answer(&self, queries: &[Query]) -> Answers {
             let mut answers = Answers::default();
             for query in queries {
@@ -751,12 +752,12 @@ pub mod tests {
 
     fn plan_changes(
         registry: &Registry,
-        held: &Held,
+        daemon: &DaemonState,
         changes: &[Change],
         next: u64,
     ) -> (Vec<Result<Plan, ChangeError>>, u64) {
         let names: Vec<Vec<String>> = changes.iter().map(names).collect();
-        let answers = held.answer(&queries(registry, changes, &names));
+        let answers = daemon.answer(&queries(registry, changes, &names));
         let no_groups = BTreeSet::new();
         let planner = Planner::new(registry, &[], &answers, next, false, &no_groups);
         let names: Vec<_> = names.into_iter().map(Ok).collect();
@@ -787,13 +788,13 @@ pub mod tests {
     fn removing_one_of_several_processes_hides_it_and_removing_the_last_removes_the_real_group() {
         let other = joined("web", "c", "web~000002", 0);
         let known = registry(&[two(), vec![hidden("web~000002", "a"), other]].concat());
-        let held = |a: (ProcessState, i64), b: (ProcessState, i64)| {
+        let daemon = |a: (ProcessState, i64), b: (ProcessState, i64)| {
             let pair = [("a".to_owned(), a), ("b".to_owned(), b)];
             let lone = [
                 ("c".to_owned(), (RUNNING, 5)),
                 ("a".to_owned(), (STOPPED, 5)),
             ];
-            Held(HashMap::from([
+            DaemonState(HashMap::from([
                 ("web".to_owned(), BTreeMap::new()),
                 ("web~000001".to_owned(), pair.into()),
                 ("web~000002".to_owned(), lone.into()),
@@ -801,43 +802,43 @@ pub mod tests {
         };
         let (stopped, never) = ((STOPPED, 5), (STOPPED, 0));
         let (running, exited) = ((RUNNING, 5), (EXITED, 5));
-        type Row<'a> = (Held, &'a [&'a str], &'a [&'a str]);
+        type Row<'a> = (DaemonState, &'a [&'a str], &'a [&'a str]);
         let table: [Row<'_>; 9] = [
-            (held(stopped, stopped), &["a"], &["hide web~000001:a"]),
+            (daemon(stopped, stopped), &["a"], &["hide web~000001:a"]),
             (
-                held(stopped, stopped),
+                daemon(stopped, stopped),
                 &["b", "a"],
                 &["hide web~000001:b", "drop web~000001"],
             ),
             (
-                held(never, stopped),
+                daemon(never, stopped),
                 &["a"],
                 &["hide web~000001:a if it stays"],
             ),
             (
-                held(exited, stopped),
+                daemon(exited, stopped),
                 &["a"],
                 &["hide web~000001:a if it stays"],
             ),
-            (held(running, stopped), &["a"], &["STILL_RUNNING: a"]),
+            (daemon(running, stopped), &["a"], &["STILL_RUNNING: a"]),
             // A process whose removal is refused counts as a member.
             (
-                held(running, stopped),
+                daemon(running, stopped),
                 &["a", "b"],
                 &["STILL_RUNNING: a", "hide web~000001:b"],
             ),
             // The daemon's removal tells whether the last process runs.
             (
-                held(stopped, running),
+                daemon(stopped, running),
                 &["a", "b"],
                 &["hide web~000001:a", "drop web~000001"],
             ),
-            (held(stopped, stopped), &["c"], &["drop web~000002"]),
-            (held(stopped, stopped), &["nope"], &["BAD_NAME: nope"]),
+            (daemon(stopped, stopped), &["c"], &["drop web~000002"]),
+            (daemon(stopped, stopped), &["nope"], &["BAD_NAME: nope"]),
         ];
-        for (held, processes, expected) in table {
+        for (daemon, processes, expected) in table {
             let changes: Vec<Change> = processes.iter().map(|name| removal("web", name)).collect();
-            let (plans, _) = plan_changes(&known, &held, &changes, 3);
+            let (plans, _) = plan_changes(&known, &daemon, &changes, 3);
             let plans: Vec<String> = plans.iter().map(short).collect();
             assert_eq!(plans, expected, "{processes:?}");
         }
@@ -846,8 +847,8 @@ pub mod tests {
     #[test]
     fn a_program_is_placed_in_one_section_and_hidden_names_can_be_used_again() {
         let known = registry(&[two(), vec![hidden("web~000001", "w_0")]].concat());
-        let held = Held(HashMap::from([("web".to_owned(), BTreeMap::new())]));
-        let (plans, next) = plan_changes(&known, &held, &[program("web", "w", 3)], 3);
+        let daemon = DaemonState(HashMap::from([("web".to_owned(), BTreeMap::new())]));
+        let (plans, next) = plan_changes(&known, &daemon, &[program("web", "w", 3)], 3);
         assert_eq!(short(&plans[0]), "place 3 in web~000003");
         assert_eq!(next, 4);
         let sections = plans[0].as_ref().unwrap().sections(None);
@@ -877,7 +878,7 @@ pub mod tests {
         const CHANGES: usize = 10_000;
         let mut dice = Dice(1);
         let mut known = Registry::default();
-        let mut held = Held(HashMap::from([("web".to_owned(), BTreeMap::new())]));
+        let mut daemon = DaemonState(HashMap::from([("web".to_owned(), BTreeMap::new())]));
         let mut next = 1;
         let mut shown: BTreeSet<String> = BTreeSet::new();
         let mut hides = 0;
@@ -893,14 +894,14 @@ pub mod tests {
                 let leave = shown.iter().skip(first).take(count);
                 leave.map(|name| removal("web", name)).collect()
             };
-            let (plans, after) = plan_changes(&known, &held, &changes, next);
+            let (plans, after) = plan_changes(&known, &daemon, &changes, next);
             next = after;
             for (change, plan) in changes.iter().zip(plans) {
-                let taken = names(change).iter().any(|name| shown.contains(name));
-                assert_eq!(plan.is_err(), adds && taken, "{plan:?}");
+                let is_used = names(change).iter().any(|name| shown.contains(name));
+                assert_eq!(plan.is_err(), adds && is_used, "{plan:?}");
                 let Ok(plan) = plan else { continue };
                 hides += usize::from(matches!(plan, Plan::Hide { .. }));
-                held.make(&plan);
+                daemon.make(&plan);
                 plan.events()
                     .into_iter()
                     .for_each(|event| known.apply(event));
@@ -915,7 +916,7 @@ pub mod tests {
                 .collect();
             assert_eq!(members, shown);
             let reals: BTreeSet<&String> = known.members().map(|member| &member.real).collect();
-            assert_eq!(held.0.len(), reals.len() + 1, "a real group is left");
+            assert_eq!(daemon.0.len(), reals.len() + 1, "a real group is left");
             for (real, process, _) in known.hidden() {
                 assert!(reals.contains(&real.to_owned()), "{real}:{process} is left");
             }

@@ -52,7 +52,7 @@ pub struct Reconciliation {
 
 /// The inputs of [`reconcile`] besides the daemon's answers.
 #[derive(Clone, Copy, Debug)]
-pub struct Known<'a> {
+pub struct Inputs<'a> {
     /// The changes that clients got replies about.
     pub registry: &'a Registry,
     /// The steps of the open intent.
@@ -66,7 +66,7 @@ pub struct Known<'a> {
 }
 
 /// The queries whose answers [`reconcile`] needs.
-pub fn queries(known: Known<'_>, mode: Mode) -> Vec<Query> {
+pub fn queries(known: Inputs<'_>, mode: Mode) -> Vec<Query> {
     let registry = known.registry;
     let mut groups: BTreeSet<String> = BTreeSet::new();
     let mut queries = vec![Query::AllProcesses];
@@ -94,7 +94,7 @@ pub fn queries(known: Known<'_>, mode: Mode) -> Vec<Query> {
 }
 
 /// Reconciles what is `known` with the daemon's `answers`.
-pub fn reconcile(known: Known<'_>, answers: &Answers, mode: Mode) -> Reconciliation {
+pub fn reconcile(known: Inputs<'_>, answers: &Answers, mode: Mode) -> Reconciliation {
     let registry = known.registry;
     match mode {
         Mode::FirstStart => {
@@ -160,8 +160,13 @@ pub fn signs(registry: &Registry, configured: &[ConfiguredGroup], persists: bool
     }
     if signs.is_empty() {
         // The journal has lost the line about the marker.
-        let is_ours = |name: &&str| configured.iter().all(|group| group.name != **name);
-        signs.extend(registry.added_groups().filter(is_ours).map(str::to_owned));
+        let is_not_configured = |name: &&str| configured.iter().all(|group| group.name != **name);
+        signs.extend(
+            registry
+                .added_groups()
+                .filter(is_not_configured)
+                .map(str::to_owned),
+        );
     }
     let placed = registry.members().filter(|member| member.is_placed());
     let reals: BTreeSet<&String> = placed.map(|member| &member.real).collect();
@@ -209,7 +214,7 @@ fn in_same_epoch(registry: &Registry, events: Vec<Event>) -> Reconciliation {
     }
 }
 
-impl Known<'_> {
+impl Inputs<'_> {
     fn is_configured(&self, name: &str) -> bool {
         self.configured.iter().any(|group| group.name == name)
     }
@@ -243,7 +248,7 @@ impl Known<'_> {
     }
 
     /// The groups to remove: those in `names` or with a generated name that the daemon has, except those in
-    /// `expected`.
+    /// `expected_groups`.
     fn surplus(
         &self,
         answers: &Answers,
@@ -274,8 +279,8 @@ impl Known<'_> {
 
     /// Groups of the persist file that the registry does not have.
     fn unregistered_persisted_groups(&self) -> impl Iterator<Item = String> {
-        let persist_file = self.persist_file.groups.keys();
-        persist_file
+        let names = self.persist_file.groups.keys();
+        names
             .filter(|name| !self.is_configured(name) && self.registry.added_group(name).is_none())
             .cloned()
     }
@@ -363,7 +368,7 @@ fn queries_about(registry: &Registry, event: &Event) -> Vec<Query> {
 }
 
 /// The events for the steps of the intent that the daemon has executed.
-fn executed_steps(known: Known<'_>, answers: &Answers) -> Vec<Event> {
+fn executed_steps(known: Inputs<'_>, answers: &Answers) -> Vec<Event> {
     let is_addition = |event: &Event| matches!(event, Event::Group { .. } | Event::Joined(_));
     // The marker is added together with the other groups. If the daemon lacks it, a group of the same name
     // is somebody else's.
@@ -409,7 +414,7 @@ fn executed_events(registry: &Registry, event: &Event, answers: &Answers) -> Vec
 
 /// The groups that were removed to be recreated, and were not added again: the daemon had not read their
 /// sections when the proxy died.
-fn groups_to_restore(known: Known<'_>, answers: &Answers) -> Vec<(String, i64)> {
+fn groups_to_restore(known: Inputs<'_>, answers: &Answers) -> Vec<(String, i64)> {
     let affected = known.intent.iter().filter_map(|event| match event {
         Event::Joined(member) if !member.is_placed() => Some(&member.group),
         Event::Left { group, .. } => Some(group),
@@ -420,43 +425,43 @@ fn groups_to_restore(known: Known<'_>, answers: &Answers) -> Vec<(String, i64)> 
     affected.into_iter().filter_map(added).collect()
 }
 
-/// Adopts real groups that the daemon has and the registry does not. Their names tell which group their
-/// members belong to. `is_configured` returns whether the user's files define a group.
+/// The events that adopt real groups which the daemon has and the registry does not. Their names tell which
+/// group their members belong to. `is_configured` returns whether the user's files define a group.
 fn unregistered(
     registry: &Registry,
     is_configured: impl Fn(&str) -> bool,
     persist_file: &Contents,
     answers: &Answers,
 ) -> Vec<Event> {
-    let mut found: Vec<&ProcessInfo> = answers
+    let mut infos: Vec<&ProcessInfo> = answers
         .processes
         .values()
-        .filter(|found| registry.owner(&found.group).is_none())
-        .filter(|found| !is_configured(&found.group))
+        .filter(|info| registry.owner(&info.group).is_none())
+        .filter(|info| !is_configured(&info.group))
         .collect();
     // Of two processes with the same name, the older was hidden before the newer was added.
-    found.sort_by_key(|found| (number_of_real_name(&found.group), &found.name));
+    infos.sort_by_key(|info| (number_of_real_name(&info.group), &info.name));
     let mut hidden = Vec::new();
     let mut joined = Vec::new();
     let mut used_names = BTreeSet::new();
     let mut indices: BTreeMap<&str, u32> = BTreeMap::new();
-    for found in found.into_iter().rev() {
-        let Some(group) = group_of_real_name(&found.group) else {
+    for info in infos.into_iter().rev() {
+        let Some(group) = group_of_real_name(&info.group) else {
             continue;
         };
-        let section = persist_file.placed_section(&found.group, &found.name);
-        let was_removed = section.is_none() && persist_file.has_real_group(&found.group);
-        let is_used = registry.member(group, &found.name).is_some()
-            || !used_names.insert((group, &found.name));
+        let section = persist_file.placed_section(&info.group, &info.name);
+        let was_removed = section.is_none() && persist_file.has_real_group(&info.group);
+        let is_used =
+            registry.member(group, &info.name).is_some() || !used_names.insert((group, &info.name));
         if was_removed || is_used {
-            hidden.push(hide(found));
+            hidden.push(hide(info));
             continue;
         }
-        let index = indices.entry(&found.group).or_default();
+        let index = indices.entry(&info.group).or_default();
         joined.push(Event::Joined(Arc::new(Member {
             group: group.to_owned(),
-            process: found.name.clone(),
-            real: found.group.clone(),
+            process: info.name.clone(),
+            real: info.group.clone(),
             index: *index,
             program: None,
             section,
@@ -473,7 +478,7 @@ fn unregistered(
 /// The registry for a new epoch in which the daemon read the persist file, according to its answers about
 /// all processes and about the added groups. With `persists`, it has also the additions that the daemon
 /// lacks, except members that the open intent removes: these are not in the persist file any more.
-fn in_new_epoch(known: Known<'_>, answers: &Answers, persists: bool) -> Registry {
+fn in_new_epoch(known: Inputs<'_>, answers: &Answers, persists: bool) -> Registry {
     let old_registry = known.registry;
     let mut next = old_registry.next();
     let mut number = |group: &str| {
@@ -530,10 +535,10 @@ fn hidden_in_new_epoch(old_registry: &Registry, answers: &Answers, persists: boo
         .hidden()
         .filter(|(real, _, _)| !persists || old_registry.added_group(real).is_none())
         .filter_map(|(real, process, _)| answers.process(real, process));
-    let is_surplus = |found: &&ProcessInfo| {
-        let mut members = old_registry.members_in(&found.group).peekable();
+    let is_surplus = |info: &&ProcessInfo| {
+        let mut members = old_registry.members_in(&info.group).peekable();
         let is_real = members.peek().is_some_and(|member| member.is_placed());
-        is_real && members.all(|member| member.process != found.name)
+        is_real && members.all(|member| member.process != info.name)
     };
     let surplus = answers.processes.values().filter(is_surplus);
     hidden.chain(surplus).map(hide).collect()
@@ -568,11 +573,11 @@ fn losses(known: &Registry, answers: &Answers) -> Vec<Event> {
     members.chain(groups).chain(hidden).collect()
 }
 
-fn hide(found: &ProcessInfo) -> Event {
+fn hide(info: &ProcessInfo) -> Event {
     Event::Hidden {
-        group: found.group.clone(),
-        process: found.name.clone(),
-        start: found.start,
+        group: info.group.clone(),
+        process: info.name.clone(),
+        start: info.start,
     }
 }
 
@@ -585,9 +590,9 @@ mod tests {
     fn answers(processes: &[(&str, &str)], groups: &[&str]) -> Answers {
         let mut answers = Answers::default();
         for (real, process) in processes {
-            let mut found = ProcessInfo::stopped(real, process, 5);
-            found.state = ProcessState::Running;
-            answers.insert(found);
+            let mut info = ProcessInfo::stopped(real, process, 5);
+            info.state = ProcessState::Running;
+            answers.insert(info);
         }
         for group in groups {
             answers.groups.insert((*group).to_owned(), true);
@@ -800,10 +805,10 @@ mod tests {
         ];
         for (groups, active, expected) in table {
             let answers = answers(&without(groups), active);
-            let found = losses(&known, &answers);
-            assert_eq!(found, expected, "{groups:?}");
+            let result = losses(&known, &answers);
+            assert_eq!(result, expected, "{groups:?}");
             let mut after = known.clone();
-            found.into_iter().for_each(|event| after.apply(event));
+            result.into_iter().for_each(|event| after.apply(event));
             assert!(losses(&after, &answers).is_empty(), "{groups:?}");
         }
     }
@@ -865,8 +870,8 @@ mod tests {
         intent: &'a [Event],
         persist_file: &'a Contents,
         configured: &'a [ConfiguredGroup],
-    ) -> Known<'a> {
-        Known {
+    ) -> Inputs<'a> {
+        Inputs {
             registry,
             intent,
             persist_file,
@@ -1004,9 +1009,9 @@ mod tests {
             };
             let answers = answers(processes, active);
             let known = known(&old_registry, &intent, &persist_file, &[]);
-            let found = reconcile(known, &answers, Mode::SameEpoch);
-            assert_eq!(found.events, expected, "{intent:?}");
-            let names: Vec<&str> = found
+            let result = reconcile(known, &answers, Mode::SameEpoch);
+            assert_eq!(result.events, expected, "{intent:?}");
+            let names: Vec<&str> = result
                 .restore
                 .iter()
                 .map(|(name, _)| name.as_str())
@@ -1054,12 +1059,12 @@ mod tests {
         for (processes, active, removed, recreate) in table {
             let answers = answers(processes, active);
             let known = known(&old_registry, &intent, &persist_file, &configured);
-            let found = reconcile(known, &answers, Mode::NewEpoch);
-            let names: Vec<&str> = found.remove.iter().map(String::as_str).collect();
+            let result = reconcile(known, &answers, Mode::NewEpoch);
+            let names: Vec<&str> = result.remove.iter().map(String::as_str).collect();
             assert_eq!(names, removed, "{processes:?} {active:?}");
-            let names: Vec<&str> = found.recreate.iter().map(String::as_str).collect();
+            let names: Vec<&str> = result.recreate.iter().map(String::as_str).collect();
             assert_eq!(names, recreate, "{processes:?} {active:?}");
-            assert_eq!(found.registry.snapshot(), [Event::Next(4)]);
+            assert_eq!(result.registry.snapshot(), [Event::Next(4)]);
         }
     }
 
@@ -1097,22 +1102,22 @@ mod tests {
         ];
         for (processes, active, removed, stopped) in table {
             let answers = answers(processes, active);
-            let found = reconcile(
+            let result = reconcile(
                 known(&old_registry, &[], &persist_file, &[]),
                 &answers,
                 Mode::NewEpochPersistent,
             );
-            let names: Vec<&str> = found.remove.iter().map(String::as_str).collect();
+            let names: Vec<&str> = result.remove.iter().map(String::as_str).collect();
             assert_eq!(names, removed, "{processes:?}");
-            let stop = found.stop.iter();
+            let stop = result.stop.iter();
             let stop: Vec<String> = stop
                 .map(|info| format!("{}:{}", info.group, info.name))
                 .collect();
             assert_eq!(stop, stopped, "{processes:?}");
-            assert_eq!(found.registry.members().count(), 2);
-            let again = known(&found.registry, &[], &persist_file, &[]);
+            assert_eq!(result.registry.members().count(), 2);
+            let again = known(&result.registry, &[], &persist_file, &[]);
             let again = reconcile(again, &answers, Mode::NewEpochPersistent);
-            assert_eq!(again.registry.snapshot(), found.registry.snapshot());
+            assert_eq!(again.registry.snapshot(), result.registry.snapshot());
         }
     }
 

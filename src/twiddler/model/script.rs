@@ -312,7 +312,7 @@ mod tests {
             section: "own~000009".to_owned(),
             program: cat("own"),
             members: member("own", "p", "own"),
-            may_hold: false,
+            may_have_processes: false,
         }
     }
 
@@ -374,7 +374,7 @@ mod tests {
         let loss = if verdict.losses.is_empty() {
             ""
         } else {
-            ", gone"
+            ", losses"
         };
         format!("{outcome}{repair}{loss} +{}", verdict.events.len())
     }
@@ -438,7 +438,7 @@ mod tests {
                 vec![refusal(STILL_RUNNING)],
                 "STILL_RUNNING: b, stop hidden +0",
             ),
-            (drop_b(), vec![refusal(BAD_NAME)], "BAD_NAME: b, gone +1"),
+            (drop_b(), vec![refusal(BAD_NAME)], "BAD_NAME: b, losses +1"),
             (drop_b(), vec![refusal(FAILED)], "FAILED: x +0"),
             (
                 drop_b(),

@@ -8,7 +8,7 @@ use super::answers::{Answers, Query};
 use super::change::Change;
 use super::plan::tests::{Dice, program, removal};
 use super::plan::{self, Draft, Plan, Planner};
-use super::reconcile::{self, Known, Mode, reconcile};
+use super::reconcile::{self, Inputs, Mode, reconcile};
 use super::script::{ADD, Call, CallResult, REMOVE, Repair, Script};
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ProcessInfo, ProcessState};
@@ -26,16 +26,16 @@ const MARKER: &str = "twiddler~1-1";
 const USER_PROCESS: &str = "x";
 
 /// The processes of a group of the daemon, with their states and start times.
-type Held = BTreeMap<String, (ProcessState, i64)>;
+type Processes = BTreeMap<String, (ProcessState, i64)>;
 
 /// A model of the daemon: its active groups, and those that it has read.
 #[derive(Default)]
 struct Daemon {
-    active: BTreeMap<String, Held>,
-    last_read: BTreeMap<String, Held>,
+    active: BTreeMap<String, Processes>,
+    last_read: BTreeMap<String, Processes>,
 }
 
-fn stopped<'a>(names: impl Iterator<Item = &'a str>) -> Held {
+fn stopped<'a>(names: impl Iterator<Item = &'a str>) -> Processes {
     names
         .map(|name| (name.to_owned(), (ProcessState::Stopped, 0)))
         .collect()
@@ -68,10 +68,10 @@ impl Daemon {
             (group.name, processes)
         });
         self.last_read = groups.collect();
-        self.last_read.insert(MARKER.to_owned(), Held::new());
+        self.last_read.insert(MARKER.to_owned(), Processes::new());
         for plan in plans.iter().flatten() {
-            let (name, held) = match plan {
-                Plan::Create { group, .. } | Plan::Reset { group, .. } => (group, Held::new()),
+            let (name, processes) = match plan {
+                Plan::Create { group, .. } | Plan::Reset { group, .. } => (group, Processes::new()),
                 Plan::Fill {
                     group: name,
                     members,
@@ -87,7 +87,7 @@ impl Daemon {
                 ),
                 _ => continue,
             };
-            self.last_read.insert(name.clone(), held);
+            self.last_read.insert(name.clone(), processes);
         }
     }
 
@@ -96,15 +96,15 @@ impl Daemon {
         match *method {
             ADD if self.active.contains_key(name) => return Err(fault(ALREADY_ADDED, name)),
             ADD => {
-                let held = self
+                let processes = self
                     .last_read
                     .get(name)
                     .ok_or_else(|| fault(BAD_NAME, name))?;
-                self.active.insert(name.to_owned(), held.clone());
+                self.active.insert(name.to_owned(), processes.clone());
             }
             REMOVE => {
-                let held = self.active.get(name).ok_or_else(|| fault(BAD_NAME, name))?;
-                if held.values().any(|(state, _)| !state.is_stopped()) {
+                let processes = self.active.get(name).ok_or_else(|| fault(BAD_NAME, name))?;
+                if processes.values().any(|(state, _)| !state.is_stopped()) {
                     return Err(fault(STILL_RUNNING, name));
                 }
                 self.active.remove(name);
@@ -128,14 +128,19 @@ impl Daemon {
                     answers.groups.insert(name.clone(), is_active);
                 }
                 Query::Process { real, process } => {
-                    let held = self.active.get(real).and_then(|held| held.get(process));
-                    held.into_iter()
-                        .for_each(|held| answers.insert(info(real, process, held)));
+                    let processes = self
+                        .active
+                        .get(real)
+                        .and_then(|processes| processes.get(process));
+                    processes
+                        .into_iter()
+                        .for_each(|processes| answers.insert(info(real, process, processes)));
                 }
                 Query::AllProcesses => {
-                    for (real, held) in &self.active {
-                        held.iter()
-                            .for_each(|(name, held)| answers.insert(info(real, name, held)));
+                    for (real, processes) in &self.active {
+                        processes.iter().for_each(|(name, processes)| {
+                            answers.insert(info(real, name, processes))
+                        });
                     }
                 }
             }
@@ -238,14 +243,14 @@ impl World {
         let queries = plan::queries(&self.registry, &changes, &names);
         let answers = self.daemon.answer(&queries);
         let first = self.registry.next();
-        let held = BTreeSet::new();
+        let processes = BTreeSet::new();
         let planner = Planner::new(
             &self.registry,
             &self.configured,
             &answers,
             first,
             false,
-            &held,
+            &processes,
         );
         let draft = Draft::new(planner, &changes, &names.map(Ok));
         self.apply(draft.corrections);
@@ -257,7 +262,7 @@ impl World {
             let number = number_of_real_name(real).unwrap();
             assert!(self.numbers.insert(number), "{real} was used before");
         }
-        if matches!(plan, Plan::Fill { ref group, .. } if self.daemon.active.get(group).is_some_and(|held| !held.is_empty()))
+        if matches!(plan, Plan::Fill { ref group, .. } if self.daemon.active.get(group).is_some_and(|processes| !processes.is_empty()))
         {
             return self.count("not empty");
         }
@@ -322,27 +327,27 @@ impl World {
                     })
                     .collect();
                 for process in hidden {
-                    let held = self.daemon.active.get_mut(&real).unwrap();
-                    held.get_mut(&process).unwrap().0 = ProcessState::Stopped;
+                    let processes = self.daemon.active.get_mut(&real).unwrap();
+                    processes.get_mut(&process).unwrap().0 = ProcessState::Stopped;
                 }
             }
             Repair::AddBack { reals } => {
                 for real in reals {
                     let members = self.registry.members_in(&real);
-                    let held = stopped(members.map(|member| member.process.as_str()));
-                    if !held.is_empty() || self.registry.added_group(&real).is_some() {
-                        self.daemon.active.insert(real, held);
+                    let processes = stopped(members.map(|member| member.process.as_str()));
+                    if !processes.is_empty() || self.registry.added_group(&real).is_some() {
+                        self.daemon.active.insert(real, processes);
                     }
                 }
             }
             Repair::AddEmpty { group, .. } => {
-                self.daemon.active.insert(group, Held::new());
+                self.daemon.active.insert(group, Processes::new());
             }
         }
     }
 
     fn reconcile(&self, mode: Mode) -> reconcile::Reconciliation {
-        let known = Known {
+        let known = Inputs {
             registry: &self.registry,
             intent: &self.intent,
             persist_file: &self.persist_file,
@@ -360,13 +365,13 @@ impl World {
             self.daemon.active.remove(name);
         }
         for name in &reconciliation.recreate {
-            let held = configured().into_iter().find(|group| group.name == *name);
-            let held = held.unwrap();
-            let processes = stopped(held.processes.iter().map(String::as_str));
+            let processes = configured().into_iter().find(|group| group.name == *name);
+            let processes = processes.unwrap();
+            let processes = stopped(processes.processes.iter().map(String::as_str));
             self.daemon.active.insert(name.clone(), processes);
         }
         for (name, _) in &reconciliation.restore {
-            self.daemon.active.insert(name.clone(), Held::new());
+            self.daemon.active.insert(name.clone(), Processes::new());
         }
         self.registry = reconciliation.registry;
         self.intent.clear();
@@ -411,8 +416,8 @@ impl World {
             self.removed.insert(name.clone());
             let call = (REMOVE, vec![name.as_str().into()]);
             let _ = self.daemon.call(&call);
-        } else if let Some(held) = self.daemon.active.get_mut(&name) {
-            for (state, start) in held.values_mut() {
+        } else if let Some(processes) = self.daemon.active.get_mut(&name) {
+            for (state, start) in processes.values_mut() {
                 *state = match dice.roll(3) {
                     0 => {
                         *start = self.clock;
@@ -431,12 +436,13 @@ impl World {
     fn unhide_started(&mut self) {
         let hidden = self.registry.hidden();
         let started = hidden.filter(|(real, process, start)| {
-            let held = self
+            let processes = self
                 .daemon
                 .active
                 .get(*real)
-                .and_then(|held| held.get(*process));
-            let is_seen = held.is_some_and(|(state, at)| !is_still_hidden(*start, *state, *at));
+                .and_then(|processes| processes.get(*process));
+            let is_seen =
+                processes.is_some_and(|(state, at)| !is_still_hidden(*start, *state, *at));
             is_seen && self.registry.owner(real).is_none()
         });
         let events: Vec<Event> = started
@@ -470,8 +476,9 @@ impl World {
 
     fn ensure_invariants(&self) {
         for member in self.registry.members() {
-            let held = self.daemon.active.get(&member.real);
-            let is_there = held.is_some_and(|held| held.contains_key(&member.process));
+            let processes = self.daemon.active.get(&member.real);
+            let is_there =
+                processes.is_some_and(|processes| processes.contains_key(&member.process));
             assert!(is_there, "{} is not in the daemon", member.real_namespec());
         }
         for name in self.registry.added_groups() {
