@@ -122,28 +122,8 @@ impl Twiddler {
         let include = Arc::new(include.watched());
         let lock = include.lock()?;
         ensure_alone(&include, &conf_file)?;
-        if include.put_back()? {
-            tracing::info!(
-                "put back what is kept: an earlier proxy died in the middle of a change"
-            );
-        }
-        let persist_file_at_start = include.read_persist_file()?;
-        let (mut journal, registry) = Journal::open(include.clone())?;
-        journal.tidy(&registry);
-        if persists {
-            let configured = conf::configured_groups(&conf_file);
-            persist::restore_aside(&include, &registry, &configured);
-        } else {
-            persist::set_aside(&include, persist_file_at_start.as_deref())?
-        }
-        // The file that was aside may be the persist file again.
-        let persist_file_at_start = match persist_file_at_start {
-            None => include.read_persist_file()?,
-            text => text,
-        };
-        for path in include.sweep()? {
-            tracing::warn!(path = %path.display(), "removed a generated file that an earlier proxy left");
-        }
+        let (journal, registry, persist_file_at_start) =
+            take_over_files(&include, &conf_file, persists)?;
         if let Some(names) = losses::describe(&registry, &losses::removal_of_all(&registry)) {
             tracing::info!("known from before: {names}");
         }
@@ -499,6 +479,36 @@ impl Twiddler {
         // A worker that has ended drops the job with the sender of its answer.
         let _ = self.jobs.send(job);
     }
+}
+
+/// Takes over the files of an earlier proxy: removes generated files, and puts the persist file in place or
+/// aside. Returns the journal, its registry, and the text of the persist file.
+fn take_over_files(
+    include: &Arc<IncludeDir>,
+    conf_file: &Path,
+    persists: bool,
+) -> std::io::Result<(Journal, Registry, Option<String>)> {
+    if include.put_back()? {
+        tracing::info!("put back what is kept: an earlier proxy died in the middle of a change");
+    }
+    let persist_file = include.read_persist_file()?;
+    let (mut journal, registry) = Journal::open(include.clone())?;
+    journal.tidy(&registry);
+    if persists {
+        let configured = conf::configured_groups(conf_file);
+        persist::restore_aside(include, &registry, &configured);
+    } else {
+        persist::set_aside(include, persist_file.as_deref())?;
+    }
+    // The file that was aside may be the persist file again.
+    let persist_file = match persist_file {
+        None => include.read_persist_file()?,
+        text => text,
+    };
+    for path in include.sweep()? {
+        tracing::warn!(path = %path.display(), "removed a generated file that an earlier proxy left");
+    }
+    Ok((journal, registry, persist_file))
 }
 
 fn shutting_down() -> ChangeError {

@@ -6,7 +6,7 @@
 //! all remaining plans while the generated file is still in place, so that another client's `reloadConfig`
 //! reads the same sections.
 
-use super::engine::{Engine, Executed, Interrupted, Reading, empty_group};
+use super::engine::{Engine, Executed, Intent, Interrupted, Reading, empty_group};
 use super::model::answers::{Answers, Query};
 use super::model::change::{Change, ChangeError, Outcome};
 use super::model::plan::{self, Draft, Plan, Planner};
@@ -16,8 +16,8 @@ use crate::daemon::{ConfigInfo, ReloadResult};
 use crate::failpoint;
 use crate::fault::complaint::names_section;
 use crate::fault::{CANT_REREAD, INCORRECT_PARAMETERS, fault};
-use crate::persist;
-use crate::persist::Prepared;
+use crate::include_dir::Staged;
+use crate::persist::{self, Prepared};
 use crate::program::{Program, Scope, log_files};
 use crate::registry::losses::Cause;
 use crate::registry::{DEFAULT_PRIORITY, Event, Registry};
@@ -103,20 +103,7 @@ async fn prepare<'a>(
     engine.reserve_numbers(next);
     let is_missing = |name: &str| answers.groups.get(name) == Some(&false);
     let has_losses = engine.with_registry(|registry| registry.added_groups().any(is_missing));
-    let (plans, outcomes) = plans
-        .into_iter()
-        .map(|plan| match plan {
-            Ok(plan) => (Some(plan), Ok(())),
-            Err(error) => (None, Err(error)),
-        })
-        .unzip();
-    let transaction = Transaction {
-        configured,
-        plans,
-        outcomes,
-        is_stale: ahead.is_some(),
-        has_losses,
-    };
+    let transaction = Transaction::new(configured, plans, ahead.is_some(), has_losses);
     Ok((transaction, ahead))
 }
 
@@ -140,7 +127,29 @@ async fn read_ahead(
     Ok((engine.query(queries).await?, None))
 }
 
-impl Transaction<'_> {
+impl<'a> Transaction<'a> {
+    fn new(
+        configured: &'a [ConfiguredGroup],
+        plans: Vec<Result<Plan, ChangeError>>,
+        is_stale: bool,
+        has_losses: bool,
+    ) -> Self {
+        let (plans, outcomes) = plans
+            .into_iter()
+            .map(|plan| match plan {
+                Ok(plan) => (Some(plan), Ok(())),
+                Err(error) => (None, Err(error)),
+            })
+            .unzip();
+        Transaction {
+            configured,
+            plans,
+            outcomes,
+            is_stale,
+            has_losses,
+        }
+    }
+
     async fn run(mut self, engine: &mut Engine, ahead: Option<Reading>) -> Batch {
         let starts = match self.execute_plans(engine, ahead).await {
             Ok(starts) => starts,
@@ -356,24 +365,7 @@ impl Transaction<'_> {
         let marker = adds_marker.then(|| engine.marker.clone());
         let script = Script::compose(marker, self.pending());
         let is_read = reading.is_some();
-        let (intent, file) = match reading {
-            Some(reading) => reading.staged.into_parts(),
-            None => (engine.intend(events.clone(), false)?, None),
-        };
-        // Plans may have been refused since the reading, or the reading may have had more plans.
-        let intent = if intent.events == events {
-            Ok(intent)
-        } else {
-            engine.intend(events.clone(), adds_marker)
-        };
-        let intent = match intent {
-            Ok(intent) => intent,
-            Err(error) => {
-                drop(file);
-                engine.close_intent(Vec::new());
-                return Err(error);
-            }
-        };
+        let (intent, file) = intend(engine, reading, &events, adds_marker)?;
         if script.calls.is_empty() {
             failpoint::hit("hiding");
         }
@@ -540,6 +532,31 @@ struct Read {
     events: Vec<Event>,
     /// Whether the epoch marker is among the sections.
     adds_marker: bool,
+}
+
+/// Returns the intent for `events`, and the staged file of the reading. Opens another intent if the reading
+/// was for other steps: plans may have been refused since, or need more steps than it had.
+fn intend(
+    engine: &mut Engine,
+    reading: Option<Reading>,
+    events: &[Event],
+    adds_marker: bool,
+) -> Result<(Intent, Option<Staged>), ChangeError> {
+    let Some(reading) = reading else {
+        return Ok((engine.intend(events.to_vec(), false)?, None));
+    };
+    let (intent, file) = reading.staged.into_parts();
+    if intent.events == events {
+        return Ok((intent, file));
+    }
+    match engine.intend(events.to_vec(), adds_marker) {
+        Ok(intent) => Ok((intent, file)),
+        Err(error) => {
+            drop(file);
+            engine.close_intent(Vec::new());
+            Err(error)
+        }
+    }
 }
 
 /// Returns the read-ahead if its text meets `is_usable`, and discards it otherwise.

@@ -66,88 +66,98 @@ pub struct Inputs<'a> {
 }
 
 /// The queries whose answers [`reconcile`] needs.
-pub fn queries(known: Inputs<'_>, mode: Mode) -> Vec<Query> {
-    let registry = known.registry;
+pub fn queries(inputs: Inputs<'_>, mode: Mode) -> Vec<Query> {
+    let registry = inputs.registry;
     let mut groups: BTreeSet<String> = BTreeSet::new();
     let mut queries = vec![Query::AllProcesses];
     match mode {
-        Mode::FirstStart => groups.extend(known.unregistered_persisted_groups()),
-        Mode::SameEpoch if known.intent.is_empty() => {
+        Mode::FirstStart => groups.extend(inputs.unregistered_persisted_groups()),
+        Mode::SameEpoch if inputs.intent.is_empty() => {
             let names = registry.added_groups().chain(registry.marker());
             groups.extend(names.map(str::to_owned));
         }
         Mode::SameEpoch => {
-            let about = known.intent.iter();
+            let about = inputs.intent.iter();
             return about
                 .flat_map(|event| queries_about(registry, event))
                 .collect();
         }
-        Mode::NewEpoch => groups.extend(known.all_names()),
+        Mode::NewEpoch => groups.extend(inputs.all_names()),
         Mode::NewEpochPersisted => groups.extend(registry.added_groups().map(str::to_owned)),
         Mode::NewEpochPersistent => {
-            groups.extend(known.all_names());
-            groups.extend(known.persist_file.groups.keys().cloned());
+            groups.extend(inputs.all_names());
+            groups.extend(inputs.persist_file.groups.keys().cloned());
         }
     }
     queries.extend(groups.into_iter().map(Query::Group));
     queries
 }
 
-/// Reconciles what is `known` with the daemon's `answers`.
-pub fn reconcile(known: Inputs<'_>, answers: &Answers, mode: Mode) -> Reconciliation {
-    let registry = known.registry;
+/// Reconciles the `inputs` with the daemon's `answers`.
+pub fn reconcile(inputs: Inputs<'_>, answers: &Answers, mode: Mode) -> Reconciliation {
+    let registry = inputs.registry;
     match mode {
-        Mode::FirstStart => {
-            let mut events = known.unregistered(answers);
-            let numbers = answers.processes.keys();
-            let numbers = numbers.filter_map(|(real, _)| number_of_real_name(real));
-            let next = numbers.max().map(|highest| highest + 1);
-            events.extend(next.filter(|next| *next > registry.next()).map(Event::Next));
-            in_same_epoch(registry, events)
-        }
-        Mode::SameEpoch if known.intent.is_empty() => {
+        Mode::FirstStart => in_same_epoch(registry, adoptions(inputs, answers)),
+        Mode::SameEpoch if inputs.intent.is_empty() => {
             in_same_epoch(registry, losses(registry, answers))
         }
         Mode::SameEpoch => Reconciliation {
-            restore: groups_to_restore(known, answers),
-            ..in_same_epoch(registry, executed_steps(known, answers))
+            restore: groups_to_restore(inputs, answers),
+            ..in_same_epoch(registry, executed_steps(inputs, answers))
         },
-        Mode::NewEpoch => {
-            let filled = known.filled(answers);
-            let mut remove = known.surplus(answers, known.all_names(), &BTreeSet::new());
-            remove.extend(filled.iter().cloned());
-            let mut empty = registry.clone();
-            empty.clear();
-            Reconciliation {
-                registry: empty,
-                remove,
-                recreate: filled,
-                ..Reconciliation::default()
-            }
-        }
-        Mode::NewEpochPersisted | Mode::NewEpochPersistent => {
-            let persists = mode == Mode::NewEpochPersistent;
-            let new_registry = in_new_epoch(known, answers, persists);
-            let hidden = new_registry.hidden();
-            let stop = hidden
-                .filter_map(|(real, process, _)| answers.process(real, process))
-                .filter(|info| !info.state.is_stopped())
-                .cloned()
-                .collect();
-            let remove = if persists {
-                let mut names: BTreeSet<String> = known.all_names();
-                names.extend(known.persist_file.groups.keys().cloned());
-                known.surplus(answers, names, &real_groups(&new_registry))
-            } else {
-                BTreeSet::new()
-            };
-            Reconciliation {
-                registry: new_registry,
-                stop,
-                remove,
-                ..Reconciliation::default()
-            }
-        }
+        Mode::NewEpoch => without_additions(inputs, answers),
+        Mode::NewEpochPersisted => with_persist_file(inputs, answers, false),
+        Mode::NewEpochPersistent => with_persist_file(inputs, answers, true),
+    }
+}
+
+/// The events that adopt generated groups, and that mark their numbers as used.
+fn adoptions(inputs: Inputs<'_>, answers: &Answers) -> Vec<Event> {
+    let mut events = inputs.unregistered(answers);
+    let numbers = answers.processes.keys();
+    let numbers = numbers.filter_map(|(real, _)| number_of_real_name(real));
+    let next = numbers.max().map(|highest| highest + 1);
+    let is_new = |next: &u64| *next > inputs.registry.next();
+    events.extend(next.filter(is_new).map(Event::Next));
+    events
+}
+
+/// The reconciliation for a daemon that restarted without a persist file.
+fn without_additions(inputs: Inputs<'_>, answers: &Answers) -> Reconciliation {
+    let filled = inputs.filled(answers);
+    let mut remove = inputs.surplus(answers, inputs.all_names(), &BTreeSet::new());
+    remove.extend(filled.iter().cloned());
+    let mut registry = inputs.registry.clone();
+    registry.clear();
+    Reconciliation {
+        registry,
+        remove,
+        recreate: filled,
+        ..Reconciliation::default()
+    }
+}
+
+/// The reconciliation for a daemon that restarted and read the persist file.
+fn with_persist_file(inputs: Inputs<'_>, answers: &Answers, persists: bool) -> Reconciliation {
+    let registry = in_new_epoch(inputs, answers, persists);
+    let hidden = registry.hidden();
+    let stop = hidden
+        .filter_map(|(real, process, _)| answers.process(real, process))
+        .filter(|info| !info.state.is_stopped())
+        .cloned()
+        .collect();
+    let remove = if persists {
+        let mut names: BTreeSet<String> = inputs.all_names();
+        names.extend(inputs.persist_file.groups.keys().cloned());
+        inputs.surplus(answers, names, &real_groups(&registry))
+    } else {
+        BTreeSet::new()
+    };
+    Reconciliation {
+        registry,
+        stop,
+        remove,
+        ..Reconciliation::default()
     }
 }
 
@@ -368,18 +378,18 @@ fn queries_about(registry: &Registry, event: &Event) -> Vec<Query> {
 }
 
 /// The events for the steps of the intent that the daemon has executed.
-fn executed_steps(known: Inputs<'_>, answers: &Answers) -> Vec<Event> {
+fn executed_steps(inputs: Inputs<'_>, answers: &Answers) -> Vec<Event> {
     let is_addition = |event: &Event| matches!(event, Event::Group { .. } | Event::Joined(_));
     // The marker is added together with the other groups. If the daemon lacks it, a group of the same name
     // is somebody else's.
-    let is_unread = known
+    let is_unread = inputs
         .intent
         .iter()
         .any(|event| matches!(event, Event::Marker(name) if !answers.is_active(name)));
-    let steps = known.intent.iter();
+    let steps = inputs.intent.iter();
     steps
         .filter(|event| !(is_unread && is_addition(event)))
-        .flat_map(|event| executed_events(known.registry, event, answers))
+        .flat_map(|event| executed_events(inputs.registry, event, answers))
         .collect()
 }
 
@@ -414,14 +424,14 @@ fn executed_events(registry: &Registry, event: &Event, answers: &Answers) -> Vec
 
 /// The groups that were removed to be recreated, and were not added again: the daemon had not read their
 /// sections when the proxy died.
-fn groups_to_restore(known: Inputs<'_>, answers: &Answers) -> Vec<(String, i64)> {
-    let affected = known.intent.iter().filter_map(|event| match event {
+fn groups_to_restore(inputs: Inputs<'_>, answers: &Answers) -> Vec<(String, i64)> {
+    let affected = inputs.intent.iter().filter_map(|event| match event {
         Event::Joined(member) if !member.is_placed() => Some(&member.group),
         Event::Left { group, .. } => Some(group),
         _ => None,
     });
     let affected: BTreeSet<&String> = affected.filter(|group| !answers.is_active(group)).collect();
-    let added = |group: &String| Some((group.clone(), known.registry.added_group(group)?));
+    let added = |group: &String| Some((group.clone(), inputs.registry.added_group(group)?));
     affected.into_iter().filter_map(added).collect()
 }
 
@@ -478,8 +488,8 @@ fn unregistered(
 /// The registry for a new epoch in which the daemon read the persist file, according to its answers about
 /// all processes and about the added groups. With `persists`, it has also the additions that the daemon
 /// lacks, except members that the open intent removes: these are not in the persist file any more.
-fn in_new_epoch(known: Inputs<'_>, answers: &Answers, persists: bool) -> Registry {
-    let old_registry = known.registry;
+fn in_new_epoch(inputs: Inputs<'_>, answers: &Answers, persists: bool) -> Registry {
+    let old_registry = inputs.registry;
     let mut next = old_registry.next();
     let mut number = |group: &str| {
         next += 1;
@@ -499,7 +509,7 @@ fn in_new_epoch(known: Inputs<'_>, answers: &Answers, persists: bool) -> Registr
     let mut recreate: BTreeMap<String, String> = BTreeMap::new();
     for member in old_registry.members() {
         let present = answers.process(&member.real, &member.process).is_some();
-        let should_exist = persists && !known.is_leaving(member);
+        let should_exist = persists && !inputs.is_leaving(member);
         let can_be_added = should_exist && member.is_reproducible() && !member.is_in_files();
         if !present && !can_be_added {
             continue;
@@ -546,24 +556,24 @@ fn hidden_in_new_epoch(old_registry: &Registry, answers: &Answers, persists: boo
 
 /// The events for groups and processes that the daemon does not have any more in the same epoch, according
 /// to its answers about all processes and about the added groups.
-fn losses(known: &Registry, answers: &Answers) -> Vec<Event> {
+fn losses(registry: &Registry, answers: &Answers) -> Vec<Event> {
     let daemon_has = |real: &str, process: &str| answers.process(real, process).is_some();
-    let members = known
+    let members = registry
         .members()
         .filter(|member| !daemon_has(&member.real, &member.process))
         .map(Member::removal);
     // A group stays as long as the daemon has one of its members.
     let has_members = |name: &str| {
-        let mut members = known.members_of(name);
+        let mut members = registry.members_of(name);
         members.any(|member| daemon_has(&member.real, &member.process))
     };
-    let groups = known
+    let groups = registry
         .added_groups()
         .filter(|name| !answers.is_active(name) && !has_members(name))
         .map(|name| Event::GroupGone {
             name: name.to_owned(),
         });
-    let hidden = known
+    let hidden = registry
         .hidden()
         .filter(|(real, process, _)| !daemon_has(real, process))
         .map(|(real, process, _)| Event::Shown {
@@ -724,7 +734,7 @@ mod tests {
             let answers = answers(processes, &["own"]);
             let persist_file = Contents::default();
             let new_registry = in_new_epoch(
-                known(&old_registry, &[], &persist_file, &[]),
+                inputs(&old_registry, &[], &persist_file, &[]),
                 &answers,
                 false,
             );
@@ -734,7 +744,7 @@ mod tests {
             assert_eq!(covered, hidden, "{processes:?}");
             assert_eq!(new_registry.added_group("own"), Some(5));
             let again = in_new_epoch(
-                known(&new_registry, &[], &persist_file, &[]),
+                inputs(&new_registry, &[], &persist_file, &[]),
                 &answers,
                 false,
             );
@@ -837,7 +847,7 @@ mod tests {
         let present = |answers: &Answers, intent: &[Event]| -> Vec<String> {
             let persist_file = Contents::default();
             let new_registry = in_new_epoch(
-                known(&old_registry, intent, &persist_file, &[]),
+                inputs(&old_registry, intent, &persist_file, &[]),
                 answers,
                 true,
             );
@@ -865,7 +875,7 @@ mod tests {
         }
     }
 
-    fn known<'a>(
+    fn inputs<'a>(
         registry: &'a Registry,
         intent: &'a [Event],
         persist_file: &'a Contents,
@@ -1008,7 +1018,7 @@ mod tests {
                 intent
             };
             let answers = answers(processes, active);
-            let known = known(&old_registry, &intent, &persist_file, &[]);
+            let known = inputs(&old_registry, &intent, &persist_file, &[]);
             let result = reconcile(known, &answers, Mode::SameEpoch);
             assert_eq!(result.events, expected, "{intent:?}");
             let names: Vec<&str> = result
@@ -1058,7 +1068,7 @@ mod tests {
         let persist_file = Contents::default();
         for (processes, active, removed, recreate) in table {
             let answers = answers(processes, active);
-            let known = known(&old_registry, &intent, &persist_file, &configured);
+            let known = inputs(&old_registry, &intent, &persist_file, &configured);
             let result = reconcile(known, &answers, Mode::NewEpoch);
             let names: Vec<&str> = result.remove.iter().map(String::as_str).collect();
             assert_eq!(names, removed, "{processes:?} {active:?}");
@@ -1103,7 +1113,7 @@ mod tests {
         for (processes, active, removed, stopped) in table {
             let answers = answers(processes, active);
             let result = reconcile(
-                known(&old_registry, &[], &persist_file, &[]),
+                inputs(&old_registry, &[], &persist_file, &[]),
                 &answers,
                 Mode::NewEpochPersistent,
             );
@@ -1115,7 +1125,7 @@ mod tests {
                 .collect();
             assert_eq!(stop, stopped, "{processes:?}");
             assert_eq!(result.registry.members().count(), 2);
-            let again = known(&result.registry, &[], &persist_file, &[]);
+            let again = inputs(&result.registry, &[], &persist_file, &[]);
             let again = reconcile(again, &answers, Mode::NewEpochPersistent);
             assert_eq!(again.registry.snapshot(), result.registry.snapshot());
         }
