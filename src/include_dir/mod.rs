@@ -1,8 +1,8 @@
 //! The daemon's include directory. Only this module writes files there.
 //!
-//! A file appears complete, by rename from a name with a dot, which the daemon never reads. A generated
-//! file exists only while the daemon reads it. This module knows nothing of HTTP, RPC or the meaning of the
-//! text.
+//! A file appears complete, by rename from a name that begins with a dot, which the daemon never reads. A
+//! generated file exists only while the daemon reads it. This module knows nothing of HTTP, RPC or the
+//! meaning of the text.
 
 mod lock;
 mod own_file;
@@ -28,7 +28,7 @@ use watcher::Watcher;
 use crate::failpoint;
 
 /// The prefix of files before they are renamed into place. The daemon's include pattern never matches a
-/// name with a dot. The next proxy removes such files of a killed proxy.
+/// name that begins with a dot. The next proxy removes such files of a killed proxy.
 const HIDDEN_PREFIX: &str = ".zz-twiddler-";
 /// Only the owner may read: the daemon runs as root or under the proxy's account.
 const MODE_OWNER: u32 = 0o600;

@@ -38,8 +38,7 @@ const MAX_REMOVED: usize = 64;
 /// `started`, is still the one when it was hidden, `start`. Both are Unix times of the daemon.
 pub fn is_still_hidden(start: i64, state: ProcessState, started: i64) -> bool {
     use ProcessState::{Exited, Fatal, Stopped, Stopping};
-    // Exited and fatal processes count too: a restarted daemon starts hidden processes, and the proxy stops
-    // them.
+    // Stopping counts too: a restarted daemon starts a hidden process, and the proxy stops it.
     matches!(state, Stopped | Stopping | Exited | Fatal) && started == start
 }
 

@@ -194,17 +194,14 @@ fn a_call_in_flight_when_the_daemon_dies_fails_and_is_not_repeated() -> Result<(
         let answer = call.read_reply()?;
         ensure!(answer.status == 502, "{method}: {answer:?}");
         daemon.wait_for_state("cat", "RUNNING")?;
-        ensure!(
-            daemon.read("cat.log")?.is_empty(),
-            "{method} was made again"
-        );
+        ensure!(daemon.read("cat.log")?.is_empty(), "{method} was repeated");
         ensure!(
             daemon.state("web:idle")? == "STOPPED",
-            "{method} was made again"
+            "{method} was repeated"
         );
         ensure!(
             group_names(&client)? == ["cat", "web"],
-            "{method} was made again"
+            "{method} was repeated"
         );
         let names: Vec<String> = rows(&client)?
             .iter()
@@ -212,7 +209,7 @@ fn a_call_in_flight_when_the_daemon_dies_fails_and_is_not_repeated() -> Result<(
             .collect();
         ensure!(
             names == ["cat:cat", "web:idle"],
-            "{method} was made again: {names:?}"
+            "{method} was repeated: {names:?}"
         );
     }
     Ok(())

@@ -99,12 +99,12 @@ fn ensure_any_write_may_fail(arguments: &[&str]) -> Result<()> {
     let (daemon, sidecar) = front(arguments)?;
     let mut model = Model::new();
     let mut dice = Dice::new(8);
-    let (mut made, mut refused) = (0, 0);
+    let (mut successes, mut refused) = (0, 0);
     let journal = daemon.include_dir().join(JOURNAL);
     for round in 0..40 {
         let client = sidecar.socket_client();
         // About the journal's size, so that a write fails in the middle of a change.
-        let size = journal.metadata().map_or(0, |found| found.len());
+        let size = journal.metadata().map_or(0, |metadata| metadata.len());
         let room = [0, 40, 120, 200, 300, 450, 700, 1000][round % 8];
         let limit = if round % 3 == 0 { room } else { size + room };
         limit_files(&sidecar, Some(limit))?;
@@ -113,7 +113,7 @@ fn ensure_any_write_may_fail(arguments: &[&str]) -> Result<()> {
             match make(&client, std::slice::from_ref(&change))? {
                 None => {
                     model.apply(&change);
-                    made += 1;
+                    successes += 1;
                 }
                 Some(CallError::Fault(fault)) if fault.code == FAILED => {
                     let clear = fault.text.contains("cannot write in the include directory");
@@ -139,7 +139,10 @@ fn ensure_any_write_may_fail(arguments: &[&str]) -> Result<()> {
             .any(|name| name.starts_with(".zz-") || name == GENERATED);
         ensure!(!remaining, "{names:?}");
     }
-    ensure!(made > 10 && refused > 10, "{made} made, {refused} refused");
+    ensure!(
+        successes > 10 && refused > 10,
+        "{successes} made, {refused} refused"
+    );
     Ok(())
 }
 

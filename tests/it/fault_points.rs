@@ -436,10 +436,10 @@ fn the_disk_fails_at_each_point() -> Result<()> {
             } else {
                 set_mode(&dir, 0o755)?
             }
-            let made = results.iter().filter(|made| **made).count();
-            let whole = made == 0 || made == results.len();
-            ensure!(whole, "full: {is_full}: {results:?}");
-            let expected = match made {
+            let successes = results.iter().filter(|result| **result).count();
+            let are_equal = successes == 0 || successes == results.len();
+            ensure!(are_equal, "full: {is_full}: {results:?}");
+            let expected = match successes {
                 0 => Expected::None,
                 _ => Expected::All,
             };
@@ -493,17 +493,17 @@ fn the_daemon_refuses_each_call() -> Result<()> {
     at_each_call(&[false, true], |stage, changes, call| {
         faults::strike(&stage.daemon, call, "REFUSE")?;
         let reply = read_results(&mut stage.send(changes)?)?;
-        let struck = !faults::is_pending(&stage.daemon);
+        let has_failed = !faults::is_pending(&stage.daemon);
         faults::call_off(&stage.daemon);
-        let made: Vec<Change> = changes
+        let executed: Vec<Change> = changes
             .iter()
             .zip(&reply)
-            .filter(|(_, made)| **made)
+            .filter(|(_, result)| **result)
             .map(|(change, _)| change.clone())
             .collect();
-        ensure!(struck || made.len() == changes.len(), "{reply:?}");
+        ensure!(has_failed || executed.len() == changes.len(), "{reply:?}");
         stage
-            .ensure(&made, Expected::All)
+            .ensure(&executed, Expected::All)
             .with_context(|| format!("{reply:?}"))?;
         let persist_lines = stage.persist_lines()?;
         stage.start_proxy_again()?;
@@ -513,7 +513,7 @@ fn the_daemon_refuses_each_call() -> Result<()> {
             persist_lines == stage.persist_lines()?,
             "{persist_lines:#?}"
         );
-        Ok(struck)
+        Ok(has_failed)
     })
 }
 

@@ -211,7 +211,7 @@ fn additions_are_written_at_the_end_of_the_persist_file() -> Result<()> {
     for number in 0..30 {
         let before = persist_file(&daemon)?;
         add(&format!("p{number}"))?;
-        ensure!(inode()? == file, "p{number}: it was written anew");
+        ensure!(inode()? == file, "p{number}: the file was replaced");
         ensure!(persist_file(&daemon)?.starts_with(&before), "p{number}");
     }
     client.call("supervisor.stopProcess", ("web:p3",))?;
@@ -219,7 +219,7 @@ fn additions_are_written_at_the_end_of_the_persist_file() -> Result<()> {
     ensure!(!persist_file(&daemon)?.contains("web:p3\n"));
     let file = inode()?;
     add("p3")?;
-    ensure!(inode()? == file, "it was written anew after a removal");
+    ensure!(inode()? == file, "the file was replaced after a removal");
     // Edits of the file are lost, and nothing else.
     fs::write(persist_path(&daemon), "; nothing\n")?;
     add("last")?;
@@ -582,7 +582,7 @@ fn a_lost_journal_loses_no_persisted_program() -> Result<()> {
     ensure!(shown.contains(&"web:back".to_owned()), "{shown:?}");
     client.call("twiddler.removeProcessFromGroup", ("web", "back"))?;
     ensure_all(&client)?;
-    ensure!(pids(&client)? == before, "somebody noticed");
+    ensure!(pids(&client)? == before, "a process was restarted");
     sidecar.stop()?;
     daemon.kill_and_start_again()?;
     sidecar.start_again()?;
@@ -604,7 +604,7 @@ impl Step {
         let add = |group, name, options| {
             client.call("twiddler.addProgramToGroup", (group, name, options))
         };
-        let made = match self {
+        let result = match self {
             Step::Group(name, priority) => client.call("twiddler.addGroup", (name, priority)),
             Step::Add(group, name, command) => add(group, name, options(&[("command", command)])),
             Step::Several(group, name) => add(group, name, several()),
@@ -617,7 +617,7 @@ impl Step {
                 client.call("twiddler.removeGroup", (name,))
             }
         };
-        made.map(drop).with_context(|| format!("{self:?}"))
+        result.map(drop).with_context(|| format!("{self:?}"))
     }
 }
 
@@ -628,9 +628,9 @@ const BEFORE: [Step; 15] = [
     Step::Group("other", 1),
     Step::Add("other", "other", SLEEP),
     Step::Add("web", "goes", SLEEP),
-    Step::Group("gone", 5),
-    Step::Add("gone", "one", SLEEP),
-    Step::Add("gone", "two", SLEEP),
+    Step::Group("removed", 5),
+    Step::Add("removed", "one", SLEEP),
+    Step::Add("removed", "two", SLEEP),
     Step::Group("empty", 5),
     Step::Group("fewer", 5),
     Step::Several("fewer", "many"),
@@ -645,7 +645,7 @@ const BEFORE: [Step; 15] = [
 /// Changes after that: removed, new and different members, groups, programs and priorities.
 const LATE: [Step; 13] = [
     Step::Remove("web", "goes"),
-    Step::RemoveGroup("gone"),
+    Step::RemoveGroup("removed"),
     Step::RemoveGroup("empty"),
     Step::Remove("fewer", "many_1"),
     Step::Remove("emptied", "one"),
@@ -730,19 +730,19 @@ fn a_daemon_that_read_an_older_file_gets_all_answered_changes_when_the_proxy_sta
     an_older_file_is_corrected(false)
 }
 
-/// Restarts the daemon with an older persist file while the proxy is down. Calls `meanwhile` before the
-/// proxy starts again.
+/// Restarts the daemon with an older persist file while the proxy is down. Calls `action` before the proxy
+/// starts again.
 fn start_both_with(
     daemon: &Daemon,
     sidecar: &Sidecar,
     persist_file: &[u8],
-    meanwhile: impl FnOnce() -> Result<()>,
+    action: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     sidecar.kill()?;
     daemon.kill()?;
     fs::write(persist_path(daemon), persist_file)?;
     daemon.start_again()?;
-    meanwhile()?;
+    action()?;
     sidecar.start_again()
 }
 

@@ -51,7 +51,7 @@ fn kills_lose_nothing(kills: usize, arguments: &[&str]) -> Result<()> {
     let sidecar = Sidecar::start_with(&daemon, arguments)?;
     let mut dice = Dice::new(seed(4)?);
     let mut model = Model::new();
-    let mut made = 0;
+    let mut answered_changes = 0;
     for kill in 0..kills {
         // Sometimes during the first change after the start of the proxy.
         let (first, moment) = (dice.roll(12), moment(&mut dice));
@@ -77,8 +77,8 @@ fn kills_lose_nothing(kills: usize, arguments: &[&str]) -> Result<()> {
         let (open, error) = open.with_context(|| format!("before kill {kill}"))?;
         let cut = matches!(error, Some(CallError::Transport(_)));
         ensure!(cut, "before kill {kill}: {open:?}: {error:?}");
-        made += answered.into_inner();
-        let case = || format!("after kill {kill} and {made} changes");
+        answered_changes += answered.into_inner();
+        let case = || format!("after kill {kill} and {answered_changes} changes");
         sidecar.start_again()?;
         let view = View::of(&sidecar.socket_client()).with_context(case)?;
         ensure_clean(&daemon).with_context(case)?;
@@ -93,7 +93,7 @@ fn kills_lose_nothing(kills: usize, arguments: &[&str]) -> Result<()> {
             "a neighbour was disturbed"
         );
     }
-    eprintln!("{made} changes were answered between {kills} kills");
+    eprintln!("{answered_changes} changes were answered between {kills} kills");
     ensure!(
         !sidecar.stderr_text().contains(" ERROR "),
         "{}",

@@ -184,7 +184,7 @@ impl Plan {
         )
     }
 
-    /// Whether the registry has an entry about the daemon's epoch after the plan.
+    /// Whether the registry depends on the daemon's epoch after the plan.
     pub fn needs_marker(&self) -> bool {
         self.needs_reload() || matches!(self, Plan::Hide { .. })
     }

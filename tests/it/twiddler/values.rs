@@ -109,10 +109,10 @@ fn a_thousand_hostile_values_arrive_unchanged() -> Result<()> {
         }
         let configs = daemon.call("supervisor.getAllConfigInfo", ())?;
         for (name, command, directory) in &programs {
-            let mut found = items(&configs)?
+            let mut matching = items(&configs)?
                 .iter()
-                .filter(|config| member(config, "name").is_ok_and(|found| found == &value(name)));
-            let (Some(config), None) = (found.next(), found.next()) else {
+                .filter(|config| member(config, "name").is_ok_and(|text| text == &value(name)));
+            let (Some(config), None) = (matching.next(), matching.next()) else {
                 anyhow::bail!("{name} is not there just once");
             };
             for (option, sent) in [("command", command), ("directory", directory)] {
