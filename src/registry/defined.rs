@@ -7,8 +7,7 @@ use std::sync::Arc;
 use super::{Event, Member, Registry};
 use crate::daemon::conf::ConfiguredGroup;
 
-/// Returns the registry without the groups and processes that the files define by now, and the names of
-/// those.
+/// Returns the registry without the groups and processes that the files define by now, and their names.
 pub fn without_defined<'r>(
     registry: &'r Registry,
     configured: &[ConfiguredGroup],

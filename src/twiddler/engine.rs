@@ -219,7 +219,7 @@ impl Engine {
         self.proxy_url.as_deref()
     }
 
-    /// The name of an empty group that the daemon reads and nobody adds.
+    /// The name of an empty group that the daemon reads and that is never added.
     fn trial_name(&self) -> String {
         format!("{}~try", self.marker)
     }
@@ -600,8 +600,8 @@ impl Engine {
         staged.map_err(|error| self.cannot_write(&error))
     }
 
-    /// Tests whether the daemon can follow a link through this process. It stages an empty group that
-    /// nobody adds.
+    /// Tests whether the daemon can follow a link through this process. It stages an empty group that is
+    /// never added.
     async fn test_delivery(&mut self) -> Result<Delivery, ChangeError> {
         let group = self.trial_name();
         let staged = self.stage_with(&empty_group(&group), Delivery::Link)?;

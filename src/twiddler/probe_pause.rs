@@ -1,4 +1,4 @@
-//! Probes: sections that the daemon reads beside the user's files, and of which nobody adds a group.
+//! Probes: sections that the daemon reads beside the user's files, and of which no group is added.
 
 use std::sync::Arc;
 

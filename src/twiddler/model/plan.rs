@@ -531,7 +531,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Returns whether the daemon's group `real` has no member left without `process`.
+    /// Returns whether `process` is the last member of the daemon's group `real`.
     fn is_last_member(&self, real: &str, process: &str) -> bool {
         let leaving = self.leaving.get(real);
         self.registry

@@ -128,19 +128,17 @@ impl Daemon {
                     answers.groups.insert(name.clone(), is_active);
                 }
                 Query::Process { real, process } => {
-                    let processes = self
-                        .active
-                        .get(real)
-                        .and_then(|processes| processes.get(process));
-                    processes
-                        .into_iter()
-                        .for_each(|processes| answers.insert(info(real, process, processes)));
+                    let processes = self.active.get(real);
+                    let state = processes.and_then(|processes| processes.get(process));
+                    if let Some(state) = state {
+                        answers.insert(info(real, process, state));
+                    }
                 }
                 Query::AllProcesses => {
                     for (real, processes) in &self.active {
-                        processes.iter().for_each(|(name, processes)| {
-                            answers.insert(info(real, name, processes))
-                        });
+                        processes
+                            .iter()
+                            .for_each(|(name, process)| answers.insert(info(real, name, process)));
                     }
                 }
             }
@@ -243,14 +241,14 @@ impl World {
         let queries = plan::queries(&self.registry, &changes, &names);
         let answers = self.daemon.answer(&queries);
         let first = self.registry.next();
-        let processes = BTreeSet::new();
+        let foreign_groups = BTreeSet::new();
         let planner = Planner::new(
             &self.registry,
             &self.configured,
             &answers,
             first,
             false,
-            &processes,
+            &foreign_groups,
         );
         let draft = Draft::new(planner, &changes, &names.map(Ok));
         self.apply(draft.corrections);
@@ -347,15 +345,15 @@ impl World {
     }
 
     fn reconcile(&self, mode: Mode) -> reconcile::Reconciliation {
-        let known = Inputs {
+        let inputs = Inputs {
             registry: &self.registry,
             intent: &self.intent,
             persist_file: &self.persist_file,
             configured: &self.configured,
             own: &[MARKER.to_owned()],
         };
-        let answers = self.daemon.answer(&reconcile::queries(known, mode));
-        reconcile(known, &answers, mode)
+        let answers = self.daemon.answer(&reconcile::queries(inputs, mode));
+        reconcile(inputs, &answers, mode)
     }
 
     /// Applies a reconciliation as the engine does.
@@ -365,9 +363,8 @@ impl World {
             self.daemon.active.remove(name);
         }
         for name in &reconciliation.recreate {
-            let processes = configured().into_iter().find(|group| group.name == *name);
-            let processes = processes.unwrap();
-            let processes = stopped(processes.processes.iter().map(String::as_str));
+            let group = configured().into_iter().find(|group| group.name == *name);
+            let processes = stopped(group.unwrap().processes.iter().map(String::as_str));
             self.daemon.active.insert(name.clone(), processes);
         }
         for (name, _) in &reconciliation.restore {
@@ -436,13 +433,9 @@ impl World {
     fn unhide_started(&mut self) {
         let hidden = self.registry.hidden();
         let started = hidden.filter(|(real, process, start)| {
-            let processes = self
-                .daemon
-                .active
-                .get(*real)
-                .and_then(|processes| processes.get(*process));
-            let is_seen =
-                processes.is_some_and(|(state, at)| !is_still_hidden(*start, *state, *at));
+            let processes = self.daemon.active.get(*real);
+            let info = processes.and_then(|processes| processes.get(*process));
+            let is_seen = info.is_some_and(|(state, at)| !is_still_hidden(*start, *state, *at));
             is_seen && self.registry.owner(real).is_none()
         });
         let events: Vec<Event> = started
