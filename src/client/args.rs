@@ -205,14 +205,14 @@ Examples:
 Changes nothing. Names the variables of environment that differ, and does not show their values.
 
 Exit status: 0 nothing differs, or only numbers of processes that were scaled; 1 something differs; 2 \
-the comparison failed.
+it cannot be told.
 
 Examples:
   twiddler diff
   twiddler diff web mailer")]
     Diff(DiffArgs),
 
-    /// Put supervisord's files in force, and restart only changed programs
+    /// Put supervisord's files in force, and restart only processes that changed
     #[command(after_help = "\
 Examples:
   twiddler update --dry-run

@@ -68,7 +68,7 @@ const OPTIONS: [OptionSpec; 19] = [
                that reaches the address can run commands" },
     OptionSpec { key: "hosts", heading: ACCESS, kind: Kind::Text, value: "NAMES", default: None,
         help: "Where browsers may find twiddler beside addresses and localhost, separated by commas: names \
-               such as proxy.example.com, and behind a reverse proxy origins such as \
+               such as proxy.example.com, and behind a relay origins such as \
                `https://sup.example.com`" },
     OptionSpec { key: "chmod", heading: CONNECTION, kind: Kind::Text, value: "MODE", default: None,
         help: "The mode of unix sockets that twiddler listens on \
@@ -88,7 +88,7 @@ const OPTIONS: [OptionSpec; 19] = [
     OptionSpec { key: "persist", heading: "Behaviour", kind: Kind::Flag, value: "BOOLEAN", default: Some("off"),
         help: "Keep added groups and programs when supervisord restarts" },
     OptionSpec { key: "live_update", heading: "Behaviour", kind: Kind::Flag, value: "BOOLEAN", default: Some("off"),
-        help: "Let supervisorctl update restart only changed programs" },
+        help: "Let supervisorctl update restart only processes that changed" },
     OptionSpec { key: "log_level", heading: LOGGING, kind: Kind::Text, value: "LEVEL", default: Some("info"),
         help: "How much to log on standard error: error, warn, info, debug or trace" },
     OptionSpec { key: "log_format", heading: LOGGING, kind: Kind::Text, value: "FORMAT", default: Some("text"),

@@ -104,7 +104,7 @@ impl DirLock {
         if !addresses.is_empty() {
             text = format!("{text}, {addresses}");
         }
-        text.push_str("\n# locked by twiddler while it runs, so that path_file is one at a time\n");
+        text.push_str("\n# locked by twiddler while it runs, so that there is one at a time\n");
         let written = self
             .file
             .set_len(0)

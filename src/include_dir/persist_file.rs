@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::resource::{Resource, getrlimit};
 use tempfile::NamedTempFile;
 
 use super::{IncludeDir, own_file};
@@ -94,19 +95,29 @@ impl IncludeDir {
         if FileId::of(&file.metadata()?) != known {
             return Ok(None);
         }
-        let (offset, length) = (as_offset(size), as_offset(padding + text.len()));
+        let more = padding + text.len();
+        ensure_size_allowed(size + more)?;
+        let (offset, length) = (as_offset(size), as_offset(more));
         match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
-            Ok(()) => Ok(Some(Growth {
-                path,
-                file,
-                size: known.size,
-                padding,
-                text: text.to_owned(),
-            })),
-            // Not every file system supports it.
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Ok(None),
-            Err(errno) => Err(errno.into()),
+            Ok(()) => {}
+            // Not every file system supports it, and a signal may interrupt it.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EINTR) => {
+                return Ok(None);
+            }
+            Err(errno) => return Err(errno.into()),
         }
+        // The reservation may have changed the file's time.
+        let id = FileId {
+            modified: FileId::of(&file.metadata()?).modified,
+            ..known
+        };
+        Ok(Some(Growth {
+            path,
+            file,
+            id,
+            padding,
+            text: text.to_owned(),
+        }))
     }
 
     /// The text of the persist file. `None` if there is none.
@@ -222,6 +233,19 @@ fn padding(size: usize, length: usize) -> Option<usize> {
     }
 }
 
+/// Checks the limit of this process on the size of files, which no reservation checks.
+///
+/// # Errors
+/// When a file of this size is too large.
+fn ensure_size_allowed(size: usize) -> io::Result<()> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    if u64::try_from(size).is_ok_and(|size| size <= limit) {
+        Ok(())
+    } else {
+        Err(Errno::EFBIG.into())
+    }
+}
+
 /// Converts a size to a file offset.
 fn as_offset(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
@@ -246,7 +270,8 @@ impl Prepared {
 pub struct Growth {
     path: PathBuf,
     file: File,
-    size: u64,
+    /// The file that space was reserved in.
+    id: FileId,
     /// The number of line breaks before the text.
     padding: usize,
     text: String,
@@ -256,18 +281,34 @@ impl Growth {
     /// Appends the text. Returns the identity of the file afterwards.
     ///
     /// # Errors
-    /// When the disk does not allow it; the file is unchanged then. When another file has replaced this one.
+    /// When the disk does not allow it; the file is unchanged then. When another program has written to the
+    /// file or replaced it.
     pub fn write(mut self) -> io::Result<FileId> {
+        self.ensure(self.id)?;
         let result = self.append();
         if result.is_err() {
-            self.file.set_len(self.size)?;
+            self.file.set_len(self.id.size)?;
         }
         result?;
-        let id = FileId::of(&self.file.metadata()?);
-        if FileId::of(&self.path.symlink_metadata()?) != id {
-            return Err(io::ErrorKind::NotFound.into());
-        }
+        let more = self.padding + self.text.len();
+        let id = FileId {
+            size: self.id.size + more as u64,
+            modified: FileId::of(&self.file.metadata()?).modified,
+            ..self.id
+        };
+        self.ensure(id)?;
         Ok(id)
+    }
+
+    /// Checks that the persist file is this one.
+    fn ensure(&self, id: FileId) -> io::Result<()> {
+        if FileId::of(&self.path.symlink_metadata()?) == id {
+            Ok(())
+        } else {
+            Err(io::Error::other(
+                "another program has written the persist file",
+            ))
+        }
     }
 
     fn append(&mut self) -> io::Result<()> {
@@ -365,24 +406,34 @@ mod tests {
                 std::os::unix::fs::symlink("elsewhere", &path).unwrap();
             },
         ];
-        for change in changes {
+        let begin = || {
             let file = include.prepare("begin\n").unwrap();
-            let known = include.put(file).unwrap().unwrap();
+            include.put(file).unwrap();
             // A second write within the resolution of the file system's clock has the same time.
-            let before = std::time::SystemTime::UNIX_EPOCH;
-            File::options()
-                .append(true)
-                .open(&path)
-                .unwrap()
-                .set_modified(before)
+            let file = File::options().append(true).open(&path).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH)
                 .unwrap();
-            let known = FileId {
-                modified: (0, 0),
-                ..known
-            };
-            assert!(include.prepare_growth(known, "more\n").unwrap().is_some());
+            FileId::of(&file.metadata().unwrap())
+        };
+        for change in changes {
+            let known = begin();
             change();
             assert!(include.prepare_growth(known, "more\n").unwrap().is_none());
+            let _ = std::fs::remove_file(&path);
+            let growth = include.prepare_growth(begin(), "more\n").unwrap().unwrap();
+            File::open(&path)
+                .unwrap()
+                .set_modified(std::time::SystemTime::UNIX_EPOCH)
+                .unwrap();
+            let growth = Growth {
+                id: FileId {
+                    modified: (0, 0),
+                    ..growth.id
+                },
+                ..growth
+            };
+            change();
+            assert!(growth.write().is_err());
             let _ = std::fs::remove_file(&path);
         }
     }
@@ -401,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_the_file_unchanged() {
+    fn a_write_that_fails_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let include = open(dir.path());
         let known = include

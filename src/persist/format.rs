@@ -73,8 +73,17 @@ pub fn render_placed(
             _ => None,
         })
         .collect();
+    let members = members?;
+    // The priority of such a group is the files', which those who are in the persist file do not have yet.
+    let is_in_files_too = |member: &&Member| {
+        registry.added_group(&member.group).is_some()
+            && configured.iter().any(|group| group.name == member.group)
+    };
+    if members.iter().any(is_in_files_too) {
+        return None;
+    }
     let mut text = String::new();
-    for (real, mut members) in by_real_group(members?.into_iter()) {
+    for (real, mut members) in by_real_group(members.into_iter()) {
         members.retain(|member| !member.is_in_files() && !is_defined(registry, configured, member));
         let group = members.first().map_or(real, |member| &member.group);
         let priority = registry.priority(configured, group);
@@ -263,11 +272,15 @@ pub fn is_same_but_for_address(one: &str, other: &str) -> bool {
     groups(one, counts) == groups(other, counts)
 }
 
-/// The lines of each group for which `counts` returns true. An empty line separates groups.
-fn groups(text: &str, counts: impl Fn(&str) -> bool) -> BTreeSet<Vec<&str>> {
+/// The lines of each group for which `counts` returns true. An empty line separates groups. The header is
+/// no group: other versions have other words there.
+fn groups(text: &str, counts: impl Fn(&str) -> bool) -> Vec<Vec<&str>> {
     let lines: Vec<&str> = text.lines().filter(|line| counts(line)).collect();
     let groups = lines.split(|line| line.is_empty()).map(<[&str]>::to_vec);
-    groups.filter(|group| !group.is_empty()).collect()
+    let is_header = |group: &[&str]| group.iter().all(|line| line.starts_with(';'));
+    let mut groups: Vec<Vec<&str>> = groups.filter(|group| !is_header(group)).collect();
+    groups.sort();
+    groups
 }
 
 /// The contents of an earlier proxy's persist file, for use if its journal is lost.
@@ -505,7 +518,15 @@ mod tests {
             ("a\n\nb\nc\n", "b\nc\n\n\n\na\n", true, true),
             ("a\n\nb\nc\n", "a\n\nc\nb\n", false, false),
             ("a\n\nb\n", "a\n", false, false),
+            ("a\n\nb\n\nb\n", "a\n\nb\n", false, false),
             ("a\nserverurl=x\n", "a\nserverurl=y\n", false, true),
+            ("; old\n\n; web:a\na\n", "; new\n\n; web:a\na\n", true, true),
+            (
+                "; old\n\n; web:a\na\n",
+                "; old\n\n; web:b\na\n",
+                false,
+                false,
+            ),
         ];
         for (one, other, same, but_for_address) in table {
             assert_eq!(is_same(one, other), same, "{one} {other}");

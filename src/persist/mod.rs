@@ -185,7 +185,15 @@ impl PersistFile {
         if self.read().is_some_and(|current| is_same(&current, &text)) {
             return Ok(());
         }
-        let file = self.replace(&text)?;
+        self.rewrite(registry, basis)
+    }
+
+    /// Writes the registry to the file, whatever the file has: it may not be on the disk yet.
+    ///
+    /// # Errors
+    /// When the directory or the disk does not allow it. The old file stays then.
+    pub fn rewrite(&mut self, registry: &Registry, basis: Basis) -> io::Result<()> {
+        let file = self.replace(&basis.render(registry))?;
         self.last_file = file.map(|file| LastFile { file, basis });
         Ok(())
     }

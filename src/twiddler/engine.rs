@@ -536,13 +536,21 @@ impl Engine {
 
     /// Puts the prepared persist file in place. Writes the whole file if that fails or nothing is prepared.
     fn put_persist_file(&mut self, prepared: Option<Prepared>) {
-        if let (Some(persist), Some(prepared)) = (&mut self.persist, prepared) {
-            match persist.put(prepared) {
-                Ok(()) => return,
-                Err(error) => tracing::debug!(%error, "writing the whole persist file"),
-            }
-        }
-        self.write_persist_file();
+        let Some(prepared) = prepared else {
+            return self.write_persist_file();
+        };
+        let result = self.persist.as_mut().map(|persist| persist.put(prepared));
+        let Some(Err(error)) = result else {
+            return;
+        };
+        tracing::debug!(%error, "writing the whole persist file");
+        let basis = self.basis(self.configured());
+        let registry = self.with_registry(Registry::clone);
+        let result = self
+            .persist
+            .as_mut()
+            .map(|persist| persist.rewrite(&registry, basis));
+        self.report_persist_file(result.unwrap_or(Ok(())));
     }
 
     /// Writes the registry to the persist file, with `--persist`.
@@ -551,7 +559,12 @@ impl Engine {
             return;
         }
         let registry = self.with_registry(Registry::clone);
-        if let Err(error) = self.write_persist_file_of(&registry) {
+        let written = self.write_persist_file_of(&registry);
+        self.report_persist_file(written);
+    }
+
+    fn report_persist_file(&self, written: io::Result<()>) {
+        if let Err(error) = written {
             tracing::error!(%error, dir = %self.include.path().display(), "what was changed will not outlive supervisord");
         }
     }

@@ -125,7 +125,7 @@ impl From<Vec<Value>> for Value {
 /// A method call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MethodCall {
-    /// The name of the method, which is not empty. No method may have this name.
+    /// The name of the method, which is not empty. The daemon may have no such method.
     pub method: String,
     /// The parameters. They are empty if the call has no `<params>`.
     pub params: Vec<Value>,

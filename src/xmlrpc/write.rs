@@ -13,7 +13,7 @@ use crate::python::float_repr;
 
 const DECLARATION: &str = "<?xml version='1.0'?>\n";
 
-/// Writes a call. The name of the method is push_escaped; Python does not escape it.
+/// Writes a call. The name of the method is escaped; Python does not escape it.
 pub fn call(method: &str, params: &[Value]) -> Vec<u8> {
     let mut out = String::from(DECLARATION);
     out.push_str("<methodCall>\n<methodName>");
@@ -126,7 +126,7 @@ fn member(out: &mut String, name: &str, value: &Value, reader: Reader) {
     out.push_str("</member>\n");
 }
 
-/// Appends the text with its special characters push_escaped.
+/// Appends the text with its special characters escaped.
 fn push_escaped(out: &mut String, text: &str) {
     let mut rest = text;
     while let Some(at) = rest.find(['&', '<', '>']) {

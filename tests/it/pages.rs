@@ -91,7 +91,7 @@ impl Twins {
         ];
         let exchange = |client: &Client| -> Result<Reply> {
             let bytes = client.request_bytes(method, path, &headers, form.map(str::as_bytes));
-            // The client adds a host of its daemon_page, which redirects would repeat.
+            // The client adds a host line of its own, which redirects would repeat.
             let request = String::from_utf8(bytes)?;
             let (line, rest) = request.split_once("\r\n").context("a request line")?;
             let (_, rest) = rest.split_once("\r\n").context("a host line")?;

@@ -2,7 +2,7 @@
 //!
 //! `TEST_EFFORT` multiplies how often the daemon is restarted under changes in each way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::{fs, path::PathBuf};
 
@@ -37,10 +37,12 @@ fn persist_file(daemon: &Daemon) -> Result<String> {
     fs::read_to_string(persist_path(daemon)).context("reading the persist file")
 }
 
-/// The groups of the file, without their order.
-fn groups(text: &str) -> BTreeSet<&str> {
+/// The groups of the file, sorted.
+fn groups(text: &str) -> Vec<&str> {
     let groups = text.split("\n\n").map(|group| group.trim_matches('\n'));
-    groups.filter(|group| !group.is_empty()).collect()
+    let mut groups: Vec<&str> = groups.filter(|group| !group.is_empty()).collect();
+    groups.sort_unstable();
+    groups
 }
 
 fn sleeper() -> Value {

@@ -323,7 +323,9 @@ fn reads_do_not_wait_for_calls_that_wait() -> Result<()> {
     timed("twiddler.addGroup", params!["new", 1])?;
     timed("twiddler.getAPIVersion", vec![])?;
     ensure!(
-        times.iter().all(|(_, time)| *time < bound(SOON)),
+        times
+            .iter()
+            .all(|(_, time)| *time < bound(SOON).min(TURN / 2)),
         "{times:?}"
     );
     assert!(descriptors(daemon.pid())? < 500 * 5);

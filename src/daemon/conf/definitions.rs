@@ -35,6 +35,7 @@ pub struct GroupDefinition {
     /// The priority, or the default if none is set.
     pub priority: i64,
     /// The text of `priority` in the file.
+    #[serde(rename = "written_priority")]
     pub priority_text: Option<String>,
     /// The programs, in the order of the group.
     pub programs: Vec<ProgramDefinition>,
