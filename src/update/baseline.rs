@@ -164,3 +164,19 @@ impl Baseline {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A baseline file, as a proxy of an earlier build may have left it.
+    const FILE: &str = r#"{"groups":{"web":{"environment":"A=1","group":{"name":"web","kind":"Program","has_section":true,"priority":5,"written_priority":"5","programs":[{"name":"a","kind":"Program","numprocs":2,"numprocs_start":0,"options":{"command":"/bin/cat"}}]}}},"applied":{},"scales":[{"group":"web","program":"a","numprocs":3,"configured":2,"added":null}],"restarts":[{"group":"web","process":"a","start":7,"is_made_anew":false}],"rejoining":[],"marker":"twiddler~1-2"}"#;
+
+    #[test]
+    fn the_names_in_the_file_stay() {
+        let baseline: Baseline = serde_json::from_str(FILE).unwrap();
+        let value = serde_json::to_value(&baseline).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(FILE).unwrap();
+        assert_eq!(value, expected);
+    }
+}
