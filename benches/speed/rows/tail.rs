@@ -17,7 +17,7 @@ use crate::setups::Ours;
 use crate::wire::{Wire, request};
 
 /// Lines a second in the log; each follower gets them all.
-const RATE: usize = 10;
+const RATE: usize = 20;
 const LAST: &str = "the last line";
 
 /// Waits for a word, then writes numbered lines.
@@ -85,8 +85,9 @@ fn is_whole(received: &str, lines: usize) -> bool {
 
 /// Many followers of one log.
 pub(crate) fn followers(effort: Effort) -> Result<Vec<Line>> {
-    let count = effort.count(100);
-    let lines = effort.count(100);
+    // One client may follow 51 logs at a time.
+    let count = effort.count(50);
+    let lines = effort.count(200);
     let ours = Ours::start(&chatty(lines))?;
     ours.daemon.wait_for_state("chatty", "RUNNING")?;
     eventually(LIMIT, || {
