@@ -8,8 +8,8 @@ use crate::common::ctl::python_command;
 use crate::common::schema::ensure_documents;
 use crate::common::sidecar::{twiddler_command, verb_command};
 use crate::common::{
-    Daemon, DaemonOptions, LIMIT, Process, Sidecar, SidecarOptions, bound, eventually, run,
-    stderr_text, stdout_text,
+    Daemon, DaemonOptions, LIMIT, Process, Sidecar, SidecarOptions, eventually, run, stderr_text,
+    stdout_text,
 };
 use anyhow::{Context, Result, ensure};
 
@@ -318,7 +318,7 @@ fn a_verb_takes_little_longer_than_the_calls_of_supervisorctl() -> Result<()> {
         }
         differences.sort();
         best = best.min(differences[ROUNDS / 2]);
-        if best <= bound(MORE) {
+        if best <= MORE {
             return Ok(());
         }
     }

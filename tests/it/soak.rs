@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::dice::times;
 use crate::common::{
-    Client, Daemon, MIB, Sidecar, attributes_of, basic, bound, call_of, crowd, descriptors,
-    eventually, is_alone, memory, options, peak_memory, raise_file_limit, value,
+    Client, Daemon, MIB, Sidecar, attributes_of, basic, call_of, crowd, descriptors, eventually,
+    is_alone, memory, options, peak_memory, raise_file_limit, value,
 };
 use crate::strangers::{Pair, judged_by};
 use anyhow::{Context, Result, ensure};
@@ -28,6 +28,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// How long clients who mean well may wait, but for one call in a hundred. Attackers and supervisord have
 /// the same cores.
 const P99: Duration = Duration::from_millis(250);
+/// The same beside other tests, which have the cores too.
+const P99_IN_COMPANY: Duration = Duration::from_secs(1);
 /// How long supervisord may take to answer on its own socket.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// What supervisord may have, of the 1024 that it is given: some are for connections of callers who have
@@ -180,7 +182,7 @@ fn watch(daemon: &Daemon, sidecar: &Sidecar, until: Instant) -> Result<Taken> {
         let began = Instant::now();
         daemon.call("supervisor.getState", ())?;
         let (took, open) = (began.elapsed(), descriptors(daemon.pid())?);
-        ensure!(took < bound(ANSWER_TIME), "supervisord took {took:?}");
+        ensure!(took < ANSWER_TIME, "supervisord took {took:?}");
         ensure!(open < DESCRIPTORS, "supervisord has {open} descriptors");
         taken.descriptors.push(open);
         taken.memory.push(memory(sidecar.pid())?);
@@ -262,13 +264,9 @@ fn nobody_fails_or_waits_under_all_attacks_at_once_and_nothing_grows() -> Result
             bytes.iter().map(|bytes| bytes / MIB).collect::<Vec<_>>(),
             taken.descriptors.iter().max(),
         );
-        let enough = if is_alone() { 100 } else { 20 };
-        ensure!(
-            changed > 0 && took.len() > enough,
-            "{changed}, {}",
-            took.len()
-        );
-        ensure!(p99 <= bound(P99), "{p99:?}");
+        ensure!(changed > 0 && took.len() > 100, "{changed}, {}", took.len());
+        let most = if is_alone() { P99 } else { P99_IN_COMPANY };
+        ensure!(p99 <= most, "{p99:?}");
         ensure!(bytes[2] <= bytes[0] + NOISE, "memory grows: {bytes:?}");
         ensure!(
             !is_alone() || open[2] <= open[1] + DESCRIPTOR_NOISE,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::process::succeeded;
 use crate::common::{
-    Client, Connection, Daemon, DaemonOptions, LIMIT, MIB, Sidecar, SidecarOptions, Until, bound,
+    Client, Connection, Daemon, DaemonOptions, LIMIT, MIB, Sidecar, SidecarOptions, Until,
     descriptors, eventually, memory, options, raise_file_limit, run, value,
 };
 use anyhow::{Context, Result, anyhow, ensure};
@@ -305,10 +305,7 @@ fn reads_do_not_wait_for_calls_that_wait() -> Result<()> {
         let [itself, through] = p99(&[&direct, &reader], "supervisor.getState")?;
         println!("p99 {through:?}, of the daemon itself {itself:?}");
         // The daemon itself is slower on a busy machine.
-        ensure!(
-            through <= bound(P99).max(3 * itself),
-            "{through:?}, {itself:?}"
-        );
+        ensure!(through <= P99.max(3 * itself), "{through:?}, {itself:?}");
     }
     // Starts and changes of other clients do not wait, either.
     let other = sidecar.socket_client();
@@ -322,12 +319,7 @@ fn reads_do_not_wait_for_calls_that_wait() -> Result<()> {
     timed("supervisor.startProcess", params!["quick"])?;
     timed("twiddler.addGroup", params!["new", 1])?;
     timed("twiddler.getAPIVersion", vec![])?;
-    ensure!(
-        times
-            .iter()
-            .all(|(_, time)| *time < bound(SOON).min(TURN / 2)),
-        "{times:?}"
-    );
+    ensure!(times.iter().all(|(_, time)| *time < SOON), "{times:?}");
     assert!(descriptors(daemon.pid())? < 500 * 5);
     drop(crowd);
     Ok(())

@@ -81,7 +81,7 @@ pub use self::{
         IntoParams, IntoValue, TWIDDLER_METHODS, items, member, number, options, text, texts, value,
     },
     view::{Picture, Row, infos, rows},
-    wait::{LIMIT, bound, eventually, is_alone},
+    wait::{LIMIT, eventually, is_alone},
 };
 
 /// Set by the benchmark, which does not print the logs of successful runs.

@@ -34,9 +34,3 @@ pub fn eventually<T>(limit: Duration, mut check: impl FnMut() -> Result<T>) -> R
 pub fn is_alone() -> bool {
     std::env::var_os("TEST_ALONE").is_some()
 }
-
-/// How long something may take that takes no longer than `alone` on an idle machine. Beside other tests it
-/// waits for its share of the processors.
-pub fn bound(alone: Duration) -> Duration {
-    if is_alone() { alone } else { 8 * alone }
-}
