@@ -20,7 +20,7 @@ from supervisor.xmlrpc import Faults, RPCError
 
 FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fault")
 
-def strike():
+def strike(name):
     try:
         with open(FILE) as file:
             count, how = file.read().split()
@@ -30,6 +30,8 @@ def strike():
         with open(FILE, "w") as file:
             file.write("%d %s" % (int(count) - 1, how))
         return
+    with open(FILE + "-method", "w") as file:
+        file.write(name)
     os.remove(FILE)
     if how == "REFUSE":
         raise RPCError(Faults.FAILED, "told to")
@@ -38,7 +40,7 @@ def strike():
 def faulty(method):
     @functools.wraps(method)
     def call(self, *args, **kwargs):
-        strike()
+        strike(method.__name__)
         return method(self, *args, **kwargs)
     return call
 
@@ -57,6 +59,11 @@ pub fn extension(methods: &[&str]) -> String {
 /// Schedules an action for the daemon's call with this number, counted from now: `REFUSE`, or a signal.
 pub fn strike(daemon: &Daemon, call: usize, how: &str) -> Result<()> {
     daemon.write(ORDER, &format!("{call} {how}"))
+}
+
+/// The method of the call at which the last action happened.
+pub fn method(daemon: &Daemon) -> Result<String> {
+    daemon.read("fault-method")
 }
 
 /// Whether the action is still scheduled.
