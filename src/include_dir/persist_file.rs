@@ -317,6 +317,7 @@ impl Growth {
             failpoint::hit("padded");
         }
         self.file.write_all(self.text.as_bytes())?;
+        failpoint::hit("appended");
         self.file.sync_data()
     }
 }

@@ -513,8 +513,8 @@ impl Engine {
         events: Vec<Event>,
         configured: &[ConfiguredGroup],
     ) -> Result<Option<Prepared>, ChangeError> {
-        let basis = self.basis(configured.to_vec());
-        let Some(persist) = &mut self.persist else {
+        let basis = self.persists().then(|| self.basis(configured.to_vec()));
+        let (Some(persist), Some(basis)) = (&mut self.persist, basis) else {
             return Ok(None);
         };
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);

@@ -29,11 +29,10 @@ use std::time::Duration;
 use crate::common::changes::{Change, Model, USER, View, ensure_daemon_matches, make};
 use crate::common::disk::{launcher, limit_files, set_mode};
 use crate::common::faults;
-use crate::common::stuck::{GENERATED, stopped_or_answered, wait_until_stopped};
+use crate::common::stuck::{GENERATED, stopped_or_answered, stopping_sidecar, wait_until_stopped};
 use crate::common::values::fault_in;
 use crate::common::{
-    Client, Connection, Daemon, DaemonOptions, LIMIT, Sidecar, SidecarOptions, eventually, items,
-    options, value,
+    Client, Connection, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, items, options, value,
 };
 use anyhow::{Context, Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, read, write};
@@ -95,16 +94,8 @@ impl Stage {
             files: &[(faults::FILE, &extension)],
             ..DaemonOptions::default()
         })?;
-        let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
-        let sidecar = Sidecar::start_options(
-            &daemon,
-            SidecarOptions {
-                arguments: if persists { &["--persist"] } else { &[] },
-                environment: &[("TEST_STOP_AT", &stop_at)],
-                launcher: &launcher()?,
-                ..SidecarOptions::default()
-            },
-        )?;
+        let arguments: &[&str] = if persists { &["--persist"] } else { &[] };
+        let sidecar = stopping_sidecar(&daemon, arguments, &launcher()?)?;
         Ok(Stage {
             daemon,
             sidecar,

@@ -8,7 +8,8 @@ use std::{fs, path::PathBuf};
 
 use crate::common::changes::{Model, Restart, USER, View, ensure_daemon_matches, neighbours};
 use crate::common::dice::{seed, times};
-use crate::common::stuck::stopped_or_answered;
+use crate::common::disk::{launcher, limit_files};
+use crate::common::stuck::{stopped_or_answered, stopping_sidecar};
 use crate::common::values::{column, fault_in};
 use crate::common::{
     Client, Daemon, Dice, LIMIT, Row, Sidecar, SidecarOptions, eventually, items, member, number,
@@ -236,52 +237,136 @@ fn additions_are_written_at_the_end_of_the_persist_file() -> Result<()> {
     })
 }
 
-#[test]
-fn a_proxy_that_dies_while_appending_does_not_damage_the_persist_file() -> Result<()> {
-    let daemon = Daemon::start(USER)?;
-    let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
-    let sidecar = Sidecar::start_options(
-        &daemon,
-        SidecarOptions {
-            arguments: &["--persist"],
-            environment: &[("TEST_STOP_AT", &stop_at)],
-            ..SidecarOptions::default()
-        },
-    )?;
-    daemon.write("stop-at", "padded")?;
-    let mut names = Vec::new();
-    for number in 0..40 {
+/// The points that an addition passes from the preparation of the persist file on, if the file grows.
+const GROWTH: [&str; 8] = [
+    "kept without",
+    "prepared",
+    "answered",
+    "taken away",
+    "done",
+    "padded",
+    "appended",
+    "kept",
+];
+
+/// Adds processes to a running group until the proxy stops at `point`. Returns the namespecs of all of them:
+/// the last one has no answer. The persist file grows by each but the first.
+fn add_until_stopped(daemon: &Daemon, sidecar: &Sidecar, point: &str) -> Result<Vec<String>> {
+    let client = sidecar.socket_client();
+    client.call("twiddler.addProgramToGroup", ("web", "p0", sleeper()))?;
+    let file = fs::metadata(persist_path(daemon))?.ino();
+    daemon.write("stop-at", point)?;
+    let mut names = vec!["web:p0".to_owned()];
+    // A page is full after some of them.
+    for number in 1..40 {
         let name = format!("p{number}");
-        let call = write::call(
-            "twiddler.addProgramToGroup",
-            &[value("web"), value(&*name), sleeper()],
-        );
+        let params = [value("web"), value(&*name), sleeper()];
+        let call = write::call("twiddler.addProgramToGroup", &params);
         names.push(format!("web:{name}"));
-        let client = sidecar.socket_client();
         let mut connection = client.connect()?;
         connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
-        // The proxy stops only at the end of a page.
         let has_stopped = eventually(LIMIT, || {
             stopped_or_answered(sidecar.pid(), &mut connection)?.context("no answer")
         })?;
+        ensure!(
+            fs::metadata(persist_path(daemon))?.ino() == file,
+            "{name}: written anew"
+        );
         if has_stopped {
-            break;
+            return Ok(names);
         }
     }
-    ensure!(names.len() < 40, "no page was full");
-    sidecar.kill()?;
+    anyhow::bail!("it did not stop")
+}
+
+/// The running processes among the added ones. The daemon itself has them in groups like `web~000001`.
+fn running(client: &Client) -> Result<Vec<String>> {
+    let mut rows = rows(client)?;
+    rows.retain(|row| {
+        row.state == "RUNNING" && row.name.starts_with('p') && row.group.starts_with("web")
+    });
+    Ok(rows.iter().map(Row::namespec).collect())
+}
+
+/// Waits until the processes run that were added before the last one, and maybe that one. The daemon starts
+/// the same again.
+fn ensure_answered(daemon: &Daemon, client: &Client, names: &[String]) -> Result<()> {
+    let (last, answered) = names.split_last().context("no names")?;
+    let seen = eventually(LIMIT, || {
+        let seen = running(client)?;
+        ensure!(answered.iter().all(|name| seen.contains(name)), "{seen:?}");
+        ensure!(
+            seen.len() - answered.len() == usize::from(seen.contains(last)),
+            "{seen:?}"
+        );
+        Ok(seen)
+    })?;
     daemon.kill_and_start_again()?;
-    sidecar.start_again()?;
-    let client = sidecar.socket_client();
     eventually(LIMIT, || {
-        let rows = rows(&client)?;
-        let running = rows.iter().filter(|row| row.state == "RUNNING");
-        let running: Vec<String> = running.map(Row::namespec).collect();
-        for name in &names {
-            ensure!(running.contains(name), "{name}: {rows:#?}");
-        }
+        let again = running(&daemon.client())?;
+        ensure!(again.len() == seen.len(), "{again:?} was {seen:?}");
+        let again = running(client)?;
+        ensure!(again == seen, "{again:?} was {seen:?}");
         Ok(())
     })
+}
+
+#[test]
+fn a_crash_at_any_point_of_an_appended_addition_loses_nothing() -> Result<()> {
+    for point in GROWTH {
+        for (kills_proxy, kills_daemon) in [(true, false), (false, true), (true, true)] {
+            let case = || format!("{point}, proxy {kills_proxy}, daemon {kills_daemon}");
+            let daemon = Daemon::start(USER)?;
+            let sidecar = stopping_sidecar(&daemon, &["--persist"], &[])?;
+            let names = add_until_stopped(&daemon, &sidecar, point).with_context(case)?;
+            if kills_proxy {
+                sidecar.kill()?;
+            }
+            if kills_daemon {
+                daemon.kill_and_start_again()?;
+            }
+            if kills_proxy {
+                sidecar.start_again()?;
+            } else {
+                sidecar.signal("CONT")?;
+            }
+            ensure_answered(&daemon, &sidecar.socket_client(), &names).with_context(case)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_disk_that_is_full_while_the_persist_file_grows_leaves_it_whole() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = stopping_sidecar(&daemon, &["--persist"], &launcher()?)?;
+    let names = add_until_stopped(&daemon, &sidecar, "padded")?;
+    // The line breaks before the text are there, and half of the text has room.
+    let size = fs::metadata(persist_path(&daemon))?.len();
+    limit_files(&sidecar, Some(size + 20))?;
+    sidecar.signal("CONT")?;
+    let client = sidecar.socket_client();
+    eventually(LIMIT, || {
+        ensure!(running(&client)?.len() == names.len());
+        Ok(())
+    })?;
+    let text = eventually(LIMIT, || {
+        let text = persist_file(&daemon)?;
+        ensure!(!text.ends_with("\n\n"), "it has not been cut yet");
+        Ok(text)
+    })?;
+    let last = names.last().context("no names")?;
+    ensure!(
+        !text.contains(last.as_str()) && text.ends_with('\n'),
+        "{text}"
+    );
+    limit_files(&sidecar, None)?;
+    client.call("twiddler.addProgramToGroup", ("web", "p99", sleeper()))?;
+    for name in names.iter().map(String::as_str).chain(["web:p99"]) {
+        let line = format!("; {name}\n");
+        ensure!(persist_file(&daemon)?.matches(&line).count() == 1, "{name}");
+    }
+    Ok(())
 }
 
 #[test]

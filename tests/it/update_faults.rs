@@ -22,11 +22,11 @@ use crate::common::faults;
 use crate::common::judge::{
     Judge, Verdict, ctl, diff, differing, ensure_as_judged, is_running, settled, table,
 };
-use crate::common::stuck::{GENERATED, wait_until_stopped};
+use crate::common::stuck::{GENERATED, stopping_sidecar, wait_until_stopped};
 use crate::common::values::sleeping;
 use crate::common::{
-    Client, Connection, Daemon, DaemonOptions, LIMIT, Reply, Row, Sidecar, SidecarOptions,
-    eventually, items, member, rows, supervisorctl, text, value,
+    Client, Connection, Daemon, DaemonOptions, LIMIT, Reply, Row, Sidecar, eventually, items,
+    member, rows, supervisorctl, text, value,
 };
 use crate::live_update::{FILE, WEB};
 
@@ -47,7 +47,7 @@ fn a_daemon_that_starts_during_a_probe_runs_only_the_files() -> Result<()> {
             files: &[(FILE, WEB)],
             ..DaemonOptions::default()
         })?;
-        let sidecar = stopping(&daemon)?;
+        let sidecar = stopping_sidecar(&daemon, &[], &[])?;
         let expected: Vec<String> = settled(&sidecar.client())?.into_keys().collect();
         ensure!(diff(&sidecar.client())?.is_empty());
         daemon.write(FILE, &WEB.replace("601", "611"))?;
@@ -81,23 +81,6 @@ fn a_daemon_that_starts_during_a_probe_runs_only_the_files() -> Result<()> {
     Ok(())
 }
 
-/// A proxy in front of the daemon that stops itself at the point that the file `stop-at` names.
-fn stopping(daemon: &Daemon) -> Result<Sidecar> {
-    stopping_with(daemon, &[])
-}
-
-fn stopping_with(daemon: &Daemon, arguments: &[&str]) -> Result<Sidecar> {
-    let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
-    Sidecar::start_options(
-        daemon,
-        SidecarOptions {
-            arguments,
-            environment: &[("TEST_STOP_AT", &stop_at)],
-            ..SidecarOptions::default()
-        },
-    )
-}
-
 /// Sends a call, and waits until the proxy has stopped at a point of it.
 fn stop_at(
     daemon: &Daemon,
@@ -123,7 +106,7 @@ fn an_update_is_finished_after_the_proxy_dies_at_each_point() -> Result<()> {
             files: &[(FILE, &text)],
             ..DaemonOptions::default()
         })?;
-        let sidecar = stopping(&daemon)?;
+        let sidecar = stopping_sidecar(&daemon, &[], &[])?;
         sidecar
             .client()
             .call("supervisor.startProcess", ("web:b",))?;
@@ -167,7 +150,7 @@ fn a_program_whose_options_change_survives_the_death_of_the_proxy_at_each_point(
             files: &[(FILE, WEB)],
             ..DaemonOptions::default()
         })?;
-        let sidecar = stopping(&daemon)?;
+        let sidecar = stopping_sidecar(&daemon, &[], &[])?;
         let client = sidecar.client();
         client.call("twiddler.addGroup", ("dyn", 5))?;
         client.call(
@@ -213,7 +196,7 @@ fn a_group_that_is_refused_after_its_stop_runs_as_before() -> Result<()> {
         files: &[(FILE, WEB)],
         ..DaemonOptions::default()
     })?;
-    let sidecar = stopping(&daemon)?;
+    let sidecar = stopping_sidecar(&daemon, &[], &[])?;
     let client = sidecar.client();
     ensure!(diff(&client)?.is_empty());
     let before = settled(&client)?;
@@ -343,8 +326,8 @@ impl Stage {
             ..DaemonOptions::default()
         })?;
         let sidecar = match by {
-            By::Config => stopping(&daemon)?,
-            By::Steps => stopping_with(&daemon, &["--live-update"])?,
+            By::Config => stopping_sidecar(&daemon, &[], &[])?,
+            By::Steps => stopping_sidecar(&daemon, &["--live-update"], &[])?,
         };
         let judge = Judge::of(&daemon)?;
         let mut stage = Stage {

@@ -4,10 +4,8 @@
 use std::fs;
 
 use crate::common::changes::USER;
-use crate::common::stuck::wait_until_stopped;
-use crate::common::{
-    Client, Connection, Daemon, LIMIT, Sidecar, SidecarOptions, eventually, options, rows, value,
-};
+use crate::common::stuck::{stopping_sidecar, wait_until_stopped};
+use crate::common::{Client, Connection, Daemon, LIMIT, Sidecar, eventually, options, rows, value};
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::{Value, write};
 
@@ -25,15 +23,7 @@ impl Stage {
     /// Starts a proxy that has added many programs, one of which runs.
     fn set() -> Result<Stage> {
         let daemon = Daemon::start(USER)?;
-        let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
-        let sidecar = Sidecar::start_options(
-            &daemon,
-            SidecarOptions {
-                arguments: &["--persist"],
-                environment: &[("TEST_STOP_AT", &stop_at)],
-                ..SidecarOptions::default()
-            },
-        )?;
+        let sidecar = stopping_sidecar(&daemon, &["--persist"], &[])?;
         let stage = Stage { daemon, sidecar };
         let many = options(&[
             ("command", value("/bin/cat")),

@@ -10,6 +10,7 @@ use supervisor_twiddler::xmlrpc::{Value, write};
 use super::client::Client;
 use super::daemon::Daemon;
 use super::http::Connection;
+use super::sidecar::{Sidecar, SidecarOptions};
 use super::wait::{LIMIT, eventually};
 
 /// The name of the generated file.
@@ -66,6 +67,20 @@ pub fn stop_in_a_change(
         call.read_reply()?;
     }
     bail!("supervisord was never stopped in time")
+}
+
+/// A proxy that stops itself once at the point that the daemon's file `stop-at` names.
+pub fn stopping_sidecar(daemon: &Daemon, arguments: &[&str], launcher: &[&str]) -> Result<Sidecar> {
+    let stop_at = daemon.dir().join("stop-at").to_string_lossy().into_owned();
+    Sidecar::start_options(
+        daemon,
+        SidecarOptions {
+            arguments,
+            launcher,
+            environment: &[("TEST_STOP_AT", &stop_at)],
+            ..SidecarOptions::default()
+        },
+    )
 }
 
 /// Waits until a process has stopped itself at its failpoint.
