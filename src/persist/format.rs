@@ -376,7 +376,7 @@ fn header<'l>(line: &'l str, kind: &str) -> Option<&'l str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::program::{Name, Program};
     use crate::registry::Rendered;
@@ -394,7 +394,12 @@ mod tests {
         Program::parse(&group, name, &Value::Struct(options.into()), "").unwrap()
     }
 
-    fn members(group: &str, name: &str, numprocs: u32, real: &str) -> Vec<Event> {
+    pub(in crate::persist) fn members(
+        group: &str,
+        name: &str,
+        numprocs: u32,
+        real: &str,
+    ) -> Vec<Event> {
         let program = program(group, name, numprocs.into());
         let member = |index| {
             Event::Joined(Arc::new(Member {

@@ -257,3 +257,111 @@ pub fn restore_aside(include: &IncludeDir, registry: &Registry, configured: &[Co
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::format::tests::members;
+    use super::*;
+    use crate::registry::tests::left;
+
+    /// A persist file with its directory, and the registry that it is about.
+    struct Stage {
+        dir: tempfile::TempDir,
+        file: PersistFile,
+        registry: Registry,
+        basis: Basis,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let include = IncludeDir::open(dir.path().to_owned(), "zz.conf".to_owned()).unwrap();
+            let include = include.with_persist_file("persist.conf".to_owned());
+            Stage {
+                dir,
+                file: PersistFile::new(Arc::new(include)),
+                registry: Registry::default(),
+                basis: Basis {
+                    changes: 0,
+                    configured: Vec::new(),
+                    proxy: None,
+                },
+            }
+        }
+
+        /// Makes a change. Returns whether the file grew.
+        fn make(&mut self, events: Vec<Event>) -> bool {
+            let (registry, basis) = (&self.registry, self.basis.clone());
+            let prepared = self.file.prepare(registry, events.clone(), basis).unwrap();
+            let grows = matches!(prepared.step, Step::Grow(_));
+            self.file.put(prepared).unwrap();
+            self.apply(events);
+            grows
+        }
+
+        fn apply(&mut self, events: Vec<Event>) {
+            events
+                .into_iter()
+                .for_each(|event| self.registry.apply(event));
+            self.basis.changes += 1;
+        }
+
+        fn ensure_complete(&self) {
+            let text = std::fs::read_to_string(self.dir.path().join("persist.conf")).unwrap();
+            let expected = self.basis.render(&self.registry);
+            assert!(is_same(&text, &expected), "{text}\nis not\n{expected}");
+        }
+    }
+
+    #[test]
+    fn the_file_grows_only_if_it_says_what_the_registry_said_before() {
+        let configured = || {
+            vec![ConfiguredGroup {
+                name: "web".to_owned(),
+                priority: 3,
+                empty: false,
+                processes: vec!["a_0".to_owned()],
+            }]
+        };
+        let cases: [(&str, &dyn Fn(&mut Stage), bool); 4] = [
+            ("nothing else", &|_| {}, true),
+            (
+                "a loss",
+                &|stage| stage.apply(vec![left("web", "a_0")]),
+                false,
+            ),
+            (
+                "edited files",
+                &|stage| stage.basis.configured = configured(),
+                false,
+            ),
+            (
+                "another address",
+                &|stage| stage.basis.proxy = Some("http://there".to_owned()),
+                false,
+            ),
+        ];
+        for (case, happens, grows) in cases {
+            let mut stage = Stage::new();
+            assert!(!stage.make(members("web", "a", 1, "web~000001")), "{case}");
+            assert!(stage.make(members("web", "b", 1, "web~000002")), "{case}");
+            happens(&mut stage);
+            assert_eq!(
+                stage.make(members("web", "c", 1, "web~000003")),
+                grows,
+                "{case}"
+            );
+            stage.ensure_complete();
+        }
+    }
+
+    #[test]
+    fn a_removal_writes_the_file_anew_and_additions_append_to_that() {
+        let mut stage = Stage::new();
+        stage.make(members("web", "a", 2, "web~000001"));
+        assert!(!stage.make(vec![left("web", "a_0")]));
+        stage.ensure_complete();
+        assert!(stage.make(members("web", "b", 1, "web~000002")));
+        stage.ensure_complete();
+    }
+}
