@@ -380,7 +380,7 @@ pub(super) mod tests {
     use super::*;
     use crate::program::{Name, Program};
     use crate::registry::Rendered;
-    use crate::registry::tests::{hidden, left, registry};
+    use crate::registry::tests::{added, hidden, left, registry};
     use crate::xmlrpc::Value;
 
     fn program(group: &str, name: &str, numprocs: i64) -> Program {
@@ -514,6 +514,9 @@ pub(super) mod tests {
         // The process of the files was removed before.
         known.apply(hidden("web", "one_0"));
         assert!(written(&known).contains("; web:one_0"));
+        // The group was added, and has another priority in the file.
+        known.apply(added("web"));
+        assert_eq!(render_placed(&known, &events, &configured, None), None);
     }
 
     #[test]

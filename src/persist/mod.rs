@@ -264,6 +264,9 @@ mod tests {
     use super::*;
     use crate::registry::tests::left;
 
+    /// What happens between two additions.
+    type Happening = fn(&mut Stage);
+
     /// A persist file with its directory, and the registry that it is about.
     struct Stage {
         dir: tempfile::TempDir,
@@ -313,31 +316,32 @@ mod tests {
         }
     }
 
+    fn defining_a() -> Vec<ConfiguredGroup> {
+        vec![ConfiguredGroup {
+            name: "web".to_owned(),
+            priority: 3,
+            empty: false,
+            processes: vec!["a_0".to_owned()],
+        }]
+    }
+
     #[test]
     fn the_file_grows_only_if_it_says_what_the_registry_said_before() {
-        let configured = || {
-            vec![ConfiguredGroup {
-                name: "web".to_owned(),
-                priority: 3,
-                empty: false,
-                processes: vec!["a_0".to_owned()],
-            }]
-        };
-        let cases: [(&str, &dyn Fn(&mut Stage), bool); 4] = [
-            ("nothing else", &|_| {}, true),
+        let cases: [(&str, Happening, bool); 4] = [
+            ("nothing else", |_| {}, true),
             (
                 "a loss",
-                &|stage| stage.apply(vec![left("web", "a_0")]),
+                |stage| stage.apply(vec![left("web", "a_0")]),
                 false,
             ),
             (
                 "edited files",
-                &|stage| stage.basis.configured = configured(),
+                |stage| stage.basis.configured = defining_a(),
                 false,
             ),
             (
                 "another address",
-                &|stage| stage.basis.proxy = Some("http://there".to_owned()),
+                |stage| stage.basis.proxy = Some("http://there".to_owned()),
                 false,
             ),
         ];

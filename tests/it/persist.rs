@@ -9,7 +9,7 @@ use std::{fs, path::PathBuf};
 use crate::common::changes::{Model, Restart, USER, View, ensure_daemon_matches, neighbours};
 use crate::common::dice::{seed, times};
 use crate::common::disk::{launcher, limit_files};
-use crate::common::stuck::{stopped_or_answered, stopping_sidecar};
+use crate::common::stuck::{stopped_or_answered, stopping_sidecar, wait_until_stopped};
 use crate::common::values::{column, fault_in};
 use crate::common::{
     Client, Daemon, Dice, LIMIT, Row, Sidecar, SidecarOptions, eventually, items, member, number,
@@ -366,6 +366,31 @@ fn a_disk_that_is_full_while_the_persist_file_grows_leaves_it_whole() -> Result<
         let line = format!("; {name}\n");
         ensure!(persist_file(&daemon)?.matches(&line).count() == 1, "{name}");
     }
+    Ok(())
+}
+
+#[test]
+fn an_addition_that_the_persist_file_has_no_room_for_is_refused() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = stopping_sidecar(&daemon, &["--persist"], &launcher()?)?;
+    let client = sidecar.socket_client();
+    let add = |name: &str| client.call("twiddler.addProgramToGroup", ("web", name, sleeper()));
+    add("p0")?;
+    daemon.write("stop-at", "read")?;
+    let params = [value("web"), value("p1"), sleeper()];
+    let call = write::call("twiddler.addProgramToGroup", &params);
+    let mut connection = client.connect()?;
+    connection.send(&client.request_bytes("POST", "/RPC2", &[], Some(&call)))?;
+    wait_until_stopped(sidecar.pid())?;
+    let size = fs::metadata(persist_path(&daemon))?.len();
+    limit_files(&sidecar, Some(size + 20))?;
+    sidecar.signal("CONT")?;
+    let reply = connection.read_reply()?.text();
+    ensure!(reply.contains("faultString"), "{reply}");
+    limit_files(&sidecar, None)?;
+    ensure!(running(&client)? == ["web:p0"], "{:?}", rows(&client)?);
+    add("p1")?;
+    ensure!(persist_file(&daemon)?.contains("; web:p1\n"));
     Ok(())
 }
 
