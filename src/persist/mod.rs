@@ -185,7 +185,7 @@ impl PersistFile {
         if self.read().is_some_and(|current| is_same(&current, &text)) {
             return Ok(());
         }
-        self.rewrite(registry, basis)
+        self.replace_with(&text, basis)
     }
 
     /// Writes the registry to the file, whatever the file has: it may not be on the disk yet.
@@ -193,7 +193,11 @@ impl PersistFile {
     /// # Errors
     /// When the directory or the disk does not allow it. The old file stays then.
     pub fn rewrite(&mut self, registry: &Registry, basis: Basis) -> io::Result<()> {
-        let file = self.replace(&basis.render(registry))?;
+        self.replace_with(&basis.render(registry), basis)
+    }
+
+    fn replace_with(&mut self, text: &str, basis: Basis) -> io::Result<()> {
+        let file = self.replace(text)?;
         self.last_file = file.map(|file| LastFile { file, basis });
         Ok(())
     }

@@ -35,10 +35,8 @@ use crate::fault::{
 use crate::include_dir::{self, Delivery, IncludeDir, Staged, Withheld};
 use crate::persist::{Basis, PersistFile, Prepared};
 use crate::program;
-use crate::registry::Journal;
 use crate::registry::losses::{self, Cause};
-use crate::registry::{DEFAULT_PRIORITY, Event, Registry};
-use crate::registry::{is_marker, real_name};
+use crate::registry::{DEFAULT_PRIORITY, Event, Journal, Registry, is_marker, real_name};
 use crate::xmlrpc::{Fault, Value};
 
 /// The maximum number of reconnections of the liveness connection during a change. The daemon may close an

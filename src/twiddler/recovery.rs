@@ -17,8 +17,7 @@ use crate::fault::{CANT_REREAD, SHUTDOWN_STATE};
 use crate::persist::{self, Contents, real_groups};
 use crate::program;
 use crate::registry::losses::{self, Cause};
-use crate::registry::without_defined;
-use crate::registry::{Event, Registry};
+use crate::registry::{Event, Registry, without_defined};
 
 /// Makes the view current, if it is not.
 ///

@@ -10,9 +10,7 @@ use super::change::{Change, ChangeError};
 use crate::daemon::conf::ConfiguredGroup;
 use crate::daemon::{ProcessInfo, ProcessState, ReloadResult};
 use crate::program::{self, Program, Scope};
-use crate::registry::Rendered;
-use crate::registry::real_name;
-use crate::registry::{Event, Member, Place, Registry, is_still_hidden};
+use crate::registry::{Event, Member, Place, Registry, Rendered, is_still_hidden, real_name};
 
 /// Returns whether the daemon starts a stopped process in the next turn of its loop
 /// (`supervisor/process.py`, `transition`). `program` is the process's definition. Returns `None` if that

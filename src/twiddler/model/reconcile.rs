@@ -11,9 +11,10 @@ use super::answers::{Answers, Query};
 use crate::daemon::ProcessInfo;
 use crate::daemon::conf::ConfiguredGroup;
 use crate::persist::{Contents, real_groups};
-use crate::registry::Rendered;
-use crate::registry::{Event, Member, Registry};
-use crate::registry::{group_of_real_name, is_generated, number_of_real_name, real_name};
+use crate::registry::{
+    Event, Member, Registry, Rendered, group_of_real_name, is_generated, number_of_real_name,
+    real_name,
+};
 
 /// The situation of a reconciliation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,8 +15,7 @@ use crate::daemon::{ProcessInfo, ProcessState};
 use crate::fault::{ALREADY_ADDED, BAD_NAME, STILL_RUNNING, fault};
 use crate::persist::Contents;
 use crate::program::Name;
-use crate::registry::{Event, Registry, is_still_hidden};
-use crate::registry::{is_generated, number_of_real_name};
+use crate::registry::{Event, Registry, is_generated, is_still_hidden, number_of_real_name};
 use crate::xmlrpc::Value;
 
 const STEPS: usize = 100_000;
