@@ -7,36 +7,29 @@
 mod lock;
 mod own_file;
 mod persist_file;
+mod staging;
 mod watcher;
 
-use std::fs::{DirBuilder, File, Metadata, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{
-    DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink,
-};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use tempfile::{NamedTempFile, TempDir, TempPath};
+use tempfile::NamedTempFile;
 
 pub use lock::{DirLock, Holder};
 pub use persist_file::{FileId, Growth, Prepared, Withheld};
+pub use staging::{Delivery, Staged};
 pub use watcher::{COMMAND as CLEAN_UP_COMMAND, clean_up_after_proxy};
 
+use staging::Links;
 use watcher::Watcher;
-
-use crate::failpoint;
 
 /// The prefix of files before they are renamed into place. The daemon's include pattern never matches a
 /// name that begins with a dot. The next proxy removes such files of a killed proxy.
 const HIDDEN_PREFIX: &str = ".zz-twiddler-";
 /// Only the owner may read: the daemon runs as root or under the proxy's account.
 const MODE_OWNER: u32 = 0o600;
-/// The mode of directories that no other account may enter.
-const MODE_PRIVATE: u32 = 0o700;
-/// Inside such a directory: the directory of the text, and the link through this process.
-const INNER_NAME: &str = "files";
-const LINK_NAME: &str = "link";
 /// The daemon runs under another account and reads through the directory's group.
 const MODE_GROUP: u32 = 0o640;
 
@@ -46,17 +39,6 @@ pub fn unreadable_for(account: &str, dir: &Path) -> String {
     format!(
         "supervisord runs as {account} and cannot read what twiddler writes in {dir}; chgrp {dir} to a group that both accounts are in, and chmod 2770 {dir}"
     )
-}
-
-/// How a generated file reaches the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// By a link through this process. If the process dies, the link leads nowhere, so that a file with a
-    /// program that the daemon would refuse can never keep it from starting.
-    Link,
-    /// As a regular file, if the daemon cannot follow a link through this process: in another container, or
-    /// under another account.
-    File,
 }
 
 /// The error text if `dir` is not writable, with the remedy.
@@ -87,6 +69,7 @@ pub struct IncludeDir {
     persist_name: Option<String>,
     mode: u32,
     watcher: Option<Watcher>,
+    links: Links,
 }
 
 impl IncludeDir {
@@ -103,6 +86,7 @@ impl IncludeDir {
             persist_name: None,
             mode: MODE_OWNER,
             watcher: None,
+            links: Links::default(),
         })
     }
 
@@ -133,75 +117,6 @@ impl IncludeDir {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.dir
-    }
-
-    /// Puts a generated file with `text` in place until the returned guard is dropped.
-    ///
-    /// # Errors
-    /// When the directory or the disk does not allow it. No file remains then.
-    pub fn stage(&self, text: &str, delivery: Delivery) -> io::Result<Staged> {
-        let visible = self.dir.join(&self.file_name);
-        match delivery {
-            Delivery::File => {
-                let file = self.write(text)?;
-                failpoint::hit("written");
-                file.persist(&visible).map_err(|error| error.error)?;
-                Ok(Staged {
-                    visible: Some(TempPath::try_from_path(visible)?),
-                    hidden: None,
-                })
-            }
-            Delivery::Link => {
-                let hidden = self.hide(text)?;
-                failpoint::hit("written");
-                // The link is relative, because the daemon may know the directory by another path.
-                let inside = hidden.dir.path().file_name().unwrap_or_default();
-                let target = Path::new(inside).join(LINK_NAME);
-                let link = self
-                    .temporary()
-                    .make_in(&self.dir, |path| symlink(&target, path))?;
-                failpoint::hit("linked");
-                link.persist(&visible).map_err(|error| error.error)?;
-                Ok(Staged {
-                    visible: Some(TempPath::try_from_path(visible)?),
-                    hidden: Some(hidden),
-                })
-            }
-        }
-    }
-
-    /// Writes `text` to a file that is only readable through a link through this process.
-    ///
-    /// After this process has ended, another process of the account may get its process number and could
-    /// put a file at the end of the link. But it cannot read the link, so it does not know the file name.
-    /// It cannot open the directory with the original text either, so that text does not come back.
-    fn hide(&self, text: &str) -> io::Result<Hidden> {
-        let private = Permissions::from_mode(MODE_PRIVATE);
-        let dir = self
-            .temporary()
-            .permissions(private)
-            .tempdir_in(&self.dir)?;
-        let inner = dir.path().join(INNER_NAME);
-        DirBuilder::new().mode(MODE_PRIVATE).create(&inner)?;
-        let handle = File::open(&inner)?;
-        let name = secret_name()?;
-        let mut options = File::options();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(MODE_OWNER)
-            .open(inner.join(&name))?;
-        file.write_all(text.as_bytes())?;
-        let target = path_through_this_process(&handle, &name);
-        symlink(target, dir.path().join(LINK_NAME))?;
-        let owner_of = self.owner_of(&self.file_name);
-        for file in [&file, &handle, &File::open(dir.path())?] {
-            own_file::give(file, owner_of.as_ref())?;
-        }
-        Ok(Hidden {
-            dir,
-            _handle: handle,
-        })
     }
 
     /// Locks this directory for this process.
@@ -346,107 +261,21 @@ impl IncludeDir {
     }
 }
 
-/// A path through this process to a file in the directory of `handle`. It is invalid once this process has
-/// ended, and in another process-number namespace.
-fn path_through_this_process(handle: &File, name: &str) -> PathBuf {
-    let handle = format!("/proc/{}/fd/{}", std::process::id(), handle.as_raw_fd());
-    Path::new(&handle).join(name)
-}
-
-/// Returns a random file name.
-fn secret_name() -> io::Result<String> {
-    let mut secret = [0; 16];
-    getrandom::fill(&mut secret).map_err(io::Error::from)?;
-    Ok(format!("{:032x}", u128::from_ne_bytes(secret)))
-}
-
-/// A generated file in place for the daemon. Dropping it removes the file.
-#[derive(Debug)]
-pub struct Staged {
-    visible: Option<TempPath>,
-    hidden: Option<Hidden>,
-}
-
-/// The target of the link.
-#[derive(Debug)]
-struct Hidden {
-    dir: TempDir,
-    /// The open directory, which the link's path contains.
-    _handle: File,
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if let Some(visible) = self.visible.take() {
-            let path = visible.to_path_buf();
-            log_unless_missing(&path, visible.close());
-        }
-        if let Some(hidden) = self.hidden.take() {
-            let path = hidden.dir.path().to_owned();
-            log_unless_missing(&path, hidden.dir.close());
-        }
-    }
-}
-
-fn log_unless_missing(path: &Path, closed: io::Result<()>) {
-    if let Err(error) = closed
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        let path = path.display();
-        tracing::error!(%error, %path, "a generated file cannot be removed: supervisord goes on reading it");
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
-    fn names(dir: &Path) -> Vec<String> {
+    pub(super) fn names(dir: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(dir).unwrap();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect()
     }
 
-    fn open(dir: &Path) -> IncludeDir {
+    pub(super) fn open(dir: &Path) -> IncludeDir {
         IncludeDir::open(dir.into(), "zz-twiddler.conf".into()).unwrap()
-    }
-
-    #[test]
-    fn a_staged_file_exists_until_its_guard_is_dropped() {
-        for delivery in [Delivery::File, Delivery::Link] {
-            let dir = tempfile::tempdir().unwrap();
-            let staged = open(dir.path()).stage("[group:a]\n", delivery).unwrap();
-            let visible: Vec<String> = names(dir.path())
-                .into_iter()
-                .filter(|name| !name.starts_with('.'))
-                .collect();
-            assert_eq!(visible, ["zz-twiddler.conf"]);
-            drop(staged);
-            assert!(names(dir.path()).is_empty());
-        }
-    }
-
-    #[test]
-    fn a_link_leads_to_the_text_until_its_guard_is_dropped() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut staged = open(dir.path())
-            .stage("[group:a]\n", Delivery::Link)
-            .unwrap();
-        let path = dir.path().join("zz-twiddler.conf");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "[group:a]\n");
-        // As after the death of the process: the number of the handle is free.
-        let hidden = staged.hidden.take().unwrap();
-        let left = hidden.dir.keep();
-        drop(hidden._handle);
-        assert!(std::fs::read_to_string(&path).is_err());
-        assert!(std::fs::symlink_metadata(&path).is_ok());
-        for private in [left.clone(), left.join(INNER_NAME)] {
-            assert_eq!(private.metadata().unwrap().mode() & 0o777, MODE_PRIVATE);
-        }
-        // The next proxy removes all of it.
-        drop(staged);
-        assert_eq!(open(dir.path()).sweep().unwrap(), [left]);
     }
 
     #[test]
@@ -464,20 +293,6 @@ mod tests {
         let mut left = names(dir.path());
         left.sort();
         assert_eq!(left, [".hidden", "user.conf"]);
-    }
-
-    #[test]
-    fn other_accounts_cannot_read_a_generated_file() {
-        let dir = tempfile::tempdir().unwrap();
-        for (same_account, mode) in [(true, 0o600), (false, 0o640)] {
-            let include = open(dir.path()).readable_for(same_account);
-            let _staged = include.stage("", Delivery::File).unwrap();
-            let path = dir.path().join("zz-twiddler.conf");
-            assert_eq!(
-                std::fs::metadata(path).unwrap().permissions().mode() & 0o777,
-                mode
-            );
-        }
     }
 
     /// Creates a file of this kind at `path`.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::common::dice::{seed, times};
-use crate::common::view::ensure_include_holds;
+use crate::common::include::ensure_include_holds;
 use crate::common::{
     Client, Daemon, Dice, LIMIT, Row, Sidecar, eventually, items, options, rows, value,
 };

@@ -10,9 +10,9 @@ use std::process::Command;
 
 use crate::common::changes::{Change, Model, USER, View, ensure_daemon_matches, make};
 use crate::common::disk::{launcher, limit_files, set_mode};
+use crate::common::include::{ensure_include_holds, ensure_no_leftovers};
 use crate::common::process::run;
 use crate::common::stuck::{GENERATED, slow_sections, stop_in_a_change};
-use crate::common::view::ensure_include_holds;
 use crate::common::{
     CallError, Client, Daemon, Dice, Sidecar, SidecarOptions, options, rows, stderr_text, twiddler,
 };
@@ -133,11 +133,7 @@ fn ensure_any_write_may_fail(arguments: &[&str]) -> Result<()> {
             .ensure_shown_by(&view)
             .and_then(|()| ensure_daemon_matches(&model, &daemon.client(), &[]))
             .with_context(|| format!("round {round}, limit {limit}"))?;
-        let names = daemon.include_files()?;
-        let remaining = names
-            .iter()
-            .any(|name| name.starts_with(".zz-") || name == GENERATED);
-        ensure!(!remaining, "{names:?}");
+        ensure_no_leftovers(&daemon)?;
     }
     ensure!(
         successes > 10 && refused > 10,
@@ -249,12 +245,8 @@ fn an_obstacle_refuses_changes_until_it_is_removed() -> Result<()> {
     let obstacle = daemon.include_dir().join(GENERATED);
     fs::create_dir(&obstacle)?;
     ensure_all_refused(&client, &daemon)?;
-    let names = daemon.include_files()?;
-    ensure!(
-        !names.iter().any(|name| name.starts_with(".zz-")),
-        "{names:?}"
-    );
     fs::remove_dir(&obstacle)?;
+    ensure_no_leftovers(&daemon)?;
     ensure_all_work(&client)
 }
 

@@ -5,9 +5,9 @@
 use std::time::{Duration, Instant};
 
 use crate::common::changes::{USER, View};
+use crate::common::include::ensure_include_holds;
 use crate::common::relay::Relay;
 use crate::common::stuck::sections;
-use crate::common::view::ensure_include_holds;
 use crate::common::{Daemon, Sidecar, options};
 use anyhow::{Context, Result, ensure};
 

@@ -29,7 +29,8 @@ use std::time::Duration;
 use crate::common::changes::{Change, Model, USER, View, ensure_daemon_matches, make};
 use crate::common::disk::{launcher, limit_files, set_mode};
 use crate::common::faults;
-use crate::common::stuck::{GENERATED, stopped_or_answered, stopping_sidecar, wait_until_stopped};
+use crate::common::include::{ensure_no_leftovers, private_dirs};
+use crate::common::stuck::{stopped_or_answered, stopping_sidecar, wait_until_stopped};
 use crate::common::values::fault_in;
 use crate::common::{
     Client, Connection, Daemon, DaemonOptions, LIMIT, Sidecar, eventually, items, options, value,
@@ -42,8 +43,8 @@ use supervisor_twiddler::xmlrpc::{Value, read, write};
 const POINTS: [&str; 11] = [
     "planned",
     "begun",
+    IN_NEW_DIRECTORY,
     "written",
-    "linked",
     "staged",
     "read",
     "kept without",
@@ -52,6 +53,8 @@ const POINTS: [&str; 11] = [
     "taken away",
     "done",
 ];
+/// A failpoint that only a change passes which creates the private directory.
+const IN_NEW_DIRECTORY: &str = "linked";
 const ONLY_WITH_PERSIST: [&str; 1] = ["kept without"];
 /// The last failpoint before the daemon executes the change.
 const LAST_BEFORE_CALLS: &str = "prepared";
@@ -191,6 +194,11 @@ impl Stage {
 
     /// Sends the changes, and waits until the proxy has stopped at the failpoint.
     fn stop_proxy_at(&self, point: &str, changes: &[Change]) -> Result<Connection> {
+        if point == IN_NEW_DIRECTORY {
+            for dir in private_dirs(&self.daemon)? {
+                fs::remove_dir_all(dir)?;
+            }
+        }
         let file = self.daemon.dir().join("stop-at");
         fs::write(&file, point)?;
         let connection = self.send(changes)?;
@@ -251,13 +259,7 @@ impl Stage {
 
     /// Fails if the include directory has a file of a change.
     fn ensure_clean(&self) -> Result<()> {
-        let files = self.daemon.include_files()?;
-        let is_leftover = |name: &&String| name.starts_with(".zz-") || *name == GENERATED;
-        ensure!(
-            files.iter().find(is_leftover).is_none(),
-            "not removed: {files:?}"
-        );
-        Ok(())
+        ensure_no_leftovers(&self.daemon)
     }
 }
 

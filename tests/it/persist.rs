@@ -398,7 +398,7 @@ fn an_addition_that_the_persist_file_has_no_room_for_is_refused() -> Result<()> 
 fn additions_are_in_one_file_that_a_person_can_read() -> Result<()> {
     let (daemon, sidecar, client) = front()?;
     change_all(&client)?;
-    crate::common::view::ensure_include_holds(&daemon, &[PERSIST_FILE])?;
+    crate::common::include::ensure_include_holds(&daemon, &[PERSIST_FILE])?;
     let persist_file = persist_file(&daemon)?;
     ensure!(
         persist_file.starts_with("; Groups and programs that were added"),

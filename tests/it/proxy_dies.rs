@@ -14,6 +14,7 @@ use crate::common::changes::{
 use crate::common::ctl::python_command;
 use crate::common::dice::{seed, times};
 use crate::common::disk::set_mode;
+use crate::common::include::ensure_no_leftovers;
 use crate::common::process::send_signal;
 use crate::common::stuck::{GENERATED, slow_sections, stop_in_a_change};
 use crate::common::{CallError, Daemon, Dice, LIMIT, Process, Sidecar, eventually, options};
@@ -107,12 +108,24 @@ fn moment(dice: &mut Dice) -> Duration {
     Duration::from_micros(u64::try_from(dice.roll(60_000)).unwrap_or_default())
 }
 
-/// Fails if the include directory has other files than the proxy's own.
+/// Fails if the include directory has other files than those of a proxy.
 fn ensure_clean(daemon: &Daemon) -> Result<()> {
+    ensure_no_leftovers(daemon)?;
+    let is_temporary = |name: &str| name.starts_with(".zz-");
+    ensure_only(daemon, |name| {
+        OWN_FILES.contains(&name) || is_temporary(name)
+    })
+}
+
+/// Fails if the include directory has a file that a dead proxy has no use for.
+fn ensure_removed(daemon: &Daemon) -> Result<()> {
+    ensure_only(daemon, |name| OWN_FILES.contains(&name))
+}
+
+fn ensure_only(daemon: &Daemon, may_be: impl Fn(&str) -> bool) -> Result<()> {
     let names = daemon.include_files()?;
-    let is_own = |name: &String| OWN_FILES.contains(&name.as_str());
     ensure!(
-        names.iter().all(is_own),
+        names.iter().all(|name| may_be(name)),
         "in the include directory: {names:?}"
     );
     Ok(())
@@ -144,7 +157,7 @@ fn refused() -> Value {
 fn files_of_a_killed_proxy_are_removed_within_a_second() -> Result<()> {
     let (daemon, sidecar) = stopped_in_a_change()?;
     sidecar.kill()?;
-    eventually(SOON, || ensure_clean(&daemon))?;
+    eventually(SOON, || ensure_removed(&daemon))?;
     daemon.kill_and_start_again()?;
     sidecar.start_again()?;
     let client = sidecar.socket_client();

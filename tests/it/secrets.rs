@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crate::common::include::private_dirs;
 use crate::common::{Client, Daemon, DaemonOptions, Sidecar, SidecarOptions, options, value};
 use anyhow::{Result, ensure};
 
@@ -164,6 +165,11 @@ fn faults_do_not_show_the_daemons_environment() -> Result<()> {
 /// The files in the include directory that contain the canary.
 fn files_with_canary(daemon: &Daemon) -> Result<Vec<String>> {
     let mut names = daemon.include_files()?;
+    for dir in private_dirs(daemon)? {
+        for entry in fs::read_dir(dir.join("files"))? {
+            names.push(entry?.path().to_string_lossy().into_owned());
+        }
+    }
     names.retain(|name| {
         let text = fs::read(daemon.include_dir().join(name)).unwrap_or_default();
         text.windows(CANARY.len())

@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use crate::common::daemon::free_port;
+use crate::common::include::ensure_include_holds;
 use crate::common::stuck::{slow_sections, stop_in_a_change};
-use crate::common::view::ensure_include_holds;
 use crate::common::{
     Addr, Client, Connection, Daemon, LIMIT, Reply, Sidecar, SidecarOptions, Until, eventually,
     texts,

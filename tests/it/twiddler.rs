@@ -5,8 +5,8 @@ mod values;
 
 use std::fs;
 
+use crate::common::include::ensure_include_holds;
 use crate::common::values::{TWIDDLER_METHODS, column, fault_in};
-use crate::common::view::ensure_include_holds;
 use crate::common::{
     Client, Daemon, DaemonOptions, Sidecar, ensure_fault, eventually, items, member, options, rows,
     text, texts, value,

@@ -19,10 +19,11 @@ use supervisor_twiddler::xmlrpc::{Value, read, write};
 
 use crate::common::dice::{seed, times};
 use crate::common::faults;
+use crate::common::include::ensure_no_leftovers;
 use crate::common::judge::{
     Judge, Verdict, ctl, diff, differing, ensure_as_judged, is_running, settled, table,
 };
-use crate::common::stuck::{GENERATED, stopping_sidecar, wait_until_stopped};
+use crate::common::stuck::{stopping_sidecar, wait_until_stopped};
 use crate::common::values::sleeping;
 use crate::common::{
     Client, Connection, Daemon, DaemonOptions, LIMIT, Reply, Row, Sidecar, eventually, items,
@@ -468,9 +469,7 @@ impl Stage {
         ensure!(left.is_empty(), "{left:?}");
         let infos = self.daemon.call("supervisor.getAllConfigInfo", ())?;
         ensure!(!format!("{infos:?}").contains("twiddler~"), "{infos:?}");
-        let files = self.daemon.include_files()?;
-        ensure!(!files.iter().any(|name| name == GENERATED), "{files:?}");
-        Ok(())
+        ensure_no_leftovers(&self.daemon)
     }
 
     fn restart_daemon(&mut self) -> Result<()> {

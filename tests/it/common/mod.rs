@@ -6,6 +6,7 @@
 //! - `client`: [`Client`], XML-RPC calls and plain requests over TCP or a unix socket
 //! - `http`: bytes on a connection, and replies byte for byte
 //! - `values`: writes and reads XML-RPC values, [`params!`]
+//! - `include`: a daemon's include directory, and what a proxy leaves there
 //! - `view`: the processes that a daemon shows, and [`Picture`], which shows that nothing has changed
 //! - `pair`: makes the same calls to the sidecar and to an [`Oracle`], and compares the replies
 //! - `dice`: [`Dice`], random choices that a seed repeats
@@ -43,6 +44,7 @@ pub mod dice;
 pub mod disk;
 pub mod faults;
 pub mod http;
+pub mod include;
 pub mod judge;
 pub mod leftovers;
 pub mod pages;

@@ -127,11 +127,3 @@ fn without_automatic_logs(config: &Value) -> Value {
     let stable = stable.filter(|(name, value)| !(is_log(name) && is_automatic(value)));
     Value::Struct(stable.cloned().collect())
 }
-
-/// Fails if the daemon would read other files from its include directory than these.
-pub fn ensure_include_holds(daemon: &Daemon, files: &[&str]) -> Result<()> {
-    let mut names = daemon.include_files()?;
-    names.retain(|name| !name.starts_with('.'));
-    ensure!(names == files, "in the include directory: {names:?}");
-    Ok(())
-}

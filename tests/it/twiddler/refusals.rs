@@ -6,7 +6,7 @@ use super::{
     BAD_NAME, CANT_REREAD, INCORRECT_PARAMETERS, NOT_IN_WHITELIST, SHUTDOWN_STATE, STILL_RUNNING,
     UNKNOWN_METHOD, USER, USER_GROUPS, ensure_restarts_cleanly, front, group_names, sleeper,
 };
-use crate::common::view::ensure_include_holds;
+use crate::common::include::ensure_include_holds;
 use crate::common::{
     Client, Daemon, Picture, Sidecar, ensure_fault, eventually, options, text, texts, value,
 };

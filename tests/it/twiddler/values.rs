@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{ensure_restarts_cleanly, front, group_names};
-use crate::common::view::ensure_include_holds;
+use crate::common::include::ensure_include_holds;
 use crate::common::{Dice, Picture, eventually, items, member, number, options, text, value};
 use anyhow::{Result, ensure};
 use supervisor_twiddler::xmlrpc::Value;
