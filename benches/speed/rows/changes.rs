@@ -1,5 +1,7 @@
 //! Programs that are added and removed, beside the original that does so inside the daemon.
 
+use std::iter;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
@@ -21,6 +23,9 @@ use crate::wire::{Wire, multicall, request};
 
 const CLIENTS: usize = 8;
 
+/// The option of a program that is not started.
+const NOT_STARTED: &str = "autostart=false\n";
+
 /// The parameters that add the program of a number.
 type Addition = fn(usize) -> Vec<Value>;
 
@@ -38,23 +43,48 @@ fn additions<'a>(addr: &Addr, first: usize, count: usize, addition: Addition) ->
     }))
 }
 
-/// A turn: the same by hand, straight at the daemon, by the two calls that it cannot do without.
+/// Adds the programs of these numbers by hand, straight at the daemon, by the calls that it cannot do without, in
+/// one request. Returns the time of the request in milliseconds.
+fn add_by_hand(
+    daemon: &Daemon,
+    wire: &mut Wire,
+    numbers: Range<usize>,
+    options: &str,
+) -> Result<f64> {
+    let names: Vec<String> = numbers
+        .map(|number| format!("{GROUP}~{number:06}"))
+        .collect();
+    let section = |name| format!("[program:{name}]\ncommand=/bin/cat\n{options}");
+    let sections: String = names.iter().map(section).collect();
+    daemon.write("conf.d/by-hand.conf", &sections)?;
+    let add = |name: String| ("supervisor.addProcessGroup", vec![name.into()]);
+    let reload = iter::once(("supervisor.reloadConfig", vec![]));
+    let call = multicall(reload.chain(names.into_iter().map(add)));
+    Ok(timed(|| wire.call(&call))?.0)
+}
+
+/// A turn: the median time of so many additions by hand, one after another.
 fn by_hand<'a>(daemon: &'a Daemon, count: usize, options: &'static str) -> Result<Turn<'a>> {
     let mut wire = Wire::open(&daemon.socket().into())?;
     let mut numbers = 0..;
     Ok(Box::new(move || {
-        let mut times = Vec::with_capacity(count);
-        for number in numbers.by_ref().take(count) {
-            let name = format!("{GROUP}~{number:06}");
-            let section = format!("[program:{name}]\ncommand=/bin/cat\n{options}");
-            daemon.write("conf.d/by-hand.conf", &section)?;
-            let add = ("supervisor.addProcessGroup", vec![name.into()]);
-            let calls = [("supervisor.reloadConfig", vec![]), add];
-            let call = multicall(calls.into_iter());
-            times.push(timed(|| wire.call(&call))?.0);
-        }
-        Ok(median(&times))
+        let numbers = numbers.by_ref().take(count);
+        let times =
+            numbers.map(|number| add_by_hand(daemon, &mut wire, number..number + 1, options));
+        Ok(median(&times.collect::<Result<Vec<f64>>>()?))
     }))
+}
+
+/// The time in which so many programs are added by hand, as many at a time as there are clients.
+fn by_hand_in_batches(count: usize) -> Result<f64> {
+    let daemon = Daemon::start(&populated_group())?;
+    let mut wire = Wire::open(&daemon.socket().into())?;
+    let began = Instant::now();
+    for first in (0..count).step_by(CLIENTS) {
+        let numbers = first..count.min(first + CLIENTS);
+        add_by_hand(&daemon, &mut wire, numbers, NOT_STARTED)?;
+    }
+    Ok(milliseconds(began.elapsed()))
 }
 
 /// One client that adds one program at a time.
@@ -62,12 +92,7 @@ pub(crate) fn one_by_one(effort: Effort) -> Result<Vec<Line>> {
     let work = "one addition at a time, one client, p50";
     let mut lines = additions_alone(effort, work, starting, "")?;
     let work = format!("{work}, not started");
-    lines.extend(additions_alone(
-        effort,
-        &work,
-        addition,
-        "autostart=false\n",
-    )?);
+    lines.extend(additions_alone(effort, &work, addition, NOT_STARTED)?);
     Ok(lines)
 }
 
@@ -88,14 +113,21 @@ fn additions_alone(
         by_hand(&daemon, count, options)?,
     ];
     let figures = alternate(effort.rounds(20), &mut turns)?;
-    let floor = Line {
-        work: "the same by hand: `reloadConfig` and `addProcessGroup`".to_owned(),
-        ours: ms(median(&figures[2])),
-        bound: Bound::None,
-        figure: ratio(&figures[2], &figures[1]),
-        ..against_in_process(work, &figures, 2.0)
-    };
-    Ok(vec![against_in_process(work, &figures, 2.0), floor])
+    Ok(vec![
+        against_in_process(work, &figures, 2.0),
+        against_by_hand(work, &figures, 1.25),
+    ])
+}
+
+fn against_by_hand(work: &str, figures: &[Vec<f64>], most: f64) -> Line {
+    Line {
+        against: format!(
+            "`reloadConfig` and `addProcessGroup` by hand {}",
+            ms(median(&figures[2]))
+        ),
+        figure: ratio(&figures[0], &figures[2]),
+        ..against_in_process(work, figures, most)
+    }
 }
 
 fn against_in_process(work: &str, figures: &[Vec<f64>], most: f64) -> Line {
@@ -142,10 +174,15 @@ pub(crate) fn eight_clients(effort: Effort) -> Result<Vec<Line>> {
     let mut turns: Vec<Turn<'_>> = vec![
         Box::new(|| by_all(&Ours::start(&populated_group())?.addr(), count)),
         Box::new(|| by_all(&in_process(&populated_group())?.socket().into(), count)),
+        Box::new(|| by_hand_in_batches(count)),
     ];
     let figures = alternate(effort.rounds(5), &mut turns)?;
     let work = format!("{count} additions from {CLIENTS} clients");
-    Ok(vec![against_in_process(&work, &figures, 1.0)])
+    let batches = format!("{work}; by hand: {CLIENTS} at a time");
+    Ok(vec![
+        against_in_process(&work, &figures, 1.0),
+        against_by_hand(&batches, &figures, 1.1),
+    ])
 }
 
 /// The times in which so many programs come and go, in one multicall each.
