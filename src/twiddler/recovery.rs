@@ -229,16 +229,18 @@ async fn begin_new_epoch(engine: &mut Engine, is_first: bool) -> Result<(), Chan
     }
     // The daemon may have read a generated file of an earlier proxy's open intent. It has nothing else of
     // that proxy.
-    if !is_first || !engine.journal.intent().is_empty() {
-        let (_, reconciliation) = query_and_reconcile(engine, Mode::NewEpoch).await?;
-        engine
-            .remove(&without_recreated(&reconciliation), &BTreeSet::new())
-            .await?;
-        engine
-            .remove(&reconciliation.recreate, &reconciliation.recreate)
-            .await?;
+    if is_first && engine.journal.intent().is_empty() {
+        clear_registry(engine);
+        return Ok(());
     }
-    clear_registry(engine);
+    let (_, reconciliation) = query_and_reconcile(engine, Mode::NewEpoch).await?;
+    engine
+        .remove(&without_recreated(&reconciliation), &BTreeSet::new())
+        .await?;
+    engine
+        .remove(&reconciliation.recreate, &reconciliation.recreate)
+        .await?;
+    engine.replace(reconciliation.registry);
     Ok(())
 }
 
