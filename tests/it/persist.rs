@@ -292,6 +292,12 @@ fn running(client: &Client) -> Result<Vec<String>> {
 /// the same again.
 fn ensure_answered(daemon: &Daemon, client: &Client, names: &[String]) -> Result<()> {
     let (last, answered) = names.split_last().context("no names")?;
+    // Recovery decides first whether the last one was added. Until then, it may be shown although it is not in
+    // the persist file.
+    eventually(LIMIT, || {
+        client.call("twiddler.getGroupNames", ())?;
+        Ok(())
+    })?;
     let seen = eventually(LIMIT, || {
         let seen = running(client)?;
         ensure!(answered.iter().all(|name| seen.contains(name)), "{seen:?}");
