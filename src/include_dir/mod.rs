@@ -14,6 +14,7 @@ use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use tempfile::NamedTempFile;
 
@@ -22,7 +23,7 @@ pub use persist_file::{FileId, Growth, Prepared, Withheld};
 pub use staging::{Delivery, Staged};
 pub use watcher::{COMMAND as CLEAN_UP_COMMAND, clean_up_after_proxy};
 
-use staging::Links;
+use staging::PrivateDir;
 use watcher::Watcher;
 
 /// The prefix of files before they are renamed into place. The daemon's include pattern never matches a
@@ -69,7 +70,8 @@ pub struct IncludeDir {
     persist_name: Option<String>,
     mode: u32,
     watcher: Option<Watcher>,
-    links: Links,
+    /// The directory that the next [`Delivery::Link`] uses.
+    private: Mutex<Option<Arc<PrivateDir>>>,
 }
 
 impl IncludeDir {
@@ -86,7 +88,7 @@ impl IncludeDir {
             persist_name: None,
             mode: MODE_OWNER,
             watcher: None,
-            links: Links::default(),
+            private: Mutex::default(),
         })
     }
 
@@ -198,7 +200,7 @@ impl IncludeDir {
     }
 
     /// Removes the files that a killed proxy left, and puts a withheld persist file back. Returns the
-    /// removed paths.
+    /// removed paths, without those of private directories that had no text.
     ///
     /// # Errors
     /// When the directory cannot be read, or a file that the daemon reads cannot be removed.
@@ -216,13 +218,15 @@ impl IncludeDir {
             {
                 continue;
             }
+            let had_text = !staging::is_waiting(&path);
             let removed = if entry.file_type()?.is_dir() {
                 std::fs::remove_dir_all(&path)
             } else {
                 std::fs::remove_file(&path)
             };
             match removed {
-                Ok(()) => removed_paths.push(path),
+                Ok(()) if had_text => removed_paths.push(path),
+                Ok(()) => {}
                 Err(error) if is_read => return Err(own_file::with_path(&path, &error)),
                 // The daemon never reads it.
                 Err(error) => {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use tempfile::TempDir;
 
@@ -31,11 +31,6 @@ pub enum Delivery {
     File,
 }
 
-/// The private directory that the next [`Delivery::Link`] uses. Creating one takes much longer than a file in
-/// it, so it stays for the next change.
-#[derive(Debug, Default)]
-pub(super) struct Links(Mutex<Option<Arc<PrivateDir>>>);
-
 impl IncludeDir {
     /// Puts a generated file with `text` in place until the returned guard is dropped.
     ///
@@ -57,10 +52,11 @@ impl IncludeDir {
         }
     }
 
-    /// Uses the present private directory, unless somebody has changed it. Otherwise creates a new one.
+    /// Uses the present private directory, unless somebody has changed it. Otherwise creates a new one, which takes
+    /// much longer.
     fn stage_link(&self, text: &str, visible: PathBuf) -> io::Result<Staged> {
         self.ensure_watched();
-        let mut present = self.links.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = self.private.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(private) = present.take()
             && let Ok(staged) = private.stage(text, &visible)
             && private.is_target_of(&visible)
@@ -81,7 +77,7 @@ impl IncludeDir {
 /// file at the end of the link. But it cannot read the link, so it does not know the file name. It cannot open
 /// the directory with the original text either, so that text does not come back.
 #[derive(Debug)]
-struct PrivateDir {
+pub(super) struct PrivateDir {
     dir: TempDir,
     /// The open directory, which the link's path contains.
     _handle: File,
@@ -161,6 +157,12 @@ impl PrivateDir {
     fn entry(&self) -> PathBuf {
         self.dir.path().join(ENTRY_NAME)
     }
+}
+
+/// Whether `path` is a private directory without text, which waits for the next change.
+pub(super) fn is_waiting(path: &Path) -> bool {
+    let entries = std::fs::read_dir(path.join(INNER_NAME));
+    entries.is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// A path through this process to a file in the directory of `handle`. It is invalid once this process has
@@ -317,8 +319,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let include = open(dir.path());
         drop(include.stage("[group:a]\n", Delivery::Link).unwrap());
-        let inner = dir.path().join(&names(dir.path())[0]).join(INNER_NAME);
-        assert!(names(&inner).is_empty());
+        let private = dir.path().join(&names(dir.path())[0]);
+        assert!(is_waiting(&private));
+        // The next proxy removes it, and has nothing to report.
+        assert!(open(dir.path()).sweep().unwrap().is_empty());
+        assert!(!private.exists());
     }
 
     #[test]

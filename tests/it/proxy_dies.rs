@@ -166,14 +166,42 @@ fn files_of_a_killed_proxy_are_removed_within_a_second() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_change_starts_the_clean_up_process_again() -> Result<()> {
+    let daemon = Daemon::start(USER)?;
+    let sidecar = Sidecar::start(&daemon)?;
+    let client = sidecar.client();
+    client.call("twiddler.addGroup", ("first", 1))?;
+    let before = children(&sidecar)?;
+    ensure!(!before.is_empty(), "no clean-up process");
+    send_signal(&before, "KILL")?;
+    let mut number = 0;
+    eventually(LIMIT, || {
+        number += 1;
+        client.call("twiddler.addGroup", (format!("another{number}"), 1))?;
+        let after = children(&sidecar)?;
+        let is_new = |child: &i64| !before.contains(child);
+        ensure!(after.iter().any(is_new), "no new clean-up process");
+        Ok(())
+    })
+}
+
+/// The process numbers of the proxy's children.
+fn children(sidecar: &Sidecar) -> Result<Vec<i64>> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", sidecar.pid()))? {
+        let numbers = fs::read_to_string(thread?.path().join("children")).unwrap_or_default(); // it may have ended
+        for number in numbers.split_whitespace() {
+            children.push(number.parse()?);
+        }
+    }
+    Ok(children)
+}
+
 /// Kills the proxy and its children at the same time, as the end of a control group does.
 fn kill_all(sidecar: &Sidecar) -> Result<()> {
     sidecar.signal("STOP")?;
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", sidecar.pid()))?;
-    let children: Vec<i64> = children
-        .split_whitespace()
-        .map(str::parse)
-        .collect::<Result<_, _>>()?;
+    let children = children(sidecar)?;
     if !children.is_empty() {
         send_signal(&children, "KILL")?;
     }
